@@ -1,0 +1,47 @@
+"""`l2g-ray config show | validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from l2g_ray.errors import UserError
+
+
+@click.group()
+def config() -> None:
+    """Show or check settings."""
+
+
+@config.command()
+@click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper.")
+@click.option("--task", "task_name", metavar="BENCH/TASK", help="With this task's own settings.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE")
+def show(preset: str, task_name: str | None, assignments: tuple[str, ...]) -> None:
+    """The resolved settings of a preset, as YAML."""
+    import yaml
+
+    from l2g_ray.config import parse_assignments, resolve
+    from l2g_ray.tasks.catalogue import find_tasks
+
+    overrides = None
+    if task_name is not None:
+        bench, _, name = task_name.partition("/")
+        overrides = find_tasks(bench, [name])[0].overrides
+    settings = resolve(preset, overrides, parse_assignments(assignments))
+    click.echo(f"# l2g-ray suite --bench BENCH --preset {preset}")
+    click.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@config.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def validate(file: Path) -> None:
+    """Check a YAML file of settings, as `config show` prints it; `--preset FILE` runs with it."""
+    from l2g_ray.config import read_preset
+    from l2g_ray.config import validate as validate_settings
+
+    if file.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{file}: settings are read from a .yaml file; rename it")
+    validate_settings(read_preset(str(file)), str(file))
+    click.echo(f"{file}: valid")

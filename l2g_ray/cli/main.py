@@ -1,0 +1,85 @@
+"""`l2g-ray`: the command line. Heavy libraries are imported inside commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from l2g_ray import __version__
+from l2g_ray.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+class _Lazy(click.Group):
+    """Finds a command's module by its name when it is called, not before."""
+
+    MODULES = {  # noqa: RUF012 - a constant table
+        "suite": "l2g_ray.cli.suite:suite",
+        "run": "l2g_ray.cli.suite:run_one",
+        "predict": "l2g_ray.cli.predict:predict",
+        "ui": "l2g_ray.cli.ui:ui",
+        "tasks": "l2g_ray.cli.tasks:tasks",
+        "config": "l2g_ray.cli.config:config",
+    }
+    SUMMARIES = {  # noqa: RUF012
+        "suite": "All tasks of a benchmark, side by side on a Ray cluster.",
+        "run": "One task of the catalogue, or a folder of your own sequences.",
+        "predict": "Predictions of a finished run for a FASTA, CSV or Parquet file.",
+        "ui": "The MLflow UI on a run's store.",
+        "tasks": "The catalogue of benchmarks and tasks.",
+        "config": "Show or check settings.",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which a person meets them."""
+        return list(self.MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in self.MODULES:
+            return None
+        import importlib
+
+        module, _, attribute = self.MODULES[cmd_name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Summaries from the table above, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.SUMMARIES.items()))
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="l2g-ray")
+def main() -> None:
+    """Turn a text language model into a genomics predictor: search, align, fine-tune, evaluate.
+
+    \b
+    Begin with:
+      l2g-ray suite --bench demo
+    """
+
+
+def run() -> None:
+    """Entry point: a user's mistake is one sentence and exit code 2, an interrupt is 130."""
+    try:
+        main.main(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_USER_ERROR)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_USER_ERROR)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; finished stages are kept, the same command goes on from here", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,40 @@
+"""`l2g-ray predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="FASTA, CSV, TSV or Parquet.")
+@click.option("--output", "target", required=True, type=click.Path(path_type=Path), help="CSV, TSV or Parquet.")
+@click.option("--task", help="Which task's model, where the run has several.")
+@click.option("--sequence-column", help="Column of the input that holds the sequences.")
+def predict(run: Path, source: Path, target: Path, task: str | None, sequence_column: str | None) -> None:
+    """Predictions of a finished RUN, with label names and probabilities. Streams; Ray need not run.
+
+    \b
+    Example:
+      l2g-ray predict runs/demo-fast --task splice_junction --input new.fa --output predictions.csv
+    """
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from l2g_ray.predict import find_model, load_predictor, predict_file
+
+    predictor = load_predictor(find_model(run, task))
+    console = Console(stderr=True, highlight=False)
+    columns = (SpinnerColumn(), TextColumn("{task.completed} sequences"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        shown = progress.add_task("predicting", total=None)
+        rows = predict_file(
+            predictor,
+            source,
+            target,
+            sequence_column=sequence_column,
+            progress=lambda done: progress.update(shown, completed=done),
+        )
+    click.echo(f"{rows} predictions of task '{predictor.task.name}' in {target}")

@@ -1,0 +1,144 @@
+"""`l2g-ray suite` and `l2g-ray run`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from l2g_ray.errors import UserError
+
+COMMON = [
+    click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper."),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files."),
+    click.option("--language-model", metavar="MODEL", help="Hub id, local folder, or 'minilm'."),
+    click.option("--seeds", type=click.IntRange(1), help="Refits of the winner, each with its own seed."),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. finetune.trials=8. Repeatable."),
+    click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are kept."),
+    click.option("--name", help="Name of the run; made of benchmark and preset by default."),
+    click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default."),
+    click.option("--gpus-per-trial", type=click.FloatRange(0), help="1 where the cluster has GPUs; fractions share one."),
+    click.option("--register", is_flag=True, help="Register each task's model in MLflow."),
+    click.option("-v", "--verbose", is_flag=True, help="Show Ray's own messages too."),
+]
+
+
+def _with_common(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(COMMON):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--bench", required=True, metavar="NAME", help="Benchmark: see `l2g-ray tasks`.")
+@click.option("--tasks", metavar="A,B", help="Only these tasks.")
+@_with_common
+def suite(bench: str, tasks: str | None, **options: Any) -> None:
+    """All tasks of a benchmark, side by side on a Ray cluster.
+
+    A second run of the same command trains nothing; a run that was stopped goes on.
+
+    \b
+    Example:
+      l2g-ray suite --bench nt --data-dir data --tasks H3,enhancers --seeds 3
+    """
+    from l2g_ray.orchestrate.suite import find_sources
+    from l2g_ray.tasks.catalogue import find_tasks
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
+    chosen = find_tasks(bench, names)
+    sources = find_sources(chosen, options["data_dir"])
+    default = f"{bench}-{options['preset']}" + (f"-{'-'.join(t.name for t in chosen)}" if names else "")
+    _run(bench, chosen, sources, default[:80], options)
+
+
+@click.command("run")
+@click.argument("task_or_folder")
+@_with_common
+def run_one(task_or_folder: str, **options: Any) -> None:
+    """One task: BENCH/TASK of the catalogue, or a folder with train and test files of your own.
+
+    \b
+    Examples:
+      l2g-ray run demo/splice_junction
+      l2g-ray run my_data          # train.csv, test.csv with sequence,label
+    """
+    from l2g_ray.data.prepare import prepare_user_source
+    from l2g_ray.orchestrate.suite import find_sources
+    from l2g_ray.tasks.catalogue import find_tasks, list_benches
+
+    path = Path(task_or_folder)
+    bench, _, name = task_or_folder.partition("/")
+    if path.exists():
+        task, folder = prepare_user_source(path)
+        chosen, sources = [task], {task.name: folder}
+    elif name and bench in list_benches():
+        chosen = find_tasks(bench, [name])
+        sources = find_sources(chosen, options["data_dir"])
+    else:
+        raise UserError(
+            f"'{task_or_folder}' is neither a folder nor BENCH/TASK of the catalogue; see `l2g-ray tasks`, "
+            "or give a folder with train and test files"
+        )
+    _run(chosen[0].bench, chosen, sources, f"{chosen[0].bench}-{chosen[0].name}-{options['preset']}", options)
+
+
+def _run(bench: str, chosen: list[Any], sources: dict[str, Path], default_name: str, options: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from l2g_ray.config import parse_assignments
+    from l2g_ray.orchestrate.suite import SuiteRequest, run_suite
+    from l2g_ray.tasks.schema import NAME_PATTERN
+
+    assignments = parse_assignments(options["assignments"])
+    if options["language_model"] is not None:
+        assignments["model.language_model"] = options["language_model"]
+    if options["seeds"] is not None:
+        assignments["seeds"] = options["seeds"]
+    name = options["name"] or default_name
+    if not NAME_PATTERN.match(name):
+        raise UserError(f"--name {name}: only letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    request = SuiteRequest(
+        name=name,
+        bench=bench,
+        tasks=chosen,
+        sources=sources,
+        preset=options["preset"],
+        assignments=assignments,
+        out=options["out"],
+        data_dir=options["data_dir"],
+        command=shlex.join(["l2g-ray", *sys.argv[1:]]),
+        register=options["register"],
+        verbose=options["verbose"],
+        cpus=options["cpus"],
+        gpus_per_trial=options["gpus_per_trial"],
+    )
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    result = run_suite(request, console)
+    _show(result, console)
+    if result.failures:
+        sys.exit(1)
+
+
+def _show(result: Any, console: Any) -> None:
+    from l2g_ray.results.leaderboard import render_table
+
+    console.print()
+    if result.board["tasks"]:
+        console.print(render_table(result.board))
+    for task, reason in result.failures.items():
+        console.print(f"[red]{task} failed[/red]: {reason}", soft_wrap=True)
+    if not result.fresh:
+        console.print("Nothing to do: all of it was there already.")
+    folder = result.folder
+    models = sorted(str(p.parent) for p in folder.glob("*/model/task.json"))
+    console.print(f"report       {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"leaderboard  {folder / 'leaderboard.json'} (.csv, .md)", soft_wrap=True)
+    for model in models:
+        console.print(f"model        {model}", soft_wrap=True)
+    console.print(f"MLflow       {result.tracking_uri}   (browse: l2g-ray ui {folder})", soft_wrap=True)
+    console.print(f"took         {result.wall_s:.1f} s")

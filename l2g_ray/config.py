@@ -1,0 +1,330 @@
+"""Settings of every stage, validated before anything starts; presets are YAML files beside this module.
+
+Precedence, weakest first: the preset, the task's overrides for it, command-line `--set key.path=value`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from l2g_ray.errors import UserError, nearest
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Settings):
+    """Splits, leakage and augmentation (spec 1.1-1.3)."""
+
+    valid_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    split_seed: int = 0
+    keep_duplicates: bool = False
+    max_length_bp: int = Field(default=20_000, gt=0)
+    channels: Literal[4, 5] = 4
+    rc_augment: Literal["auto", "on", "off"] = "auto"
+    shift_bp: int = Field(default=3, ge=0)
+    shuffle_window_rows: int = Field(default=50_000, gt=0)
+
+
+class ModelSettings(_Settings):
+    """The embedder and the language model (spec 2)."""
+
+    language_model: str = "FacebookAI/roberta-base"
+    language_model_init: Literal["pretrained", "random"] = "pretrained"
+    language_model_layers: int | None = Field(default=None, ge=1)
+    positions: Literal["none", "lm"] = "none"
+    combine: Literal["lm_only", "skip"] = "skip"
+    target_tokens: int = Field(default=32, ge=1, le=512)
+    causal: bool = False
+    predictor_reads: Literal["tokens", "backbone"] = "tokens"
+    resnet_channels: tuple[int | None, int | None, int | None] = (128, 256, None)
+    resnet_pool: Literal[1, 2] = 1
+    resnet_tokens: Literal["full", "strided"] = "strided"
+    unet_channels: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512)
+    deepsea_channels: tuple[int, int, int] = (320, 480, 960)
+
+
+class OptimSettings(_Settings):
+    """One optimiser and its schedule. `decay` names the shape after the linear warm-up."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    decay: Literal["linear", "cosine", "step", "none"] = "cosine"
+    step_epochs: tuple[int, ...] = ()
+    step_factor: float = Field(default=0.2, gt=0, le=1)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+
+
+class SelectSettings(_Settings):
+    """Backbone selection (spec 3)."""
+
+    backbones: tuple[Literal["resnet", "unet", "deepsea"], ...] = ("resnet", "unet")
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    optim: OptimSettings = OptimSettings()
+
+
+class SearchSettings(_Settings):
+    """DASH (spec 4)."""
+
+    enabled: bool = True
+    kernel_sizes: tuple[int, ...] = (3, 5, 7, 9, 11)
+    dilations: tuple[int, ...] = (1, 3, 5, 7)
+    epochs: int = Field(default=80, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    batch_fraction: float = Field(default=0.2, gt=0, le=1)
+    lr: float = Field(default=0.1, gt=0)
+    logit_lr: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    step_epochs: tuple[int, ...] = (30, 60)
+    step_factor: float = 0.2
+    clip_norm: float = 1.0
+    temperature: float = Field(default=1.0, gt=0)
+    gradient_scale: float = Field(default=100.0, gt=0)
+    field_penalty: float = Field(default=1e-5, ge=0)
+    separable: bool = False
+    augment: bool = True
+
+
+class AlignSettings(_Settings):
+    """Embedder pre-training: L = alpha_e MMD + beta task (spec 5)."""
+
+    epochs: int = Field(default=100, ge=1)
+    task_only_epochs: int = Field(default=60, ge=0)
+    alphas: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    beta: float = Field(default=1.0, ge=0)
+    batch_size: int = Field(default=64, ge=2)
+    max_samples: int = Field(default=256, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    source: Literal["auto", "tokens", "text", "vocabulary"] = "auto"
+    source_path: str | None = None
+    per_class: int = Field(default=350, ge=1)
+    optim: OptimSettings = OptimSettings()
+
+    @model_validator(mode="after")
+    def _aligns(self) -> AlignSettings:
+        # Two official configs never align for this reason (spec 0.5).
+        if any(a > 0 for a in self.alphas) and self.task_only_epochs >= self.epochs:
+            raise ValueError(
+                f"task_only_epochs ({self.task_only_epochs}) must be below epochs ({self.epochs}), or alpha never takes effect; "
+                "lower task_only_epochs or set alphas to [0]"
+            )
+        return self
+
+
+class FinetuneSettings(_Settings):
+    """Fine-tuning and its search by ASHA with HyperOpt (spec 6). A range is [low, high], a choice is a list."""
+
+    trials: int = Field(default=8, ge=1)
+    epochs: int = Field(default=8, ge=1)
+    grace_epochs: int = Field(default=1, ge=1)
+    reduction_factor: int = Field(default=3, ge=2)
+    parallel_trials: int = Field(default=4, ge=1)
+    initial_random_trials: int = Field(default=4, ge=1)
+    lr_embedder: tuple[float, float] = (1e-4, 1e-3)
+    lr_language_model: tuple[float, float] = (2e-5, 2e-4)
+    lr_predictor: float = Field(default=1e-3, gt=0)
+    weight_decay: tuple[float, float] = (1e-6, 1e-1)
+    dropout: tuple[float, ...] = (0.0, 0.1, 0.2)
+    batch_size: tuple[int, ...] = (32, 64)
+    train_layers: tuple[Literal["all", "top_half", "norms", "none"], ...] = ("all", "top_half")
+    trial_runner: Literal["auto", "process", "train"] = "auto"
+    optim: OptimSettings = OptimSettings(warmup_fraction=0.1, decay="cosine")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FinetuneSettings:
+        for name in ("lr_embedder", "lr_language_model", "weight_decay"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be [low, high] with 0 < low <= high, not [{low}, {high}]")
+        if self.grace_epochs > self.epochs:
+            raise ValueError(f"grace_epochs ({self.grace_epochs}) must not exceed epochs ({self.epochs})")
+        return self
+
+
+class EmbedderOnlySettings(_Settings):
+    """The searched embedder with its own predictor, trained to the end without the language model."""
+
+    epochs: int = Field(default=30, ge=1)
+    patience_epochs: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    optim: OptimSettings = OptimSettings()
+
+
+class EvaluateSettings(_Settings):
+    """The one look at the test split."""
+
+    batch_size: int = Field(default=256, ge=1)
+    bootstrap_resamples: int = Field(default=1000, ge=10)
+    rc_average: Literal["auto", "on", "off"] = "auto"
+
+
+class Settings(_Settings):
+    """Everything that a run can be told."""
+
+    preset: str = "fast"
+    seed: int = Field(default=0, ge=0)
+    seeds: int = Field(default=1, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    select: SelectSettings = SelectSettings()
+    search: SearchSettings = SearchSettings()
+    align: AlignSettings = AlignSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    embedder_only: EmbedderOnlySettings = EmbedderOnlySettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+
+def list_presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(f.name[:-5] for f in _preset_folder().iterdir() if f.name.endswith(".yaml"))
+
+
+def _preset_folder() -> Any:
+    return resources.files("l2g_ray") / "presets"
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The raw mapping of a preset, or of a YAML file of settings. Raises UserError for an unknown name."""
+    if name.endswith((".yaml", ".yml")):
+        return _read_file(Path(name))
+    if name not in list_presets():
+        raise UserError(f"unknown preset '{name}': {nearest(name, list_presets())}")
+    return yaml.safe_load((_preset_folder() / f"{name}.yaml").read_text()) or {}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file of settings") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: holds no settings; begin from `l2g-ray config show`")
+    return raw
+
+
+def resolve(
+    preset: str = "fast",
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    assignments: Mapping[str, Any] | None = None,
+) -> Settings:
+    """The settings of a run.
+
+    Parameters
+    ----------
+    preset : name of a shipped preset, or a YAML file of settings.
+    overrides : a task's `overrides` (preset name or `all` to a mapping of dotted keys). A file stands above them.
+    assignments : dotted keys to values, as `--set` gives them.
+
+    Raises
+    ------
+    UserError : an unknown preset or key (the nearest key is named), or a value that does not fit.
+    """
+    raw = copy.deepcopy(read_preset(preset))
+    if preset in list_presets():
+        raw["preset"] = preset
+        for layer in ("all", preset):
+            for key, value in (overrides or {}).get(layer, {}).items():
+                _assign(raw, key, value)
+    else:
+        raw["preset"] = Path(preset).stem
+    for key, value in (assignments or {}).items():
+        _assign(raw, key, value)
+    return validate(raw)
+
+
+def validate(raw: Mapping[str, Any], where: str = "settings") -> Settings:
+    """Settings from a nested mapping. Raises UserError naming the key and the nearest known one."""
+    known = list(known_keys())
+    for key in _leaf_keys(raw):
+        if not any(key == k or k.startswith(key + ".") for k in known):
+            raise UserError(f"{where}: unknown key '{key}': {nearest(key, known)}")
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+        message = first["msg"].removeprefix("Value error, ")
+        given = first.get("input")
+        shown = f" (given: {given!r})" if not isinstance(given, Mapping | BaseModel) else ""
+        raise UserError(f"{where}: key '{key}': {message}{shown}") from None
+
+
+def parse_assignments(items: tuple[str, ...] | list[str]) -> dict[str, Any]:
+    """`--set key.path=value` items as a mapping; values are YAML, so lists and numbers work."""
+    parsed: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {item}: expected key.path=value, for example --set finetune.trials=8")
+        try:
+            parsed[key] = _number(yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise UserError(f"--set {item}: the value is not valid YAML") from None
+    return parsed
+
+
+def known_keys() -> Iterator[str]:
+    """Every dotted key of `Settings`."""
+    yield from _model_keys(Settings, "")
+
+
+def _model_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _model_keys(annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _leaf_keys(raw: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in raw.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaf_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 as a string; a user means a number.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, list):
+        return [_number(v) for v in value]
+    return value
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    known = list(known_keys())
+    if not any(dotted == k or k.startswith(dotted + ".") for k in known):
+        raise UserError(f"unknown key '{dotted}': {nearest(dotted, known)}")
+    *path, leaf = dotted.split(".")
+    node = raw
+    for part in path:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"key '{dotted}': '{part}' holds a value, not a group of settings")
+    node[leaf] = value

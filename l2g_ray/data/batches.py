@@ -1,0 +1,206 @@
+"""Tables to torch batches: windowed shuffle, encoding on Arrow, augmentation. No Ray here.
+
+A batch depends on the rows, their order and the seeds, never on how the stream was cut into tables: reading shards in
+memory or through Ray Data gives the same batches, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from l2g_ray.sequence import encode, reverse_complement, shift
+from l2g_ray.tasks.schema import Kind
+
+# First word of each seed, so that shuffling and augmentation never draw from one stream.
+_SHUFFLE, _AUGMENT = 0, 1
+
+
+class Source(Protocol):
+    """What a stage trains or evaluates on: the same rows in the same order at every call of `tables`."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all tables together."""
+        ...
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Tables with the columns sequence and label."""
+        ...
+
+
+@dataclass(frozen=True)
+class InMemorySource:
+    """A source that holds one table."""
+
+    table: pa.Table
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the table."""
+        return self.table.num_rows
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The one table."""
+        yield self.table
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows.
+
+    codes : (B, L) uint8, A C G T N = 0..4, padded on the right with N.
+    lengths_bp : (B,) int64, real positions of each row.
+    labels : (B,) int64 codes for classification, (B, C) float32 with NaN = missing otherwise; (0,) without labels.
+    row_index : (B,) int64, each row's place in the stream, from 0.
+    """
+
+    codes: torch.Tensor
+    lengths_bp: torch.Tensor
+    labels: torch.Tensor
+    row_index: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(tensor.to(device) for tensor in (self.codes, self.lengths_bp, self.labels, self.row_index)))
+
+
+def iter_batches(
+    tables: Iterable[pa.Table],
+    *,
+    kind: Kind,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    length_bp: int | None = None,
+    shuffle_window_rows: int = 50_000,
+    rc_augment: bool = False,
+    shift_bp: int = 0,
+    drop_last: bool = False,
+    max_batches: int | None = None,
+) -> Iterator[Batch]:
+    """Training batches of one epoch.
+
+    Parameters
+    ----------
+    tables : columns sequence and label, in a fixed order.
+    length_bp : width L of every batch, longer sequences cut at the right end; None makes L the batch's longest sequence.
+    shuffle_window_rows : rows are permuted within windows of so many; a window is what must fit in memory.
+    rc_augment, shift_bp : reverse complement of each row with probability 1/2; shift by -shift_bp .. shift_bp, uniform.
+    drop_last : leave out a last batch of one row, for which batch norm has no variance (training wants this). Larger
+        unfilled batches stay. `count_batches` counts the same.
+    max_batches : stop after so many.
+
+    Raises
+    ------
+    UserError : a letter that is no nucleotide.
+    """
+    rows = _shuffle(_number(tables), shuffle_window_rows, seed, epoch)
+    for index, table in enumerate(_cut(rows, batch_size)):
+        if index == max_batches:
+            return
+        if drop_last and table.num_rows == 1 < batch_size:
+            return
+        batch = make_batch(table, kind, length_bp)
+        yield _augment(batch, rc_augment, shift_bp, seed, epoch, index)
+
+
+def iter_evaluation_batches(tables: Iterable[pa.Table], *, kind: Kind, batch_size: int) -> Iterator[Batch]:
+    """All rows in order, as they are; the last batch may be smaller. L is each batch's longest sequence.
+
+    Raises
+    ------
+    UserError : a letter that is no nucleotide.
+    """
+    for table in _cut(_number(tables), batch_size):
+        yield make_batch(table, kind)
+
+
+def count_batches(n_rows: int, batch_size: int, drop_last: bool = False) -> int:
+    """How many batches `iter_batches` gives for so many rows."""
+    full, rest = divmod(n_rows, batch_size)
+    return full + (rest > (1 if drop_last else 0))
+
+
+def make_batch(table: pa.Table, kind: Kind, length_bp: int | None = None) -> Batch:
+    """The rows of a table as one batch, in order; `row_index` is the table's column of that name, else 0..B-1.
+
+    Raises
+    ------
+    UserError : a letter that is no nucleotide.
+    """
+    codes, lengths = encode(table["sequence"], length_bp)
+    has_index = "row_index" in table.column_names
+    row_index = table["row_index"].to_numpy() if has_index else np.arange(table.num_rows)
+    return Batch(
+        torch.from_numpy(codes),
+        torch.from_numpy(np.ascontiguousarray(lengths)),
+        _read_labels(table, kind),
+        torch.from_numpy(np.array(row_index, dtype=np.int64)),
+    )
+
+
+def _read_labels(table: pa.Table, kind: Kind) -> torch.Tensor:
+    if "label" not in table.column_names:
+        return torch.empty(0)
+    column = table["label"].combine_chunks()
+    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    if kind in ("binary", "multiclass"):
+        return torch.from_numpy(np.array(column.to_numpy(zero_copy_only=False), dtype=np.int64))
+    values = np.array(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
+    return torch.from_numpy(values.reshape(len(column), -1))
+
+
+def _number(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Keep what a batch needs and add `row_index`."""
+    start = 0
+    for table in tables:
+        columns = [name for name in ("sequence", "label") if name in table.column_names]
+        index = pa.array(np.arange(start, start + table.num_rows, dtype=np.int64))
+        yield table.select(columns).append_column("row_index", index)
+        start += table.num_rows
+
+
+def _cut(tables: Iterable[pa.Table], n_rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of exactly `n_rows`, the last one smaller."""
+    held: list[pa.Table] = []
+    n_held = 0
+    for table in tables:
+        held.append(table)
+        n_held += table.num_rows
+        if n_held < n_rows:
+            continue
+        joined = pa.concat_tables(held)
+        whole = n_held - n_held % n_rows
+        for start in range(0, whole, n_rows):
+            yield joined.slice(start, n_rows)
+        held, n_held = [joined.slice(whole)], n_held - whole
+    if n_held:
+        yield pa.concat_tables(held)
+
+
+def _shuffle(tables: Iterable[pa.Table], window_rows: int, seed: int, epoch: int) -> Iterator[pa.Table]:
+    for window, table in enumerate(_cut(tables, window_rows)):
+        order = np.random.default_rng([_SHUFFLE, seed, epoch, window]).permutation(table.num_rows)
+        yield table.take(order)
+
+
+def _augment(batch: Batch, rc_augment: bool, shift_bp: int, seed: int, epoch: int, index: int) -> Batch:
+    if not rc_augment and not shift_bp:
+        return batch
+    word = np.random.SeedSequence([_AUGMENT, seed, epoch, index]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(word >> np.uint64(1)))
+    codes, n_rows = batch.codes, len(batch.codes)
+    # Both are drawn always, so that turning one off leaves the other as it was.
+    flip = torch.rand(n_rows, generator=generator) < 0.5
+    offsets = torch.randint(-shift_bp, shift_bp + 1, (n_rows,), generator=generator)
+    if rc_augment:
+        codes = torch.where(flip[:, None], reverse_complement(codes, batch.lengths_bp), codes)
+    if shift_bp:
+        codes = shift(codes, batch.lengths_bp, offsets)
+    return Batch(codes, batch.lengths_bp, batch.labels, batch.row_index)

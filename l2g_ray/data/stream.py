@@ -1,0 +1,48 @@
+"""Prepared shards through Ray Data, as the same `Source` that memory gives. Ray is imported when a function is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from l2g_ray.data.dataset import PreparedTask
+
+
+class RayDataSource:
+    """A source over a Ray Dataset, or over the shard of one that a Train worker gets.
+
+    Parameters
+    ----------
+    dataset : anything with Ray's `iter_batches`, whose order is the same at every pass (see `make_ray_dataset`).
+    n_rows : its rows; a shard cannot count itself cheaply.
+    rows_per_table : how many rows come over at once.
+    """
+
+    def __init__(self, dataset: Any, n_rows: int, rows_per_table: int = 8192) -> None:
+        self._dataset = dataset
+        self._n_rows = n_rows
+        self._rows_per_table = rows_per_table
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the dataset."""
+        return self._n_rows
+
+    def tables(self) -> Iterator[pa.Table]:
+        """One pass over the rows, in order."""
+        yield from self._dataset.iter_batches(batch_size=self._rows_per_table, batch_format="pyarrow")
+
+
+def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
+    """A Ray Dataset (columns sequence and label) of train or valid, in the shards' order. Raises ValueError for test.
+
+    Ray must be initialised. `preserve_order` is set on this dataset's own context, not on the process's.
+    """
+    import ray.data
+
+    paths = [str(path) for path in prepared.shard_paths(split)]
+    dataset = ray.data.read_parquet(paths, columns=["sequence", "label"], partitioning=None)
+    dataset.context.execution_options.preserve_order = True
+    return dataset

@@ -1,0 +1,1 @@
+"""Backbones, the mixed convolution, the embedder and the language model."""

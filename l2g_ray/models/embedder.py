@@ -1,0 +1,181 @@
+"""The embedder f^t: backbone, projection to the language model's width, LayerNorm, and Predictor 1 (spec 2.5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2g_ray.models.backbones import BACKBONES, default_architecture
+from l2g_ray.models.layers import masked_mean, pool_mask
+from l2g_ray.sequence import make_mask, one_hot
+
+
+@dataclass(frozen=True)
+class EmbedderConfig:
+    """All that is needed to build an embedder again.
+
+    `length_bp` is the longest sequence; `width` is D of the language model; `max_tokens` its limit.
+    `architecture` holds one (kernel size, dilation) a searchable layer.
+    """
+
+    backbone: str
+    channels: tuple[int, ...]
+    length_bp: int
+    width: int
+    max_tokens: int
+    n_outputs: int
+    in_channels: int = 4
+    target_tokens: int = 32
+    full_tokens: bool = False
+    pool: int = 1
+    causal: bool = False
+    dropout: float = 0.0
+    predictor_reads: str = "tokens"
+    norm_eps: float = 1e-12
+    architecture: tuple[tuple[int, int], ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping; `from_dict` reads it back."""
+        return {**self.__dict__, "architecture": [list(pair) for pair in self.architecture], "channels": list(self.channels)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EmbedderConfig:
+        """The config that `to_dict` wrote."""
+        pairs = tuple((int(k), int(d)) for k, d in values["architecture"])
+        return cls(**{**values, "architecture": pairs, "channels": tuple(values["channels"])})
+
+    def with_architecture(self, architecture: list[tuple[int, int]]) -> EmbedderConfig:
+        """The same embedder with other kernel sizes and dilations."""
+        return replace(self, architecture=tuple(architecture))
+
+
+@dataclass
+class Embedding:
+    """What an embedder returns: tokens (batch, N, D) after LayerNorm with their mask (batch, N) or None, and the
+    backbone's features (batch, channels, length') with theirs (batch, 1, length') or None."""
+
+    tokens: torch.Tensor
+    token_mask: torch.Tensor | None
+    features: torch.Tensor
+    feature_mask: torch.Tensor | None
+
+    def pooled_tokens(self) -> torch.Tensor:
+        """Masked mean over tokens (batch, D)."""
+        mask = None if self.token_mask is None else self.token_mask[..., None]
+        return masked_mean(self.tokens, mask, 1)
+
+    def pooled_features(self) -> torch.Tensor:
+        """Masked mean over the backbone's positions (batch, channels)."""
+        return masked_mean(self.features, self.feature_mask, 2)
+
+
+class Predictor(nn.Module):
+    """Linear read-out (batch, D) to (batch, n_outputs), in the label's own units.
+
+    `offset` and `scale` (n_outputs,) are the labels' mean and standard deviation for regression, 0 and 1 otherwise,
+    so the network works on unit-variance targets whatever the assay's units are.
+    """
+
+    offset: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, in_features: int, n_outputs: int, hidden: int | None = None, zero: bool = False) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU()) if hidden else nn.Identity()
+        self.linear = nn.Linear(hidden or in_features, n_outputs)
+        if zero:
+            nn.init.zeros_(self.linear.weight)
+        else:
+            nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("offset", torch.zeros(n_outputs))
+        self.register_buffer("scale", torch.ones(n_outputs))
+
+    def set_label_scale(self, offset: torch.Tensor, scale: torch.Tensor) -> None:
+        """Fix mean and standard deviation of the labels (n_outputs,)."""
+        self.offset.copy_(offset)
+        self.scale.copy_(scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (batch, in_features) to (batch, n_outputs)."""
+        return self.linear(self.hidden(x)).float() * self.scale + self.offset
+
+
+class Embedder(nn.Module):
+    """One-hot DNA to tokens that a language model can read."""
+
+    def __init__(self, config: EmbedderConfig) -> None:
+        super().__init__()
+        if not config.architecture:
+            config = config.with_architecture(default_architecture(config.backbone))
+        kind = BACKBONES[config.backbone]
+        if len(config.architecture) != kind.n_layers:
+            raise ValueError(f"{config.backbone} has {kind.n_layers} layers, the architecture {len(config.architecture)}")
+        options: dict[str, Any] = {"causal": config.causal}
+        if config.backbone == "resnet":
+            options |= {"dropout": config.dropout, "pool": config.pool}
+        self.config = config
+        self.backbone = kind(config.in_channels, config.channels, config.architecture, **options)
+        # s = ceil(length / target): a prime length is padded, not collapsed to one token (spec 2.5, quirk 13).
+        target = config.max_tokens if config.full_tokens else min(config.target_tokens, config.max_tokens)
+        self.stride = math.ceil(self.backbone.out_length(config.length_bp) / target)
+        self.projection: nn.Conv1d | None = None
+        if self.stride > 1 or self.backbone.out_channels != config.width:
+            self.projection = nn.Conv1d(self.backbone.out_channels, config.width, self.stride, stride=self.stride)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the longest sequence."""
+        return math.ceil(self.backbone.out_length(self.config.length_bp) / self.stride)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Embedding:
+        """One-hot (batch, channels, length), mask (batch, 1, length) float or None, to an `Embedding`."""
+        features, feature_mask = self.backbone(x, mask)
+        tokens, token_mask = features, feature_mask
+        if self.projection is not None:
+            spare = -features.shape[-1] % self.stride
+            tokens = self.projection(nn.functional.pad(features, (0, spare)))
+            token_mask = pool_mask(feature_mask, self.stride)
+        tokens = self.norm(tokens.transpose(1, 2))
+        return Embedding(tokens, None if token_mask is None else token_mask[:, 0], features, feature_mask)
+
+
+class EmbedderNet(nn.Module):
+    """Embedder and Predictor 1: what is selected, searched, aligned, and trained alone.
+
+    Predictor 1 reads after projection and LayerNorm (`predictor_reads: tokens`), so that both get the task's gradient;
+    the official code reads the backbone's features (`backbone`), which leaves the projection untrained (spec 5.3).
+    """
+
+    def __init__(self, config: EmbedderConfig) -> None:
+        super().__init__()
+        self.embedder = Embedder(config)
+        reads_tokens = config.predictor_reads == "tokens"
+        in_features = config.width if reads_tokens else self.embedder.backbone.out_channels
+        hidden = None if reads_tokens else self.embedder.backbone.predictor_width
+        self.predictor = Predictor(in_features, config.n_outputs, hidden)
+
+    @property
+    def config(self) -> EmbedderConfig:
+        """The embedder's config."""
+        return self.embedder.config
+
+    def encode(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Codes (batch, length) to one-hot and mask; the mask is None when no position is padding."""
+        mask = make_mask(lengths_bp, codes.shape[1])
+        x = one_hot(codes, mask, self.config.in_channels)
+        return x, None if bool(mask.all()) else mask[:, None].to(x.dtype)
+
+    def predict(self, embedding: Embedding) -> torch.Tensor:
+        """Outputs (batch, n_outputs) of Predictor 1."""
+        reads_tokens = self.config.predictor_reads == "tokens"
+        return self.predictor(embedding.pooled_tokens() if reads_tokens else embedding.pooled_features())
+
+    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
+        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
+        return self.predict(self.embedder(*self.encode(codes, lengths_bp)))

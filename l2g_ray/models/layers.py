@@ -1,0 +1,89 @@
+"""Layers that know which positions are padding, so that extra padding never changes a result."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class MaskedBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm1d whose training statistics leave padding out.
+
+    forward(x (batch, channels, length), mask (batch, 1, length) float or None). Without a mask, and in evaluation
+    mode, it is exactly `nn.BatchNorm1d`.
+    """
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
+        if mask is None or not self.training:
+            return super().forward(x)
+        count = mask.sum().clamp(min=1)
+        wide = x.float()
+        mean = (wide * mask).sum((0, 2)) / count
+        centred = (wide - mean[None, :, None]) * mask
+        variance = centred.square().sum((0, 2)) / count
+        if self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked.add_(1)
+                momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                unbiased = variance * count / (count - 1).clamp(min=1)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(unbiased, momentum)
+        normal = (wide - mean[None, :, None]) * torch.rsqrt(variance + self.eps)[None, :, None]
+        return (normal * self.weight[None, :, None] + self.bias[None, :, None]).to(x.dtype)
+
+
+def apply_mask(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """x (batch, channels, length) with padding set to zero, as the zero padding beyond a true end would be."""
+    return x if mask is None else x * mask.to(x.dtype)
+
+
+def pool_mask(mask: torch.Tensor | None, size: int) -> torch.Tensor | None:
+    """Mask (batch, 1, length) after non-overlapping windows of `size`: real where any position is real."""
+    return None if mask is None else nn.functional.max_pool1d(mask, size, ceil_mode=True)
+
+
+class MaskedMaxPool1d(nn.Module):
+    """Non-overlapping max pooling that keeps the last, partial window and ignores padding."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.pool = nn.MaxPool1d(size, ceil_mode=True)
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x (batch, channels, length) to (batch, channels, ceil(length / size)), with its mask."""
+        if mask is None:
+            return self.pool(x), None
+        lowest = torch.finfo(x.dtype).min
+        pooled_mask = pool_mask(mask, self.size)
+        return apply_mask(self.pool(x.masked_fill(mask == 0, lowest)), pooled_mask), pooled_mask
+
+
+class MaskedUpsample1d(nn.Module):
+    """Linear upsampling by two whose result does not depend on how far the batch is padded.
+
+    Half-pixel interpolation with the border value held. (The official UNet aligns corners, which makes every output
+    depend on the padded length.) With a mask, neighbours that are padding get no weight.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upsample = nn.Upsample(scale_factor=2, mode="linear", align_corners=False)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, length: int) -> torch.Tensor:
+        """x (batch, channels, n) to (batch, channels, length), length in {2n - 1, 2n}."""
+        raised = self.upsample(x)
+        if mask is not None:
+            raised = raised / self.upsample(mask).to(raised.dtype).clamp(min=0.25)
+        return raised[..., :length]
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
+    """Mean of x over `dim`, over real positions only; mask broadcasts against x."""
+    if mask is None:
+        return x.mean(dim)
+    weights = mask.to(x.dtype)
+    return (x * weights).sum(dim) / weights.sum(dim).clamp(min=1)

@@ -1,0 +1,86 @@
+"""Connecting to Ray, and what the cluster can run at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from l2g_ray.errors import UserError
+
+# Read by Ray when it is imported or started, so set first. Reader V2 costs seconds an epoch on small data; without
+# the shorter poll a Train run takes twice as long to start and may lose its last checkpoint.
+RAY_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+SPARE_CPUS = 1  # a local cluster's extra logical CPU, for Ray Data's readers
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many trials run at once, and what each takes."""
+
+    count: int
+    cpus: int
+    gpus: float
+
+
+def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine. Returns the `ray` module.
+
+    `num_cpus` bounds a local cluster; all cores when None.
+    """
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return ray
+    options: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "runtime_env": {"env_vars": {name: os.environ[name] for name in RAY_ENVIRONMENT}},
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        cores = num_cpus or os.cpu_count() or 1
+        options |= {"num_cpus": cores + SPARE_CPUS, "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} ({error}); "
+            "start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine"
+        ) from None
+    if not verbose:
+        for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    return ray
+
+
+def measure_slots(resources: dict[str, float], cpus: int = 1, gpus: float = 0.0) -> Slots:
+    """Trials that fit at once into `resources` (as `ray.cluster_resources()` gives them).
+
+    Raises
+    ------
+    UserError : not even one fits; the message names what is there and what is missing.
+    """
+    there = {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
+    usable = there["CPU"] - SPARE_CPUS if there["CPU"] > cpus else there["CPU"]
+    counts = [int(usable // cpus)]
+    if gpus > 0:
+        counts.append(int(there["GPU"] // gpus))
+    if min(counts) < 1:
+        raise UserError(
+            f"a trial needs {cpus} CPU and {gpus:g} GPU, but the cluster has {there['CPU']:g} CPU and {there['GPU']:g} GPU; "
+            "add nodes, or ask for less"
+        )
+    return Slots(min(counts), cpus, gpus)

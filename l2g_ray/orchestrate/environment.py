@@ -1,0 +1,61 @@
+"""What a run was made with: versions, machine, git revision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("l2g-ray", "torch", "ray", "transformers", "mlflow", "hyperopt", "numpy", "pyarrow", "scikit-learn")
+
+
+def hash_content(content: Any) -> str:
+    """Short hash of a JSON-ready value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def describe_environment(ray: Any) -> dict[str, Any]:
+    """Versions, this machine and the Ray cluster, and the git revision of the package where it is a checkout."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    resources = ray.cluster_resources()
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "cluster": {name: resources[name] for name in ("CPU", "GPU") if name in resources},
+        "accelerators": sorted(n.removeprefix("accelerator_type:") for n in resources if n.startswith("accelerator_type:")),
+        "git_revision": _git_revision(),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).resolve().parents[2]
+    try:
+        shown = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return shown.stdout.strip() or None

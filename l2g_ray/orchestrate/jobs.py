@@ -1,0 +1,264 @@
+"""One unit of work in a process of its own: read inputs, call one stage function, store what it found.
+
+A job's spec is plain JSON, so that it can travel, be hashed and be run by Tune, by Ray Train, or in a test without Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from l2g_ray.config import Settings
+from l2g_ray.data.batches import InMemorySource, Source
+from l2g_ray.data.dataset import PreparedTask, open_prepared
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.l2g import load_model, save_model
+from l2g_ray.models.language_model import load_transformer
+from l2g_ray.models.reference import find_corpus, write_reference
+from l2g_ray.orchestrate.store import Store, make_key
+from l2g_ray.stages.align import train_aligned
+from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, measure_labels, read_reference
+from l2g_ray.stages.embedder_only import train_embedder_only
+from l2g_ray.stages.evaluate import Contender, evaluate
+from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
+from l2g_ray.stages.loop import Report, Runtime, TrainResult, resolve_precision
+from l2g_ray.stages.search import search_architecture
+from l2g_ray.stages.select import train_backbone
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial of a stage. `args` go to the stage's function below; `inputs` name results of earlier stages.
+
+    `parts` are what the result depends on; the key is their hash.
+    """
+
+    stage: str
+    label: str
+    args: dict[str, Any]
+    inputs: dict[str, str]
+    parts: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Content key of the result."""
+        return make_key(self.stage, self.parts | {"args": self.args})
+
+    def spec(self, common: dict[str, Any]) -> dict[str, Any]:
+        """The JSON form that travels to a worker."""
+        return common | {"stage": self.stage, "key": self.key, "args": self.args, "inputs": self.inputs}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage function gets: the task's data, settings, reference, runtime, and the folder for its files."""
+
+    prepared: PreparedTask
+    data: TaskData
+    settings: Settings
+    reference: Reference
+    runtime: Runtime
+    work: Path
+    inputs: dict[str, Path]
+
+
+def load_data(prepared: PreparedTask, train: Source | None = None, valid: Source | None = None) -> TaskData:
+    """Training and validation rows, in memory unless streams are given; label statistics come from all of train."""
+    task = prepared.task
+    labels = prepared.table("train", ["label"])["label"].combine_chunks()
+    values = np.zeros((1, task.n_outputs))
+    if not task.is_classification:
+        values = np.asarray(labels.flatten().to_numpy(zero_copy_only=False)).reshape(-1, task.n_outputs)
+    offset, scale = measure_labels(task, values)
+    lengths = prepared.length_range()
+    return TaskData(
+        task=task,
+        train=train or InMemorySource(prepared.table("train")),
+        valid=valid or InMemorySource(prepared.table("valid")),
+        length_bp=lengths[1],
+        fixed_length=lengths[0] == lengths[1],
+        label_offset=offset,
+        label_scale=scale,
+    )
+
+
+def run_job(spec: dict[str, Any], report: Report, train: Source | None = None, valid: Source | None = None) -> dict[str, Any]:
+    """Run a job to its end, or go on with one that was interrupted, and store the result.
+
+    A finished job only reports its history again.
+    """
+    store = Store(Path(spec["root"]))
+    found = store.find(spec["stage"], spec["key"])
+    if found is not None:
+        for row in found.values.get("history", []):
+            report(row)
+        return found.values
+    torch.set_num_threads(int(spec["threads"]))
+    work = store.open_work(spec["stage"], spec["key"])
+    settings = Settings.model_validate(spec["settings"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    runtime = Runtime(device, resolve_precision(settings.precision, device), report, work / "state.pt")
+    if spec["stage"] == "reference":
+        values = _reference(settings, work, spec["data_dir"])
+    else:
+        prepared = open_prepared(Path(spec["prepared"]))
+        context = Context(
+            prepared,
+            load_data(prepared, train, valid),
+            settings,
+            read_reference(Path(spec["reference"]), spec["reference_facts"]),
+            runtime,
+            work,
+            {name: Path(folder) for name, folder in spec["inputs"].items()},
+        )
+        values = STAGES[spec["stage"]](context, spec["args"])
+    return store.commit(spec["stage"], spec["key"], values).values
+
+
+def _summary(training: TrainResult) -> dict[str, Any]:
+    return {
+        "score": training.best_score,
+        "best_epoch": training.best_epoch,
+        "history": training.history,
+        "cpu_s": sum(row["cpu_s"] for row in training.history),
+        "wall_s": sum(row["wall_s"] for row in training.history),
+    }
+
+
+def _save_net(context: Context, config: EmbedderConfig, training: TrainResult) -> None:
+    net = EmbedderNet(config)
+    net.load_state_dict(training.best_state)
+    save_model(net, context.work)
+
+
+def _embedder_state(folder: Path) -> tuple[EmbedderConfig, dict[str, torch.Tensor]]:
+    net = load_model(folder)
+    assert isinstance(net, EmbedderNet)
+    return net.config, net.state_dict()
+
+
+def _config(context: Context, args: dict[str, Any]) -> EmbedderConfig:
+    architecture = [(int(k), int(d)) for k, d in args["architecture"]]
+    return make_embedder_config(context.settings, context.data, context.reference, args["backbone"], architecture)
+
+
+def _reference(settings: Settings, work: Path, data_dir: str | None) -> dict[str, Any]:
+    model, align = settings.model, settings.align
+    transformer = load_transformer(model.language_model, model.language_model_init, settings.seed)
+    corpus, described = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
+    facts = write_reference(work, transformer, model.language_model, corpus, align.per_class, settings.seed)
+    return facts | {"described": described}
+
+
+def _select(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    training = train_backbone(
+        context.data, context.settings, context.reference, context.runtime, backbone=args["backbone"], seed=args["seed"]
+    )
+    return _summary(training) | {"backbone": args["backbone"]}
+
+
+def _search(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    found = search_architecture(
+        context.data, context.settings, context.reference, context.runtime, backbone=args["backbone"], seed=args["seed"]
+    )
+    return _summary(found.training) | {"architecture": found.architecture}
+
+
+def _warmup(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    last = context.settings.align.task_only_epochs
+    training = train_aligned(
+        context.data,
+        context.settings,
+        context.reference,
+        context.runtime,
+        config=_config(context, args),
+        alpha=0.0,
+        seed=args["seed"],
+        last_epoch=last,
+    )
+    os.replace(context.work / "state.pt", context.work / "warm.pt")
+    return _summary(training)
+
+
+def _align(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    state = context.runtime.state_path
+    warm = context.inputs.get("warmup")
+    if state is not None and warm is not None and not state.exists():
+        temporary = state.with_suffix(".copy")
+        shutil.copyfile(warm / "warm.pt", temporary)
+        os.replace(temporary, state)
+    config = _config(context, args)
+    training = train_aligned(
+        context.data,
+        context.settings,
+        context.reference,
+        context.runtime,
+        config=config,
+        alpha=args["alpha"],
+        seed=args["seed"],
+    )
+    _save_net(context, config, training)
+    return _summary(training) | {"alpha": args["alpha"]}
+
+
+def _embedder_only(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    config = _config(context, args)
+    training = train_embedder_only(
+        context.data, context.settings, context.reference, context.runtime, config=config, seed=args["seed"]
+    )
+    _save_net(context, config, training)
+    return _summary(training)
+
+
+def _finetune(context: Context, args: dict[str, Any]) -> tuple[TrainResult, EmbedderConfig, dict[str, torch.Tensor]]:
+    trial = FinetuneTrial(**args["trial"])
+    config, state = _embedder_state(context.inputs[f"align:{trial.alpha}"])
+    training = finetune(
+        context.data,
+        context.settings,
+        context.reference,
+        context.runtime,
+        config=config,
+        embedder_state=state,
+        trial=trial,
+        seed=args["seed"],
+    )
+    return training, config, state
+
+
+def _trial(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    return _summary(_finetune(context, args)[0])
+
+
+def _refit(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    training, config, state = _finetune(context, args)
+    model = build_model(
+        context.data, context.settings, context.reference, config=config, embedder_state=state, seed=args["seed"]
+    )
+    model.load_state_dict(training.best_state)
+    save_model(model, context.work)
+    return _summary(training)
+
+
+def _evaluate(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    contenders = [Contender(c["arm"], c["seed"], context.inputs[f"{c['arm']}:{c['seed']}"]) for c in args["contenders"]]
+    return evaluate(context.prepared, context.settings, context.runtime, contenders, context.work)
+
+
+STAGES: dict[str, Callable[[Context, dict[str, Any]], dict[str, Any]]] = {
+    "select": _select,
+    "search": _search,
+    "warmup": _warmup,
+    "align": _align,
+    "embedder_only": _embedder_only,
+    "trial": _trial,
+    "refit": _refit,
+    "evaluate": _evaluate,
+}

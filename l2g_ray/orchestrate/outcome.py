@@ -1,0 +1,169 @@
+"""From what a pipeline found to what a run leaves behind: the task's folder and its leaderboard row."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from l2g_ray.config import Settings
+from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.models.l2g import load_config
+from l2g_ray.orchestrate.pipeline import TaskOutcome
+from l2g_ray.predict import write_task_file
+from l2g_ray.results.bootstrap import Score, confusion_bootstrap, confusion_difference, paired_difference, summarise_seeds
+from l2g_ray.results.report import TaskDetails
+from l2g_ray.stages.metrics import CONFUSION_METRICS, HIGHER_IS_BETTER, score
+from l2g_ray.tasks.published import published_scores
+
+ARMS = ("l2g", "embedder_only")
+
+
+def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome) -> None:
+    """Copy what a person wants to keep out of the store: model, predictions, metrics, where each stage's result is."""
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    evaluation = outcome.evaluation.values
+    best = max(outcome.refits, key=lambda r: r.values["score"])
+    for name, source in (("model", best), ("embedder_only", max(outcome.embedders, key=lambda r: r.values["score"]))):
+        (staging / name).mkdir()
+        for file in ("model.safetensors", "config.json"):
+            shutil.copy(source.folder / file, staging / name / file)
+        write_task_file(
+            staging / name, prepared.task, evaluation["strand_averaged"], load_config(source.folder)["embedder"]["length_bp"]
+        )
+    shutil.copy(outcome.evaluation.folder / "predictions.parquet", staging / "predictions.parquet")
+    (staging / "metrics.json").write_text(json.dumps(_finite(evaluation), indent=1))
+    stages = {
+        "backbone": outcome.backbone,
+        "select_scores": outcome.select_scores,
+        "architecture": [{"kernel_size": k, "dilation": d} for k, d in outcome.architecture],
+        "trials": outcome.trials,
+        "best_trial": outcome.best_trial,
+        "histories": outcome.histories,
+        "cpu_s": outcome.cost,
+        "results": {f"{r.stage}/{r.key}": str(r.folder) for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]},
+    }
+    (staging / "stages.json").write_text(json.dumps(_finite(stages), indent=1))
+    shutil.copy(prepared.folder / "task.json", staging / "task.json")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staging, folder)
+
+
+def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcome, folder: Path) -> dict[str, Any]:
+    """The leaderboard row of a task (design: `leaderboard.json`), with bootstrap intervals over test rows and seeds."""
+    task, evaluation = prepared.task, outcome.evaluation.values
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    resamples = settings.evaluate.bootstrap_resamples
+    summaries, difference = _intervals(task, frame, resamples, settings.seed)
+    counts = prepared.manifest["splits"]
+    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+    validation = [sign * float(r.values["score"]) for r in outcome.refits]
+    published = published_scores(task.bench, task.name)
+    row = {
+        "task": task.name,
+        "title": task.title,
+        "kind": task.kind,
+        "metric": task.metric,
+        "synthetic": task.synthetic,
+        "test": summaries["l2g"],
+        "validation": {"mean": float(np.mean(validation)), "per_seed": validation},
+        "embedder_only": summaries["embedder_only"],
+        "difference": difference,
+        "baselines": {},
+        "strand_averaged": evaluation["strand_averaged"],
+        "metrics": {arm: _mean_metrics(evaluation["metrics"], arm, "test") for arm in ARMS},
+        "metrics_plain": {arm: _mean_metrics(evaluation["metrics"], arm, "test_plain") for arm in ARMS},
+        "n_train": counts["train"]["rows"],
+        "n_valid": counts["valid"]["rows"],
+        "n_test": counts["test"]["rows"],
+        "published": [
+            {"model": p.model, "value": p.value, "metric": p.metric, "comparable": p.comparable, "source": p.source}
+            for p in published
+        ],
+        "backbone": outcome.backbone,
+        "architecture": [{"kernel_size": k, "dilation": d} for k, d in outcome.architecture],
+        "hyperparameters": outcome.best_trial["trial"],
+        "trials": len(outcome.trials),
+        "wall_s": round(outcome.wall_s, 1),
+        "cpu_s": round(sum(outcome.cost.values()), 1),
+        "gpu_s": round(outcome.gpu_s, 1),
+        "model_uri": "",
+        "warnings": list(prepared.manifest["warnings"]),
+    }
+    return _finite(row)
+
+
+def _intervals(task: Any, frame: pd.DataFrame, resamples: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    by_arm = {arm: [part for _, part in frame[frame["arm"] == arm].groupby("seed")] for arm in ARMS}
+    if task.is_classification and task.metric in CONFUSION_METRICS:
+        codes = {name: i for i, name in enumerate(task.labels)}
+        labels = by_arm["l2g"][0]["label"].map(codes).to_numpy()
+        predicted = {arm: np.stack([p["prediction"].map(codes).to_numpy() for p in parts]) for arm, parts in by_arm.items()}
+        metric = {task.metric: CONFUSION_METRICS[task.metric]}
+        summaries = {
+            arm: confusion_bootstrap(labels, values, len(codes), metric, resamples, seed)[task.metric]
+            for arm, values in predicted.items()
+        }
+        return summaries, confusion_difference(
+            labels, predicted["l2g"], predicted["embedder_only"], len(codes), metric[task.metric], resamples, seed
+        )
+    scores = {arm: [_row_score(task, part) for part in parts] for arm, parts in by_arm.items()}
+    n_rows = len(by_arm["l2g"][0])
+    summaries = {arm: summarise_seeds(functions, n_rows, resamples, seed) for arm, functions in scores.items()}
+    return summaries, paired_difference(
+        scores["l2g"], scores["embedder_only"], n_rows, resamples, seed, higher_is_better=HIGHER_IS_BETTER[task.metric]
+    )
+
+
+def _row_score(task: Any, part: pd.DataFrame) -> Score:
+    if task.is_classification:
+        codes = {name: i for i, name in enumerate(task.labels)}
+        labels = part["label"].map(codes).to_numpy()
+        outputs = part[[f"probability_{name}" for name in task.labels]].to_numpy()
+    else:
+        prefix = "probability" if task.kind == "multilabel" else "prediction"
+        labels = part[[f"label_{name}" for name in task.labels]].to_numpy()
+        outputs = part[[f"{prefix}_{name}" for name in task.labels]].to_numpy()
+    return lambda rows: score(task.kind, task.metric, labels[rows], outputs[rows])
+
+
+def _mean_metrics(metrics: list[dict[str, Any]], arm: str, which: str) -> dict[str, float]:
+    found = [entry[which] for entry in metrics if entry["arm"] == arm]
+    return {name: float(np.mean([values[name] for values in found])) for name in found[0]}
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no infinities and no NaN.
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def task_details(prepared: PreparedTask, settings: Settings, outcome: TaskOutcome, folder: Path) -> TaskDetails:
+    """What the report shows of a task beyond its row."""
+    task = prepared.task
+    histories = [
+        {"stage": name.split("/")[0], "trial": name, "epoch": row["epoch"], "score": row["score"], "loss": row["train_loss"]}
+        for name, rows in outcome.histories.items()
+        for row in rows
+    ]
+    return TaskDetails(
+        task=task,
+        predictions=pd.read_parquet(folder / "predictions.parquet"),
+        histories=histories,
+        trials=outcome.trials,
+        manifest=prepared.manifest,
+        cost=outcome.cost,
+        select_scores=outcome.select_scores,
+    )

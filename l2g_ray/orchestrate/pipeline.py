@@ -1,0 +1,225 @@
+"""One task, from prepared shards to scores: select, search, align, finetune, refit, evaluate."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+from hyperopt import hp
+
+from l2g_ray.config import Settings
+from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.models.backbones import default_architecture
+from l2g_ray.orchestrate.jobs import Job
+from l2g_ray.orchestrate.store import StageResult, make_key
+from l2g_ray.orchestrate.trials import Place, run_jobs, run_search
+from l2g_ray.stages.select import choose_backbone
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """All that one task's pipeline found; the leaderboard row is made of it."""
+
+    task: str
+    backbone: str
+    select_scores: dict[str, float]
+    architecture: list[tuple[int, int]]
+    trials: list[dict[str, Any]]
+    best_trial: dict[str, Any]
+    refits: list[StageResult]
+    embedders: list[StageResult]
+    evaluation: StageResult
+    histories: dict[str, list[dict[str, Any]]]
+    cost: dict[str, float]
+    wall_s: float
+    gpu_s: float
+
+
+class Pipeline:
+    """Builds each stage's jobs from what the stage before found, with the keys that make results reusable."""
+
+    def __init__(
+        self, place: Place, prepared: PreparedTask, settings: Settings, reference: StageResult, precision: str
+    ) -> None:
+        self.place = place
+        self.prepared = prepared
+        self.settings = settings
+        self.seeds = [settings.seed + i for i in range(settings.seeds)]
+        self.results: list[StageResult] = []
+        dumped = settings.model_dump(mode="json")
+        # What every training stage depends on; each job adds its own stage's settings and inputs.
+        self.common = {
+            "task": prepared.task.model_dump(mode="json", include={"kind", "labels", "metric", "strand_specific"}),
+            "data": {split: prepared.fingerprint(split) for split in ("train", "valid")},
+            "length_bp": prepared.length_range(),
+            "data_settings": {
+                k: dumped["data"][k] for k in ("channels", "rc_augment", "shift_bp", "shuffle_window_rows")
+            },
+            "reference": reference.key,
+            "precision": precision,
+            "threads": place.slots.cpus,
+        }
+        self.dumped = dumped
+
+    def run(self) -> TaskOutcome:
+        """Run all stages; each takes from the store what is already there. `wall_s` is of this call alone."""
+        start = time.monotonic()
+        backbone, scores = self._select()
+        architecture = self._search(backbone)
+        shape = {"backbone": backbone, "architecture": [list(pair) for pair in architecture]}
+        first = self.seeds[0]
+        # The control arm's seeds and the first warm-up need nothing of each other: one set of trials.
+        begun = self._run("embedder", [self._warmup(shape, first), *(self._embedder_only(shape, s) for s in self.seeds)])
+        embedders = begun[1:]
+        warm = {first: begun[0]}
+        aligned = self._run("align", [self._align(shape, a, first, warm[first]) for a in self.settings.align.alphas])
+        inputs = {f"align:{a}": r for a, r in zip(self.settings.align.alphas, aligned, strict=True)}
+        trials, best = self._finetune(shape, inputs)
+        refits = self._refit(shape, best["trial"], {first: inputs})
+        evaluation = self._evaluate(refits, embedders)
+        return TaskOutcome(
+            task=self.prepared.task.name,
+            backbone=backbone,
+            select_scores=scores,
+            architecture=architecture,
+            trials=trials,
+            best_trial=best,
+            refits=refits,
+            embedders=embedders,
+            evaluation=evaluation,
+            histories=self._histories(),
+            cost=self._cost(trials),
+            wall_s=time.monotonic() - start,
+            gpu_s=sum(float(r.values.get("wall_s", 0.0)) for r in self.results) if self.place.slots.gpus else 0.0,
+        )
+
+    def _run(self, name: str, jobs: list[Job], runner: str = "process") -> list[StageResult]:
+        results = run_jobs(self.place, name, jobs, runner)
+        self.results += [r for r in results if r not in self.results]
+        return results
+
+    def _parts(self, *sections: str, **inputs: str) -> dict[str, Any]:
+        chosen = {name: self.dumped[name] for name in sections}
+        # The reference's key already holds the language model's name; what shapes the embedder is here.
+        model = {k: v for k, v in self.dumped["model"].items() if not k.startswith("language_model")}
+        return self.common | {"model": model, "settings": chosen, "inputs": inputs}
+
+    def _select(self) -> tuple[str, dict[str, float]]:
+        names = list(self.settings.select.backbones)
+        jobs = [
+            Job("select", name, {"backbone": name, "seed": self.seeds[0]}, {}, self._parts("select")) for name in names
+        ]
+        results = self._run("select", jobs)
+        scores = {name: float(r.values["score"]) for name, r in zip(names, results, strict=True)}
+        return choose_backbone(scores), scores
+
+    def _search(self, backbone: str) -> list[tuple[int, int]]:
+        if not self.settings.search.enabled:
+            return default_architecture(backbone)
+        job = Job("search", backbone, {"backbone": backbone, "seed": self.seeds[0]}, {}, self._parts("search"))
+        found = self._run("search", [job])[0].values["architecture"]
+        return [(int(k), int(d)) for k, d in found]
+
+    def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
+        return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._parts("align"))
+
+    def _embedder_only(self, shape: dict[str, Any], seed: int) -> Job:
+        return Job("embedder_only", f"seed-{seed}", shape | {"seed": seed}, {}, self._parts("embedder_only"))
+
+    def _align(self, shape: dict[str, Any], alpha: float, seed: int, warm: StageResult) -> Job:
+        return Job(
+            "align",
+            f"alpha-{alpha:g} seed-{seed}",
+            shape | {"alpha": alpha, "seed": seed},
+            {"warmup": str(warm.folder)},
+            self._parts("align", warmup=warm.key),
+        )
+
+    def _finetune_parts(self, inputs: dict[str, StageResult]) -> dict[str, Any]:
+        parts = self._parts("model", **{name: r.key for name, r in inputs.items()})
+        stage = self.dumped["finetune"]
+        return parts | {"finetune": {k: stage[k] for k in ("epochs", "lr_predictor", "optim")}}
+
+    def _finetune(
+        self, shape: dict[str, Any], inputs: dict[str, StageResult]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        stage, seed = self.settings.finetune, self.seeds[0]
+        folders = {name: str(r.folder) for name, r in inputs.items()}
+        base = Job("trial", "trial", {"seed": seed}, folders, self._finetune_parts(inputs))
+        key = make_key("finetune", base.parts | {"search": self.dumped["finetune"], "seed": seed})
+        found = self.place.store.find("finetune", key)
+        if found is None:
+            runner = "process" if stage.trial_runner == "auto" else stage.trial_runner
+            trials = run_search(self.place, stage, base, self._space(), seed, runner)
+            keys = [t["key"] for t in trials if t.get("key")]
+            self.place.store.open_work("finetune", key)
+            found = self.place.store.commit("finetune", key, {"trials": trials, "history": []})
+            self.place.store.discard_work("trial", keys)
+        self.place.emit(
+            {"type": "stage", "task": self.place.task, "stage": "finetune", "state": "done", "cached": False}
+        )
+        trials = found.values["trials"]
+        self.results.append(found)
+        return trials, max((t for t in trials if t["trial"]), key=lambda t: t["best_score"])
+
+    def _space(self) -> dict[str, Any]:
+        stage = self.settings.finetune
+        ranges = {name: getattr(stage, name) for name in ("lr_embedder", "lr_language_model", "weight_decay")}
+        choices = {name: list(getattr(stage, name)) for name in ("dropout", "batch_size", "train_layers")}
+        choices["alpha"] = list(self.settings.align.alphas)
+        return {name: hp.loguniform(name, log(low), log(high)) for name, (low, high) in ranges.items()} | {
+            name: hp.choice(name, values) for name, values in choices.items()
+        }
+
+    def _refit(
+        self, shape: dict[str, Any], trial: dict[str, Any], aligned: dict[int, dict[str, StageResult]]
+    ) -> list[StageResult]:
+        alpha, others = trial["alpha"], self.seeds[1:]
+        if others:  # further seeds repeat stage 2 too, so that the spread is that of the whole method
+            warm = self._run("warmup", [self._warmup(shape, s) for s in others])
+            again = [self._align(shape, alpha, s, w) for s, w in zip(others, warm, strict=True)]
+            for seed, result in zip(others, self._run("align", again), strict=True):
+                aligned[seed] = {f"align:{alpha}": result}
+        jobs = []
+        for seed in self.seeds:
+            source = {f"align:{alpha}": aligned[seed][f"align:{alpha}"]}
+            folders = {name: str(r.folder) for name, r in source.items()}
+            jobs.append(Job("refit", f"seed-{seed}", {"trial": trial, "seed": seed}, folders, self._finetune_parts(source)))
+        return self._run("refit", jobs, runner="train")
+
+    def _evaluate(self, refits: list[StageResult], embedders: list[StageResult]) -> StageResult:
+        arms = {"l2g": refits, "embedder_only": embedders}
+        inputs, contenders = {}, []
+        for arm, results in arms.items():
+            for seed, result in zip(self.seeds, results, strict=True):
+                inputs[f"{arm}:{seed}"] = result
+                contenders.append({"arm": arm, "seed": seed})
+        parts = self._parts("evaluate", **{name: r.key for name, r in inputs.items()})
+        parts |= {"test": self.prepared.fingerprint("test")}
+        folders = {name: str(r.folder) for name, r in inputs.items()}
+        return self._run("evaluate", [Job("evaluate", "test", {"contenders": contenders}, folders, parts)])[0]
+
+    def _histories(self) -> dict[str, list[dict[str, Any]]]:
+        return {f"{r.stage}/{r.key[:6]}": r.values["history"] for r in self.results if r.values.get("history")}
+
+    def _cost(self, trials: list[dict[str, Any]]) -> dict[str, float]:
+        cost: dict[str, float] = {}
+        for result in self.results:
+            cost[result.stage] = cost.get(result.stage, 0.0) + float(result.values.get("cpu_s", 0.0))
+        cost["finetune"] = sum(float(t.get("cpu_s", 0.0)) for t in trials)
+        return cost
+
+
+def run_pipeline(
+    place: Place, prepared: PreparedTask, settings: Settings, reference: StageResult, precision: str
+) -> TaskOutcome:
+    """Run one task to its end. See `Pipeline`."""
+    return Pipeline(place, prepared, settings, reference, precision).run()
+
+
+def scratch_folder(out: Path) -> Path:
+    """Where Tune keeps its own files while trials run."""
+    return out / "tune"

@@ -1,0 +1,103 @@
+"""What a person sees while a suite runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+
+@dataclass
+class _TaskView:
+    stage: str = "waiting"
+    state: str = ""
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best: float = -math.inf
+    begun: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+    result: str = ""
+
+
+class Progress:
+    """Shows events of the board. Use as a context manager; `update` takes events, `finish` a task's last word."""
+
+    def __init__(self, console: Console, tasks: list[str], title: str) -> None:
+        self.console = console
+        self.title = title
+        self.views = {task: _TaskView() for task in tasks}
+        self.begun = time.monotonic()
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self.render) if console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self.live is not None:
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self.live is not None:
+            self.live.__exit__(*exc)
+
+    def update(self, event: dict[str, Any]) -> None:
+        """Take one event of the board."""
+        if event["type"] == "note":
+            self.say(event["text"])
+            return
+        view = self.views[event["task"]]
+        if event["type"] == "stage":
+            if event["state"] == "running":
+                view.stage, view.trials, view.best = event["stage"], {}, -math.inf
+            if self.live is None:
+                self._say_stage(event, view)
+        elif event["type"] == "trial":
+            row = event["row"]
+            view.trials[event["trial"]] = row
+            view.best = max(view.best, row.get("best_score", -math.inf))
+
+    def finish(self, task: str, result: str) -> None:
+        """A task is over; `result` is its last word."""
+        view = self.views[task]
+        view.stage, view.result, view.ended = "done", result, time.monotonic()
+        if self.live is None:
+            self.say(f"{task}: {result}")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        stamp = f"[dim]{_clock(time.monotonic() - self.begun)}[/dim]"
+        self.console.print(f"{stamp} {text}", highlight=False)
+
+    def _say_stage(self, event: dict[str, Any], view: _TaskView) -> None:
+        task, stage = event["task"], event["stage"]
+        if event["state"] == "running":
+            many = event["trials"]
+            self.say(f"{task}: {stage} begins, {many} trial{'s' if many != 1 else ''}")
+        elif event.get("cached"):
+            self.say(f"{task}: {stage} is there already")
+        elif math.isfinite(view.best):
+            self.say(f"{task}: {stage} done, best validation score {view.best:.3f}")
+        else:
+            self.say(f"{task}: {stage} done")
+
+    def render(self) -> Table:
+        """The table as it stands."""
+        table = Table(title=f"{self.title}   {_clock(time.monotonic() - self.begun)}", title_justify="left", expand=False)
+        for name, justify in (("task", "left"), ("stage", "left"), ("trials", "right"), ("epoch", "right"), ("best", "right"), ("time", "right")):
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for task, view in self.views.items():
+            epochs = [int(row["epoch"]) + 1 for row in view.trials.values() if "epoch" in row]
+            best = f"{view.best:.3f}" if math.isfinite(view.best) else ""
+            clock = _clock((view.ended or time.monotonic()) - view.begun)
+            table.add_row(
+                task, view.result or view.stage, str(len(view.trials) or ""), str(max(epochs) if epochs else ""), best, clock
+            )
+        return table
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

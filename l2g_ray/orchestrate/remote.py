@@ -1,0 +1,73 @@
+"""One task's pipeline in a Ray process of its own."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from l2g_ray.config import Settings
+from l2g_ray.data.dataset import open_prepared
+from l2g_ray.models.reference import find_corpus
+from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
+from l2g_ray.orchestrate.jobs import Job
+from l2g_ray.orchestrate.pipeline import TaskOutcome, run_pipeline, scratch_folder
+from l2g_ray.orchestrate.store import Store
+from l2g_ray.orchestrate.trials import Place, run_jobs
+
+
+def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
+    """Run a task whose spec the suite made: 'task', 'prepared', 'settings', 'out', 'data_dir', 'slots', 'verbose'.
+
+    Raises what the stages raise.
+    """
+    import ray
+    import torch
+
+    if not spec["verbose"]:
+        for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    settings = Settings.model_validate(spec["settings"])
+    prepared = open_prepared(Path(spec["prepared"]))
+    out = Path(spec["out"])
+    store = Store(out / "stages")
+    slots = spec["slots"]
+    common = {
+        "root": str(store.root),
+        "prepared": spec["prepared"],
+        "settings": spec["settings"],
+        "threads": slots.cpus,
+        "scratch": str(scratch_folder(out)),
+    }
+    pending: list[Any] = []
+
+    def emit(event: dict[str, Any]) -> None:
+        pending.append(board.put.remote(event))
+
+    scratch_folder(out).mkdir(parents=True, exist_ok=True)
+    place = Place(spec["task"], store, common, slots, emit, scratch_folder(out))
+    reference = _reference(place, settings, spec["data_dir"])
+    emit({"type": "note", "task": spec["task"], "text": f"{spec['task']}: aligns to {reference.values['described']}"})
+    common |= {"reference": str(reference.folder), "reference_facts": reference.values}
+    outcome = run_pipeline(place, prepared, settings, reference, settings.precision)
+    ray.get(pending)
+    return outcome
+
+
+def _reference(place: Place, settings: Settings, data_dir: str | None) -> Any:
+    align, model = settings.align, settings.model
+    corpus, _ = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
+    parts = {
+        "language_model": fingerprint_language_model(model.language_model),
+        "init": model.language_model_init,
+        "seed": settings.seed,
+        "source": align.source,
+        "corpus": corpus.fingerprint() if corpus else "vocabulary",
+        "per_class": align.per_class,
+    }
+    job = Job("reference", model.language_model, {}, {}, parts)
+    # The data folder is where to look, not what was found: it stays out of the key.
+    place.common["data_dir"] = data_dir
+    return run_jobs(place, "reference", [job])[0]
+

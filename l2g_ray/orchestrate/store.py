@@ -1,0 +1,93 @@
+"""Stage results under content keys: what is there is not computed again, and what is half done goes on.
+
+A result is a folder `<root>/<stage>/<key>/` with `result.json` and its files. While it is made, it is
+`<root>/<stage>/<key>.work/`, which holds the training state of a run that may be interrupted at any moment; a rename
+makes it final.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from l2g_ray.errors import UserError
+
+# Raise a stage's number when a change of its code changes its results.
+STAGE_VERSIONS = {
+    "reference": 1,
+    "select": 1,
+    "search": 1,
+    "warmup": 1,
+    "align": 1,
+    "embedder_only": 1,
+    "trial": 1,
+    "finetune": 1,
+    "refit": 1,
+    "evaluate": 1,
+}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage: its folder and what `result.json` says."""
+
+    stage: str
+    key: str
+    folder: Path
+    values: dict[str, Any]
+
+
+def make_key(stage: str, parts: dict[str, Any]) -> str:
+    """Key of a stage's result: hash of its settings, data fingerprints, inputs' keys and code version."""
+    content = json.dumps({"stage": stage, "version": STAGE_VERSIONS[stage], **parts}, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+class Store:
+    """Stage results in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, stage: str, key: str) -> Path:
+        """Where a finished result stands."""
+        return self.root / stage / key
+
+    def find(self, stage: str, key: str) -> StageResult | None:
+        """The finished result, or None."""
+        folder = self.folder(stage, key)
+        try:
+            return StageResult(stage, key, folder, json.loads((folder / "result.json").read_text()))
+        except OSError:
+            return None
+        except ValueError:
+            raise UserError(f"{folder / 'result.json'}: not readable as JSON; delete the folder and run again") from None
+
+    def open_work(self, stage: str, key: str) -> Path:
+        """The folder where an unfinished result is made; it may hold the state of an interrupted run."""
+        folder = self.root / stage / f"{key}.work"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def commit(self, stage: str, key: str, values: dict[str, Any]) -> StageResult:
+        """Make the work folder final, with `values` as its `result.json`. Training states are dropped."""
+        work, folder = self.open_work(stage, key), self.folder(stage, key)
+        (work / "state.pt").unlink(missing_ok=True)
+        (work / "result.json").write_text(json.dumps(values, indent=1))
+        if folder.exists():  # another run finished it meanwhile
+            shutil.rmtree(work)
+        else:
+            os.replace(work, folder)
+        found = self.find(stage, key)
+        assert found is not None
+        return found
+
+    def discard_work(self, stage: str, keys: list[str]) -> None:
+        """Remove the work folders of trials that are not needed any more."""
+        for key in keys:
+            shutil.rmtree(self.root / stage / f"{key}.work", ignore_errors=True)

@@ -1,0 +1,303 @@
+"""A suite: many tasks at once on one Ray cluster, from files to leaderboard, report and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from l2g_ray.config import Settings, resolve
+from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.data.prepare import prepare
+from l2g_ray.errors import UserError
+from l2g_ray.models.language_model import locate
+from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
+from l2g_ray.orchestrate.environment import describe_environment, hash_content
+from l2g_ray.orchestrate.outcome import assemble_row, task_details, write_task_folder
+from l2g_ray.orchestrate.progress import Progress
+from l2g_ray.orchestrate.record import Recorder
+from l2g_ray.results.leaderboard import write_leaderboard
+from l2g_ray.results.report import write_report
+from l2g_ray.tasks.schema import Task
+
+POLL_S = 0.3
+SUITE_FILE = "suite.json"
+
+
+@dataclass(frozen=True)
+class SuiteRequest:
+    """What a person asked for. `sources` maps a task's name to the folder of its files."""
+
+    name: str
+    bench: str
+    tasks: list[Task]
+    sources: dict[str, Path]
+    preset: str
+    assignments: dict[str, Any]
+    out: Path
+    data_dir: Path | None = None
+    command: str = ""
+    experiment: str = "l2g_ray"
+    register: bool = False
+    verbose: bool = False
+    cpus: int | None = None
+    gpus_per_trial: float | None = None
+
+
+@dataclass
+class SuiteResult:
+    """Where everything is. `failures` maps a task's name to why it has no row."""
+
+    board: dict[str, Any]
+    folder: Path
+    tracking_uri: str
+    fresh: bool
+    wall_s: float
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def find_sources(tasks: list[Task], data_dir: Path | None) -> dict[str, Path]:
+    """The folder of each task's files: under `data_dir`, else inside the package.
+
+    Raises UserError naming the folder that is missing and how to give it.
+    """
+    packaged = Path(str(resources.files("l2g_ray"))) / "data"
+    found = {}
+    for task in tasks:
+        relative = task.folder or f"{task.bench}/{task.name}"
+        root = data_dir if data_dir is not None else packaged
+        # The packaged demo is found whatever --data-dir says, since that one holds other benches.
+        folder = next((r / relative for r in (root, packaged) if (r / relative).is_dir()), None)
+        if folder is None:
+            hint = f"looked in {root / relative}" if data_dir else "give the folder that holds the benches with --data-dir"
+            raise UserError(f"task '{task.name}' of bench '{task.bench}': its files are not there; {hint}")
+        found[task.name] = folder
+    return found
+
+
+def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
+    """Run all tasks side by side. What is finished is not run again; a task that fails leaves the others running.
+
+    Raises UserError for anything that can be known before training starts.
+    """
+    begun = time.monotonic()
+    settings = {task.name: resolve(request.preset, task.overrides, request.assignments) for task in request.tasks}
+    for name in dict.fromkeys(s.model.language_model for s in settings.values()):
+        locate(name)
+    folder = request.out / request.name
+    _make_writable(folder)
+    prepared = {
+        task.name: prepare(task, request.sources[task.name], request.out / "prepared" / task.bench / task.name, settings[task.name].data)
+        for task in request.tasks
+    }
+    key = _suite_key(request, settings, prepared)
+    finished = _finished_board(folder, key)
+    if finished is not None:
+        meta = json.loads((folder / SUITE_FILE).read_text())
+        return SuiteResult(finished, folder, meta["tracking_uri"], False, time.monotonic() - begun)
+    return _Run(request, settings, prepared, folder, key, console, begun).run()
+
+
+def _suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]) -> str:
+    from l2g_ray.orchestrate.store import STAGE_VERSIONS
+
+    return hash_content(
+        {
+            "bench": request.bench,
+            "settings": {name: s.model_dump(mode="json") for name, s in settings.items()},
+            "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
+            "versions": STAGE_VERSIONS,
+        }
+    )
+
+
+def _finished_board(folder: Path, key: str) -> dict[str, Any] | None:
+    try:
+        meta = json.loads((folder / SUITE_FILE).read_text())
+        if meta["key"] != key or meta["state"] != "finished":
+            return None
+        return json.loads((folder / "leaderboard.json").read_text())
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
+
+
+class _Run:
+    """One suite while it runs: tasks as Ray tasks, their events to the progress table and to MLflow."""
+
+    def __init__(
+        self,
+        request: SuiteRequest,
+        settings: dict[str, Settings],
+        prepared: dict[str, PreparedTask],
+        folder: Path,
+        key: str,
+        console: Console,
+        begun: float,
+    ) -> None:
+        self.request, self.settings, self.prepared = request, settings, prepared
+        self.folder, self.key, self.console, self.begun = folder, key, console, begun
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.details: dict[str, Any] = {}
+        self.failures: dict[str, str] = {}
+
+    def run(self) -> SuiteResult:
+        """Connect, run, write; an interrupt marks the MLflow runs as killed and leaves all finished stages in place."""
+        request = self.request
+        ray = connect(request.verbose, request.cpus)
+        slots = self._slots(ray)
+        self.environment = describe_environment(ray)
+        recorder = Recorder(request, self.key, self.settings, self.environment)
+        self._write_suite_file("running", recorder.uri)
+        self.console.print(
+            f"[bold]{request.name}[/bold]: {len(request.tasks)} task{'s' if len(request.tasks) > 1 else ''}, "
+            f"preset {request.preset}, {slots.count} trial slot{'s' if slots.count > 1 else ''}; MLflow store {recorder.uri}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for name, task in self.prepared.items():
+            for warning in task.manifest["warnings"]:
+                self.console.print(f"[yellow]{name}: {warning}[/yellow]", highlight=False, soft_wrap=True)
+        previous = signal.signal(signal.SIGTERM, _interrupt) if _in_main_thread() else None
+        try:
+            self._run_tasks(ray, slots, recorder)
+            board = self._finish(recorder)
+        except BaseException:
+            recorder.close("KILLED")
+            raise
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
+        return SuiteResult(board, self.folder, recorder.uri, True, time.monotonic() - self.begun, self.failures)
+
+    def _slots(self, ray: Any) -> Slots:
+        resources_there = ray.cluster_resources()
+        gpus = self.request.gpus_per_trial
+        if gpus is None:
+            gpus = 1.0 if resources_there.get("GPU", 0) >= 1 else 0.0
+        return measure_slots(resources_there, 1, gpus)
+
+    def _run_tasks(self, ray: Any, slots: Slots, recorder: Recorder) -> None:
+        from l2g_ray.orchestrate.board import Board
+        from l2g_ray.orchestrate.remote import run_task
+
+        board = ray.remote(num_cpus=0)(Board).remote()
+        remote = ray.remote(num_cpus=0, max_retries=0)(run_task)
+        common = {
+            "out": str(self.request.out.resolve()),
+            "data_dir": str(self.request.data_dir.resolve()) if self.request.data_dir else None,
+            "slots": slots,
+            "verbose": self.request.verbose,
+        }
+        waiting = [
+            {"task": name, "prepared": str(task.folder.resolve()), "settings": self.settings[name].model_dump(mode="json")}
+            for name, task in self.prepared.items()
+        ]
+        # A few more tasks than slots, so that one task's lone trial leaves no slot idle.
+        at_once = slots.count + 1
+        running: dict[Any, str] = {}
+        with Progress(self.console, list(self.prepared), self.request.name) as progress:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < at_once:
+                        spec = waiting.pop(0) | common
+                        running[remote.remote(spec, board)] = spec["task"]
+                    done, _ = ray.wait(list(running), timeout=POLL_S)
+                    for event in ray.get(board.drain.remote()):
+                        progress.update(event)
+                        recorder.record(event)
+                    for reference in done:
+                        self._take(ray, reference, running.pop(reference), progress, recorder)
+            except BaseException:
+                for reference in running:
+                    ray.cancel(reference, force=True)
+                raise
+
+    def _take(self, ray: Any, reference: Any, name: str, progress: Progress, recorder: Recorder) -> None:
+        try:
+            outcome = ray.get(reference)
+        except Exception as error:
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, UserError):
+                self.failures[name] = str(cause)
+            else:
+                self.failures[name] = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause) else ''}"
+                recorder.log_failure(name, str(error))
+            recorder.end_task(name, "FAILED")
+            progress.finish(name, f"failed: {self.failures[name]}")
+            return
+        task_folder = self.folder / name
+        write_task_folder(task_folder, self.prepared[name], outcome)
+        self.rows[name] = assemble_row(self.prepared[name], self.settings[name], outcome, task_folder)
+        self.details[name] = task_details(self.prepared[name], self.settings[name], outcome, task_folder)
+        self.rows[name]["model_uri"] = recorder.log_task(name, task_folder, self.rows[name], self.request.register)
+        test = self.rows[name]["test"]
+        low, high = test["ci95"]
+        progress.finish(name, f"test {self.rows[name]['metric']} {test['mean']:.3f} [{low:.3f}, {high:.3f}]")
+
+    def _finish(self, recorder: Recorder) -> dict[str, Any]:
+        order = [task.name for task in self.request.tasks]
+        models = sorted({s.model.language_model for s in self.settings.values()})
+        board = {
+            "schema": 1,
+            "bench": self.request.bench,
+            "preset": self.request.preset,
+            "language_model": ", ".join(models),
+            "tasks": [self.rows[name] for name in order if name in self.rows],
+        }
+        write_leaderboard(board, self.folder)
+        meta = self._write_suite_file("finished" if not self.failures else "failed", recorder.uri)
+        write_report(self.folder, board, [self.details[name] for name in order if name in self.details], meta)
+        recorder.log_suite(self.folder)
+        recorder.close("FINISHED" if not self.failures else "FAILED")
+        shutil.rmtree(self.request.out / "tune", ignore_errors=True)
+        return board
+
+    def _write_suite_file(self, state: str, uri: str) -> dict[str, Any]:
+        meta = {
+            "schema": 1,
+            "state": state,
+            "key": self.key,
+            "name": self.request.name,
+            "bench": self.request.bench,
+            "preset": self.request.preset,
+            "command": self.request.command,
+            "tracking_uri": uri,
+            "environment": self.environment,
+            "wall_s": round(time.monotonic() - self.begun, 1),
+            "settings": {name: s.model_dump(mode="json") for name, s in self.settings.items()},
+            "fingerprints": {
+                name: {split: p.fingerprint(split) for split in ("train", "valid", "test")} for name, p in self.prepared.items()
+            },
+        }
+        temporary = self.folder / f".{SUITE_FILE}.tmp"
+        temporary.write_text(json.dumps(meta, indent=1))
+        os.replace(temporary, self.folder / SUITE_FILE)
+        return meta
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,188 @@
+"""Predictions from a finished run, without Ray: load a model folder, stream a file through it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+
+from l2g_ray.data.readers import iter_tables
+from l2g_ray.errors import UserError
+from l2g_ray.models.l2g import load_model
+from l2g_ray.sequence import encode, reverse_complement
+from l2g_ray.stages.evaluate import prediction_columns
+from l2g_ray.stages.losses import to_predictions
+from l2g_ray.tasks.schema import Task
+
+TASK_FILE = "task.json"
+TASK_SCHEMA = 1
+
+
+def write_task_file(folder: Path, task: Task, strand_averaged: bool, length_bp: int) -> None:
+    """Beside a stored model: what its outputs mean, and how predictions are made from them."""
+    content = {
+        "schema": TASK_SCHEMA,
+        "task": task.model_dump(mode="json", exclude={"overrides"}),
+        "strand_averaged": strand_averaged,
+        "length_bp": length_bp,
+    }
+    (folder / TASK_FILE).write_text(json.dumps(content, indent=1))
+
+
+@dataclass
+class Predictor:
+    """A trained model with the task it was trained for. `length_bp` is the longest sequence that it accepts."""
+
+    model: torch.nn.Module
+    task: Task
+    strand_averaged: bool
+    length_bp: int
+    batch_size: int = 256
+
+    def predict_array(self, sequences: pa.Array | pa.ChunkedArray, first_row: int = 0) -> np.ndarray:
+        """Outputs (n, n_outputs): probabilities, or values in the labels' units.
+
+        Raises UserError for an empty or too long sequence, or a letter that is no nucleotide; rows count from
+        `first_row`.
+        """
+        outputs = []
+        for start in range(0, len(sequences), self.batch_size):
+            part = sequences.slice(start, self.batch_size)
+            try:
+                codes, lengths = encode(part)
+            except UserError as error:
+                raise UserError(f"sequences from row {first_row + start} on: {error}") from None
+            for row, length in enumerate(lengths):
+                if not 0 < length <= self.length_bp:
+                    raise UserError(
+                        f"row {first_row + start + row}: the sequence has {length} bp, this model reads 1 to {self.length_bp}; "
+                        "cut the sequence, or train on longer ones"
+                    )
+            outputs.append(self._forward(torch.from_numpy(codes), torch.from_numpy(lengths)))
+        return np.concatenate(outputs) if outputs else np.empty((0, self.task.n_outputs), np.float32)
+
+    def _forward(self, codes: torch.Tensor, lengths: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            result = to_predictions(self.task.kind, self.model(codes, lengths))
+            if self.strand_averaged:
+                flipped = self.model(reverse_complement(codes, lengths), lengths)
+                result = (result + to_predictions(self.task.kind, flipped)) / 2
+        return result.numpy()
+
+    def predict(self, sequences: list[str]) -> pd.DataFrame:
+        """One row a sequence: `prediction` and `probability_<label>`, or `prediction_<output>` for regression."""
+        outputs = self.predict_array(pa.array(sequences, pa.large_string()))
+        return pa.table(prediction_columns(self.task, outputs)).to_pandas()
+
+
+def find_model(run: Path, task: str | None = None) -> Path:
+    """The model folder of a run: a suite's folder (with `task` where it has several), a task's, or a model's own.
+
+    Raises UserError naming the tasks to choose from, or what is missing.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give the folder of a finished run")
+    if (run / TASK_FILE).exists() and (run / "model.safetensors").exists():
+        return run
+    if (run / "model" / TASK_FILE).exists():
+        return run / "model"
+    found = {folder.parent.parent.name: folder.parent for folder in sorted(run.glob(f"*/model/{TASK_FILE}"))}
+    if task is not None and task not in found:
+        raise UserError(f"{run}: no finished task '{task}' here; there are: {', '.join(found) or 'none'}")
+    if not found:
+        raise UserError(f"{run}: no finished model here; run `l2g-ray suite` or `l2g-ray run` first")
+    if task is None and len(found) > 1:
+        raise UserError(f"{run}: several tasks here, choose one with --task: {', '.join(found)}")
+    return found[task] if task else next(iter(found.values()))
+
+
+def load_predictor(folder: Path) -> Predictor:
+    """The predictor of a model folder. Nothing is unpickled.
+
+    Raises UserError for a folder without a model, or of another schema.
+    """
+    model = load_model(folder)
+    try:
+        content = json.loads((folder / TASK_FILE).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{folder / TASK_FILE}: missing or not readable; give the folder of a finished run") from None
+    if content.get("schema") != TASK_SCHEMA:
+        raise UserError(f"{folder / TASK_FILE}: schema {content.get('schema')}, this version reads {TASK_SCHEMA}; train it again")
+    return Predictor(model, Task.model_validate(content["task"]), content["strand_averaged"], int(content["length_bp"]))
+
+
+def predict_file(
+    predictor: Predictor,
+    source: Path,
+    target: Path,
+    *,
+    sequence_column: str | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> int:
+    """Stream predictions of a FASTA, CSV, TSV or Parquet file into a CSV or Parquet file; returns the rows written.
+
+    The output has `id` and the prediction columns; it appears only when complete.
+    """
+    writers = {".csv": _write_csv, ".tsv": _write_csv, ".parquet": _write_parquet}
+    if target.suffix not in writers:
+        raise UserError(f"{target}: the output must end in .csv, .tsv or .parquet")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        rows = writers[target.suffix](temporary, _predicted(predictor, source, sequence_column, progress), target.suffix)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error}); choose a folder you may write to") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+def _predicted(
+    predictor: Predictor, source: Path, sequence_column: str | None, progress: Callable[[int], None]
+) -> Iterator[pa.Table]:
+    done = 0
+    column = sequence_column or predictor.task.sequence_column
+    for table in iter_tables(source, batch_rows=4096, sequence_column=column):
+        try:
+            outputs = predictor.predict_array(table["sequence"], done)
+        except UserError as error:
+            raise UserError(f"{source}, {error}") from None
+        done += len(table)
+        progress(done)
+        yield pa.table({"id": table["id"], **prediction_columns(predictor.task, outputs)})
+
+
+def _write_parquet(path: Path, tables: Iterator[pa.Table], suffix: str) -> int:
+    return _write(tables, lambda schema: pq.ParquetWriter(str(path), schema, compression="zstd"))
+
+
+def _write_csv(path: Path, tables: Iterator[pa.Table], suffix: str) -> int:
+    options = pyarrow.csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",")
+    return _write(tables, lambda schema: pyarrow.csv.CSVWriter(str(path), schema, write_options=options))
+
+
+def _write(tables: Iterator[pa.Table], opened: Callable[[pa.Schema], Any]) -> int:
+    writer: Any = None
+    rows = 0
+    try:
+        for table in tables:
+            if writer is None:
+                writer = opened(table.schema)
+            writer.write_table(table)
+            rows += len(table)
+    finally:
+        if writer is not None:
+            writer.close()
+    if not rows:
+        raise UserError("the input has no sequences; give a file with at least one")
+    return rows

@@ -1,0 +1,200 @@
+"""Percentile bootstrap intervals over the rows of the test split and, from three on, over the seeds of training.
+
+Rows are resampled jointly for all seeds and arms, since they all saw the same rows: a difference of two arms has a
+narrower interval than the two alone would suggest. The seeds of training are a second source of spread; two of them
+say too little of it to resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+# Row indices (n,) to a score; NaN where the score is undefined on those rows.
+Score = Callable[[Array], float]
+# Counts (..., C, C), true class by row, to scores (...): `stages.metrics.mcc` is one.
+ConfusionMetric = Callable[[Array], Array]
+
+MIN_SEEDS_TO_RESAMPLE = 3
+# Resamples whose joint counts are held at once.
+CHUNK = 64
+
+
+def bootstrap_interval(
+    score: Score, n_rows: int, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval (lo, hi) of a score over rows drawn with replacement.
+
+    Resamples on which the score is NaN are left out; (NaN, NaN) when none remains. Raises ValueError for fewer
+    than one row or resample, or a confidence outside 0..1.
+    """
+    return _interval(_draw_scores([score], n_rows, resamples, seed)[:, 0], confidence)
+
+
+def summarise_seeds(
+    scores: Sequence[Score], n_rows: int, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> dict[str, Any]:
+    """The mean over seeds of training, with its interval.
+
+    `scores` holds one function a seed. Returns `mean`, `ci95` [lo, hi], `per_seed` (the scores of all rows) and
+    `dropped_resamples` (how many were NaN and are left out of the interval). Raises as `bootstrap_interval`.
+    """
+    points = _score_all_rows(scores, n_rows)
+    return _summarise(points, _draw_scores(scores, n_rows, resamples, seed), seed, confidence)
+
+
+def paired_difference(
+    first: Sequence[Score],
+    second: Sequence[Score],
+    n_rows: int,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    higher_is_better: bool = True,
+) -> dict[str, Any]:
+    """Mean of `first` minus mean of `second`, over the same rows.
+
+    Each arm is one function a seed; the arms may have different numbers of seeds. Returns `mean`, `ci95`, `p`
+    (the share of resamples in which the first is not better: one-sided, a tie counts against the first; None
+    without a resample) and `dropped_resamples`. Raises as `bootstrap_interval`.
+    """
+    points = _score_all_rows([*first, *second], n_rows)
+    draws = _draw_scores([*first, *second], n_rows, resamples, seed)
+    return _compare(points, draws, len(first), seed, confidence, higher_is_better)
+
+
+def confusion_bootstrap(
+    labels: ArrayLike,
+    predictions: ArrayLike,
+    n_classes: int,
+    metrics: Mapping[str, ConfusionMetric],
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, dict[str, Any]]:
+    """`summarise_seeds` of metrics that are functions of the confusion matrix, at the cost of counting rows once.
+
+    Drawing rows with replacement and counting is a multinomial draw of the joint counts of (label, prediction of
+    every seed), so this is the same bootstrap, not an approximation. `labels` (n,) and `predictions` (n,) or
+    (seeds, n) are class numbers below `n_classes`. Returns a summary a metric. Raises ValueError for other shapes
+    or classes, and as `bootstrap_interval`.
+    """
+    confusion, draws = _draw_confusions(labels, predictions, n_classes, resamples, seed)
+    return {
+        name: _summarise(np.asarray(metric(confusion)), np.asarray(metric(draws)), seed, confidence)
+        for name, metric in metrics.items()
+    }
+
+
+def confusion_difference(
+    labels: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    n_classes: int,
+    metric: ConfusionMetric,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """`paired_difference` of a metric (higher is better) that is a function of the confusion matrix.
+
+    `first` and `second` are class numbers (n,) or (seeds, n). Raises as `confusion_bootstrap`.
+    """
+    arms = [np.atleast_2d(np.asarray(arm)) for arm in (first, second)]
+    confusion, draws = _draw_confusions(labels, np.concatenate(arms), n_classes, resamples, seed)
+    points, scores = np.asarray(metric(confusion)), np.asarray(metric(draws))
+    return _compare(points, scores, len(arms[0]), seed, confidence, higher_is_better=True)
+
+
+def _score_all_rows(scores: Sequence[Score], n_rows: int) -> Array:
+    rows = np.arange(n_rows)
+    return np.array([score(rows) for score in scores], dtype=np.float64)
+
+
+def _draw_scores(scores: Sequence[Score], n_rows: int, resamples: int, seed: int) -> Array:
+    """Scores (resamples, len(scores)); every row of it is one drawing of the data's rows."""
+    if n_rows < 1 or resamples < 1 or not scores:
+        raise ValueError(f"need rows, resamples and scores; got {n_rows}, {resamples} and {len(scores)}")
+    generator = np.random.default_rng(seed)
+    draws = np.empty((resamples, len(scores)))
+    for draw in draws:
+        rows = generator.integers(n_rows, size=n_rows)
+        draw[:] = [score(rows) for score in scores]
+    return draws
+
+
+def _draw_confusions(
+    labels: ArrayLike, predictions: ArrayLike, n_classes: int, resamples: int, seed: int
+) -> tuple[Array, Array]:
+    """Counts (seeds, C, C) of all rows, and (resamples, seeds, C, C) of drawn ones."""
+    true, predicted = np.asarray(labels), np.atleast_2d(np.asarray(predictions))
+    if true.ndim != 1 or not len(true) or predicted.ndim != 2 or predicted.shape[1] != len(true):
+        raise ValueError(f"labels must be (n,), predictions (seeds, n); got {true.shape}, {predicted.shape}")
+    joint = np.vstack([true, predicted]).astype(np.int64)
+    if joint.min() < 0 or joint.max() >= n_classes:
+        raise ValueError(f"classes must be in 0..{n_classes - 1}, got {joint.min()}..{joint.max()}")
+    if resamples < 1:
+        raise ValueError(f"need at least one resample, got {resamples}")
+    cells, counts = np.unique(joint, axis=1, return_counts=True)
+    flat = cells[0] * n_classes + cells[1:]
+
+    def count(weights: Array) -> Array:
+        confusions = np.zeros((len(weights), len(flat), n_classes**2), dtype=np.int64)
+        for of_seed, indices in zip(confusions.swapaxes(0, 1), flat, strict=True):
+            np.add.at(of_seed.T, indices, weights.T)
+        return confusions.reshape(len(weights), len(flat), n_classes, n_classes)
+
+    generator = np.random.default_rng(seed)
+    sizes = [min(CHUNK, resamples - start) for start in range(0, resamples, CHUNK)]
+    n_rows, shares = counts.sum(), counts / counts.sum()
+    draws = np.concatenate([count(generator.multinomial(n_rows, shares, size=size)) for size in sizes])
+    return count(counts[None])[0], draws
+
+
+def _summarise(points: Array, draws: Array, seed: int, confidence: float) -> dict[str, Any]:
+    means = _mean_over_seeds(draws, seed)
+    return {
+        "mean": float(points.mean()),
+        "ci95": list(_interval(means, confidence)),
+        "per_seed": [float(point) for point in points],
+        "dropped_resamples": int(np.isnan(means).sum()),
+    }
+
+
+def _compare(
+    points: Array, draws: Array, n_first: int, seed: int, confidence: float, higher_is_better: bool
+) -> dict[str, Any]:
+    if not 0 < n_first < len(points):
+        raise ValueError("both arms need at least one seed")
+    difference = _mean_over_seeds(draws[:, :n_first], seed) - _mean_over_seeds(draws[:, n_first:], seed + 1)
+    defined = difference[~np.isnan(difference)]
+    not_better = defined <= 0 if higher_is_better else defined >= 0
+    return {
+        "mean": float(points[:n_first].mean() - points[n_first:].mean()),
+        "ci95": list(_interval(difference, confidence)),
+        "p": float(not_better.mean()) if len(defined) else None,
+        "dropped_resamples": int(np.isnan(difference).sum()),
+    }
+
+
+def _mean_over_seeds(draws: Array, seed: int) -> Array:
+    n_seeds = draws.shape[1]
+    if n_seeds >= MIN_SEEDS_TO_RESAMPLE:
+        # A stream of its own, so that the rows drawn do not depend on the number of seeds.
+        generator = np.random.default_rng([seed, n_seeds])
+        draws = np.take_along_axis(draws, generator.integers(n_seeds, size=draws.shape), axis=1)
+    return draws.mean(1)
+
+
+def _interval(draws: Array, confidence: float) -> tuple[float, float]:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    defined = draws[~np.isnan(draws)]
+    if not len(defined):
+        return float("nan"), float("nan")
+    lo, hi = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(lo), float(hi)

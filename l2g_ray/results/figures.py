@@ -1,0 +1,266 @@
+"""Figures of a run, drawn without a display. Colours are of the Okabe-Ito set, which colour-blind readers tell apart.
+
+A history is a list of records {stage, trial, epoch, metric, value, loss}: `value` is the validation score, `loss` the
+mean training loss, either may be None. Figures are plain `Figure` objects, not pyplot's: safe in any thread.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from l2g_ray.results.leaderboard import best_published, name_task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8F98"
+# Text and axes; `inline_svg` turns it into the page's own text colour.
+INK = "#23272E"
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "l2g_ray",
+    "font.family": ["DejaVu Sans"],
+}
+# Above this a scatter hides its own density.
+MAX_SCATTER_ROWS = 1500
+MAX_PANELS = 6
+
+
+def plot_scores(board: Mapping[str, Any]) -> Figure:
+    """Test scores with 95 % intervals, one line a task: L2G, embedder only, the best comparable published score."""
+    rows = list(board["tasks"])[::-1]
+    figure, (axes,) = _new_figure(7.2, 1.1 + 0.55 * max(len(rows), 1))
+    arms = (("test", "L2G", BLUE, "o", 0.16), ("embedder_only", "embedder only", ORANGE, "s", -0.16))
+    for arm, label, colour, marker, shift in arms:
+        points = [(y + shift, row[arm]) for y, row in enumerate(rows) if row[arm] and row[arm]["mean"] is not None]
+        means = np.array([score["mean"] for _, score in points], dtype=float)
+        bounds = [score["ci95"] if None not in score["ci95"] else (score["mean"],) * 2 for _, score in points]
+        # A mean may fall outside a percentile interval; matplotlib takes no negative length.
+        spans = np.abs(np.array(bounds, dtype=float).reshape(-1, 2).T - means)
+        heights = [y for y, _ in points]
+        axes.errorbar(means, heights, xerr=spans, fmt=marker, color=colour, capsize=3, markersize=5, label=label)
+    published = [(y, best) for y, row in enumerate(rows) if (best := best_published(row))]
+    if published:
+        xs, ys = [best["value"] for _, best in published], [y for y, _ in published]
+        axes.plot(xs, ys, "D", color=VERMILION, markersize=5, label="best comparable published")
+    axes.set_yticks(range(len(rows)), [f"{name_task(row)}\n{row['metric']}" for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel("test score (points: mean over seeds; bars: 95 % bootstrap interval)")
+    axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
+    _put_legend_above(axes)
+    return figure
+
+
+def plot_learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Training loss and validation score by epoch, a column a stage; the best trial is drawn strongly."""
+    frame = _to_frame(history)
+    stages = list(dict.fromkeys(frame["stage"]))
+    figure, panels = _new_figure(1 + 2.3 * max(len(stages), 1), 4.2, rows=2, columns=max(len(stages), 1))
+    for column, stage in enumerate(stages):
+        top, bottom = panels[column], panels[len(stages) + column]
+        of_stage = frame[frame["stage"] == stage]
+        best = _find_best_trial(of_stage)
+        for trial, curve in of_stage.groupby("trial", sort=False):
+            look = (
+                {"color": BLUE, "linewidth": 1.8} if trial == best else {"color": GREY, "linewidth": 0.9, "alpha": 0.6}
+            )
+            for axes, quantity in ((top, "loss"), (bottom, "value")):
+                known = curve.dropna(subset=[quantity]).sort_values("epoch")
+                axes.plot(
+                    known["epoch"], known[quantity], "o-", markersize=2.5, color=colour, linewidth=width, alpha=opacity
+                )
+        top.set_title(stage)
+        bottom.set_xlabel("epoch")
+        bottom.set_ylabel(f"validation {of_stage['metric'].iloc[0]}" if column == 0 else of_stage["metric"].iloc[0])
+        if column == 0:
+            top.set_ylabel("training loss")
+        for axes in (top, bottom):
+            _use_whole_numbers(axes)
+    return figure
+
+
+def plot_trials(history: Sequence[Mapping[str, Any]], stage: str = "finetune") -> Figure:
+    """The ASHA search: for every trial of a stage, best first, the epochs that it reached and its best score."""
+    frame = _to_frame(history)
+    frame = frame[(frame["stage"] == stage) & frame["value"].notna()]
+    trials = frame.groupby("trial").agg(epochs=("epoch", "nunique"), score=("value", _pick_best(frame)))
+    trials = trials.sort_values(["score", "epochs"], ascending=_lower_is_better(frame))
+    figure, (axes,) = _new_figure(6.4, 0.9 + 0.26 * max(len(trials), 1))
+    most = trials["epochs"].max() if len(trials) else 1
+    ys = np.arange(len(trials))[::-1]
+    colours = [BLUE if epochs == most else GREY for epochs in trials["epochs"]]
+    axes.barh(ys, trials["epochs"], color=colours, height=0.66)
+    for y, epochs, score in zip(ys, trials["epochs"], trials["score"], strict=True):
+        axes.text(epochs + 0.02 * most, y, f"{score:.3f}", va="center", fontsize=8)
+    axes.set_yticks(ys, [str(name) for name in trials.index])
+    axes.set_xlim(0, most * 1.15)
+    _use_whole_numbers(axes)
+    metric = frame["metric"].iloc[0] if len(frame) else "score"
+    axes.set_xlabel(f"epochs reached (grey: stopped early; numbers: best validation {metric})")
+    axes.set_ylabel("trial, best first")
+    return figure
+
+
+def plot_confusion(labels: Iterable[str], predictions: Iterable[str], classes: Sequence[str]) -> Figure:
+    """Confusion matrix of class names (n,), in counts, shaded by the share of the true class."""
+    codes = {name: i for i, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
+    for label, prediction in zip(labels, predictions, strict=True):
+        counts[codes[str(label)], codes[str(prediction)]] += 1
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 1.9 + 0.75 * len(classes)
+    figure, (axes,) = _new_figure(side + 0.8, side)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        text = f"{count}\n{shares[i, j]:.0%}"
+        # A fixed colour, since the cell under it does not follow the page's theme.
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.5 else "black")
+    axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class (count, share of row)")
+    return figure
+
+
+def plot_measured(measured: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
+    """Predicted against measured values (n, C) of the first six outputs `names` (C,); hexagons above 1,500 rows."""
+    measured, predicted = (np.asarray(v, dtype=float).reshape(-1, len(names)) for v in (measured, predicted))
+    shown = list(names)[:MAX_PANELS]
+    columns = min(len(shown), 3)
+    lines = -(-len(shown) // columns)
+    figure, panels = _new_figure(0.6 + 2.9 * columns, 0.4 + 2.9 * lines, rows=lines, columns=columns)
+    for i, name in enumerate(shown):
+        axes, known = panels[i], ~np.isnan(measured[:, i])
+        x, y = measured[known, i], predicted[known, i]
+        if len(x) > MAX_SCATTER_ROWS:
+            axes.hexbin(x, y, gridsize=40, cmap="viridis", mincnt=1, bins="log", linewidths=0)
+        else:
+            axes.plot(x, y, "o", color=BLUE, markersize=2.5, alpha=0.45, markeredgewidth=0)
+        both = np.concatenate([x, y]) if len(x) else np.array([0.0, 1.0])
+        axes.plot([both.min(), both.max()], [both.min(), both.max()], color=VERMILION, linewidth=1, linestyle="--")
+        axes.set_title(name)
+        axes.set_xlabel("measured")
+        axes.set_ylabel("predicted" if i % columns == 0 else "")
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def plot_architecture(architecture: Sequence[Mapping[str, int]]) -> Figure:
+    """The kernels that the search chose: for every layer a dot a tap, at its offset in the layer's input."""
+    figure, (axes,) = _new_figure(6.4, 1.0 + 0.26 * max(len(architecture), 1))
+    reach = max((a["dilation"] * (a["kernel_size"] // 2) for a in architecture), default=1)
+    for layer, choice in enumerate(architecture):
+        kernel, dilation = choice["kernel_size"], choice["dilation"]
+        taps = (np.arange(kernel) - kernel // 2) * dilation
+        axes.plot(taps[[0, -1]], [layer, layer], color=GREY, linewidth=0.8, alpha=0.7)
+        axes.plot(taps, np.full(kernel, layer), "o", color=BLUE, markersize=4)
+        axes.text(reach * 1.1, layer, f"kernel {kernel}, dilation {dilation}", va="center", fontsize=8)
+    axes.set_yticks(range(len(architecture)), [str(i + 1) for i in range(len(architecture))])
+    axes.set_ylim(len(architecture) - 0.4, -0.6)
+    axes.set_xlim(-reach * 1.1, reach * 1.8)
+    _use_whole_numbers(axes)
+    axes.set_xlabel("offset of the taps (positions in the layer's input)")
+    axes.set_ylabel("layer")
+    return figure
+
+
+def save(figure: Figure, path_stem: Path) -> tuple[Path, Path]:
+    """Write `<path_stem>.svg` and `<path_stem>.png` (150 dpi, white ground). Returns both paths."""
+    import matplotlib
+
+    path_stem.parent.mkdir(parents=True, exist_ok=True)
+    svg, png = (path_stem.with_name(f"{path_stem.name}.{kind}") for kind in ("svg", "png"))
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(svg, facecolor="white", metadata={"Date": None})
+        figure.savefig(png, facecolor="white", dpi=150)
+    return svg, png
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as one `<svg>` element for an HTML page: text in the page's colour, ids that start with `name`."""
+    import html
+
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
+    # Ids must differ between the figures of one page.
+    svg = re.sub(r'(\bid="|href="#|url\(#)', lambda match: f"{match[1]}{name}-", svg)
+    svg = re.sub(INK, "currentColor", svg, flags=re.IGNORECASE)
+    width = re.search(r'width="([\d.]+)pt"', svg)
+    view = re.sub(r' (width|height)="[\d.]+pt"', "", svg.split(">", 1)[0]) + ' role="img"'
+    view += f' aria-label="{html.escape(description)}" style="max-width:{float(width[1]) if width else 500:.0f}pt"'
+    return f"{view}>{svg.split('>', 1)[1]}"
+
+
+def _new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` by `height` inches and its axes, row by row."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(panels.ravel())
+
+
+def _put_legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handletextpad=0.3, columnspacing=1.2, borderpad=0)
+
+
+def _use_whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def _to_frame(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(history), columns=["stage", "trial", "epoch", "metric", "value", "loss"])
+    return frame.astype({"value": float, "loss": float, "trial": str})
+
+
+def _lower_is_better(frame: pd.DataFrame) -> bool:
+    return bool(len(frame)) and str(frame["metric"].iloc[0]).startswith(("mse", "loss"))
+
+
+def _pick_best(frame: pd.DataFrame) -> str:
+    return "min" if _lower_is_better(frame) else "max"
+
+
+def _find_best_trial(frame: pd.DataFrame) -> str | None:
+    known = frame.dropna(subset=["value"])
+    if known.empty:
+        return None
+    values = known["value"].to_numpy()
+    position = values.argmin() if _lower_is_better(known) else values.argmax()
+    return str(known["trial"].iloc[int(position)])

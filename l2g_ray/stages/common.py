@@ -1,0 +1,212 @@
+"""What the stages share: the data they see, building an embedder, evaluating on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from l2g_ray.config import ModelSettings, Settings
+from l2g_ray.data.batches import Batch, Source, count_batches, iter_batches, iter_evaluation_batches
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.sequence import reverse_complement
+from l2g_ray.stages.loop import Runtime
+from l2g_ray.stages.losses import compute_task_loss, to_predictions
+from l2g_ray.stages.metrics import HIGHER_IS_BETTER, score
+from l2g_ray.tasks.schema import Task
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Training and validation rows of one task. The test split is not here: only `evaluate` opens it.
+
+    `length_bp` is the longest sequence of any split; `label_offset` and `label_scale` (n_outputs,) are the training
+    labels' mean and standard deviation for regression, 0 and 1 otherwise.
+    """
+
+    task: Task
+    train: Source
+    valid: Source
+    length_bp: int
+    fixed_length: bool
+    label_offset: torch.Tensor
+    label_scale: torch.Tensor
+
+
+def measure_labels(task: Task, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (n_outputs,) of training labels (n, n_outputs), NaN left out."""
+    if task.kind != "regression":
+        return torch.zeros(task.n_outputs), torch.ones(task.n_outputs)
+    offset = torch.from_numpy(np.nanmean(labels, 0)).float()
+    spread = torch.from_numpy(np.nanstd(labels, 0)).float()
+    return offset, torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the CNN stages need of the language model, so that they never load it: width D, token limit, its embedding
+    LayerNorm, and the text features (n, D) that MMD aligns to."""
+
+    width: int
+    max_tokens: int
+    norm_eps: float
+    norm_weight: torch.Tensor
+    norm_bias: torch.Tensor
+    features: torch.Tensor
+
+
+def read_reference(folder: Path, facts: dict[str, Any]) -> Reference:
+    """The reference that `models.reference.write_reference` wrote."""
+    tensors = load_file(str(folder / "reference.safetensors"))
+    return Reference(
+        width=int(facts["width"]),
+        max_tokens=int(facts["max_tokens"]),
+        norm_eps=float(facts["norm_eps"]),
+        norm_weight=tensors["norm_weight"],
+        norm_bias=tensors["norm_bias"],
+        features=tensors["features"],
+    )
+
+
+def use_rc(settings: Settings, task: Task) -> bool:
+    """Whether reverse complements are the same example: 'auto' is yes unless the task belongs to one strand."""
+    choice = settings.data.rc_augment
+    return choice == "on" or (choice == "auto" and not task.strand_specific)
+
+
+def make_embedder_config(
+    settings: Settings,
+    data: TaskData,
+    reference: Reference,
+    backbone: str,
+    architecture: Iterable[tuple[int, int]] = (),
+    dropout: float = 0.0,
+) -> EmbedderConfig:
+    """The config of an embedder for this task and language model."""
+    model = settings.model
+    return EmbedderConfig(
+        backbone=backbone,
+        channels=_channels(model, backbone, reference.width),
+        length_bp=data.length_bp,
+        width=reference.width,
+        max_tokens=reference.max_tokens,
+        n_outputs=data.task.n_outputs,
+        in_channels=settings.data.channels,
+        target_tokens=model.target_tokens,
+        full_tokens=backbone == "resnet" and model.resnet_tokens == "full",
+        pool=model.resnet_pool,
+        causal=model.causal,
+        dropout=dropout,
+        predictor_reads=model.predictor_reads,
+        norm_eps=reference.norm_eps,
+        architecture=tuple(architecture),
+    )
+
+
+def _channels(model: ModelSettings, backbone: str, width: int) -> tuple[int, ...]:
+    channels = {"resnet": model.resnet_channels, "unet": model.unet_channels, "deepsea": model.deepsea_channels}[backbone]
+    return tuple(width if c is None else c for c in channels)
+
+
+def build_net(config: EmbedderConfig, data: TaskData, reference: Reference, seed: int) -> EmbedderNet:
+    """A fresh embedder with Predictor 1, its LayerNorm a copy of the language model's (spec 2.5)."""
+    torch.manual_seed(seed)
+    net = EmbedderNet(config)
+    with torch.no_grad():
+        net.embedder.norm.weight.copy_(reference.norm_weight)
+        net.embedder.norm.bias.copy_(reference.norm_bias)
+    net.predictor.set_label_scale(data.label_offset, data.label_scale)
+    return net
+
+
+def make_batches(
+    settings: Settings,
+    data: TaskData,
+    batch_size: int,
+    seed: int,
+    *,
+    augment: bool = True,
+    max_batches: int | None = None,
+) -> Callable[[int], Iterator[Batch]]:
+    """Epoch to shuffled, augmented training batches."""
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        return iter_batches(
+            data.train.tables(),
+            kind=data.task.kind,
+            batch_size=batch_size,
+            length_bp=data.length_bp if data.fixed_length else None,
+            seed=seed,
+            epoch=epoch,
+            shuffle_window_rows=settings.data.shuffle_window_rows,
+            rc_augment=augment and use_rc(settings, data.task),
+            shift_bp=settings.data.shift_bp if augment else 0,
+            drop_last=True,
+            max_batches=max_batches,
+        )
+
+    return batches
+
+
+def count_steps(data: TaskData, batch_size: int, group: int = 1, max_batches: int | None = None) -> int:
+    """Optimiser steps an epoch."""
+    n = count_batches(data.train.n_rows, batch_size, drop_last=True)
+    return -(-min(n, max_batches or n) // group)
+
+
+def make_losses(model: nn.Module, task: Task, scale: torch.Tensor) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
+    """The plain task loss of a group, a batch at a time, weighted by its rows (acceptance D5)."""
+
+    def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
+        n_rows = sum(len(batch.codes) for batch in group)
+        for batch in group:
+            outputs = model(batch.codes, batch.lengths_bp)
+            weight = len(batch.codes) / n_rows
+            yield weight * compute_task_loss(task.kind, outputs, batch.labels, scale.to(outputs.device))
+
+    return losses
+
+
+def predict_source(
+    model: nn.Module, source: Source, task: Task, runtime: Runtime, batch_size: int = 256, rc_average: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions (n, n_outputs) and labels of all rows in order, in evaluation mode.
+
+    `rc_average` means over both strands: probabilities for classification, values for regression (spec 6.5).
+    """
+    model.eval()
+    predictions, labels = [], []
+    with torch.no_grad():
+        for batch in iter_evaluation_batches(source.tables(), kind=task.kind, batch_size=batch_size):
+            batch = batch.to(runtime.device)
+            with runtime.autocast():
+                outputs = to_predictions(task.kind, model(batch.codes, batch.lengths_bp))
+                if rc_average:
+                    flipped = reverse_complement(batch.codes, batch.lengths_bp)
+                    outputs = (outputs + to_predictions(task.kind, model(flipped, batch.lengths_bp))) / 2
+            predictions.append(outputs.float().cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+    return np.concatenate(predictions), np.concatenate(labels)
+
+
+def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:
+    """The task's metric on validation as 'score', negated where lower is better, so that it is always maximised."""
+    task = data.task
+    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+
+    def validate() -> dict[str, float]:
+        predictions, labels = predict_source(model, data.valid, task, runtime)
+        return {"score": sign * score(task.kind, task.metric, labels, predictions)}
+
+    return validate
+
+
+def with_dropout(config: EmbedderConfig, dropout: float) -> EmbedderConfig:
+    """The same embedder with another dropout probability."""
+    return replace(config, dropout=dropout)

@@ -1,0 +1,111 @@
+"""Stage 3: fine-tune embedder, language model and predictor on the task (spec 6)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from l2g_ray.config import Settings
+from l2g_ray.models.embedder import EmbedderConfig
+from l2g_ray.models.l2g import L2GConfig, L2GModel
+from l2g_ray.models.language_model import LanguageModel, load_transformer
+from l2g_ray.stages.common import (
+    Reference,
+    TaskData,
+    build_net,
+    count_steps,
+    make_batches,
+    make_losses,
+    make_validate,
+)
+from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
+from l2g_ray.stages.optim import make_optimizer, make_schedule
+
+
+@dataclass(frozen=True)
+class FinetuneTrial:
+    """The hyper-parameters of one trial, as ASHA draws them."""
+
+    lr_embedder: float
+    lr_language_model: float
+    weight_decay: float
+    dropout: float
+    batch_size: int
+    train_layers: str
+    alpha: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return asdict(self)
+
+
+def build_model(
+    data: TaskData,
+    settings: Settings,
+    reference: Reference,
+    *,
+    config: EmbedderConfig,
+    embedder_state: dict[str, torch.Tensor],
+    seed: int,
+) -> L2GModel:
+    """The whole model: a trained embedder joined to the language model, with a fresh head."""
+    net = build_net(config, data, reference, seed)
+    net.load_state_dict(embedder_state)
+    transformer = load_transformer(settings.model.language_model, settings.model.language_model_init, seed)
+    language_model = LanguageModel(transformer, settings.model.positions, settings.model.language_model_layers)
+    return L2GModel(
+        L2GConfig(
+            config,
+            settings.model.combine,
+            settings.model.positions,
+            settings.model.language_model,
+            settings.model.language_model_layers,
+        ),
+        net,
+        language_model,
+    )
+
+
+def finetune(
+    data: TaskData,
+    settings: Settings,
+    reference: Reference,
+    runtime: Runtime,
+    *,
+    config: EmbedderConfig,
+    embedder_state: dict[str, torch.Tensor],
+    trial: FinetuneTrial,
+    seed: int,
+) -> TrainResult:
+    """Fine-tune with one set of hyper-parameters; returns the best epoch on validation.
+
+    Embedder, language model and head have learning rates of their own: one rate for all either leaves the head at
+    chance or tears the language model apart (spec/lm_value.md).
+    """
+    stage = settings.finetune
+    model = build_model(data, settings, reference, config=config, embedder_state=embedder_state, seed=seed)
+    model.language_model.set_dropout(trial.dropout)
+    model.language_model.set_trainable(trial.train_layers)
+    model.to(runtime.device)
+    optim = stage.optim.model_copy(update={"weight_decay": trial.weight_decay})
+    steps = count_steps(data, trial.batch_size)
+    optimizer = make_optimizer(
+        optim,
+        [
+            (model.net.parameters(), trial.lr_embedder),
+            (model.language_model.parameters(), trial.lr_language_model),
+            (model.head.parameters(), stage.lr_predictor),
+        ],
+    )
+    return train(
+        model,
+        optimizer,
+        make_schedule(optim, stage.epochs, steps),
+        LoopSettings(stage.epochs, steps, seed, clip_norm=optim.clip_norm),
+        runtime,
+        batches=make_batches(settings, data, trial.batch_size, seed),
+        losses=make_losses(model, data.task, data.label_scale),
+        validate=make_validate(model, data, runtime),
+    )

@@ -1,0 +1,36 @@
+"""Task losses and the step from network outputs to predictions, by task kind."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def compute_task_loss(kind: str, outputs: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean task loss of a batch.
+
+    Parameters
+    ----------
+    outputs : (batch, n_outputs) logits, or values in the labels' units for regression.
+    labels : (batch,) int64 class codes, or (batch, n_outputs) float32 with NaN where a label is missing.
+    scale : (n_outputs,) standard deviation of the labels; residuals are divided by it, so that outputs of an assay
+        weigh the same whatever their units.
+
+    Cross-entropy, BCE with logits, or MSE (spec 1.4); missing labels are left out. An all-missing batch gives 0.
+    """
+    if kind in ("binary", "multiclass"):
+        return functional.cross_entropy(outputs, labels)
+    known = torch.isfinite(labels)
+    target = torch.where(known, labels, torch.zeros_like(labels))
+    if kind == "multilabel":
+        each = functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+    else:
+        each = ((outputs - target) / (1.0 if scale is None else scale)).square()
+    return (each * known).sum() / known.sum().clamp(min=1)
+
+
+def to_predictions(kind: str, outputs: torch.Tensor) -> torch.Tensor:
+    """Probabilities (batch, n_outputs) for classification and multilabel tasks, the values themselves for regression."""
+    if kind in ("binary", "multiclass"):
+        return outputs.float().softmax(1)
+    return outputs.float().sigmoid() if kind == "multilabel" else outputs.float()

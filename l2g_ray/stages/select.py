@@ -1,0 +1,45 @@
+"""Stage 1a: train each candidate backbone for one epoch; the best validation score wins (spec 3)."""
+
+from __future__ import annotations
+
+from l2g_ray.config import Settings
+from l2g_ray.stages.common import (
+    Reference,
+    TaskData,
+    build_net,
+    count_steps,
+    make_batches,
+    make_embedder_config,
+    make_losses,
+    make_validate,
+)
+from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
+from l2g_ray.stages.optim import make_optimizer, make_schedule
+
+
+def train_backbone(
+    data: TaskData, settings: Settings, reference: Reference, runtime: Runtime, *, backbone: str, seed: int
+) -> TrainResult:
+    """Train one backbone with its default kernels; every candidate gets the same seed.
+
+    A diverged candidate scores -inf, so it can never win.
+    """
+    stage = settings.select
+    net = build_net(make_embedder_config(settings, data, reference, backbone, dropout=stage.dropout), data, reference, seed)
+    net.to(runtime.device)
+    steps = count_steps(data, stage.batch_size)
+    return train(
+        net,
+        make_optimizer(stage.optim, [(net.parameters(), stage.optim.lr)]),
+        make_schedule(stage.optim, stage.epochs, steps),
+        LoopSettings(stage.epochs, steps, seed, clip_norm=stage.optim.clip_norm),
+        runtime,
+        batches=make_batches(settings, data, stage.batch_size, seed),
+        losses=make_losses(net, data.task, data.label_scale),
+        validate=make_validate(net, data, runtime),
+    )
+
+
+def choose_backbone(scores: dict[str, float]) -> str:
+    """The candidate with the best validation score; ties go to the one listed first."""
+    return max(scores, key=lambda name: scores[name])

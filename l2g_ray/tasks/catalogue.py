@@ -1,0 +1,104 @@
+"""The benches that ship with the package: `benches/*.yaml`, read and checked against the schema.
+
+A bench's YAML holds `name`, `title`, `description`, `tasks` (task name to the fields of `Task`) and, where wanted,
+`defaults`: preset name (or `all`) to dotted settings that every task of the bench starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from l2g_ray.errors import UserError, nearest
+from l2g_ray.tasks.schema import Task
+
+
+class Bench(BaseModel):
+    """A named set of tasks, in the order of its YAML. `defaults` are already merged into each task's `overrides`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    title: str
+    description: str = ""
+    tasks: dict[str, Task] = Field(min_length=1)
+    defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+def list_benches() -> list[str]:
+    """Names of the benches that ship with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in _bench_folder().iterdir() if f.name.endswith(".yaml"))
+
+
+def load_bench(name: str) -> Bench:
+    """One bench. Raises UserError for an unknown name."""
+    known = list_benches()
+    if name not in known:
+        raise UserError(f"unknown bench '{name}': {nearest(name, known)}")
+    return parse_bench(yaml.safe_load((_bench_folder() / f"{name}.yaml").read_text()), f"{name}.yaml")
+
+
+def parse_bench(raw: Mapping[str, Any], where: str) -> Bench:
+    """A bench from the mapping that its YAML holds. Raises UserError naming `where`, the key and what is wrong."""
+    name = str(raw.get("name", ""))
+    defaults = raw.get("defaults") or {}
+    tasks = {
+        task_name: parse_task(
+            {"bench": name, "name": task_name, **_merge_defaults(fields, defaults)}, f"{where}, task '{task_name}'"
+        )
+        for task_name, fields in (raw.get("tasks") or {}).items()
+    }
+    try:
+        return Bench.model_validate({**raw, "tasks": tasks})
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe_invalid(error, Bench)}") from None
+
+
+def parse_task(raw: Mapping[str, Any], where: str) -> Task:
+    """A task from a mapping of its fields. Raises UserError naming `where`, the key and what is wrong."""
+    try:
+        return Task.model_validate(dict(raw))
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe_invalid(error, Task)}") from None
+
+
+def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of a pydantic error in one sentence, with the nearest key for an unknown one."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}': {nearest(key, model.model_fields)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"key '{key}': {message}" if key else message
+
+
+def find_tasks(bench: str, names: Iterable[str] | None = None) -> list[Task]:
+    """The named tasks of a bench, all of them when `names` is None, in the bench's order and each once.
+
+    Raises
+    ------
+    UserError : an unknown bench or task; the nearest name is given.
+    """
+    tasks = load_bench(bench).tasks
+    if names is None:
+        return list(tasks.values())
+    wanted = list(names)
+    for name in wanted:
+        if name not in tasks:
+            raise UserError(f"unknown task '{name}' in bench '{bench}': {nearest(name, tasks)}")
+    return [task for name, task in tasks.items() if name in wanted]
+
+
+def _merge_defaults(fields: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    own = fields.get("overrides") or {}
+    presets = [*defaults, *(preset for preset in own if preset not in defaults)]
+    merged = {preset: {**defaults.get(preset, {}), **own.get(preset, {})} for preset in presets}
+    return {**fields, "overrides": merged}
+
+
+def _bench_folder() -> Any:
+    return resources.files("l2g_ray") / "tasks" / "benches"

@@ -1,0 +1,210 @@
+"""The MLflow store behind `tracking`: opened once, models and their registry, and what is never logged."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import logging
+import os
+import re
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l2g_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MODEL_TAG = "l2g_ray.model_uri"
+PROBE_SECONDS = 4.0
+# MLflow's own defaults (120 s, 7 retries) would hang a suite for minutes on a server that went away.
+HTTP_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+# `token` only at the end of a word: `target_tokens` and `tokenizer` are settings, `hf_token` is not.
+SECRET = re.compile(r"(secret|passw(or)?d|api[_-]?key|credential|token(?![a-z]))", re.IGNORECASE)
+MODEL_REQUIREMENTS = (
+    "l2g-ray",
+    "mlflow",
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+)
+_opening = threading.Lock()
+
+
+def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, MlflowClient, str]:
+    """The resolved URI, a client and the experiment's id; `Tracker` tells the parameters and errors."""
+    for name, value in HTTP_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    home = Path(home).absolute()
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    if uri.startswith(("http://", "https://")):
+        _probe_server(uri)
+
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        with _initialising(home):
+            client = MlflowClient(uri, uri)
+            return uri, client, _find_experiment(client, uri, experiment, home)
+    except OSError as error:
+        raise UserError(f"cannot write to {home} ({error.strerror}); name another folder with --out") from None
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = redact(str(error).strip().splitlines()[0])
+        raise UserError(
+            f"cannot open the MLflow store {redact(uri)} ({reason}); name another with MLFLOW_TRACKING_URI, "
+            "or unset it for a local one"
+        ) from error
+
+
+def upload_model(client: MlflowClient, experiment_id: str, run_id: str, folder: Path) -> str:
+    """Store a folder as the pyfunc model of a run; returns `models:/<id>`.
+
+    Only the client is used: MLflow's fluent calls set a global URI and export it to the environment, where
+    the next `Tracker` of this process would take it for the user's.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.models import Model
+    from mlflow.models.signature import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    from l2g_ray import pyfunc
+
+    logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        # MLflow asks for an input example, which would load and run the model here.
+        warnings.simplefilter("ignore", UserWarning)
+        target = Path(scratch) / "model"
+        mlflow.pyfunc.save_model(
+            target,
+            python_model=str(Path(pyfunc.__file__)),
+            artifacts={"model": str(folder.absolute())},
+            # One unnamed text column takes a list, an array and a table alike.
+            signature=ModelSignature(inputs=Schema([ColSpec("string")])),
+            pip_requirements=list(_pin_requirements()),
+            mlflow_model=Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id),
+        )
+        client.log_model_artifacts(logged.model_id, str(target))
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return f"models:/{logged.model_id}"
+
+
+def register_model(client: MlflowClient, uri: str, name: str, model_uri: str, run_id: str) -> None:
+    """Make a version of the registered model `name` from a logged model, once."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # MLflow 3.17 does not return a version's model_id from a search of an SQL store: our tag says it.
+    if any(v.tags.get(MODEL_TAG) == model_uri for v in client.search_model_versions(f"name='{name}'")):
+        return
+    model_id = model_uri.removeprefix("models:/")
+    # A server resolves models:/ by itself; without one, MLflow would look the id up at the global URI.
+    is_server = uri.startswith(("http://", "https://"))
+    source = model_uri if is_server else client.get_logged_model(model_id).artifact_location
+    client.create_model_version(name, source=source, run_id=run_id, tags={MODEL_TAG: model_uri}, model_id=model_id)
+
+
+def without_secrets(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without the keys that name a secret, and without passwords inside URLs."""
+    return {key: _clean(value) for key, value in nested.items() if not SECRET.search(str(key))}
+
+
+def redact(text: str) -> str:
+    """The text with `user:password@` of its URLs replaced by `***@`."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_secrets(value)
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def _probe_server(uri: str) -> None:
+    outcome: list[str] = ["no answer"]
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS - 1):
+                outcome[0] = ""
+        except urllib.error.HTTPError as error:
+            # A managed server may not know /health or may want a login first: it is there all the same.
+            outcome[0] = "" if error.code < 500 else f"status {error.code}"
+        except (OSError, ValueError) as error:
+            outcome[0] = str(getattr(error, "reason", error))
+
+    # In a thread, since a timeout does not cover the look-up of the host's name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    if outcome[0]:
+        raise UserError(
+            f"the MLflow server {redact(uri)} does not answer ({outcome[0]}); start it, correct "
+            "MLFLOW_TRACKING_URI, or unset it for a local store"
+        )
+
+
+@contextmanager
+def _initialising(home: Path) -> Iterator[None]:
+    # Two processes (or threads) that make the tables of one SQLite file at once break each other.
+    home.mkdir(parents=True, exist_ok=True)
+    with _opening, (home / ".mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _find_experiment(client: MlflowClient, uri: str, name: str, home: Path) -> str:
+    from mlflow.exceptions import MlflowException
+
+    for _ in range(2):
+        found = client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise UserError(f"the MLflow experiment '{name}' was deleted; restore it, or choose another name")
+        if found is not None:
+            return found.experiment_id
+        # A server keeps artifacts itself; without one, MLflow's default would be the working directory.
+        is_remote = uri.startswith(("http://", "https://", "databricks"))
+        location = None if is_remote else (home / "mlartifacts").as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            # Another client of the server was faster: take its experiment.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+    raise UserError(f"the MLflow experiment '{name}' can neither be found nor created; choose another name")
+
+
+def _pin_requirements() -> Iterator[str]:
+    for name in MODEL_REQUIREMENTS:
+        try:
+            # A local version (+cpu) is on no index.
+            yield f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
