@@ -117,7 +117,9 @@ def load_predictor(folder: Path) -> Predictor:
     except (OSError, ValueError):
         raise UserError(f"{folder / TASK_FILE}: missing or not readable; give the folder of a finished run") from None
     if content.get("schema") != TASK_SCHEMA:
-        raise UserError(f"{folder / TASK_FILE}: schema {content.get('schema')}, this version reads {TASK_SCHEMA}; train it again")
+        raise UserError(
+            f"{folder / TASK_FILE}: schema {content.get('schema')}, this version reads {TASK_SCHEMA}; train it again"
+        )
     return Predictor(model, Task.model_validate(content["task"]), content["strand_averaged"], int(content["length_bp"]))
 
 
@@ -138,10 +140,14 @@ def predict_file(
         raise UserError(f"{target}: the output must end in .csv, .tsv or .parquet")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        rows = writers[target.suffix](temporary, _predicted(predictor, source, sequence_column, progress), target.suffix)
+        rows = writers[target.suffix](
+            temporary, _predicted(predictor, source, sequence_column, progress), target.suffix
+        )
         os.replace(temporary, target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error}); choose a folder you may write to") from None
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror or error}); choose a folder you may write to"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
     return rows

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 MODEL_TAG = "l2g_ray.model_uri"
 PROBE_SECONDS = 4.0
-# MLflow's own defaults (120 s, 7 retries) would hang a suite for minutes on a server that went away.
-HTTP_DEFAULTS = {
+# Only where the user set nothing. MLflow's own (120 s, 7 retries) hang for minutes on a server that went away.
+ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 # `token` only at the end of a word: `target_tokens` and `tokenizer` are settings, `hf_token` is not.
 SECRET = re.compile(r"(secret|passw(or)?d|api[_-]?key|credential|token(?![a-z]))", re.IGNORECASE)
@@ -49,7 +50,7 @@ _opening = threading.Lock()
 
 def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, MlflowClient, str]:
     """The resolved URI, a client and the experiment's id; `Tracker` tells the parameters and errors."""
-    for name, value in HTTP_DEFAULTS.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     home = Path(home).absolute()
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"

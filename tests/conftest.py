@@ -29,9 +29,18 @@ def make_tiny_language_model(folder: Path, family: str = "bert") -> Path:
 
     torch.manual_seed(0)
     sizes = dict(
-        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=66
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=66,
     )
-    models = {"bert": (BertConfig, BertModel), "roberta": (RobertaConfig, RobertaModel), "mpnet": (MPNetConfig, MPNetModel)}
+    models = {
+        "bert": (BertConfig, BertModel),
+        "roberta": (RobertaConfig, RobertaModel),
+        "mpnet": (MPNetConfig, MPNetModel),
+    }
     config, model = models[family]
     model(config(**sizes)).save_pretrained(folder)
     return folder

@@ -17,11 +17,21 @@ COMMON = [
     click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files."),
     click.option("--language-model", metavar="MODEL", help="Hub id, local folder, or 'minilm'."),
     click.option("--seeds", type=click.IntRange(1), help="Refits of the winner, each with its own seed."),
-    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. finetune.trials=8. Repeatable."),
-    click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are kept."),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="One setting, e.g. finetune.trials=8. Repeatable.",
+    ),
+    click.option(
+        "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are kept."
+    ),
     click.option("--name", help="Name of the run; made of benchmark and preset by default."),
     click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default."),
-    click.option("--gpus-per-trial", type=click.FloatRange(0), help="1 where the cluster has GPUs; fractions share one."),
+    click.option(
+        "--gpus-per-trial", type=click.FloatRange(0), help="1 where the cluster has GPUs; fractions share one."
+    ),
     click.option("--register", is_flag=True, help="Register each task's model in MLflow."),
     click.option("-v", "--verbose", is_flag=True, help="Show Ray's own messages too."),
 ]

@@ -20,7 +20,9 @@ def tasks(bench: str | None, as_json: bool) -> None:
 
     benches = [load_bench(name) for name in ([bench] if bench else list_benches())]
     if as_json:
-        listed = {b.name: {n: t.model_dump(mode="json", exclude={"overrides"}) for n, t in b.tasks.items()} for b in benches}
+        listed = {
+            b.name: {n: t.model_dump(mode="json", exclude={"overrides"}) for n, t in b.tasks.items()} for b in benches
+        }
         click.echo(json.dumps(listed, indent=1))
         return
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)

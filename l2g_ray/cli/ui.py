@@ -19,7 +19,9 @@ def find_store(run: Path) -> str:
         return str(json.loads((run / "suite.json").read_text())["tracking_uri"])
     if (run / "mlflow.db").exists():
         return f"sqlite:///{(run / 'mlflow.db').resolve()}"
-    raise UserError(f"{run}: neither a run (suite.json) nor a folder of runs (mlflow.db); give the --out folder of a suite")
+    raise UserError(
+        f"{run}: neither a run (suite.json) nor a folder of runs (mlflow.db); give the --out folder of a suite"
+    )
 
 
 @click.command()
@@ -33,5 +35,18 @@ def ui(run: Path, host: str, port: int) -> None:
         click.echo(f"this run's store is a server with its own UI: {uri}")
         return
     click.echo(f"MLflow UI on {uri}: http://{host}:{port} (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     sys.exit(subprocess.run(command, check=False).returncode)

@@ -89,7 +89,7 @@ def iter_batches(
     Parameters
     ----------
     tables : columns sequence and label, in a fixed order.
-    length_bp : width L of every batch, longer sequences cut at the right end; None makes L the batch's longest sequence.
+    length_bp : width L of every batch, longer sequences cut at the right end; None: the batch's longest sequence.
     shuffle_window_rows : rows are permuted within windows of so many; a window is what must fit in memory.
     rc_augment, shift_bp : reverse complement of each row with probability 1/2; shift by -shift_bp .. shift_bp, uniform.
     drop_last : leave out a last batch of one row, for which batch norm has no variance (training wants this). Larger

@@ -43,8 +43,8 @@ def clean_sequences(
     row = _first_true(pc.greater(lengths, max_length_bp))
     if row is not None:
         raise UserError(
-            f"{path}, row {row + first_row}: the sequence is {lengths[row].as_py():,} bp long, over the limit of {max_length_bp:,} bp; "
-            "cut it, or raise data.max_length_bp"
+            f"{path}, row {row + first_row}: the sequence is {lengths[row].as_py():,} bp long, "
+            f"over the limit of {max_length_bp:,} bp; cut it, or raise data.max_length_bp"
         )
     row = _first_true(pc.match_substring_regex(clean, f"[^{_LETTERS}]"))
     if row is not None:
@@ -83,9 +83,9 @@ def parse_labels(table: pa.Table, task: Task, path: str | Path) -> pa.Array:
     for column in task.label_columns:
         if column not in table.column_names:
             others = [name for name in table.column_names if name not in ("id", "sequence")]
-            known = nearest(column, others) if others else "the file has no label column."
+            known = nearest(column, others) if others else "it has only sequences"
             raise UserError(
-                f"{path}: no column '{column}': {known} Rename the column, or name it in the task's label_columns"
+                f"{path}: no column '{column}' ({known}); rename the column, or name it in the task's label_columns"
             )
     if task.is_classification:
         return _parse_classes(table[task.label_columns[0]], task, path)
@@ -118,8 +118,8 @@ def _parse_classes(column: pa.ChunkedArray, task: Task, path: str | Path) -> pa.
             raise UserError(f"{path}, row {row}: the label is missing; fill it in or remove the row")
         if text not in codes:
             raise UserError(
-                f"{path}, row {row}: label '{text}' is not among the declared labels: {nearest(text, task.labels)} "
-                "Correct it, or declare it in the task's labels"
+                f"{path}, row {row}: label '{text}' is not among the declared labels ({nearest(text, task.labels)}); "
+                "correct it, or declare it in the task's labels"
             )
         parsed.append(codes[text])
     return pa.array(parsed, pa.int64())

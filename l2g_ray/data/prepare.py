@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def prepare(
     Returns
     -------
     PreparedTask. Train and valid rows that stand in test (exactly or as reverse complement), and train rows that stand
-    in valid, are gone unless `settings.keep_duplicates`; the manifest's `leakage` and `warnings` report them either way.
+    in valid, are gone unless `settings.keep_duplicates`; `leakage` and `warnings` of the manifest report them anyway.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def prepare(
 def _content_key(task: Task, files: dict[str, Path], settings: DataSettings, rows_per_shard: int) -> str:
     content = {
         "schema": MANIFEST_SCHEMA,
-        "task": task.model_dump(mode="json", exclude={"overrides"}),
+        "task": task.model_dump(mode="json"),
         "files": {split: [path.name, _hash_file(path)] for split, path in files.items()},
         "settings": settings.model_dump(mode="json", include=_USED_SETTINGS),
         "rows_per_shard": rows_per_shard,
@@ -130,17 +131,18 @@ def _part_from(
         n_found = int(overlap.any.sum())
         if not n_found:
             continue
-        done = "were kept (data.keep_duplicates)" if settings.keep_duplicates else "were dropped"
+        was, noun, verb = ("was", "row", "stands") if n_found == 1 else ("were", "rows", "stand")
+        done = f"{was} kept (data.keep_duplicates)" if settings.keep_duplicates else f"{was} dropped"
         n_flipped = int(overlap.reverse_complement.sum())
         aside = f" ({n_flipped} of them as reverse complement)" if n_flipped else ""
-        noun, verb = ("row", "stands") if n_found == 1 else ("rows", "stand")
         warnings.append(f"{n_found:,} {split} {noun} that also {verb} in the {other} split{aside} {done}.")
         if not settings.keep_duplicates:
             parted[split] = splits[split].filter(pa.array(~overlap.any))
             if parted[split].num_rows == 0:
                 source = files.get(split, files["train"])
                 raise UserError(
-                    f"{source}: every row also stands in the {other} split; give other rows, or set data.keep_duplicates"
+                    f"{source}: every row also stands in the {other} split; "
+                    "give other rows, or set data.keep_duplicates"
                 )
     return parted, counts
 
@@ -152,8 +154,9 @@ def _cut_valid(
     classes = train["label"].to_numpy() if task.is_classification else None
     chosen = cut_validation(train.num_rows, settings.valid_fraction, settings.split_seed, classes)
     if len(chosen) == 0:
+        were = "row is" if train.num_rows == 1 else "rows are"
         raise UserError(
-            f"{path}: {train.num_rows} rows are too few to cut a validation split from; add rows, or give a valid file"
+            f"{path}: {train.num_rows} {were} too few to cut a validation split from; add rows, or give a valid file"
         )
     kept = np.ones(train.num_rows, bool)
     kept[chosen] = False
@@ -257,7 +260,7 @@ def _write_shards(folder: Path, table: pa.Table, rows_per_shard: int) -> None:
     slim = slim.set_column(1, "sequence", slim["sequence"].cast(pa.large_string()))
     n_shards = -(-table.num_rows // rows_per_shard)
     edges = np.linspace(0, table.num_rows, n_shards + 1).round().astype(int)
-    for shard, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for shard, (start, end) in enumerate(pairwise(edges)):
         pq.write_table(slim.slice(start, end - start), folder / f"part-{shard:05d}.parquet", compression="zstd")
 
 

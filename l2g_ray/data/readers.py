@@ -130,8 +130,8 @@ def _iter_delimited(path: Path, batch_rows: int, sequence_column: str) -> Iterat
             raise
         row = wrong[0]
         raise UserError(
-            f"{path}, row {(row.number or 2) - 1}: {row.actual_columns} columns where the header has {row.expected_columns}; "
-            "quote cells that hold the delimiter"
+            f"{path}, row {(row.number or 2) - 1}: {row.actual_columns} columns "
+            f"where the header has {row.expected_columns}; quote cells that hold the delimiter"
         ) from None
 
 
@@ -203,7 +203,7 @@ def _open_text(path: Path) -> IO[str]:
 
 def _check_columns(names: list[str], path: Path, sequence_column: str) -> None:
     if sequence_column not in names:
-        raise UserError(f"{path}: no column '{sequence_column}': {nearest(sequence_column, names)} Rename the column")
+        raise UserError(f"{path}: no column '{sequence_column}' ({nearest(sequence_column, names)}); rename the column")
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path}: two columns are named '{name}'; rename one of them")

@@ -1,9 +1,10 @@
-"""Folders of split files, and a user's own folder as a task: `task.yaml` says what it is, or the train file's columns do."""
+"""Folders of split files; a user's own folder as a task, described by a `task.yaml` or by the train file's columns."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import yaml
@@ -51,14 +52,14 @@ def prepare_user_source(path: str | Path) -> tuple[Task, Path]:
     folder = Path(path)
     files = find_split_files(folder)
     described = _read_description(folder / "task.yaml")
-    fields = {"bench": BENCH, "name": _make_name(folder), **described}
+    fields: dict[str, Any] = {"bench": BENCH, "name": _make_name(folder), **described}
     if "kind" not in described or "labels" not in described:
         table = read_table(files["train"], fields.get("sequence_column", "sequence"))
         fields = {**_infer(table, files["train"]), **fields}
     return parse_task(fields, str(folder / "task.yaml") if described else str(files["train"])), folder
 
 
-def _read_description(path: Path) -> dict[str, object]:
+def _read_description(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
@@ -109,8 +110,10 @@ def _infer_outputs(table: pa.Table, path: Path) -> dict[str, object]:
         name for name in others if pa.types.is_floating(table[name].type) or pa.types.is_integer(table[name].type)
     )
     if not outputs:
-        known = nearest("label", others) if others else "it has only sequences."
-        raise UserError(f"{path}: no column 'label' and no column of numbers: {known} Name the labels' column 'label'")
+        known = nearest("label", others) if others else "it has only sequences"
+        raise UserError(
+            f"{path}: no column 'label' and no column of numbers ({known}); name the labels' column 'label'"
+        )
     return {"kind": "regression", "labels": outputs, "label_columns": outputs}
 
 

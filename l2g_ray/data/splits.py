@@ -12,8 +12,8 @@ def cut_validation(n_rows: int, fraction: float, seed: int, classes: np.ndarray 
 
     Parameters
     ----------
-    classes : (n_rows,) int codes to stratify by: each class gives its share, rounded, and every class of two or more rows
-        gives at least one and keeps at least one. None draws from all rows alike.
+    classes : (n_rows,) int codes to stratify by: each class gives its share, rounded, and every class of two or more
+        rows gives at least one and keeps at least one. None draws from all rows alike.
 
     The same arguments give the same indices. Empty where no class has two rows.
     """

@@ -1,4 +1,4 @@
-"""Prepared shards through Ray Data, as the same `Source` that memory gives. Ray is imported when a function is called."""
+"""Prepared shards through Ray Data, as the same `Source` that memory gives. Ray is imported on use."""
 
 from __future__ import annotations
 

@@ -40,7 +40,11 @@ class EmbedderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping; `from_dict` reads it back."""
-        return {**self.__dict__, "architecture": [list(pair) for pair in self.architecture], "channels": list(self.channels)}
+        return {
+            **self.__dict__,
+            "architecture": [list(pair) for pair in self.architecture],
+            "channels": list(self.channels),
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EmbedderConfig:
@@ -114,7 +118,9 @@ class Embedder(nn.Module):
             config = config.with_architecture(default_architecture(config.backbone))
         kind = BACKBONES[config.backbone]
         if len(config.architecture) != kind.n_layers:
-            raise ValueError(f"{config.backbone} has {kind.n_layers} layers, the architecture {len(config.architecture)}")
+            raise ValueError(
+                f"{config.backbone} has {kind.n_layers} layers, the architecture {len(config.architecture)}"
+            )
         options: dict[str, Any] = {"causal": config.causal}
         if config.backbone == "resnet":
             options |= {"dropout": config.dropout, "pool": config.pool}

@@ -87,9 +87,13 @@ def load_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no model can be read here ({error}); give a finished run or its model folder") from None
+        raise UserError(
+            f"{folder}: no model can be read here ({error}); give a finished run or its model folder"
+        ) from None
     if config.get("schema") != MODEL_SCHEMA:
-        raise UserError(f"{folder}: model schema {config.get('schema')}, this version reads {MODEL_SCHEMA}; train it again")
+        raise UserError(
+            f"{folder}: model schema {config.get('schema')}, this version reads {MODEL_SCHEMA}; train it again"
+        )
     return config
 
 
@@ -112,7 +116,13 @@ def load_model(folder: Path) -> L2GModel | EmbedderNet:
         transformer = AutoModel.from_config(AutoConfig.for_model(lm_config.pop("model_type"), **lm_config))
         language_model = LanguageModel(transformer, config["positions"])
         model = L2GModel(
-            L2GConfig(net.config, config["combine"], config["positions"], config["language_model"], config["language_model_layers"]),
+            L2GConfig(
+                net.config,
+                config["combine"],
+                config["positions"],
+                config["language_model"],
+                config["language_model_layers"],
+            ),
             net,
             language_model,
         )

@@ -42,10 +42,14 @@ def locate(name: str) -> str:
         return str(Path(spec.submodule_search_locations[0]) / folder)
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
-            raise UserError(f"language model '{name}': the folder has no config.json; give a folder in Hugging Face format")
+            raise UserError(
+                f"language model '{name}': the folder has no config.json; give a folder in Hugging Face format"
+            )
         return name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"language model '{name}': no such folder; give an existing folder, a hub id, or one of {sorted(PACKAGED)}")
+        raise UserError(
+            f"language model '{name}': no such folder; give an existing folder, a hub id, or one of {sorted(PACKAGED)}"
+        )
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -105,7 +109,9 @@ def load_transformer(name: str, init: str = "pretrained", seed: int = 0) -> Any:
                 model = AutoModel.from_pretrained(folder, dtype=torch.float32)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"language model '{name}': cannot be loaded ({reason}); give another folder or hub id") from None
+            raise UserError(
+                f"language model '{name}': cannot be loaded ({reason}); give another folder or hub id"
+            ) from None
     if not (hasattr(model, "embeddings") and hasattr(getattr(model, "encoder", None), "layer")):
         raise UserError(
             f"language model '{name}': a {type(model).__name__} is not supported; use an encoder of the BERT, RoBERTa or MPNet family"
@@ -139,7 +145,9 @@ class LanguageModel(nn.Module):
         self.positions = positions
         stack = transformer.encoder.layer
         if layers is not None and layers > len(stack):
-            raise UserError(f"model.language_model_layers is {layers}, but the language model has {len(stack)} layers; lower it")
+            raise UserError(
+                f"model.language_model_layers is {layers}, but the language model has {len(stack)} layers; lower it"
+            )
         self.n_layers = layers or len(stack)
         transformer.encoder.layer = nn.ModuleList(list(stack)[: self.n_layers])
         transformer.config.num_hidden_layers = self.n_layers

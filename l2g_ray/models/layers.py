@@ -14,6 +14,7 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
     """
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
+        """x (batch, channels, length), mask (batch, 1, length) float or None, to the normalised x."""
         if mask is None or not self.training:
             return super().forward(x)
         count = mask.sum().clamp(min=1)
@@ -51,9 +52,7 @@ class MaskedMaxPool1d(nn.Module):
         self.size = size
         self.pool = nn.MaxPool1d(size, ceil_mode=True)
 
-    def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x (batch, channels, length) to (batch, channels, ceil(length / size)), with its mask."""
         if mask is None:
             return self.pool(x), None

@@ -62,7 +62,9 @@ def read_corpus(path: Path) -> Corpus:
 def _read_parquet(path: Path) -> Corpus:
     table = pq.read_table(path)
     if "tokens" not in table.column_names or "ner_tags" not in table.column_names:
-        raise UserError(f"{path}: columns 'tokens' and 'ner_tags' are needed, found {table.column_names}; give such a file or plain text")
+        raise UserError(
+            f"{path}: columns 'tokens' and 'ner_tags' are needed, found {table.column_names}; give such a file or plain text"
+        )
     raw = table["ner_tags"].to_pylist()
     # The hub's file codes tags in its own order: O B-PER I-PER B-ORG I-ORG B-LOC I-LOC B-MISC I-MISC.
     tags = [[t if isinstance(t, str) else NER_TAGS[t] for t in row] for row in raw]
@@ -194,8 +196,9 @@ def write_reference(
 ) -> dict[str, Any]:
     """Write `reference.safetensors` (features, LayerNorm weight and bias) and return its facts for the metadata."""
     embeddings = transformer.embeddings
+    labels: list[str] = []
     if corpus is None:
-        features, labels = sample_vocabulary(transformer, per_class * len(NER_TAGS), seed), []
+        features = sample_vocabulary(transformer, per_class * len(NER_TAGS), seed)
     else:
         from transformers import AutoTokenizer
 

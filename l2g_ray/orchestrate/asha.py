@@ -16,7 +16,6 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.hyperopt import HyperOptSearch
 
 WORST_SCORE = -1e6  # stands for -inf, which HyperOpt's density estimate cannot take
 
@@ -43,6 +42,8 @@ class OrderedSearch(Searcher):
     """HyperOpt that is told of trial results in trial order, `in_flight` trials late."""
 
     def __init__(self, space: dict[str, Any], in_flight: int, initial_random: int, seed: int) -> None:
+        from ray.tune.search.hyperopt import HyperOptSearch
+
         super().__init__(metric="best_score", mode="max")
         self.inner = HyperOptSearch(
             space, metric="best_score", mode="max", n_initial_points=initial_random, random_state_seed=seed

@@ -29,13 +29,14 @@ def describe_environment(ray: Any) -> dict[str, Any]:
             continue
     resources = ray.cluster_resources()
     return {
-        "python": platform.python_version(),
-        "versions": versions,
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "cluster": {name: resources[name] for name in ("CPU", "GPU") if name in resources},
-        "accelerators": sorted(n.removeprefix("accelerator_type:") for n in resources if n.startswith("accelerator_type:")),
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "cluster": {name: resources[name] for name in ("CPU", "GPU") if name in resources},
+            "accelerators": sorted(n.partition(":")[2] for n in resources if n.startswith("accelerator_type:")),
+        },
         "git_revision": _git_revision(),
     }
 
@@ -54,7 +55,10 @@ def _git_revision() -> str | None:
     here = Path(__file__).resolve().parents[2]
     try:
         shown = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -89,17 +89,26 @@ def load_data(prepared: PreparedTask, train: Source | None = None, valid: Source
     )
 
 
-def run_job(spec: dict[str, Any], report: Report, train: Source | None = None, valid: Source | None = None) -> dict[str, Any]:
+def run_job(
+    spec: dict[str, Any], report: Report, train: Source | None = None, valid: Source | None = None
+) -> dict[str, Any]:
     """Run a job to its end, or go on with one that was interrupted, and store the result.
 
     A finished job only reports its history again.
     """
     store = Store(Path(spec["root"]))
-    found = store.find(spec["stage"], spec["key"])
-    if found is not None:
-        for row in found.values.get("history", []):
-            report(row)
-        return found.values
+    with store.locked(spec["stage"], spec["key"]):
+        found = store.find(spec["stage"], spec["key"])
+        if found is None:
+            return _run_locked(spec, report, store, train, valid)
+    for row in found.values.get("history", []):
+        report(row)
+    return found.values
+
+
+def _run_locked(
+    spec: dict[str, Any], report: Report, store: Store, train: Source | None, valid: Source | None
+) -> dict[str, Any]:
     torch.set_num_threads(int(spec["threads"]))
     work = store.open_work(spec["stage"], spec["key"])
     settings = Settings.model_validate(spec["settings"])

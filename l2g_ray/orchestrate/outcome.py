@@ -16,7 +16,13 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.l2g import load_config
 from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.predict import write_task_file
-from l2g_ray.results.bootstrap import Score, confusion_bootstrap, confusion_difference, paired_difference, summarise_seeds
+from l2g_ray.results.bootstrap import (
+    Score,
+    confusion_bootstrap,
+    confusion_difference,
+    paired_difference,
+    summarise_seeds,
+)
 from l2g_ray.results.report import TaskDetails
 from l2g_ray.stages.metrics import CONFUSION_METRICS, HIGHER_IS_BETTER, score
 from l2g_ray.tasks.published import published_scores
@@ -36,7 +42,10 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         for file in ("model.safetensors", "config.json"):
             shutil.copy(source.folder / file, staging / name / file)
         write_task_file(
-            staging / name, prepared.task, evaluation["strand_averaged"], load_config(source.folder)["embedder"]["length_bp"]
+            staging / name,
+            prepared.task,
+            evaluation["strand_averaged"],
+            load_config(source.folder)["embedder"]["length_bp"],
         )
     shutil.copy(outcome.evaluation.folder / "predictions.parquet", staging / "predictions.parquet")
     (staging / "metrics.json").write_text(json.dumps(_finite(evaluation), indent=1))
@@ -48,7 +57,9 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         "best_trial": outcome.best_trial,
         "histories": outcome.histories,
         "cpu_s": outcome.cost,
-        "results": {f"{r.stage}/{r.key}": str(r.folder) for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]},
+        "results": {
+            f"{r.stage}/{r.key}": str(r.folder) for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]
+        },
     }
     (staging / "stages.json").write_text(json.dumps(_finite(stages), indent=1))
     shutil.copy(prepared.folder / "task.json", staging / "task.json")
@@ -105,7 +116,9 @@ def _intervals(task: Any, frame: pd.DataFrame, resamples: int, seed: int) -> tup
     if task.is_classification and task.metric in CONFUSION_METRICS:
         codes = {name: i for i, name in enumerate(task.labels)}
         labels = by_arm["l2g"][0]["label"].map(codes).to_numpy()
-        predicted = {arm: np.stack([p["prediction"].map(codes).to_numpy() for p in parts]) for arm, parts in by_arm.items()}
+        predicted = {
+            arm: np.stack([p["prediction"].map(codes).to_numpy() for p in parts]) for arm, parts in by_arm.items()
+        }
         metric = {task.metric: CONFUSION_METRICS[task.metric]}
         summaries = {
             arm: confusion_bootstrap(labels, values, len(codes), metric, resamples, seed)[task.metric]
@@ -125,13 +138,18 @@ def _intervals(task: Any, frame: pd.DataFrame, resamples: int, seed: int) -> tup
 def _row_score(task: Any, part: pd.DataFrame) -> Score:
     if task.is_classification:
         codes = {name: i for i, name in enumerate(task.labels)}
-        labels = part["label"].map(codes).to_numpy()
+        labels: np.ndarray = part["label"].map(codes).to_numpy()
         outputs = part[[f"probability_{name}" for name in task.labels]].to_numpy()
     else:
         prefix = "probability" if task.kind == "multilabel" else "prediction"
         labels = part[[f"label_{name}" for name in task.labels]].to_numpy()
         outputs = part[[f"{prefix}_{name}" for name in task.labels]].to_numpy()
-    return lambda rows: score(task.kind, task.metric, labels[rows], outputs[rows])
+
+    def score_rows(rows: np.ndarray) -> float:
+        value = score(task.kind, task.metric, labels[rows], outputs[rows])
+        return value if np.isfinite(value) else float("nan")  # undefined: the bootstrap drops it
+
+    return score_rows
 
 
 def _mean_metrics(metrics: list[dict[str, Any]], arm: str, which: str) -> dict[str, float]:
@@ -150,20 +168,36 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def task_details(prepared: PreparedTask, settings: Settings, outcome: TaskOutcome, folder: Path) -> TaskDetails:
-    """What the report shows of a task beyond its row."""
+def task_details(prepared: PreparedTask, outcome: TaskOutcome, folder: Path, row: dict[str, Any]) -> TaskDetails:
+    """What the report shows of a task beyond its row: one model's predictions, all learning curves, the data's facts."""
     task = prepared.task
-    histories = [
-        {"stage": name.split("/")[0], "trial": name, "epoch": row["epoch"], "score": row["score"], "loss": row["train_loss"]}
-        for name, rows in outcome.histories.items()
-        for row in rows
+    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+    history = [
+        {
+            "stage": name.split("/")[0],
+            "trial": name.split("/")[1],
+            "epoch": epoch["epoch"] + 1,
+            "metric": task.metric,
+            "value": sign * epoch["score"] if np.isfinite(epoch["score"]) else None,
+            "loss": epoch["train_loss"],
+        }
+        for name, epochs in outcome.histories.items()
+        for epoch in epochs
     ]
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    best = max(range(len(outcome.refits)), key=lambda i: outcome.refits[i].values["score"])
+    seeds = sorted(frame["seed"].unique())
+    manifest = prepared.manifest
     return TaskDetails(
-        task=task,
-        predictions=pd.read_parquet(folder / "predictions.parquet"),
-        histories=histories,
-        trials=outcome.trials,
-        manifest=prepared.manifest,
-        cost=outcome.cost,
-        select_scores=outcome.select_scores,
+        task=task.name,
+        kind=task.kind,
+        labels=task.labels,
+        title=task.title,
+        description=task.description,
+        source=task.source,
+        licence=task.licence,
+        metrics={"L2G": row["metrics"]["l2g"], "embedder only": row["metrics"]["embedder_only"]},
+        history=history,
+        predictions=frame[(frame["arm"] == "l2g") & (frame["seed"] == seeds[best])],
+        manifest={name: manifest[name] for name in ("splits", "valid", "leakage")} | {"cpu_s": outcome.cost},
     )

@@ -8,8 +8,6 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from hyperopt import hp
-
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.backbones import default_architecture
@@ -72,7 +70,9 @@ class Pipeline:
         shape = {"backbone": backbone, "architecture": [list(pair) for pair in architecture]}
         first = self.seeds[0]
         # The control arm's seeds and the first warm-up need nothing of each other: one set of trials.
-        begun = self._run("embedder", [self._warmup(shape, first), *(self._embedder_only(shape, s) for s in self.seeds)])
+        begun = self._run(
+            "embedder", [self._warmup(shape, first), *(self._embedder_only(shape, s) for s in self.seeds)]
+        )
         embedders = begun[1:]
         warm = {first: begun[0]}
         aligned = self._run("align", [self._align(shape, a, first, warm[first]) for a in self.settings.align.alphas])
@@ -108,7 +108,7 @@ class Pipeline:
         return self.common | {"model": model, "settings": chosen, "inputs": inputs}
 
     def _select(self) -> tuple[str, dict[str, float]]:
-        names = list(self.settings.select.backbones)
+        names: list[str] = list(self.settings.select.backbones)
         jobs = [
             Job("select", name, {"backbone": name, "seed": self.seeds[0]}, {}, self._parts("select")) for name in names
         ]
@@ -166,6 +166,8 @@ class Pipeline:
         return trials, max((t for t in trials if t["trial"]), key=lambda t: t["best_score"])
 
     def _space(self) -> dict[str, Any]:
+        from hyperopt import hp
+
         stage = self.settings.finetune
         ranges = {name: getattr(stage, name) for name in ("lr_embedder", "lr_language_model", "weight_decay")}
         choices = {name: list(getattr(stage, name)) for name in ("dropout", "batch_size", "train_layers")}
@@ -187,7 +189,9 @@ class Pipeline:
         for seed in self.seeds:
             source = {f"align:{alpha}": aligned[seed][f"align:{alpha}"]}
             folders = {name: str(r.folder) for name, r in source.items()}
-            jobs.append(Job("refit", f"seed-{seed}", {"trial": trial, "seed": seed}, folders, self._finetune_parts(source)))
+            jobs.append(
+                Job("refit", f"seed-{seed}", {"trial": trial, "seed": seed}, folders, self._finetune_parts(source))
+            )
         return self._run("refit", jobs, runner="train")
 
     def _evaluate(self, refits: list[StageResult], embedders: list[StageResult]) -> StageResult:
@@ -203,7 +207,9 @@ class Pipeline:
         return self._run("evaluate", [Job("evaluate", "test", {"contenders": contenders}, folders, parts)])[0]
 
     def _histories(self) -> dict[str, list[dict[str, Any]]]:
-        return {f"{r.stage}/{r.key[:6]}": r.values["history"] for r in self.results if r.values.get("history")}
+        found = {f"{r.stage}/{r.key[:6]}": r.values["history"] for r in self.results if r.values.get("history")}
+        trials = next(r for r in self.results if r.stage == "finetune").values["trials"]
+        return found | {f"finetune/{i:02d}": t["history"] for i, t in enumerate(trials)}
 
     def _cost(self, trials: list[dict[str, Any]]) -> dict[str, float]:
         cost: dict[str, float] = {}

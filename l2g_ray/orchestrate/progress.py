@@ -31,7 +31,9 @@ class Progress:
         self.title = title
         self.views = {task: _TaskView() for task in tasks}
         self.begun = time.monotonic()
-        self.live = Live(console=console, refresh_per_second=4, get_renderable=self.render) if console.is_terminal else None
+        self.live = (
+            Live(console=console, refresh_per_second=4, get_renderable=self.render) if console.is_terminal else None
+        )
 
     def __enter__(self) -> Progress:
         if self.live is not None:
@@ -84,15 +86,29 @@ class Progress:
 
     def render(self) -> Table:
         """The table as it stands."""
-        table = Table(title=f"{self.title}   {_clock(time.monotonic() - self.begun)}", title_justify="left", expand=False)
-        for name, justify in (("task", "left"), ("stage", "left"), ("trials", "right"), ("epoch", "right"), ("best", "right"), ("time", "right")):
+        table = Table(
+            title=f"{self.title}   {_clock(time.monotonic() - self.begun)}", title_justify="left", expand=False
+        )
+        for name, justify in (
+            ("task", "left"),
+            ("stage", "left"),
+            ("trials", "right"),
+            ("epoch", "right"),
+            ("best", "right"),
+            ("time", "right"),
+        ):
             table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for task, view in self.views.items():
             epochs = [int(row["epoch"]) + 1 for row in view.trials.values() if "epoch" in row]
             best = f"{view.best:.3f}" if math.isfinite(view.best) else ""
             clock = _clock((view.ended or time.monotonic()) - view.begun)
             table.add_row(
-                task, view.result or view.stage, str(len(view.trials) or ""), str(max(epochs) if epochs else ""), best, clock
+                task,
+                view.result or view.stage,
+                str(len(view.trials) or ""),
+                str(max(epochs) if epochs else ""),
+                best,
+                clock,
             )
         return table
 

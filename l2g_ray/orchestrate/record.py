@@ -21,7 +21,7 @@ class Recorder:
         self.tracker = Tracker(None, request.experiment, request.out)
         self.uri = self.tracker.uri
         self.root = f"suite-{key}"
-        self.ended: set[str] = set()
+        self.trials: dict[str, set[str]] = {task.name: set() for task in request.tasks}
         self.tracker.start(
             self.root,
             request.name,
@@ -47,15 +47,15 @@ class Recorder:
         if event["type"] != "trial":
             return
         key = f"{self._task(event['task'])}/{event['stage']}/{event['key']}"
-        if key in self.ended:
-            return
-        self.tracker.start(
-            key,
-            f"{event['stage']}/{event['trial']}",
-            self._task(event["task"]),
-            tags={"l2g_ray.level": "trial", "l2g_ray.stage": event["stage"]},
-            params=event.get("params") or {},
-        )
+        if key not in self.trials[event["task"]]:
+            self.trials[event["task"]].add(key)
+            self.tracker.start(
+                key,
+                f"{event['stage']}/{event['trial']}",
+                self._task(event["task"]),
+                tags={"l2g_ray.level": "trial", "l2g_ray.stage": event["stage"]},
+                params=event.get("params") or {},
+            )
         row = {name: value for name, value in event["row"].items() if name != "epoch"}
         self.tracker.log_metrics(key, row, step=int(event["row"]["epoch"]))
 
@@ -78,12 +78,8 @@ class Recorder:
 
     def end_task(self, name: str, status: str) -> None:
         """Close a task's run and those of its trials."""
-        key = self._task(name)
-        self.tracker.end(key, status)
-        for child in self.tracker.open_keys():
-            if child.startswith(f"{key}/"):
-                self.tracker.end(child, status)
-                self.ended.add(child)
+        for key in [*self.trials[name], self._task(name)]:
+            self.tracker.end(key, status)
 
     def log_suite(self, folder: Path) -> None:
         """Leaderboard, report and figures of the suite."""
@@ -98,6 +94,6 @@ class Recorder:
 
 
 def _tags(environment: dict[str, Any]) -> dict[str, str]:
-    shown = {"git_revision": environment["git_revision"], "processor": environment["processor"]}
+    shown = {"git_revision": environment["git_revision"], "processor": environment["machine"]["processor"]}
     shown |= {f"version.{name}": version for name, version in environment["versions"].items()}
     return {f"l2g_ray.{name}": str(value) for name, value in shown.items() if value}

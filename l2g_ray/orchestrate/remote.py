@@ -10,10 +10,10 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import open_prepared
 from l2g_ray.models.reference import find_corpus
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
-from l2g_ray.orchestrate.jobs import Job
+from l2g_ray.orchestrate.jobs import Job, run_job
 from l2g_ray.orchestrate.pipeline import TaskOutcome, run_pipeline, scratch_folder
-from l2g_ray.orchestrate.store import Store
-from l2g_ray.orchestrate.trials import Place, run_jobs
+from l2g_ray.orchestrate.store import StageResult, Store
+from l2g_ray.orchestrate.trials import Place
 
 
 def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
@@ -55,7 +55,7 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
     return outcome
 
 
-def _reference(place: Place, settings: Settings, data_dir: str | None) -> Any:
+def _reference(place: Place, settings: Settings, data_dir: str | None) -> StageResult:
     align, model = settings.align, settings.model
     corpus, _ = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
     parts = {
@@ -67,7 +67,9 @@ def _reference(place: Place, settings: Settings, data_dir: str | None) -> Any:
         "per_class": align.per_class,
     }
     job = Job("reference", model.language_model, {}, {}, parts)
-    # The data folder is where to look, not what was found: it stays out of the key.
-    place.common["data_dir"] = data_dir
-    return run_jobs(place, "reference", [job])[0]
-
+    # Seconds of work that everything waits for: done here, without a trial's process. The data folder is where to
+    # look, not what was found, so it stays out of the key.
+    run_job(job.spec(place.common | {"data_dir": data_dir}), lambda row: None)
+    found = place.store.find(job.stage, job.key)
+    assert found is not None
+    return found

@@ -7,10 +7,13 @@ makes it final.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +69,23 @@ class Store:
         except OSError:
             return None
         except ValueError:
-            raise UserError(f"{folder / 'result.json'}: not readable as JSON; delete the folder and run again") from None
+            raise UserError(
+                f"{folder / 'result.json'}: not readable as JSON; delete the folder and run again"
+            ) from None
 
     def open_work(self, stage: str, key: str) -> Path:
         """The folder where an unfinished result is made; it may hold the state of an interrupted run."""
         folder = self.root / stage / f"{key}.work"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @contextlib.contextmanager
+    def locked(self, stage: str, key: str) -> Iterator[None]:
+        """Only one process at a time makes a result; others wait and then find it. The lock dies with its process."""
+        (self.root / stage).mkdir(parents=True, exist_ok=True)
+        with (self.root / stage / f"{key}.lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def commit(self, stage: str, key: str, values: dict[str, Any]) -> StageResult:
         """Make the work folder final, with `values` as its `result.json`. Training states are dropped."""
@@ -91,3 +104,4 @@ class Store:
         """Remove the work folders of trials that are not needed any more."""
         for key in keys:
             shutil.rmtree(self.root / stage / f"{key}.work", ignore_errors=True)
+            (self.root / stage / f"{key}.lock").unlink(missing_ok=True)

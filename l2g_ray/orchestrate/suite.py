@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from dataclasses import dataclass, field
 from importlib import resources
@@ -24,6 +25,7 @@ from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.outcome import assemble_row, task_details, write_task_folder
 from l2g_ray.orchestrate.progress import Progress
 from l2g_ray.orchestrate.record import Recorder
+from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
 from l2g_ray.tasks.schema import Task
@@ -77,7 +79,9 @@ def find_sources(tasks: list[Task], data_dir: Path | None) -> dict[str, Path]:
         # The packaged demo is found whatever --data-dir says, since that one holds other benches.
         folder = next((r / relative for r in (root, packaged) if (r / relative).is_dir()), None)
         if folder is None:
-            hint = f"looked in {root / relative}" if data_dir else "give the folder that holds the benches with --data-dir"
+            hint = (
+                f"looked in {root / relative}" if data_dir else "give the folder that holds the benches with --data-dir"
+            )
             raise UserError(f"task '{task.name}' of bench '{task.bench}': its files are not there; {hint}")
         found[task.name] = folder
     return found
@@ -94,10 +98,7 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
         locate(name)
     folder = request.out / request.name
     _make_writable(folder)
-    prepared = {
-        task.name: prepare(task, request.sources[task.name], request.out / "prepared" / task.bench / task.name, settings[task.name].data)
-        for task in request.tasks
-    }
+    prepared = {task.name: _prepare(request, task, settings[task.name]) for task in request.tasks}
     key = _suite_key(request, settings, prepared)
     finished = _finished_board(folder, key)
     if finished is not None:
@@ -106,9 +107,14 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
     return _Run(request, settings, prepared, folder, key, console, begun).run()
 
 
-def _suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]) -> str:
-    from l2g_ray.orchestrate.store import STAGE_VERSIONS
+def _prepare(request: SuiteRequest, task: Task, settings: Settings) -> PreparedTask:
+    # A folder a source and data settings, so that a run with others cannot pull the shards from under this one.
+    source = request.sources[task.name].resolve()
+    mark = hash_content([str(source), settings.data.model_dump(mode="json")])[:8]
+    return prepare(task, source, request.out / "prepared" / task.bench / f"{task.name}-{mark}", settings.data)
 
+
+def _suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]) -> str:
     return hash_content(
         {
             "bench": request.bench,
@@ -154,6 +160,7 @@ class _Run:
     ) -> None:
         self.request, self.settings, self.prepared = request, settings, prepared
         self.folder, self.key, self.console, self.begun = folder, key, console, begun
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.rows: dict[str, dict[str, Any]] = {}
         self.details: dict[str, Any] = {}
         self.failures: dict[str, str] = {}
@@ -200,14 +207,18 @@ class _Run:
 
         board = ray.remote(num_cpus=0)(Board).remote()
         remote = ray.remote(num_cpus=0, max_retries=0)(run_task)
-        common = {
+        common: dict[str, Any] = {
             "out": str(self.request.out.resolve()),
             "data_dir": str(self.request.data_dir.resolve()) if self.request.data_dir else None,
             "slots": slots,
             "verbose": self.request.verbose,
         }
-        waiting = [
-            {"task": name, "prepared": str(task.folder.resolve()), "settings": self.settings[name].model_dump(mode="json")}
+        waiting: list[dict[str, Any]] = [
+            {
+                "task": name,
+                "prepared": str(task.folder.resolve()),
+                "settings": self.settings[name].model_dump(mode="json"),
+            }
             for name, task in self.prepared.items()
         ]
         # A few more tasks than slots, so that one task's lone trial leaves no slot idle.
@@ -238,7 +249,9 @@ class _Run:
             if isinstance(cause, UserError):
                 self.failures[name] = str(cause)
             else:
-                self.failures[name] = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause) else ''}"
+                self.failures[name] = (
+                    f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause) else ''}"
+                )
                 recorder.log_failure(name, str(error))
             recorder.end_task(name, "FAILED")
             progress.finish(name, f"failed: {self.failures[name]}")
@@ -246,7 +259,7 @@ class _Run:
         task_folder = self.folder / name
         write_task_folder(task_folder, self.prepared[name], outcome)
         self.rows[name] = assemble_row(self.prepared[name], self.settings[name], outcome, task_folder)
-        self.details[name] = task_details(self.prepared[name], self.settings[name], outcome, task_folder)
+        self.details[name] = task_details(self.prepared[name], outcome, task_folder, self.rows[name])
         self.rows[name]["model_uri"] = recorder.log_task(name, task_folder, self.rows[name], self.request.register)
         test = self.rows[name]["test"]
         low, high = test["ci95"]
@@ -263,14 +276,15 @@ class _Run:
             "tasks": [self.rows[name] for name in order if name in self.rows],
         }
         write_leaderboard(board, self.folder)
-        meta = self._write_suite_file("finished" if not self.failures else "failed", recorder.uri)
-        write_report(self.folder, board, [self.details[name] for name in order if name in self.details], meta)
+        self._write_suite_file("reporting", recorder.uri)
+        write_report(self.folder, board, [self.details[name] for name in order if name in self.details])
+        self._write_suite_file("finished" if not self.failures else "failed", recorder.uri)
         recorder.log_suite(self.folder)
         recorder.close("FINISHED" if not self.failures else "FAILED")
         shutil.rmtree(self.request.out / "tune", ignore_errors=True)
         return board
 
-    def _write_suite_file(self, state: str, uri: str) -> dict[str, Any]:
+    def _write_suite_file(self, state: str, uri: str) -> None:
         meta = {
             "schema": 1,
             "state": state,
@@ -280,17 +294,18 @@ class _Run:
             "preset": self.request.preset,
             "command": self.request.command,
             "tracking_uri": uri,
-            "environment": self.environment,
+            "started": self.started,
+            **self.environment,
             "wall_s": round(time.monotonic() - self.begun, 1),
             "settings": {name: s.model_dump(mode="json") for name, s in self.settings.items()},
             "fingerprints": {
-                name: {split: p.fingerprint(split) for split in ("train", "valid", "test")} for name, p in self.prepared.items()
+                name: {split: p.fingerprint(split) for split in ("train", "valid", "test")}
+                for name, p in self.prepared.items()
             },
         }
         temporary = self.folder / f".{SUITE_FILE}.tmp"
         temporary.write_text(json.dumps(meta, indent=1))
         os.replace(temporary, self.folder / SUITE_FILE)
-        return meta
 
 
 def _interrupt(signum: int, frame: Any) -> None:
@@ -298,6 +313,4 @@ def _interrupt(signum: int, frame: Any) -> None:
 
 
 def _in_main_thread() -> bool:
-    import threading
-
     return threading.current_thread() is threading.main_thread()

@@ -17,11 +17,12 @@ from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
 from l2g_ray.orchestrate.board import Emit
 from l2g_ray.orchestrate.cluster import Slots
-from l2g_ray.orchestrate.jobs import Job, run_job
+from l2g_ray.orchestrate.jobs import Job
 from l2g_ray.orchestrate.store import StageResult, Store
-from l2g_ray.orchestrate.train_run import run_in_train
+from l2g_ray.orchestrate.worker import make_search_trainable, make_trainable
 
 MAX_FAILURES = 2
+Histories = dict[str, list[dict[str, Any]]]
 
 
 class StageFailed(Exception):
@@ -40,32 +41,40 @@ class Place:
     scratch: Path
 
     @contextlib.contextmanager
-    def experiment(self, stage: str) -> Iterator[tune.RunConfig]:
-        """A quiet Tune run whose own files are gone afterwards; results live in the store."""
+    def experiment(self, stage: str) -> Iterator[tuple[tune.RunConfig, Histories]]:
+        """A quiet Tune run whose own files are gone afterwards (results live in the store), and its trials' epochs."""
+        histories: Histories = {}
         name = f"{self.task}-{stage}"
         shutil.rmtree(self.scratch / name, ignore_errors=True)
         try:
-            yield tune.RunConfig(
+            config = tune.RunConfig(
                 name=name,
                 storage_path=str(self.scratch.resolve()),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[_EmitRows(self, stage)],
+                callbacks=[_EmitRows(self, histories)],
             )
+            yield config, histories
         finally:
             shutil.rmtree(self.scratch / name, ignore_errors=True)
 
 
 class _EmitRows(Callback):
-    """Passes each trial's epochs on as events."""
+    """Passes each trial's epochs on as events, and keeps them by the job's key."""
 
-    def __init__(self, place: Place, stage: str) -> None:
-        self.place, self.stage = place, stage
+    def __init__(self, place: Place, histories: Histories) -> None:
+        self.place, self.histories = place, histories
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """One epoch of one trial."""
         if "label" in result:
             row = {k: v for k, v in result.items() if k in ROW_KEYS}
+            rows = self.histories.setdefault(result["key"], [])
+            if len(rows) > row["epoch"]:  # a trial that was restarted tells its first epochs again
+                return
+            rows.append(row)
             emit_row(self.place, result["stage"], result["label"], result["key"], row, result.get("params"))
 
 
@@ -93,11 +102,13 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
     if missing:
         place.emit({"type": "stage", "task": place.task, "stage": stage, "state": "running", "trials": len(missing)})
         specs = [job.spec(place.common) | {"label": job.label, "params": job.args} for job in missing]
-        with place.experiment(stage) as run_config:
+        with place.experiment(stage) as (run_config, _):
             results = tune.Tuner(
-                _trainable(place, specs, runner),
+                make_trainable(specs, runner, place.slots),
                 param_space={"index": tune.grid_search(list(range(len(specs))))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=min(len(specs), place.slots.count), reuse_actors=True),
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=min(len(specs), place.slots.count), reuse_actors=True
+                ),
                 run_config=run_config,
             ).fit()
         _raise_first_error(results, place.task, stage)
@@ -110,17 +121,17 @@ def run_search(
     place: Place, settings: FinetuneSettings, base: Job, space: dict[str, Any], seed: int, runner: str
 ) -> list[dict[str, Any]]:
     """ASHA over `space`; `base.args['trial']` is replaced by each drawn config. Returns one dict a trial, in order:
-    'trial' (the config), 'best_score', 'epochs', 'cpu_s', 'error'.
+    'trial' (the config), 'best_score', 'epochs', 'cpu_s', 'error', 'history'.
 
     A trial that fails is a trial that lost; only when all fail does the stage fail.
     """
-    place.emit({"type": "stage", "task": place.task, "stage": "finetune", "state": "running", "trials": settings.trials})
+    place.emit(
+        {"type": "stage", "task": place.task, "stage": "finetune", "state": "running", "trials": settings.trials}
+    )
     search = OrderedSearch(space, settings.parallel_trials, settings.initial_random_trials, seed)
-    specs = {"base": base, "common": place.common}
-
-    with place.experiment("finetune") as run_config:
+    with place.experiment("finetune") as (run_config, histories):
         results = tune.Tuner(
-            _search_trainable(place, specs, runner),
+            make_search_trainable(base, place.common, runner, place.slots),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=OrderedASHA(search, settings.grace_epochs, settings.epochs, settings.reduction_factor),
@@ -132,12 +143,23 @@ def run_search(
         ).fit()
     if results.num_errors == len(results):
         _raise_first_error(results, place.task, "finetune")
-    by_id = {result.metrics["trial_id"]: result for result in results if result.metrics and "trial_id" in result.metrics}
-    ordered = []
+    by_id = {
+        result.metrics["trial_id"]: result for result in results if result.metrics and "trial_id" in result.metrics
+    }
+    ordered: list[dict[str, Any]] = []
     for trial_id in search.order:
         result = by_id.get(trial_id)
         if result is None or result.metrics is None or "best_score" not in result.metrics:
-            ordered.append({"trial": None, "best_score": float("-inf"), "epochs": 0, "cpu_s": 0.0, "error": "failed"})
+            ordered.append(
+                {
+                    "trial": None,
+                    "best_score": float("-inf"),
+                    "epochs": 0,
+                    "cpu_s": 0.0,
+                    "error": "failed",
+                    "history": [],
+                }
+            )
             continue
         metrics = result.metrics
         ordered.append(
@@ -148,52 +170,10 @@ def run_search(
                 "epochs": int(metrics["epoch"]) + 1,
                 "cpu_s": metrics["cpu_s_total"],
                 "error": str(result.error) if result.error else "",
+                "history": histories.get(metrics["key"], []),
             }
         )
     return ordered
-
-
-def _trainable(place: Place, specs: list[dict[str, Any]], runner: str) -> Any:
-    def trial(config: dict[str, Any]) -> None:
-        _run_reporting(specs[config["index"]], runner, place.slots)
-
-    return _with_resources(trial, runner, place.slots)
-
-
-def _search_trainable(place: Place, specs: dict[str, Any], runner: str) -> Any:
-    base, common = specs["base"], specs["common"]
-
-    def trial(config: dict[str, Any]) -> None:
-        drawn = {key: _plain(value) for key, value in config.items()}
-        job = Job(base.stage, base.label, base.args | {"trial": drawn}, base.inputs, base.parts)
-        _run_reporting(job.spec(common) | {"label": f"trial-{job.key[:6]}", "params": drawn}, runner, place.slots)
-
-    return _with_resources(trial, runner, place.slots)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
-def _with_resources(trial: Any, runner: str, slots: Slots) -> Any:
-    # A Train run reserves its worker's resources itself; the trial that waits for it needs none.
-    cpus, gpus = (0.0, 0.0) if runner == "train" else (float(slots.cpus), slots.gpus)
-    return tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
-
-
-def _run_reporting(spec: dict[str, Any], runner: str, slots: Slots) -> None:
-    fixed = {"label": spec["label"], "params": spec["params"], "key": spec["key"], "stage": spec["stage"]}
-    total = 0.0
-
-    def report(row: dict[str, Any]) -> None:
-        nonlocal total
-        total += row["cpu_s"]
-        tune.report(row | fixed | {"cpu_s_total": total})
-
-    if runner == "train":
-        run_in_train(spec, slots, fixed)
-    else:
-        run_job(spec, report)
 
 
 def _emit_history(place: Place, job: Job) -> None:

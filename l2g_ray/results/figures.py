@@ -6,11 +6,12 @@ mean training loss, either may be None. Figures are plain `Figure` objects, not 
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8F98"
+Arguments = ParamSpec("Arguments")
+
+BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#8A8F98"
 # Text and axes; `inline_svg` turns it into the page's own text colour.
 INK = "#23272E"
 STYLE: Any = {
@@ -48,6 +51,18 @@ MAX_SCATTER_ROWS = 1500
 MAX_PANELS = 6
 
 
+def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+    @functools.wraps(draw)
+    def draw_in_style(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return draw_in_style
+
+
+@_styled
 def plot_scores(board: Mapping[str, Any]) -> Figure:
     """Test scores with 95 % intervals, one line a task: L2G, embedder only, the best comparable published score."""
     rows = list(board["tasks"])[::-1]
@@ -64,7 +79,7 @@ def plot_scores(board: Mapping[str, Any]) -> Figure:
     published = [(y, best) for y, row in enumerate(rows) if (best := best_published(row))]
     if published:
         xs, ys = [best["value"] for _, best in published], [y for y, _ in published]
-        axes.plot(xs, ys, "D", color=VERMILION, markersize=5, label="best comparable published")
+        axes.errorbar(xs, ys, fmt="D", color=VERMILION, markersize=5, label="best comparable published")
     axes.set_yticks(range(len(rows)), [f"{name_task(row)}\n{row['metric']}" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("test score (points: mean over seeds; bars: 95 % bootstrap interval)")
@@ -73,6 +88,7 @@ def plot_scores(board: Mapping[str, Any]) -> Figure:
     return figure
 
 
+@_styled
 def plot_learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Training loss and validation score by epoch, a column a stage; the best trial is drawn strongly."""
     frame = _to_frame(history)
@@ -83,9 +99,7 @@ def plot_learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         of_stage = frame[frame["stage"] == stage]
         best = _find_best_trial(of_stage)
         for trial, curve in of_stage.groupby("trial", sort=False):
-            look = (
-                {"color": BLUE, "linewidth": 1.8} if trial == best else {"color": GREY, "linewidth": 0.9, "alpha": 0.6}
-            )
+            colour, width, opacity = (BLUE, 1.8, 1.0) if trial == best else (GREY, 0.9, 0.6)
             for axes, quantity in ((top, "loss"), (bottom, "value")):
                 known = curve.dropna(subset=[quantity]).sort_values("epoch")
                 axes.plot(
@@ -97,10 +111,12 @@ def plot_learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         if column == 0:
             top.set_ylabel("training loss")
         for axes in (top, bottom):
+            axes.set_xlim(of_stage["epoch"].min() - 0.4, of_stage["epoch"].max() + 0.4)
             _use_whole_numbers(axes)
     return figure
 
 
+@_styled
 def plot_trials(history: Sequence[Mapping[str, Any]], stage: str = "finetune") -> Figure:
     """The ASHA search: for every trial of a stage, best first, the epochs that it reached and its best score."""
     frame = _to_frame(history)
@@ -123,6 +139,7 @@ def plot_trials(history: Sequence[Mapping[str, Any]], stage: str = "finetune") -
     return figure
 
 
+@_styled
 def plot_confusion(labels: Iterable[str], predictions: Iterable[str], classes: Sequence[str]) -> Figure:
     """Confusion matrix of class names (n,), in counts, shaded by the share of the true class."""
     codes = {name: i for i, name in enumerate(classes)}
@@ -144,6 +161,7 @@ def plot_confusion(labels: Iterable[str], predictions: Iterable[str], classes: S
     return figure
 
 
+@_styled
 def plot_measured(measured: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
     """Predicted against measured values (n, C) of the first six outputs `names` (C,); hexagons above 1,500 rows."""
     measured, predicted = (np.asarray(v, dtype=float).reshape(-1, len(names)) for v in (measured, predicted))
@@ -168,6 +186,7 @@ def plot_measured(measured: np.ndarray, predicted: np.ndarray, names: Sequence[s
     return figure
 
 
+@_styled
 def plot_architecture(architecture: Sequence[Mapping[str, int]]) -> Figure:
     """The kernels that the search chose: for every layer a dot a tap, at its offset in the layer's input."""
     figure, (axes,) = _new_figure(6.4, 1.0 + 0.26 * max(len(architecture), 1))
@@ -223,14 +242,12 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 
 def _new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of `width` by `height` inches and its axes, row by row."""
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, columns, squeeze=False)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False)
     return figure, list(panels.ravel())
 
 
@@ -241,7 +258,7 @@ def _put_legend_above(axes: Axes) -> None:
 def _use_whole_numbers(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
 def _to_frame(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

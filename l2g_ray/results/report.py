@@ -87,7 +87,9 @@ def write_report(run_folder: Path, board: Mapping[str, Any], details: Sequence[T
             figures.save(picture.figure, Path(run_folder) / "figures" / row["task"] / stem)
     figures.save(overview.figure, Path(run_folder) / "figures" / overview.name)
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.globals |= {
         "number": format_number,
         "interval": format_interval,
@@ -99,7 +101,9 @@ def write_report(run_folder: Path, board: Mapping[str, Any], details: Sequence[T
         "draw": lambda picture: Markup(picture.svg),
     }
     template = environment.from_string((resources.files("l2g_ray.results") / "report_template.html").read_text("utf-8"))
-    page = template.render(board=plain, overview=overview, sections=sections, reproduce=_read_reproduce(run_folder, plain))
+    page = template.render(
+        board=plain, overview=overview, sections=sections, reproduce=_read_reproduce(run_folder, plain)
+    )
     return write_atomically(Path(run_folder) / "report.html", page)
 
 
@@ -126,7 +130,11 @@ def _draw_task(row: Mapping[str, Any], detail: TaskDetails, prefix: str) -> list
     if frame is not None and detail.kind == "regression":
         measured, predicted = (frame[[f"{kind}_{o}" for o in detail.labels]] for kind in ("label", "prediction"))
         figure = figures.plot_measured(measured.to_numpy(), predicted.to_numpy(), detail.labels)
-        add("measured", figure, f"Predicted against measured values of {row['task']}; dashed: equality.")
+        add(
+            "measured",
+            figure,
+            f"Predicted against measured values of {row['task']}; dashed: equality. Brighter: more sequences.",
+        )
     if detail.history:
         caption = "Training loss (above) and validation score (below) of every stage; blue: the best trial."
         add("learning", figures.plot_learning_curves(detail.history), caption)

@@ -110,7 +110,9 @@ def make_embedder_config(
 
 
 def _channels(model: ModelSettings, backbone: str, width: int) -> tuple[int, ...]:
-    channels = {"resnet": model.resnet_channels, "unet": model.unet_channels, "deepsea": model.deepsea_channels}[backbone]
+    channels = {"resnet": model.resnet_channels, "unet": model.unet_channels, "deepsea": model.deepsea_channels}[
+        backbone
+    ]
     return tuple(width if c is None else c for c in channels)
 
 
@@ -160,7 +162,9 @@ def count_steps(data: TaskData, batch_size: int, group: int = 1, max_batches: in
     return -(-min(n, max_batches or n) // group)
 
 
-def make_losses(model: nn.Module, task: Task, scale: torch.Tensor) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
+def make_losses(
+    model: nn.Module, task: Task, scale: torch.Tensor
+) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
     """The plain task loss of a group, a batch at a time, weighted by its rows (acceptance D5)."""
 
     def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:

@@ -67,7 +67,12 @@ def evaluate(
 
 
 def _tabulate(
-    task: Task, ids: pa.ChunkedArray, contender: Contender, labels: np.ndarray, reported: np.ndarray, plain: np.ndarray | None
+    task: Task,
+    ids: pa.ChunkedArray,
+    contender: Contender,
+    labels: np.ndarray,
+    reported: np.ndarray,
+    plain: np.ndarray | None,
 ) -> pa.Table:
     n = len(reported)
     columns: dict[str, Any] = {

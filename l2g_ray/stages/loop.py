@@ -108,8 +108,8 @@ def train(
     A loss that is not finite ends the run with score -inf for that epoch; the best earlier epoch stands.
     """
     state = _load(runtime.state_path, model, optimizer)
-    for row in state.history:
-        runtime.report(row)
+    for past in state.history:
+        runtime.report(past)
     while state.epoch < settings.epochs and not state.stopped:
         epoch = state.epoch
         wall, cpu = time.perf_counter(), time.process_time()

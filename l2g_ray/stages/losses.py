@@ -6,7 +6,9 @@ import torch
 from torch.nn import functional
 
 
-def compute_task_loss(kind: str, outputs: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+def compute_task_loss(
+    kind: str, outputs: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean task loss of a batch.
 
     Parameters

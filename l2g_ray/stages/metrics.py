@@ -2,6 +2,7 @@
 
 All agree with scikit-learn and SciPy to 1e-9 where those are defined; each function says what it returns
 where they are not. Counting metrics come from confusion matrices, which is fast enough for a bootstrap.
+scikit-learn and SciPy's statistics are imported where they are used: they double the start of a worker process.
 Metric choice by task follows the L2G code (MCC, mean F1, accuracy; mean Pearson r; macro AUROC), with F1 over
 all classes instead of the first two.
 """
@@ -14,9 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-from sklearn.metrics import average_precision_score, roc_auc_score, silhouette_score
-from sklearn.utils import resample
 
 Array = NDArray[Any]
 
@@ -75,8 +73,8 @@ def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[
     metrics["f1_macro"] = float(f1(confusion).mean())
     if scores.shape[1] == 2:
         metrics["f1_positive"] = float(f1(confusion)[1])
-    metrics["auroc"] = _mean_of_defined(_rank_classes(true, scores, roc_auc_score))
-    metrics["auprc"] = _mean_of_defined(_rank_classes(true, scores, average_precision_score))
+    metrics["auroc"] = _mean_of_defined(_rank_classes(true, scores, _auroc))
+    metrics["auprc"] = _mean_of_defined(_rank_classes(true, scores, _auprc))
     return metrics
 
 
@@ -89,7 +87,7 @@ def multilabel_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[str,
     """
     true, scores = _check_multilabel(labels, probabilities)
     metrics: dict[str, Any] = {}
-    for name, metric in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
+    for name, metric in (("auroc", _auroc), ("auprc", _auprc)):
         per_class = _rank_columns(true, scores, metric)
         metrics |= {name: _mean_of_defined(per_class), f"{name}_per_class": per_class}
     return metrics
@@ -117,12 +115,14 @@ def regression_metrics(
 
 def pearson(labels: Array, predictions: Array) -> float:
     """Pearson r of two vectors; 0 if one is constant, NaN for fewer than two values."""
-    return _correlate(stats.pearsonr, labels, predictions)
+    return _correlate(lambda a, b: float(np.corrcoef(a, b)[0, 1]), labels, predictions)
 
 
 def spearman(labels: Array, predictions: Array) -> float:
     """Spearman rho of two vectors; 0 if one is constant, NaN for fewer than two values."""
-    return _correlate(stats.spearmanr, labels, predictions)
+    from scipy import stats
+
+    return _correlate(lambda a, b: float(stats.spearmanr(a, b).statistic), labels, predictions)
 
 
 def mean_squared_error(labels: Array, predictions: Array) -> float:
@@ -184,6 +184,9 @@ def silhouette(embeddings: ArrayLike, labels: ArrayLike, max_rows: int = 5000, s
     fewer than two groups are present or every row is its own group. L2G reports the score for three binary
     tasks (paper, results).
     """
+    from sklearn.metrics import silhouette_score
+    from sklearn.utils import resample
+
     rows, groups = np.asarray(embeddings, dtype=np.float64), np.asarray(labels)
     if len(rows) > max_rows:
         rows, groups = resample(rows, groups, replace=False, n_samples=max_rows, random_state=seed, stratify=groups)
@@ -260,15 +263,27 @@ def _mean_of_defined(values: Sequence[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def _correlate(correlation: Callable[..., Any], labels: Array, predictions: Array) -> float:
+def _correlate(correlation: Callable[[Array, Array], float], labels: Array, predictions: Array) -> float:
     if len(labels) < 2:
         return float("nan")
     if (labels == labels[0]).all() or (predictions == predictions[0]).all():
         return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        value = float(correlation(labels, predictions).statistic)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # nearly constant input
+        value = correlation(labels.astype(np.float64), predictions.astype(np.float64))
     return value if np.isfinite(value) else 0.0  # spread below the smallest float: constant as far as one can tell
+
+
+def _auroc(labels: Array, scores: Array) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores))
+
+
+def _auprc(labels: Array, scores: Array) -> float:
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(labels, scores))
 
 
 def _from_confusion(metric: Callable[[Array], Array]) -> Callable[[ArrayLike, ArrayLike], float]:
@@ -301,15 +316,15 @@ CONFUSION_METRICS: dict[str, Callable[[Array], Array]] = {
     "f1_positive": lambda confusion: f1(confusion)[..., 1],
 }
 _BINARY = {name: _from_confusion(metric) for name, metric in CONFUSION_METRICS.items()} | {
-    "auroc": _from_class_ranks(roc_auc_score),
-    "auprc": _from_class_ranks(average_precision_score),
+    "auroc": _from_class_ranks(_auroc),
+    "auprc": _from_class_ranks(_auprc),
 }
 _SCORES: dict[str, dict[str, Callable[[ArrayLike, ArrayLike], float]]] = {
     "binary": _BINARY,
     "multiclass": {name: metric for name, metric in _BINARY.items() if name != "f1_positive"},
     "multilabel": {
-        "auroc": _from_label_ranks(roc_auc_score),
-        "auprc": _from_label_ranks(average_precision_score),
+        "auroc": _from_label_ranks(_auroc),
+        "auprc": _from_label_ranks(_auprc),
     },
     "regression": {
         "pearson_mean": _from_outputs(pearson),

@@ -14,7 +14,9 @@ from l2g_ray.config import OptimSettings
 Schedule = Callable[[int], float]
 
 
-def make_optimizer(settings: OptimSettings, groups: Iterable[tuple[Iterable[nn.Parameter], float]]) -> torch.optim.Optimizer:
+def make_optimizer(
+    settings: OptimSettings, groups: Iterable[tuple[Iterable[nn.Parameter], float]]
+) -> torch.optim.Optimizer:
     """An optimiser over (parameters, learning rate) groups; frozen parameters are left out.
 
     AdamW decays matrices only; Adam's coupled L2 and SGD decay everything, as the official code does.

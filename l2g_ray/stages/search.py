@@ -49,7 +49,9 @@ def search_architecture(
     available = count_batches(data.train.n_rows, stage.batch_size, drop_last=True)
     per_epoch = min(available, int(stage.batch_fraction * available) + 1)
     steps = count_steps(data, stage.batch_size, max_batches=per_epoch)
-    optim = OptimSettings(decay="step", step_epochs=stage.step_epochs, step_factor=stage.step_factor, warmup_fraction=0.0)
+    optim = OptimSettings(
+        decay="step", step_epochs=stage.step_epochs, step_factor=stage.step_factor, warmup_fraction=0.0
+    )
 
     def scale_gradients() -> None:
         for layer in mixed.values():

@@ -25,7 +25,9 @@ def train_backbone(
     A diverged candidate scores -inf, so it can never win.
     """
     stage = settings.select
-    net = build_net(make_embedder_config(settings, data, reference, backbone, dropout=stage.dropout), data, reference, seed)
+    net = build_net(
+        make_embedder_config(settings, data, reference, backbone, dropout=stage.dropout), data, reference, seed
+    )
     net.to(runtime.device)
     steps = count_steps(data, stage.batch_size)
     return train(

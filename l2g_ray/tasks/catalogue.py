@@ -72,6 +72,8 @@ def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}': {nearest(key, model.model_fields)}"
+    if first["type"] == "string_type":  # YAML reads a bare yes, no or 1 as something else
+        return f"key '{key}': must be text, not {first['input']!r}; put it in quotes"
     message = first["msg"].removeprefix("Value error, ")
     return f"key '{key}': {message}" if key else message
 

@@ -46,7 +46,8 @@ def published_scores(bench: str, task: str) -> list[PublishedScore]:
     own = list(_read_section(table, bench, task, described.comparable))
     twin = table["same_split"].get(f"{bench}/{task}")
     if twin is not None:
-        own += _read_section(table, *twin.split("/"), described.comparable)
+        twin_bench, twin_task = twin.split("/")
+        own += _read_section(table, twin_bench, twin_task, described.comparable)
     return sorted(own, key=lambda score: not score.comparable)
 
 

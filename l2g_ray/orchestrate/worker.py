@@ -1,0 +1,57 @@
+"""What runs inside a trial's process. Kept apart from `trials`, so that a worker imports no search library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+
+from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.jobs import Job, run_job
+
+TINY_CPU = 0.001  # Tune refuses a trial that asks for nothing
+
+
+def make_trainable(specs: list[dict[str, Any]], runner: str, slots: Slots) -> Callable[..., Any]:
+    """A Tune trainable whose config {'index': i} runs job i of a list."""
+
+    def trial(config: dict[str, Any]) -> None:
+        run_reporting(specs[config["index"]], runner, slots)
+
+    return _with_resources(trial, runner, slots)
+
+
+def make_search_trainable(base: Job, common: dict[str, Any], runner: str, slots: Slots) -> Callable[..., Any]:
+    """A Tune trainable whose config is a set of hyper-parameters for `base`."""
+
+    def trial(config: dict[str, Any]) -> None:
+        drawn = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
+        job = Job(base.stage, base.label, base.args | {"trial": drawn}, base.inputs, base.parts)
+        run_reporting(job.spec(common) | {"label": f"trial-{job.key[:6]}", "params": drawn}, runner, slots)
+
+    return _with_resources(trial, runner, slots)
+
+
+def _with_resources(trial: Callable[..., Any], runner: str, slots: Slots) -> Callable[..., Any]:
+    # A Train run reserves its worker's resources itself; the trial that waits for it needs next to none.
+    cpus, gpus = (TINY_CPU, 0.0) if runner == "train" else (float(slots.cpus), slots.gpus)
+    return tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
+
+
+def run_reporting(spec: dict[str, Any], runner: str, slots: Slots) -> None:
+    """Run one job, in this process or as a Ray Train run, and report its epochs to Tune."""
+    fixed = {"label": spec["label"], "params": spec["params"], "key": spec["key"], "stage": spec["stage"]}
+    total = 0.0
+
+    def report(row: dict[str, Any]) -> None:
+        nonlocal total
+        total += row["cpu_s"]
+        tune.report(row | fixed | {"cpu_s_total": total})
+
+    if runner == "train":
+        from l2g_ray.orchestrate.train_run import run_in_train
+
+        run_in_train(spec, slots, fixed)
+    else:
+        run_job(spec, report)
