@@ -99,6 +99,9 @@ class SearchSettings(_Settings):
     field_penalty: float = Field(default=1e-5, ge=0)
     separable: bool = False
     augment: bool = True
+    # What was found is deployed only if it beats these uniform (kernel size, dilation) nets on validation.
+    rivals: tuple[tuple[int, int], ...] = ()
+    rival_epochs: int = Field(default=1, ge=1)
 
 
 class AlignSettings(_Settings):

@@ -21,6 +21,7 @@ RAY_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_worker_maximum_startup_concurrency": "32",  # else the raylet warns about every Train run
 }
 SPARE_CPUS = 1  # a local cluster's extra logical CPU, for Ray Data's readers
 

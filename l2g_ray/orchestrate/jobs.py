@@ -173,6 +173,20 @@ def _select(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     return _summary(training) | {"backbone": args["backbone"]}
 
 
+def _rival(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    training = train_backbone(
+        context.data,
+        context.settings,
+        context.reference,
+        context.runtime,
+        backbone=args["backbone"],
+        seed=args["seed"],
+        architecture=[(int(k), int(d)) for k, d in args["architecture"]],
+        epochs=context.settings.search.rival_epochs,
+    )
+    return _summary(training)
+
+
 def _search(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     found = search_architecture(
         context.data, context.settings, context.reference, context.runtime, backbone=args["backbone"], seed=args["seed"]
@@ -264,6 +278,7 @@ def _evaluate(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 STAGES: dict[str, Callable[[Context, dict[str, Any]], dict[str, Any]]] = {
     "select": _select,
     "search": _search,
+    "rival": _rival,
     "warmup": _warmup,
     "align": _align,
     "embedder_only": _embedder_only,

@@ -25,6 +25,7 @@ class TaskOutcome:
     backbone: str
     select_scores: dict[str, float]
     architecture: list[tuple[int, int]]
+    rivals: dict[str, float]
     trials: list[dict[str, Any]]
     best_trial: dict[str, Any]
     refits: list[StageResult]
@@ -47,6 +48,7 @@ class Pipeline:
         self.settings = settings
         self.seeds = [settings.seed + i for i in range(settings.seeds)]
         self.results: list[StageResult] = []
+        self.rivals: dict[str, float] = {}
         dumped = settings.model_dump(mode="json")
         # What every training stage depends on; each job adds its own stage's settings and inputs.
         self.common = {
@@ -85,6 +87,7 @@ class Pipeline:
             backbone=backbone,
             select_scores=scores,
             architecture=architecture,
+            rivals=self.rivals,
             trials=trials,
             best_trial=best,
             refits=refits,
@@ -120,8 +123,29 @@ class Pipeline:
         if not self.settings.search.enabled:
             return default_architecture(backbone)
         job = Job("search", backbone, {"backbone": backbone, "seed": self.seeds[0]}, {}, self._parts("search"))
-        found = self._run("search", [job])[0].values["architecture"]
-        return [(int(k), int(d)) for k, d in found]
+        values = self._run("search", [job])[0].values["architecture"]
+        found = [(int(k), int(d)) for k, d in values]
+        return self._beat_rivals(backbone, found)
+
+    def _beat_rivals(self, backbone: str, found: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """A short search can end in noise: what it found must win on validation against the plain choices."""
+        candidates = {"searched": found}
+        candidates |= {f"{k}x{d}": [(k, d)] * len(found) for k, d in self.settings.search.rivals}
+        if len(candidates) == 1:
+            return found
+        jobs = [
+            Job(
+                "rival",
+                name,
+                {"backbone": backbone, "seed": self.seeds[0], "architecture": [list(pair) for pair in pairs]},
+                {},
+                self._parts("select") | {"epochs": self.settings.search.rival_epochs},
+            )
+            for name, pairs in candidates.items()
+        ]
+        results = self._run("rival", jobs)
+        self.rivals = {n: float(r.values["score"]) for n, r in zip(candidates, results, strict=True)}
+        return candidates[max(self.rivals, key=lambda name: self.rivals[name])]
 
     def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
         return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._parts("align"))

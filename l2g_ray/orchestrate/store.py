@@ -25,6 +25,7 @@ STAGE_VERSIONS = {
     "reference": 1,
     "select": 1,
     "search": 1,
+    "rival": 1,
     "warmup": 1,
     "align": 1,
     "embedder_only": 1,

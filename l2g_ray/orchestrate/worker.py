@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ def make_search_trainable(base: Job, common: dict[str, Any], runner: str, slots:
 
 
 def _with_resources(trial: Callable[..., Any], runner: str, slots: Slots) -> Callable[..., Any]:
+    # Tune registers functions by name, for all pipelines of a Ray job together: the same name would mix them up.
+    trial.__name__ = trial.__qualname__ = f"trial_{uuid.uuid4().hex}"
     # A Train run reserves its worker's resources itself; the trial that waits for it needs next to none.
     cpus, gpus = (TINY_CPU, 0.0) if runner == "train" else (float(slots.cpus), slots.gpus)
     return tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from l2g_ray.config import OptimSettings, Settings
 from l2g_ray.data.batches import count_batches
@@ -83,7 +84,7 @@ def build_supernet(net: EmbedderNet, settings: Settings, seed: int) -> dict[str,
     )
 
 
-def make_search_optimizer(net: EmbedderNet, mixed: dict[str, MixedConv1d], settings: Settings) -> torch.optim.Optimizer:
+def make_search_optimizer(net: nn.Module, mixed: dict[str, MixedConv1d], settings: Settings) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum over two groups: weights, and logits with their own rate (spec 4.3)."""
     stage = settings.search
     logits = [layer.logits for layer in mixed.values()]

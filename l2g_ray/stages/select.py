@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from l2g_ray.config import Settings
 from l2g_ray.stages.common import (
     Reference,
@@ -18,23 +20,30 @@ from l2g_ray.stages.optim import make_optimizer, make_schedule
 
 
 def train_backbone(
-    data: TaskData, settings: Settings, reference: Reference, runtime: Runtime, *, backbone: str, seed: int
+    data: TaskData,
+    settings: Settings,
+    reference: Reference,
+    runtime: Runtime,
+    *,
+    backbone: str,
+    seed: int,
+    architecture: Sequence[tuple[int, int]] = (),
+    epochs: int | None = None,
 ) -> TrainResult:
-    """Train one backbone with its default kernels; every candidate gets the same seed.
+    """Train one backbone shortly, with its default kernels or a given architecture; all candidates get the same seed.
 
     A diverged candidate scores -inf, so it can never win.
     """
     stage = settings.select
-    net = build_net(
-        make_embedder_config(settings, data, reference, backbone, dropout=stage.dropout), data, reference, seed
-    )
-    net.to(runtime.device)
+    epochs = stage.epochs if epochs is None else epochs
+    config = make_embedder_config(settings, data, reference, backbone, architecture, stage.dropout)
+    net = build_net(config, data, reference, seed).to(runtime.device)
     steps = count_steps(data, stage.batch_size)
     return train(
         net,
         make_optimizer(stage.optim, [(net.parameters(), stage.optim.lr)]),
-        make_schedule(stage.optim, stage.epochs, steps),
-        LoopSettings(stage.epochs, steps, seed, clip_norm=stage.optim.clip_norm),
+        make_schedule(stage.optim, epochs, steps),
+        LoopSettings(epochs, steps, seed, clip_norm=stage.optim.clip_norm),
         runtime,
         batches=make_batches(settings, data, stage.batch_size, seed),
         losses=make_losses(net, data.task, data.label_scale),

@@ -1,0 +1,85 @@
+"""Small data and models whose answers are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from l2g_ray.config import Settings, resolve
+from l2g_ray.data.batches import InMemorySource
+from l2g_ray.models.embedder import EmbedderConfig
+from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, measure_labels
+from l2g_ray.tasks.schema import Task
+
+MOTIF = "TGACTCA"
+TINY = {
+    "model.language_model_layers": 2,
+    "model.target_tokens": 8,
+    "select.batch_size": 16,
+    "search.batch_size": 16,
+    "align.batch_size": 16,
+    "align.max_samples": 31,
+    "finetune.batch_size": [16],
+    "embedder_only.batch_size": 16,
+    "precision": "fp32",
+}
+
+
+def tiny_settings(language_model: Path | str = "", **changes: Any) -> Settings:
+    """The smoke preset with tiny batches; `changes` use '__' for dots."""
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    return resolve("smoke", None, TINY | {"model.language_model": str(language_model)} | named)
+
+
+def plant(rows: int, length_bp: int = 60, seed: int = 0, shuffle_labels: bool = False) -> pa.Table:
+    """Random sequences; label 1 where a motif (either strand) stands somewhere."""
+    rng = np.random.default_rng(seed)
+    letters = rng.choice(list("ACGT"), (rows, length_bp))
+    labels = np.arange(rows) % 2
+    for row in np.flatnonzero(labels):
+        start = rng.integers(0, length_bp - len(MOTIF))
+        letters[row, start : start + len(MOTIF)] = list(MOTIF)
+    if shuffle_labels:
+        labels = rng.permutation(labels)
+    return pa.table({"sequence": ["".join(r) for r in letters], "label": pa.array(labels, pa.int64())})
+
+
+def regression_table(rows: int, length_bp: int = 60, seed: int = 0) -> pa.Table:
+    """Two outputs: GC content in percent, and minus three times the share of A."""
+    rng = np.random.default_rng(seed)
+    letters = rng.choice(list("ACGT"), (rows, length_bp))
+    values = np.stack([100 * np.isin(letters, ["G", "C"]).mean(1), -3 * (letters == "A").mean(1)], 1).astype("float32")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 2)
+    return pa.table({"sequence": ["".join(r) for r in letters], "label": column})
+
+
+def make_task(kind: str = "binary", **changes: Any) -> Task:
+    labels = {"binary": ("absent", "present"), "regression": ("gc", "a")}[kind]
+    return Task.model_validate({"bench": "toy", "name": "planted", "kind": kind, "labels": labels} | changes)
+
+
+def make_data(task: Task, train: pa.Table, valid: pa.Table) -> TaskData:
+    values = np.zeros((1, task.n_outputs))
+    if not task.is_classification:
+        values = np.array(train["label"].combine_chunks().flatten()).reshape(-1, task.n_outputs)
+    lengths = [len(s) for t in (train, valid) for s in t["sequence"].to_pylist()]
+    offset, scale = measure_labels(task, values)
+    return TaskData(
+        task, InMemorySource(train), InMemorySource(valid), max(lengths), min(lengths) == max(lengths), offset, scale
+    )
+
+
+def toy_data(rows: int = 160, seed: int = 0, **changes: Any) -> TaskData:
+    return make_data(make_task(), plant(rows, seed=seed, **changes), plant(max(40, rows // 4), seed=seed + 1000))
+
+
+def tiny_reference(seed: int = 0) -> Reference:
+    generator = torch.Generator().manual_seed(seed)
+    return Reference(16, 64, 1e-12, torch.ones(16), torch.zeros(16), torch.randn(200, 16, generator=generator))
+
+
+def tiny_config(data: TaskData, settings: Settings, backbone: str = "resnet") -> EmbedderConfig:
+    return make_embedder_config(settings, data, tiny_reference(), backbone)
