@@ -49,11 +49,11 @@ class Predictor:
     length_bp: int
     batch_size: int = 256
 
-    def predict_array(self, sequences: pa.Array | pa.ChunkedArray, first_row: int = 0) -> np.ndarray:
+    def predict_array(self, sequences: pa.Array | pa.ChunkedArray, first_row: int = 1) -> np.ndarray:
         """Outputs (n, n_outputs): probabilities, or values in the labels' units.
 
         Raises UserError for an empty or too long sequence, or a letter that is no nucleotide; rows count from
-        `first_row`.
+        `first_row`, as in the readers' messages.
         """
         outputs = []
         for start in range(0, len(sequences), self.batch_size):
@@ -61,7 +61,9 @@ class Predictor:
             try:
                 codes, lengths = encode(part)
             except UserError as error:
-                raise UserError(f"sequences from row {first_row + start} on: {error}") from None
+                raise UserError(
+                    f"in the {self.batch_size} sequences from row {first_row + start} on, {error}"
+                ) from None
             for row, length in enumerate(lengths):
                 if not 0 < length <= self.length_bp:
                     raise UserError(
@@ -160,7 +162,7 @@ def _predicted(
     column = sequence_column or predictor.task.sequence_column
     for table in iter_tables(source, batch_rows=4096, sequence_column=column):
         try:
-            outputs = predictor.predict_array(table["sequence"], done)
+            outputs = predictor.predict_array(table["sequence"], done + 1)
         except UserError as error:
             raise UserError(f"{source}, {error}") from None
         done += len(table)

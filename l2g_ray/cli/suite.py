@@ -62,7 +62,7 @@ def suite(bench: str, tasks: str | None, **options: Any) -> None:
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
     chosen = find_tasks(bench, names)
     sources = find_sources(chosen, options["data_dir"])
-    default = f"{bench}-{options['preset']}" + (f"-{'-'.join(t.name for t in chosen)}" if names else "")
+    default = f"{bench}-{Path(options['preset']).stem}" + (f"-{'-'.join(t.name for t in chosen)}" if names else "")
     _run(bench, chosen, sources, default[:80], options)
 
 
@@ -94,7 +94,9 @@ def run_one(task_or_folder: str, **options: Any) -> None:
             f"'{task_or_folder}' is neither a folder nor BENCH/TASK of the catalogue; see `l2g-ray tasks`, "
             "or give a folder with train and test files"
         )
-    _run(chosen[0].bench, chosen, sources, f"{chosen[0].bench}-{chosen[0].name}-{options['preset']}", options)
+    _run(
+        chosen[0].bench, chosen, sources, f"{chosen[0].bench}-{chosen[0].name}-{Path(options['preset']).stem}", options
+    )
 
 
 def _run(bench: str, chosen: list[Any], sources: dict[str, Path], default_name: str, options: dict[str, Any]) -> None:
@@ -135,13 +137,15 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Path], default_name: 
 
 
 def _show(result: Any, console: Any) -> None:
+    from rich.markup import escape
+
     from l2g_ray.results.leaderboard import render_table
 
     console.print()
     if result.board["tasks"]:
         console.print(render_table(result.board))
     for task, reason in result.failures.items():
-        console.print(f"[red]{task} failed[/red]: {reason}", soft_wrap=True)
+        console.print(f"[red]{task} failed[/red]: {escape(reason)}", soft_wrap=True)
     if not result.fresh:
         console.print("Nothing to do: all of it was there already.")
     folder = result.folder

@@ -9,6 +9,9 @@ import pyarrow as pa
 
 from l2g_ray.data.dataset import PreparedTask
 
+# Reading takes no slot: with all slots taken by workers that wait for their data, a reader that needs one never starts.
+READER = {"num_cpus": 0}
+
 
 class RayDataSource:
     """A source over a Ray Dataset, or over the shard of one that a Train worker gets.
@@ -43,6 +46,6 @@ def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
     import ray.data
 
     paths = [str(path) for path in prepared.shard_paths(split)]
-    dataset = ray.data.read_parquet(paths, columns=["sequence", "label"], partitioning=None)
+    dataset = ray.data.read_parquet(paths, columns=["sequence", "label"], partitioning=None, ray_remote_args=READER)
     dataset.context.execution_options.preserve_order = True
     return dataset

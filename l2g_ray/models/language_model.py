@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -81,12 +80,10 @@ def _quiet_loading() -> Iterator[None]:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logger = logging.getLogger("transformers")
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        logger.disabled = False
 
 
 def load_transformer(name: str, init: str = "pretrained", seed: int = 0) -> Any:

@@ -185,7 +185,8 @@ def sample_vocabulary(transformer: Any, n: int, seed: int) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     length = min(MAX_TOKENS, int(transformer.config.max_position_embeddings) - 2)
     rows = -(-n // length)
-    first = 5 if transformer.config.vocab_size > 1000 else 3  # leave the special tokens out
+    # The first thousand ids of BERT's vocabulary are special, unused, or single characters.
+    first = 1000 if transformer.config.vocab_size > 20_000 else 3
     ids = torch.from_numpy(rng.integers(first, transformer.config.vocab_size, (rows, length)))
     hidden = embed_tokens(transformer, ids).reshape(rows * length, -1)
     return hidden[torch.from_numpy(rng.permutation(rows * length)[:n])].clone()

@@ -23,7 +23,6 @@ RAY_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_worker_maximum_startup_concurrency": "32",  # else the raylet warns about every Train run
 }
-SPARE_CPUS = 1  # a local cluster's extra logical CPU, for Ray Data's readers
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
     }
     if not os.environ.get("RAY_ADDRESS"):
         cores = num_cpus or os.cpu_count() or 1
-        options |= {"num_cpus": cores + SPARE_CPUS, "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
     try:
         ray.init(**options)
     except ConnectionError as error:
@@ -75,8 +74,7 @@ def measure_slots(resources: dict[str, float], cpus: int = 1, gpus: float = 0.0)
     UserError : not even one fits; the message names what is there and what is missing.
     """
     there = {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
-    usable = there["CPU"] - SPARE_CPUS if there["CPU"] > cpus else there["CPU"]
-    counts = [int(usable // cpus)]
+    counts = [int(there["CPU"] // cpus)]
     if gpus > 0:
         counts.append(int(there["GPU"] // gpus))
     if min(counts) < 1:

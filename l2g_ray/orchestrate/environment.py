@@ -53,6 +53,8 @@ def _processor() -> str:
 
 def _git_revision() -> str | None:
     here = Path(__file__).resolve().parents[2]
+    if not (here / "pyproject.toml").exists():  # installed: the repository around a virtual environment is not ours
+        return None
     try:
         shown = subprocess.run(
             ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],

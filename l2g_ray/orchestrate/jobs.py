@@ -28,7 +28,7 @@ from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, mea
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.evaluate import Contender, evaluate
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
-from l2g_ray.stages.loop import Report, Runtime, TrainResult, resolve_precision
+from l2g_ray.stages.loop import Report, Runtime, TrainResult
 from l2g_ray.stages.search import search_architecture
 from l2g_ray.stages.select import train_backbone
 
@@ -112,8 +112,7 @@ def _run_locked(
     torch.set_num_threads(int(spec["threads"]))
     work = store.open_work(spec["stage"], spec["key"])
     settings = Settings.model_validate(spec["settings"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    runtime = Runtime(device, resolve_precision(settings.precision, device), report, work / "state.pt")
+    runtime = Runtime(spec["device"], spec["precision"], report, work / "state.pt")
     if spec["stage"] == "reference":
         values = _reference(settings, work, spec["data_dir"])
     else:
@@ -131,13 +130,14 @@ def _run_locked(
     return store.commit(spec["stage"], spec["key"], values).values
 
 
-def _summary(training: TrainResult) -> dict[str, Any]:
+def _summary(training: TrainResult, inherited_epochs: int = 0) -> dict[str, Any]:
+    own = training.history[inherited_epochs:]
     return {
         "score": training.best_score,
         "best_epoch": training.best_epoch,
         "history": training.history,
-        "cpu_s": sum(row["cpu_s"] for row in training.history),
-        "wall_s": sum(row["wall_s"] for row in training.history),
+        "cpu_s": sum(row["cpu_s"] for row in own),
+        "wall_s": sum(row["wall_s"] for row in own),
     }
 
 
@@ -228,7 +228,8 @@ def _align(context: Context, args: dict[str, Any]) -> dict[str, Any]:
         seed=args["seed"],
     )
     _save_net(context, config, training)
-    return _summary(training) | {"alpha": args["alpha"]}
+    inherited = context.settings.align.task_only_epochs if warm is not None else 0
+    return _summary(training, inherited) | {"alpha": args["alpha"]}
 
 
 def _embedder_only(context: Context, args: dict[str, Any]) -> dict[str, Any]:

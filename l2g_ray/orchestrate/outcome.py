@@ -98,6 +98,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "published": [
             {"model": p.model, "value": p.value, "metric": p.metric, "comparable": p.comparable, "source": p.source}
             for p in published
+            if p.metric == task.metric  # another metric's number must not stand in this row
         ],
         "backbone": outcome.backbone,
         "architecture": [{"kernel_size": k, "dilation": d} for k, d in outcome.architecture],
@@ -109,6 +110,8 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "wall_s": round(outcome.wall_s, 1),
         "cpu_s": round(sum(outcome.cost.values()), 1),
         "gpu_s": round(outcome.gpu_s, 1),
+        "aligned_to": outcome.aligned_to,
+        "notes": list(task.notes),
         "model_uri": "",
         "warnings": list(prepared.manifest["warnings"]),
     }
@@ -197,7 +200,7 @@ def task_details(prepared: PreparedTask, outcome: TaskOutcome, folder: Path, row
         kind=task.kind,
         labels=task.labels,
         title=task.title,
-        description=task.description,
+        description=" ".join([task.description, *task.notes, f"Aligned to {outcome.aligned_to}."]).strip(),
         source=task.source,
         licence=task.licence,
         metrics={"L2G": row["metrics"]["l2g"], "embedder only": row["metrics"]["embedder_only"]},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from math import log
-from pathlib import Path
 from typing import Any
 
 from l2g_ray.config import Settings
@@ -13,7 +12,7 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.backbones import default_architecture
 from l2g_ray.orchestrate.jobs import Job
 from l2g_ray.orchestrate.store import StageResult, make_key
-from l2g_ray.orchestrate.trials import Place, run_jobs, run_search
+from l2g_ray.orchestrate.trials import Place, emit_row, run_jobs, run_search
 from l2g_ray.stages.select import choose_backbone
 
 
@@ -33,6 +32,7 @@ class TaskOutcome:
     evaluation: StageResult
     histories: dict[str, list[dict[str, Any]]]
     cost: dict[str, float]
+    aligned_to: str
     wall_s: float
     gpu_s: float
 
@@ -45,6 +45,7 @@ class Pipeline:
     ) -> None:
         self.place = place
         self.prepared = prepared
+        self.reference = reference
         self.settings = settings
         self.seeds = [settings.seed + i for i in range(settings.seeds)]
         self.results: list[StageResult] = []
@@ -72,12 +73,10 @@ class Pipeline:
         shape = {"backbone": backbone, "architecture": [list(pair) for pair in architecture]}
         first = self.seeds[0]
         # The control arm's seeds and the first warm-up need nothing of each other: one set of trials.
-        begun = self._run(
-            "embedder", [self._warmup(shape, first), *(self._embedder_only(shape, s) for s in self.seeds)]
-        )
-        embedders = begun[1:]
-        warm = {first: begun[0]}
-        aligned = self._run("align", [self._align(shape, a, first, warm[first]) for a in self.settings.align.alphas])
+        warming = [self._warmup(shape, first)] if self._shares_warmup() else []
+        begun = self._run("embedder", [*(self._embedder_only(shape, s) for s in self.seeds), *warming])
+        embedders, warm = begun[: len(self.seeds)], (begun[-1] if warming else None)
+        aligned = self._run("align", [self._align(shape, a, first, warm) for a in self.settings.align.alphas])
         inputs = {f"align:{a}": r for a, r in zip(self.settings.align.alphas, aligned, strict=True)}
         trials, best = self._finetune(shape, inputs)
         refits = self._refit(shape, best["trial"], {first: inputs})
@@ -95,8 +94,9 @@ class Pipeline:
             evaluation=evaluation,
             histories=self._histories(),
             cost=self._cost(trials),
+            aligned_to=self.reference.values["described"],
             wall_s=time.monotonic() - start,
-            gpu_s=sum(float(r.values.get("wall_s", 0.0)) for r in self.results) if self.place.slots.gpus else 0.0,
+            gpu_s=self._gpu_s(trials) if self.place.slots.gpus else 0.0,
         )
 
     def _run(self, name: str, jobs: list[Job], runner: str = "process") -> list[StageResult]:
@@ -147,19 +147,23 @@ class Pipeline:
         self.rivals = {n: float(r.values["score"]) for n, r in zip(candidates, results, strict=True)}
         return candidates[max(self.rivals, key=lambda name: self.rivals[name])]
 
+    def _shares_warmup(self) -> bool:
+        """Whether there is a task-only phase that the runs of all alphas have in common."""
+        return 0 < self.settings.align.task_only_epochs < self.settings.align.epochs
+
     def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
         return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._parts("align"))
 
     def _embedder_only(self, shape: dict[str, Any], seed: int) -> Job:
         return Job("embedder_only", f"seed-{seed}", shape | {"seed": seed}, {}, self._parts("embedder_only"))
 
-    def _align(self, shape: dict[str, Any], alpha: float, seed: int, warm: StageResult) -> Job:
+    def _align(self, shape: dict[str, Any], alpha: float, seed: int, warm: StageResult | None) -> Job:
         return Job(
             "align",
             f"alpha-{alpha:g} seed-{seed}",
             shape | {"alpha": alpha, "seed": seed},
-            {"warmup": str(warm.folder)},
-            self._parts("align", warmup=warm.key),
+            {"warmup": str(warm.folder)} if warm else {},
+            self._parts("align", **({"warmup": warm.key} if warm else {})),
         )
 
     def _finetune_parts(self, inputs: dict[str, StageResult]) -> dict[str, Any]:
@@ -175,6 +179,7 @@ class Pipeline:
         base = Job("trial", "trial", {"seed": seed}, folders, self._finetune_parts(inputs))
         key = make_key("finetune", base.parts | {"search": self.dumped["finetune"], "seed": seed})
         found = self.place.store.find("finetune", key)
+        cached = found is not None
         if found is None:
             runner = "process" if stage.trial_runner == "auto" else stage.trial_runner
             trials = run_search(self.place, stage, base, self._space(), seed, runner)
@@ -182,8 +187,12 @@ class Pipeline:
             self.place.store.open_work("finetune", key)
             found = self.place.store.commit("finetune", key, {"trials": trials, "history": []})
             self.place.store.discard_work("trial", keys)
+        else:
+            for trial in found.values["trials"]:
+                for row in trial["history"]:
+                    emit_row(self.place, "trial", f"trial-{trial['key'][:6]}", trial["key"], row, trial["trial"])
         self.place.emit(
-            {"type": "stage", "task": self.place.task, "stage": "finetune", "state": "done", "cached": False}
+            {"type": "stage", "task": self.place.task, "stage": "finetune", "state": "done", "cached": cached}
         )
         trials = found.values["trials"]
         self.results.append(found)
@@ -205,7 +214,9 @@ class Pipeline:
     ) -> list[StageResult]:
         alpha, others = trial["alpha"], self.seeds[1:]
         if others:  # further seeds repeat stage 2 too, so that the spread is that of the whole method
-            warm = self._run("warmup", [self._warmup(shape, s) for s in others])
+            warm: list[StageResult | None] = [None] * len(others)
+            if self._shares_warmup():
+                warm = list(self._run("warmup", [self._warmup(shape, s) for s in others]))
             again = [self._align(shape, alpha, s, w) for s, w in zip(others, warm, strict=True)]
             for seed, result in zip(others, self._run("align", again), strict=True):
                 aligned[seed] = {f"align:{alpha}": result}
@@ -235,6 +246,10 @@ class Pipeline:
         trials = next(r for r in self.results if r.stage == "finetune").values["trials"]
         return found | {f"finetune/{i:02d}": t["history"] for i, t in enumerate(trials)}
 
+    def _gpu_s(self, trials: list[dict[str, Any]]) -> float:
+        searched = sum(float(row["wall_s"]) for t in trials for row in t["history"])
+        return searched + sum(float(r.values.get("wall_s", 0.0)) for r in self.results)
+
     def _cost(self, trials: list[dict[str, Any]]) -> dict[str, float]:
         cost: dict[str, float] = {}
         for result in self.results:
@@ -248,8 +263,3 @@ def run_pipeline(
 ) -> TaskOutcome:
     """Run one task to its end. See `Pipeline`."""
     return Pipeline(place, prepared, settings, reference, precision).run()
-
-
-def scratch_folder(out: Path) -> Path:
-    """Where Tune keeps its own files while trials run."""
-    return out / "tune"

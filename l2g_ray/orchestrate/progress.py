@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -47,7 +48,7 @@ class Progress:
     def update(self, event: dict[str, Any]) -> None:
         """Take one event of the board."""
         if event["type"] == "note":
-            self.say(event["text"])
+            self.say(escape(event["text"]))
             return
         view = self.views[event["task"]]
         if event["type"] == "stage":
@@ -65,7 +66,7 @@ class Progress:
         view = self.views[task]
         view.stage, view.result, view.ended = "done", result, time.monotonic()
         if self.live is None:
-            self.say(f"{task}: {result}")
+            self.say(escape(f"{task}: {result}"))
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -21,6 +21,7 @@ class Recorder:
         self.tracker = Tracker(None, request.experiment, request.out)
         self.uri = self.tracker.uri
         self.root = f"suite-{key}"
+        self.bench = request.bench
         self.trials: dict[str, set[str]] = {task.name: set() for task in request.tasks}
         self.tracker.start(
             self.root,
@@ -68,7 +69,7 @@ class Recorder:
         self.tracker.log_metrics(key, scores)
         for file in ("metrics.json", "predictions.parquet", "stages.json"):
             self.tracker.log_artifacts(key, folder / file)
-        uri = self.tracker.log_model(key, folder / "model", name if register else None)
+        uri = self.tracker.log_model(key, folder / "model", f"{self.bench}-{name}" if register else None)
         self.end_task(name, "FINISHED")
         return uri
 

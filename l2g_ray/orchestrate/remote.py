@@ -11,9 +11,10 @@ from l2g_ray.data.dataset import open_prepared
 from l2g_ray.models.reference import find_corpus
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.jobs import Job, run_job
-from l2g_ray.orchestrate.pipeline import TaskOutcome, run_pipeline, scratch_folder
+from l2g_ray.orchestrate.pipeline import TaskOutcome, run_pipeline
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.orchestrate.trials import Place
+from l2g_ray.stages.loop import resolve_precision
 
 
 def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
@@ -33,24 +34,28 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
     out = Path(spec["out"])
     store = Store(out / "stages")
     slots = spec["slots"]
+    device = "cuda" if slots.gpus else "cpu"
+    scratch = Path(spec["scratch"])
     common = {
         "root": str(store.root),
         "prepared": spec["prepared"],
         "settings": spec["settings"],
         "threads": slots.cpus,
-        "scratch": str(scratch_folder(out)),
+        "device": device,
+        "precision": resolve_precision(settings.precision, device),
+        "scratch": str(scratch),
     }
     pending: list[Any] = []
 
     def emit(event: dict[str, Any]) -> None:
         pending.append(board.put.remote(event))
 
-    scratch_folder(out).mkdir(parents=True, exist_ok=True)
-    place = Place(spec["task"], store, common, slots, emit, scratch_folder(out))
+    scratch.mkdir(parents=True, exist_ok=True)
+    place = Place(spec["task"], store, common, slots, emit, scratch)
     reference = _reference(place, settings, spec["data_dir"])
     emit({"type": "note", "task": spec["task"], "text": f"{spec['task']}: aligns to {reference.values['described']}"})
     common |= {"reference": str(reference.folder), "reference_facts": reference.values}
-    outcome = run_pipeline(place, prepared, settings, reference, settings.precision)
+    outcome = run_pipeline(place, prepared, settings, reference, common["precision"])
     ray.get(pending)
     return outcome
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+import uuid
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.language_model import locate
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
+from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.outcome import assemble_row, task_details, write_task_folder
 from l2g_ray.orchestrate.progress import Progress
 from l2g_ray.orchestrate.record import Recorder
@@ -118,7 +120,9 @@ def _suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: d
     return hash_content(
         {
             "bench": request.bench,
+            "tasks": {task.name: task.model_dump(mode="json", exclude={"overrides"}) for task in request.tasks},
             "settings": {name: s.model_dump(mode="json") for name, s in settings.items()},
+            "language_models": sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
             "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
             "versions": STAGE_VERSIONS,
         }
@@ -160,6 +164,8 @@ class _Run:
     ) -> None:
         self.request, self.settings, self.prepared = request, settings, prepared
         self.folder, self.key, self.console, self.begun = folder, key, console, begun
+        # Tune's own files, a folder a process: two suites with the same task must not share it.
+        self.scratch = (request.out / "tune" / f"{request.name}-{uuid.uuid4().hex[:8]}").resolve()
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.rows: dict[str, dict[str, Any]] = {}
         self.details: dict[str, Any] = {}
@@ -190,6 +196,7 @@ class _Run:
             recorder.close("KILLED")
             raise
         finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
         return SuiteResult(board, self.folder, recorder.uri, True, time.monotonic() - self.begun, self.failures)
@@ -207,7 +214,9 @@ class _Run:
 
         board = ray.remote(num_cpus=0)(Board).remote()
         remote = ray.remote(num_cpus=0, max_retries=0)(run_task)
+        self.scratch.mkdir(parents=True, exist_ok=True)
         common: dict[str, Any] = {
+            "scratch": str(self.scratch),
             "out": str(self.request.out.resolve()),
             "data_dir": str(self.request.data_dir.resolve()) if self.request.data_dir else None,
             "slots": slots,
@@ -278,10 +287,10 @@ class _Run:
         write_leaderboard(board, self.folder)
         self._write_suite_file("reporting", recorder.uri)
         write_report(self.folder, board, [self.details[name] for name in order if name in self.details])
-        self._write_suite_file("finished" if not self.failures else "failed", recorder.uri)
         recorder.log_suite(self.folder)
         recorder.close("FINISHED" if not self.failures else "FAILED")
-        shutil.rmtree(self.request.out / "tune", ignore_errors=True)
+        # Last of all: "finished" means that a second run has nothing to do, MLflow included.
+        self._write_suite_file("finished" if not self.failures else "failed", recorder.uri)
         return board
 
     def _write_suite_file(self, state: str, uri: str) -> None:

@@ -11,7 +11,7 @@ from ray import tune
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.jobs import Job, run_job
 
-TINY_CPU = 0.001  # Tune refuses a trial that asks for nothing
+NEXT_TO_NOTHING = tune.PlacementGroupFactory([{"memory": 1}])  # Tune refuses a trial that asks for nothing
 
 
 def make_trainable(specs: list[dict[str, Any]], runner: str, slots: Slots) -> Callable[..., Any]:
@@ -37,9 +37,9 @@ def make_search_trainable(base: Job, common: dict[str, Any], runner: str, slots:
 def _with_resources(trial: Callable[..., Any], runner: str, slots: Slots) -> Callable[..., Any]:
     # Tune registers functions by name, for all pipelines of a Ray job together: the same name would mix them up.
     trial.__name__ = trial.__qualname__ = f"trial_{uuid.uuid4().hex}"
-    # A Train run reserves its worker's resources itself; the trial that waits for it needs next to none.
-    cpus, gpus = (TINY_CPU, 0.0) if runner == "train" else (float(slots.cpus), slots.gpus)
-    return tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
+    # A Train run reserves its worker's resources itself; the trial that waits for it takes no slot.
+    own = {"cpu": float(slots.cpus), "gpu": slots.gpus}
+    return tune.with_resources(trial, NEXT_TO_NOTHING if runner == "train" else own)
 
 
 def run_reporting(spec: dict[str, Any], runner: str, slots: Slots) -> None:

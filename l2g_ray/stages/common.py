@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from l2g_ray.tasks.schema import Task
 class TaskData:
     """Training and validation rows of one task. The test split is not here: only `evaluate` opens it.
 
-    `length_bp` is the longest sequence of any split; `label_offset` and `label_scale` (n_outputs,) are the training
+    `length_bp` is the longest sequence of train and valid; `label_offset` and `label_scale` (n_outputs,) are the training
     labels' mean and standard deviation for regression, 0 and 1 otherwise.
     """
 
@@ -43,8 +44,10 @@ def measure_labels(task: Task, labels: np.ndarray) -> tuple[torch.Tensor, torch.
     """Mean and standard deviation (n_outputs,) of training labels (n, n_outputs), NaN left out."""
     if task.kind != "regression":
         return torch.zeros(task.n_outputs), torch.ones(task.n_outputs)
-    offset = torch.from_numpy(np.nanmean(labels, 0)).float()
-    spread = torch.from_numpy(np.nanstd(labels, 0)).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # an output without any label
+        offset = torch.from_numpy(np.nanmean(labels, 0)).float().nan_to_num(0.0)
+        spread = torch.from_numpy(np.nanstd(labels, 0)).float()
     return offset, torch.where(spread > 0, spread, torch.ones_like(spread))
 
 

@@ -16,6 +16,13 @@ DEFAULT_METRIC: dict[str, str] = {
     "multilabel": "auroc",
     "regression": "pearson_mean",
 }
+_CLASS_METRICS = ("mcc", "accuracy", "f1_macro", "auroc", "auprc")
+METRICS: dict[str, tuple[str, ...]] = {
+    "binary": (*_CLASS_METRICS, "f1_positive"),
+    "multiclass": _CLASS_METRICS,
+    "multilabel": ("auroc", "auprc"),
+    "regression": ("pearson_mean", "spearman_mean", "mse_mean"),
+}
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
@@ -88,6 +95,14 @@ class Task(BaseModel):
                 f"'{value}' may hold only letters, digits, '.', '_' and '-', and must start with a letter or digit"
             )
         return value
+
+    @model_validator(mode="after")
+    def _metric_of_kind(self) -> Task:
+        if self.metric not in METRICS[self.kind]:
+            raise ValueError(
+                f"metric '{self.metric}' is not one of a {self.kind} task: {', '.join(METRICS[self.kind])}"
+            )
+        return self
 
     @property
     def n_outputs(self) -> int:
