@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from l2g_ray.data.dataset import PreparedTask
 
@@ -41,11 +42,20 @@ class RayDataSource:
 def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
     """A Ray Dataset (columns sequence and label) of train or valid, in the shards' order. Raises ValueError for test.
 
-    Ray must be initialised. `preserve_order` is set on this dataset's own context, not on the process's.
+    Ray must be initialised. Reading asks for no CPU: Train workers may hold them all while they wait for these very
+    rows, and `ray.data.read_parquet` would wait for one, if only to look at the files. `preserve_order` is set on this
+    dataset's own context, not on the process's.
     """
     import ray.data
 
-    paths = [str(path) for path in prepared.shard_paths(split)]
-    dataset = ray.data.read_parquet(paths, columns=["sequence", "label"], partitioning=None, ray_remote_args=READER)
+    paths = [{"path": str(path)} for path in prepared.shard_paths(split)]
+    dataset = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
+        _read_shards, batch_size=1, batch_format="pyarrow", num_cpus=0
+    )
     dataset.context.execution_options.preserve_order = True
     return dataset
+
+
+def _read_shards(paths: pa.Table) -> pa.Table:
+    columns = ["sequence", "label"]
+    return pa.concat_tables([pq.read_table(p, columns=columns, partitioning=None) for p in paths["path"].to_pylist()])
