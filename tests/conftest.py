@@ -28,14 +28,14 @@ def make_tiny_language_model(folder: Path, family: str = "bert") -> Path:
     from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
 
     torch.manual_seed(0)
-    sizes = dict(
-        vocab_size=64,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=66,
-    )
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 66,
+    }
     models = {
         "bert": (BertConfig, BertModel),
         "roberta": (RobertaConfig, RobertaModel),

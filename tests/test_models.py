@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_tiny_language_model
+
 from l2g_ray.errors import UserError
 from l2g_ray.models.backbones import BACKBONES, default_architecture, searchable_layers
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
@@ -28,10 +29,10 @@ OFFICIAL_UNET_TOKENS = {
 
 
 def make_config(backbone: str = "resnet", length_bp: int = 60, **changes: object) -> EmbedderConfig:
-    values = dict(
-        backbone=backbone, channels=CHANNELS[backbone], length_bp=length_bp, width=16, max_tokens=64, n_outputs=3,
-        target_tokens=16, architecture=tuple(default_architecture(backbone)),
-    )  # fmt: skip
+    values = {
+        "backbone": backbone, "channels": CHANNELS[backbone], "length_bp": length_bp, "width": 16, "max_tokens": 64, "n_outputs": 3,
+        "target_tokens": 16, "architecture": tuple(default_architecture(backbone)),
+    }  # fmt: skip
     return EmbedderConfig(**(values | changes))
 
 
@@ -41,7 +42,7 @@ def make_codes(rows: int, length_bp: int, seed: int = 0) -> tuple[torch.Tensor, 
     return codes, torch.full((rows,), length_bp)
 
 
-@pytest.mark.parametrize("length_bp, target", LENGTHS + PRIME_LENGTHS)
+@pytest.mark.parametrize(("length_bp", "target"), LENGTHS + PRIME_LENGTHS)
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
 def test_c1_shapes_of_every_backbone_and_task_length(backbone: str, length_bp: int, target: int) -> None:
     net = EmbedderNet(make_config(backbone, length_bp, target_tokens=target, max_tokens=512)).eval()
@@ -149,7 +150,7 @@ def test_c5_reach_of_one_changed_base(causal: bool) -> None:
     assert touched.min() == (100 if causal else 100 - reach)
 
 
-@pytest.mark.parametrize("positions, equivariant", [("none", True), ("lm", False)])
+@pytest.mark.parametrize(("positions", "equivariant"), [("none", True), ("lm", False)])
 def test_c6_without_positions_the_encoder_is_permutation_equivariant(
     tiny_lm: Path, positions: str, equivariant: bool
 ) -> None:
@@ -229,7 +230,7 @@ def test_masked_batch_norm_equals_plain_norm_of_the_real_positions() -> None:
     assert torch.allclose(masked.running_mean, plain.running_mean, atol=1e-6)
 
 
-@pytest.mark.parametrize("which, share", [("all", 1.0), ("none", 0.0)])
+@pytest.mark.parametrize(("which", "share"), [("all", 1.0), ("none", 0.0)])
 def test_trainable_layers(tiny_lm: Path, which: str, share: float) -> None:
     language_model = LanguageModel(load_transformer(str(tiny_lm)))
     language_model.set_trainable(which)
@@ -253,7 +254,7 @@ def test_architecture_order_is_that_of_the_layers() -> None:
     assert EmbedderConfig.from_dict(json.loads(json.dumps(net.config.to_dict()))) == net.config
 
 
-@pytest.mark.parametrize("name, words", [
+@pytest.mark.parametrize(("name", "words"), [
     ("./nowhere", "no such folder"),
     ("someone/some-model-that-is-not-cached", "cannot be reached"),
 ])  # fmt: skip

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from toys import make_data, make_task, plant, regression_table, tiny_config, tiny_reference, tiny_settings, toy_data
+
 from l2g_ray.config import OptimSettings, list_presets, resolve
 from l2g_ray.data.batches import iter_batches
 from l2g_ray.models.l2g import L2GModel
@@ -26,7 +28,6 @@ from l2g_ray.stages.optim import make_optimizer, make_schedule
 from l2g_ray.stages.search import make_search_optimizer, search_architecture
 from l2g_ray.stages.select import choose_backbone, train_backbone
 from l2g_ray.tasks.catalogue import find_tasks, list_benches
-from toys import make_data, make_task, plant, regression_table, tiny_config, tiny_reference, tiny_settings, toy_data
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -116,7 +117,7 @@ def test_d2_a_config_that_never_aligns_is_refused() -> None:
     assert resolve("fast", None, {"align.task_only_epochs": 7, "align.alphas": [0]}).align.alphas == (0.0,)
 
 
-@pytest.mark.parametrize("batch, rows", [(64, 5), (128, 3), (32, 9)])
+@pytest.mark.parametrize(("batch", "rows"), [(64, 5), (128, 3), (32, 9)])
 def test_groups_are_as_large_as_the_official_ones(batch: int, rows: int) -> None:
     settings = tiny_settings(align__batch_size=batch, align__max_samples=256).align
     assert group_size(settings) == rows
@@ -320,7 +321,7 @@ def distinct_configs() -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset, bench, name", distinct_configs())
+@pytest.mark.parametrize(("preset", "bench", "name"), distinct_configs())
 def test_d9_every_shipped_config_takes_two_steps(preset: str, bench: str, name: str, tiny_lm: Path) -> None:
     task = find_tasks(bench, [name])[0]
     settings = resolve(
@@ -367,7 +368,9 @@ def test_a_diverged_backbone_never_wins() -> None:
 
 
 def test_regression_learns_in_the_labels_units() -> None:
-    data = make_data(make_task("regression", strand_specific=True), regression_table(400), regression_table(100, seed=7))
+    data = make_data(
+        make_task("regression", strand_specific=True), regression_table(400), regression_table(100, seed=7)
+    )
     settings = tiny_settings(embedder_only__epochs=6, embedder_only__dropout=0.0, embedder_only__optim__lr=5e-3)
     result = train_embedder_only(
         data, settings, tiny_reference(), Runtime(), config=tiny_config(data, settings), seed=0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+
 from l2g_ray.config import Settings, resolve
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.models.embedder import EmbedderConfig
