@@ -280,7 +280,8 @@ def parse_assignments(items: tuple[str, ...] | list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"--set {item}: expected key.path=value, for example --set finetune.trials=8")
         try:
-            parsed[key] = _number(yaml.safe_load(text))
+            # YAML 1.1 reads on and off as booleans, but they are values of some settings.
+            parsed[key] = text if text in ("on", "off") else _number(yaml.safe_load(text))
         except yaml.YAMLError:
             raise UserError(f"--set {item}: the value is not valid YAML") from None
     return parsed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 
+from l2g_ray.data.checks import clean_sequences
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import load_model
@@ -49,27 +52,25 @@ class Predictor:
     length_bp: int
     batch_size: int = 256
 
-    def predict_array(self, sequences: pa.Array | pa.ChunkedArray, first_row: int = 1) -> np.ndarray:
+    def predict_array(
+        self, sequences: pa.Array | pa.ChunkedArray, where: str | Path = "the input", first_row: int = 1
+    ) -> np.ndarray:
         """Outputs (n, n_outputs): probabilities, or values in the labels' units.
 
-        Raises UserError for an empty or too long sequence, or a letter that is no nucleotide; rows count from
-        `first_row`, as in the readers' messages.
+        Sequences are cleaned as for training. Raises UserError for an empty or too long sequence, or a letter that is
+        no nucleotide; it names `where` they come from and the row, counted from `first_row`.
         """
+        clean = clean_sequences(sequences, where, sys.maxsize, first_row)
+        lengths_bp = pc.binary_length(clean).to_numpy()
+        too_long = np.flatnonzero(lengths_bp > self.length_bp)
+        if len(too_long):
+            raise UserError(
+                f"{where}, row {first_row + too_long[0]}: the sequence is {lengths_bp[too_long[0]]:,} bp long, this model "
+                f"reads up to {self.length_bp:,} bp; cut it, or train on longer ones"
+            )
         outputs = []
-        for start in range(0, len(sequences), self.batch_size):
-            part = sequences.slice(start, self.batch_size)
-            try:
-                codes, lengths = encode(part)
-            except UserError as error:
-                raise UserError(
-                    f"in the {self.batch_size} sequences from row {first_row + start} on, {error}"
-                ) from None
-            for row, length in enumerate(lengths):
-                if not 0 < length <= self.length_bp:
-                    raise UserError(
-                        f"row {first_row + start + row}: the sequence has {length} bp, this model reads 1 to {self.length_bp}; "
-                        "cut the sequence, or train on longer ones"
-                    )
+        for start in range(0, len(clean), self.batch_size):
+            codes, lengths = encode(clean.slice(start, self.batch_size))
             outputs.append(self._forward(torch.from_numpy(codes), torch.from_numpy(lengths)))
         return np.concatenate(outputs) if outputs else np.empty((0, self.task.n_outputs), np.float32)
 
@@ -161,10 +162,7 @@ def _predicted(
     done = 0
     column = sequence_column or predictor.task.sequence_column
     for table in iter_tables(source, batch_rows=4096, sequence_column=column):
-        try:
-            outputs = predictor.predict_array(table["sequence"], done + 1)
-        except UserError as error:
-            raise UserError(f"{source}, {error}") from None
+        outputs = predictor.predict_array(table["sequence"], source, done + 1)
         done += len(table)
         progress(done)
         yield pa.table({"id": table["id"], **prediction_columns(predictor.task, outputs)})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runs import Sources, execute
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -60,3 +62,33 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Sources:
+    """Two folders of a user's own, 160 training and 40 test rows of 40 bp each."""
+    import pyarrow as pa
+    from pyarrow.csv import write_csv
+    from toys import plant, regression_table
+
+    root = tmp_path_factory.mktemp("sources")
+    for name in ("planted", "composition"):
+        (root / name).mkdir()
+    for seed, (split, rows) in enumerate((("train", 160), ("test", 40))):
+        write_csv(plant(rows, 40, seed), root / "planted" / f"{split}.csv")
+        table = regression_table(rows, 40, seed)
+        values = table["label"].combine_chunks().flatten().to_numpy().reshape(-1, 2)
+        columns = {"sequence": table["sequence"], "gc": values[:, 0], "a": values[:, 1]}
+        write_csv(pa.table(columns), root / "composition" / f"{split}.csv")
+    return Sources(root / "planted", root / "composition", tiny_lm)
+
+
+@pytest.fixture(scope="session")
+def suite_of_three(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> Path:
+    """The --out folder of one finished suite, `three`, in which `lost` failed; see `runs.run_three`. Read only."""
+    out = tmp_path_factory.mktemp("suite") / "out"
+    script = Path(__file__).with_name("runs.py")
+    folders = [out, sources.planted, sources.composition, sources.language_model]
+    log = execute([sys.executable, str(script), *map(str, folders)])
+    (out / "log.txt").write_text(log)
+    return out

@@ -67,18 +67,27 @@ def main() -> None:
 def run() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, an interrupt is 130."""
     try:
-        main.main(standalone_mode=False)
+        main.main(prog_name="l2g-ray", standalone_mode=False)
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USER_ERROR)
     except click.ClickException as error:
-        error.show()
+        click.echo(_describe(error), err=True)
         sys.exit(EXIT_USER_ERROR)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; finished stages are kept, the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+
+
+def _describe(error: click.ClickException) -> str:
+    message = error.format_message()
+    if "\n" in message:  # called without a command: click's message is the help
+        return message
+    context = getattr(error, "ctx", None)
+    hint = f"; see `{context.command_path} --help`" if context is not None else ""
+    return f"error: {message.rstrip('.')}{hint}"
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ import pyarrow.parquet as pq
 
 from l2g_ray.data.dataset import PreparedTask
 
-# Reading takes no slot: with all slots taken by workers that wait for their data, a reader that needs one never starts.
-READER = {"num_cpus": 0}
-
 
 class RayDataSource:
     """A source over a Ray Dataset, or over the shard of one that a Train worker gets.

@@ -66,20 +66,29 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
     return ray
 
 
-def measure_slots(resources: dict[str, float], cpus: int = 1, gpus: float = 0.0) -> Slots:
-    """Trials that fit at once into `resources` (as `ray.cluster_resources()` gives them).
+def measure_slots(nodes: list[dict[str, float]], cpus: int = 1, gpus: float = 0.0) -> Slots:
+    """Trials that fit at once into a cluster, from the resources of each of its nodes; a trial runs on one node.
 
     Raises
     ------
     UserError : not even one fits; the message names what is there and what is missing.
     """
-    there = {"CPU": resources.get("CPU", 0.0), "GPU": resources.get("GPU", 0.0)}
-    counts = [int(there["CPU"] // cpus)]
-    if gpus > 0:
-        counts.append(int(there["GPU"] // gpus))
-    if min(counts) < 1:
-        raise UserError(
-            f"a trial needs {cpus} CPU and {gpus:g} GPU, but the cluster has {there['CPU']:g} CPU and {there['GPU']:g} GPU; "
-            "add nodes, or ask for less"
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"a trial cannot have {gpus:g} GPUs; ask for a share of one, or for a whole number")
+    wanted = {"CPU": float(cpus), "GPU": gpus}
+    # Rounded up a trace, for shares: ten times 0.1 GPU fit into one.
+    fitting = [
+        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount) for node in nodes
+    ]
+    if sum(fitting) < 1:
+        best = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)), default={})
+        there = {name: best.get(name, 0.0) for name in wanted}
+        missing = [f"{wanted[name] - there[name]:g} {name}" for name in wanted if wanted[name] > there[name]]
+        machines = (
+            "the cluster's one machine" if len(nodes) == 1 else f"the largest of the cluster's {len(nodes)} machines"
         )
-    return Slots(min(counts), cpus, gpus)
+        raise UserError(
+            f"a trial needs {cpus} CPU and {gpus:g} GPU, but {machines} has {there['CPU']:g} CPU and {there['GPU']:g} GPU "
+            f"(missing: {', '.join(missing)}); add a machine that has it, or ask for less with --gpus-per-trial"
+        )
+    return Slots(sum(fitting), cpus, gpus)

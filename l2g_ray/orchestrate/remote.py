@@ -52,12 +52,14 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
 
     scratch.mkdir(parents=True, exist_ok=True)
     place = Place(spec["task"], store, common, slots, emit, scratch)
-    reference = _reference(place, settings, spec["data_dir"])
-    emit({"type": "note", "task": spec["task"], "text": f"{spec['task']}: aligns to {reference.values['described']}"})
-    common |= {"reference": str(reference.folder), "reference_facts": reference.values}
-    outcome = run_pipeline(place, prepared, settings, reference, common["precision"])
-    ray.get(pending)
-    return outcome
+    try:
+        reference = _reference(place, settings, spec["data_dir"])
+        text = f"{spec['task']}: aligns to {reference.values['described']}"
+        emit({"type": "note", "task": spec["task"], "text": text})
+        common |= {"reference": str(reference.folder), "reference_facts": reference.values}
+        return run_pipeline(place, prepared, settings, reference, common["precision"])
+    finally:
+        ray.get(pending)  # also of a task that fails: an event after its end would find its MLflow runs closed
 
 
 def _reference(place: Place, settings: Settings, data_dir: str | None) -> StageResult:

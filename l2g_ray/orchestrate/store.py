@@ -91,12 +91,13 @@ class Store:
     def commit(self, stage: str, key: str, values: dict[str, Any]) -> StageResult:
         """Make the work folder final, with `values` as its `result.json`. Training states are dropped."""
         work, folder = self.open_work(stage, key), self.folder(stage, key)
-        (work / "state.pt").unlink(missing_ok=True)
         (work / "result.json").write_text(json.dumps(values, indent=1))
         if folder.exists():  # another run finished it meanwhile
             shutil.rmtree(work)
         else:
             os.replace(work, folder)
+        # Only now: a run that is killed before the rename goes on from its state.
+        (folder / "state.pt").unlink(missing_ok=True)
         found = self.find(stage, key)
         assert found is not None
         return found

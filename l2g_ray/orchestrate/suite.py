@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -99,7 +100,7 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
     for name in dict.fromkeys(s.model.language_model for s in settings.values()):
         locate(name)
     folder = request.out / request.name
-    _make_writable(folder)
+    _check_writable(folder)
     prepared = {task.name: _prepare(request, task, settings[task.name]) for task in request.tasks}
     key = _suite_key(request, settings, prepared)
     finished = _finished_board(folder, key)
@@ -139,12 +140,12 @@ def _finished_board(folder: Path, key: str) -> dict[str, Any] | None:
         return None
 
 
-def _make_writable(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, and make nothing: the input is not checked yet."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.probe"
-        probe.touch()
-        probe.unlink()
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
 
@@ -202,11 +203,11 @@ class _Run:
         return SuiteResult(board, self.folder, recorder.uri, True, time.monotonic() - self.begun, self.failures)
 
     def _slots(self, ray: Any) -> Slots:
-        resources_there = ray.cluster_resources()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self.request.gpus_per_trial
         if gpus is None:
-            gpus = 1.0 if resources_there.get("GPU", 0) >= 1 else 0.0
-        return measure_slots(resources_there, 1, gpus)
+            gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+        return measure_slots(nodes, 1, gpus)
 
     def _run_tasks(self, ray: Any, slots: Slots, recorder: Recorder) -> None:
         from l2g_ray.orchestrate.board import Board
@@ -312,6 +313,7 @@ class _Run:
                 for name, p in self.prepared.items()
             },
         }
+        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{SUITE_FILE}.tmp"
         temporary.write_text(json.dumps(meta, indent=1))
         os.replace(temporary, self.folder / SUITE_FILE)

@@ -1,0 +1,169 @@
+"""Real suites in real processes: the folders they read, the command lines, and what is left of them when killed.
+
+Run as a program it is the suite that `suite_of_three` shares: two tasks that train side by side and one that fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Small enough for seconds, and yet each choice is a real one: two alphas, three trials of which ASHA may stop two.
+SETTINGS: dict[str, Any] = {
+    "select.backbones": ["resnet"],
+    "select.batch_size": 16,
+    "search.batch_size": 16,
+    "align.batch_size": 16,
+    "align.max_samples": 31,
+    "embedder_only.batch_size": 16,
+    "finetune.batch_size": [16],
+    "finetune.trials": 3,
+    "finetune.parallel_trials": 1,
+}
+# What a task has of its own: two seeds and two alphas without a search; a search, one seed, one alpha; a lost corpus.
+OWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "planted": {"seeds": 2, "align.alphas": [0.0, 1.0], "search.enabled": False, "align.source": "vocabulary"},
+    "composition": {"seeds": 1, "align.alphas": [1.0], "search.enabled": True, "align.source": "vocabulary"},
+    "lost": {"align.source": "text", "align.source_path": "nowhere.txt"},
+}
+DEADLINE_S = 300
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Folders of a user's own: a planted motif, two numbers to predict; and a language model."""
+
+    planted: Path
+    composition: Path
+    language_model: Path
+
+    def command(self, task: str, out: Path, **changes: Any) -> list[str]:
+        """`l2g-ray run FOLDER` with the settings that the shared suite gives this task; `__` in `changes` is a dot."""
+        own = OWN_SETTINGS[task] | {key.replace("__", "."): value for key, value in changes.items()}
+        return run_command(getattr(self, task), out, self.language_model, own)
+
+
+def run_command(folder: Path, out: Path, language_model: Path, own: dict[str, Any]) -> list[str]:
+    """`l2g-ray run` of a folder, with the small settings and those of its own."""
+    options = ["--preset", "smoke", "--language-model", str(language_model), "--out", str(out), "--cpus", "2"]
+    for key, value in (SETTINGS | own).items():
+        options += ["--set", f"{key}={json.dumps(value)}"]
+    return [sys.executable, "-m", "l2g_ray.cli.main", "run", str(folder), *options]
+
+
+def environment() -> dict[str, str]:
+    """This process's, without what would send runs to another cluster or store."""
+    return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+
+
+def execute(command: list[str], expected: int = 0) -> str:
+    """Run to the end and check the exit code; returns stdout."""
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert done.returncode == expected, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+class Driver:
+    """A suite's process that a test may kill."""
+
+    def __init__(self, command: list[str]) -> None:
+        # In a session of its own, as a job of a scheduler is.
+        self.process = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def wait_for(self, pattern: str, out: Path) -> None:
+        """Until a path of `out` matches, which is when a stage has begun to compute."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not any(out.glob(pattern)):
+            assert self.process.poll() is None, f"ended before {pattern}: {self.read()}"
+            assert time.monotonic() < deadline, f"no {pattern} within {DEADLINE_S} s"
+            time.sleep(0.01)
+
+    def end(self, number: int) -> int:
+        """Send a signal, wait until the process and all that it started are gone; returns the exit code."""
+        started = _descendants(self.process.pid)
+        self.process.send_signal(number)
+        code = self.process.wait(DEADLINE_S)
+        deadline = time.monotonic() + 60
+        while left := [pid for pid, begun in started.items() if _started(pid) == begun]:
+            if time.monotonic() > deadline:
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                raise AssertionError(f"{len(left)} of Ray's processes outlived their driver by a minute")
+            time.sleep(0.05)
+        return code
+
+    def read(self) -> str:
+        """What it has printed, once it has ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read().decode()
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks; None where it is gone (or only waits for its parent to notice)."""
+    fields = _stat(pid)
+    return fields[19] if fields and fields[0] != "Z" else None
+
+
+def _descendants(pid: int) -> dict[int, str | None]:
+    parents = {int(path.name): _stat(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit()}
+    found, new = set(), {pid}
+    while new:
+        found |= new
+        new = {child for child, fields in parents.items() if fields and int(fields[1]) in new} - found
+    return {child: _started(child) for child in found - {pid}}
+
+
+def read_board(run: Path) -> dict[str, Any]:
+    """`leaderboard.json` of a run's folder."""
+    return json.loads((run / "leaderboard.json").read_text())
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    """A leaderboard row without what differs between two runs that found the same."""
+    return {key: value for key, value in row.items() if key not in ("wall_s", "cpu_s", "gpu_s", "model_uri")}
+
+
+def stage_folders(out: Path) -> dict[str, int]:
+    """Finished stage results to the time of their last change."""
+    folders = [path for path in (out / "stages").glob("*/*") if path.is_dir()]
+    return {f"{path.parent.name}/{path.name}": path.stat().st_mtime_ns for path in folders}
+
+
+def run_three(out: Path, planted: Path, composition: Path, language_model: Path) -> None:
+    """Two tasks side by side, and one whose text corpus is not there."""
+    from rich.console import Console
+
+    from l2g_ray.data.prepare import prepare_user_source
+    from l2g_ray.orchestrate.suite import SuiteRequest, run_suite
+
+    folders = {"planted": planted, "composition": composition, "lost": planted}
+    tasks = [
+        prepare_user_source(folder)[0].model_copy(update={"name": name, "overrides": {"all": OWN_SETTINGS[name]}})
+        for name, folder in folders.items()
+    ]
+    assignments = SETTINGS | {"model.language_model": str(language_model)}
+    request = SuiteRequest("three", "user", tasks, folders, "smoke", assignments, out, cpus=2)
+    result = run_suite(request, Console(width=110))
+    (out / "failures.json").write_text(json.dumps(result.failures))
+
+
+if __name__ == "__main__":
+    run_three(*(Path(argument) for argument in sys.argv[1:]))
