@@ -29,6 +29,7 @@ from l2g_ray.tasks.schema import Task
 
 TASK_FILE = "task.json"
 TASK_SCHEMA = 1
+STREAM_ROWS = 4096  # read, predicted and written at once
 
 
 def write_task_file(folder: Path, task: Task, strand_averaged: bool, length_bp: int) -> None:
@@ -161,7 +162,7 @@ def _predicted(
 ) -> Iterator[pa.Table]:
     done = 0
     column = sequence_column or predictor.task.sequence_column
-    for table in iter_tables(source, batch_rows=4096, sequence_column=column):
+    for table in iter_tables(source, batch_rows=STREAM_ROWS, sequence_column=column):
         outputs = predictor.predict_array(table["sequence"], source, done + 1)
         done += len(table)
         progress(done)

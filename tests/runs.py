@@ -34,7 +34,7 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "composition": {"seeds": 1, "align.alphas": [1.0], "search.enabled": True, "align.source": "vocabulary"},
     "lost": {"align.source": "text", "align.source_path": "nowhere.txt"},
 }
-DEADLINE_S = 300
+DEADLINE_S = 580
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,16 @@ def locate(name: str) -> str:
             f"language model '{name}': no such folder; give an existing folder, a hub id, or one of {sorted(PACKAGED)}"
         )
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        raise UserError(
+            f"language model '{name}': neither a folder nor a hub id; give an existing folder, a hub id like "
+            f"owner/model, or one of {sorted(PACKAGED)}"
+        ) from None
+    if isinstance(cached, str):
         return name
     if os.environ.get("HF_HUB_OFFLINE") == "1" or not _hub_answers():
         raise UserError(

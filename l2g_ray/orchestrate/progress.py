@@ -71,7 +71,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         stamp = f"[dim]{_clock(time.monotonic() - self.begun)}[/dim]"
-        self.console.print(f"{stamp} {text}", highlight=False)
+        self.console.print(f"{stamp} {text}", highlight=False, soft_wrap=self.live is None)
 
     def _say_stage(self, event: dict[str, Any], view: _TaskView) -> None:
         task, stage = event["task"], event["stage"]

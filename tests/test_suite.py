@@ -1,0 +1,375 @@
+"""One real suite, read back: leaderboard, predictions, MLflow, report; and the same command again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from runs import Sources, execute, read_board, stage_folders, without_times
+from scipy import stats
+from sklearn import metrics
+
+from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.cluster import Slots, measure_slots
+from l2g_ray.results.schema import validate_leaderboard
+
+ARMS = ("l2g", "embedder_only")
+
+
+@pytest.fixture(scope="module")
+def run(suite_of_three: Path) -> Path:
+    """The folder of the shared suite."""
+    return suite_of_three / "three"
+
+
+def rows_of(run: Path) -> dict[str, dict[str, Any]]:
+    return {row["task"]: row for row in read_board(run)["tasks"]}
+
+
+# ---- leaderboard, predictions, report --------------------------------------------------------------------------------
+
+
+def test_leaderboard_fits_its_schema(run: Path) -> None:
+    board = read_board(run)
+    assert validate_leaderboard(board) == board
+    assert [row["task"] for row in board["tasks"]] == ["planted", "composition"]
+    for row in board["tasks"]:
+        seeds = {"planted": 2, "composition": 1}[row["task"]]
+        for arm in ("test", "embedder_only"):
+            low, high = row[arm]["ci95"]
+            assert low <= high
+            assert len(row[arm]["per_seed"]) == seeds
+            assert row[arm]["mean"] == pytest.approx(np.mean(row[arm]["per_seed"]))
+        assert len(row["validation"]["per_seed"]) == seeds
+        difference = row["difference"]["mean"]
+        assert difference == pytest.approx(row["test"]["mean"] - row["embedder_only"]["mean"], abs=1e-12)
+        assert (row["n_train"], row["n_valid"], row["n_test"]) == (144, 16, 40)
+        assert row["trials"] == 3
+        assert row["backbone"] == "resnet"
+        assert row["cpu_s"] > 0
+    assert (run / "leaderboard.csv").read_text().count("\n") == 3
+    assert "planted" in (run / "leaderboard.md").read_text()
+
+
+def score_with_libraries(frame: pd.DataFrame, labels: list[str], prefix: str) -> dict[str, float]:
+    """Every metric from the columns of `predictions.parquet` alone, by scikit-learn and SciPy."""
+    if f"{prefix}prediction" in frame:
+        true, guessed = frame["label"], frame[f"{prefix}prediction"]
+        positive = frame[f"{prefix}probability_{labels[1]}"]
+        return {
+            "mcc": metrics.matthews_corrcoef(true, guessed),
+            "accuracy": metrics.accuracy_score(true, guessed),
+            "f1_macro": metrics.f1_score(true, guessed, labels=labels, average="macro", zero_division=0),
+            "f1_positive": metrics.f1_score(true, guessed, pos_label=labels[1], zero_division=0),
+            "auroc": metrics.roc_auc_score(true == labels[1], positive),
+            "auprc": metrics.average_precision_score(true == labels[1], positive),
+        }
+    found: dict[str, float] = {}
+    for label in labels:
+        true = frame[f"label_{label}"].to_numpy(np.float64)
+        guessed = frame[f"{prefix}prediction_{label}"].to_numpy(np.float64)
+        found[f"pearson[{label}]"] = stats.pearsonr(true, guessed).statistic
+        found[f"spearman[{label}]"] = stats.spearmanr(true, guessed).statistic
+        found[f"mse[{label}]"] = metrics.mean_squared_error(true, guessed)
+    for name in ("pearson", "spearman", "mse"):
+        found[f"{name}_mean"] = float(np.mean([found[f"{name}[{label}]"] for label in labels]))
+    return found
+
+
+@pytest.mark.parametrize(("task", "labels"), [("planted", ["0", "1"]), ("composition", ["gc", "a"])])
+def test_predictions_reproduce_every_metric(run: Path, task: str, labels: list[str]) -> None:
+    frame = pd.read_parquet(run / task / "predictions.parquet")
+    row = rows_of(run)[task]
+    stored = json.loads((run / task / "metrics.json").read_text())["metrics"]
+    assert {(entry["arm"], entry["seed"]) for entry in stored} == set(zip(frame["arm"], frame["seed"], strict=True))
+    for arm in ARMS:
+        parts = [part for _, part in frame[frame["arm"] == arm].groupby("seed")]
+        for prefix, key, board_key in (("", "test", "metrics"), ("plain_", "test_plain", "metrics_plain")):
+            computed = [score_with_libraries(part, labels, prefix) for part in parts]
+            entries = [entry[key] for entry in stored if entry["arm"] == arm]
+            for ours, theirs in zip(entries, computed, strict=True):
+                assert ours == pytest.approx(theirs, abs=1e-9, rel=0)
+            means = {name: np.mean([values[name] for values in computed]) for name in computed[0]}
+            assert row[board_key][arm] == pytest.approx(means, abs=1e-9, rel=0)
+        headline = row["test" if arm == "l2g" else arm]
+        shown = [score_with_libraries(part, labels, "")[row["metric"]] for part in parts]
+        assert headline["per_seed"] == pytest.approx(shown, abs=1e-9, rel=0)
+
+
+def test_predictions_are_of_the_test_file(run: Path, sources: Sources) -> None:
+    frame = pd.read_parquet(run / "planted" / "predictions.parquet")
+    labels = pd.read_csv(sources.planted / "test.csv")["label"].astype(str).tolist()
+    for _, part in frame.groupby(["arm", "seed"]):
+        assert part["label"].tolist() == labels
+        assert part["id"].tolist() == [str(i + 1) for i in range(40)]
+
+
+def test_report_stands_alone(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "planted" in page
+    assert "composition" in page
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"']*["']""", page)
+    assert "@import" not in page
+    assert not re.findall(r"url\((?!['\"]?(?:data:|#))", page)
+
+
+def test_nothing_half_made_is_left(suite_of_three: Path) -> None:
+    assert not list(suite_of_three.rglob("*.work"))
+    assert not list(suite_of_three.rglob("*.tmp"))
+    assert not list(suite_of_three.glob("tune/*"))
+
+
+# ---- two tasks at once, and one that fails ---------------------------------------------------------------------------
+
+
+def test_a_task_that_fails_leaves_the_others_running(suite_of_three: Path, run: Path) -> None:
+    failures = json.loads((suite_of_three / "failures.json").read_text())
+    assert failures.keys() == {"lost"}
+    assert failures["lost"].startswith("nowhere.txt: no such text corpus; give")
+    assert f"lost: failed: {failures['lost']}" in (suite_of_three / "log.txt").read_text()
+    assert json.loads((run / "suite.json").read_text())["state"] == "failed"
+
+
+def test_tasks_that_run_at_once_do_not_mix(run: Path) -> None:
+    """Tune registers trainables by name for the whole Ray job: the tasks' trials must not share one."""
+    log = (run.parent / "log.txt").read_text()
+    spans = {}
+    for task in ("planted", "composition"):
+        lines = [i for i, line in enumerate(log.splitlines()) if re.search(rf"\b{task}: (align|finetune) ", line)]
+        spans[task] = (lines[0], lines[-1])
+    assert max(s[0] for s in spans.values()) < min(s[1] for s in spans.values()), "they did not run side by side"
+    folders = {}
+    for task, labels in (("planted", ["0", "1"]), ("composition", ["gc", "a"])):
+        stages = json.loads((run / task / "stages.json").read_text())
+        folders[task] = set(stages["results"].values())
+        assert len(stages["trials"]) == 3
+        for part in ("model", "embedder_only"):
+            assert json.loads((run / task / part / "task.json").read_text())["task"]["labels"] == labels
+    assert not folders["planted"] & folders["composition"]
+    rows = rows_of(run)
+    assert {layer["kernel_size"] for layer in rows["planted"]["architecture"]} >= {3}
+    assert rows["planted"]["metrics"]["l2g"].keys() != rows["composition"]["metrics"]["l2g"].keys()
+
+
+@pytest.mark.parametrize("task", ["planted", "composition"])
+def test_a_refit_by_ray_train_gives_the_numbers_of_the_trial(run: Path, task: str) -> None:
+    """The winning trial ran in its own process, its refit of the same seed as a Ray Train run fed by Ray Data."""
+    stages = json.loads((run / task / "stages.json").read_text())
+    best = max(stages["trials"], key=lambda trial: trial["best_score"])
+    refits = [history for name, history in stages["histories"].items() if name.startswith("refit/")]
+    numbers = [[(row["epoch"], row["train_loss"], row["score"]) for row in rows] for rows in refits]
+    trained = [(row["epoch"], row["train_loss"], row["score"]) for row in best["history"]]
+    assert trained in [rows[: len(trained)] for rows in numbers]
+
+
+# ---- MLflow ----------------------------------------------------------------------------------------------------------
+
+
+class Tree:
+    """The runs of a store by name, and their children by `mlflow.parentRunId`."""
+
+    def __init__(self, run: Path) -> None:
+        self.uri = json.loads((run / "suite.json").read_text())["tracking_uri"]
+        self.client = MlflowClient(self.uri, self.uri)
+        self.experiment = self.client.get_experiment_by_name("l2g_ray").experiment_id
+        (self.suite,) = self.find(f"attributes.run_name = '{run.name}'")
+        self.tasks = {task.info.run_name: task for task in self.children(self.suite)}
+
+    def find(self, query: str) -> list[Run]:
+        return list(self.client.search_runs([self.experiment], query, max_results=1000))
+
+    def children(self, parent: Run) -> list[Run]:
+        return self.find(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+
+    def artifacts(self, node: Run) -> set[str]:
+        return {found.path for found in self.client.list_artifacts(node.info.run_id)}
+
+
+STAGES = {
+    "planted": {"select": 1, "warmup": 2, "embedder_only": 2, "align": 3, "trial": 3, "refit": 2},
+    "composition": {"select": 1, "search": 1, "warmup": 1, "embedder_only": 1, "align": 1, "trial": 3, "refit": 1},
+}
+
+
+def check_task(tree: Tree, name: str, row: dict[str, Any]) -> None:
+    """A finished task's run and those of its trials."""
+    task = tree.tasks[name]
+    assert task.info.status == "FINISHED"
+    assert task.data.metrics[f"test_{row['metric']}"] == pytest.approx(row["test"]["mean"])
+    assert task.data.metrics[f"embedder_only_test_{row['metric']}"] == pytest.approx(row["embedder_only"]["mean"])
+    assert task.data.params["metric"] == row["metric"]
+    assert task.data.params["finetune.trials"] == "3"
+    assert tree.artifacts(task) >= {"config.yaml", "metrics.json", "predictions.parquet", "stages.json"}
+    trials = tree.children(task)
+    counted = [trial.data.tags["l2g_ray.stage"] for trial in trials]
+    assert {stage: counted.count(stage) for stage in counted} == STAGES[name]
+    for trial in trials:
+        assert trial.info.status == "FINISHED"
+        history = tree.client.get_metric_history(trial.info.run_id, "train_loss")
+        assert [point.step for point in history] == list(range(len(history)))
+        assert history
+        assert trial.data.metrics.keys() >= {"train_loss", "score", "best_score", "lr"}
+        if trial.data.tags["l2g_ray.stage"] == "trial":
+            assert float(trial.data.params["lr_embedder"]) > 0
+
+
+def test_mlflow_holds_suite_task_and_trial(run: Path) -> None:
+    tree, rows = Tree(run), rows_of(run)
+    assert tree.tasks.keys() == {"planted", "composition", "lost"}
+    for name in ("planted", "composition"):
+        check_task(tree, name, rows[name])
+    assert (tree.suite.info.status, tree.tasks["lost"].info.status) == ("FAILED", "FAILED")
+    assert tree.artifacts(tree.suite) >= {"leaderboard.json", "leaderboard.csv", "report.html", "suite.json"}
+    assert tree.suite.data.tags["l2g_ray.version.ray"]
+
+
+def test_the_mlflow_model_predicts_what_the_command_predicts(
+    run: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, row = Tree(run), rows_of(run)["planted"]
+    test_file = sources.planted / "test.csv"
+    said = execute(
+        [sys.executable, "-m", "l2g_ray.cli.main", "predict", str(run), "--task", "planted"]
+        + ["--input", str(test_file), "--output", str(tmp_path / "out.parquet")]
+    )
+    assert "40 predictions" in said
+    expected = pd.read_parquet(tmp_path / "out.parquet").drop(columns="id")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tree.uri)
+    try:
+        model = mlflow.pyfunc.load_model(row["model_uri"])
+        found = model.predict(pd.read_csv(test_file)["sequence"].tolist())
+    finally:
+        mlflow.set_tracking_uri(before)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    pd.testing.assert_frame_equal(found, expected)
+    # The model that is kept is that of the seed that was best on validation.
+    frame = pd.read_parquet(run / "planted" / "predictions.parquet")
+    kept = int(np.argmax(row["validation"]["per_seed"]))
+    reported = frame[(frame["arm"] == "l2g") & (frame["seed"] == kept)]["probability_1"]
+    np.testing.assert_allclose(found["probability_1"], reported, atol=1e-6)
+
+
+# ---- the same again, and less than the same --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def out(suite_of_three: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the shared suite's stages, for tests that run more."""
+    copy = tmp_path_factory.mktemp("again") / "out"
+    shutil.copytree(suite_of_three / "stages", copy / "stages")
+    return copy
+
+
+def test_a_second_run_trains_nothing_and_says_so(run: Path, out: Path, sources: Sources) -> None:
+    """`l2g-ray run` of one of the suite's folders finds its stages; once more, there is nothing to do at all."""
+    before = stage_folders(out)
+    said = execute(sources.command("planted", out))
+    assert stage_folders(out) == before
+    assert "begins" not in said
+    for stage in ("select", "embedder", "align", "finetune", "refit", "evaluate"):
+        assert f"planted: {stage} is there already" in said
+    own = out / "user-planted-smoke"
+    assert without_times(rows_of(own)["planted"]) == without_times(rows_of(run)["planted"])
+    tree = Tree(own)
+    assert tree.suite.info.status == "FINISHED"
+    check_task(tree, "planted", rows_of(own)["planted"])
+
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    said = execute(sources.command("planted", out))
+    assert "Nothing to do: all of it was there already." in said
+    assert "report.html" in said
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == files
+
+
+def test_d8_test_labels_touch_nothing_but_the_evaluation(
+    run: Path, out: Path, sources: Sources, tmp_path: Path
+) -> None:
+    noise = tmp_path / "planted"
+    noise.mkdir()
+    shutil.copy(sources.planted / "train.csv", noise)
+    frame = pd.read_csv(sources.planted / "test.csv")
+    frame["label"] = np.random.default_rng(0).permutation(frame["label"])
+    frame.to_csv(noise / "test.csv", index=False)
+    before = stage_folders(out)
+    changed = Sources(noise, sources.composition, sources.language_model)
+    execute([*changed.command("planted", out), "--name", "noise"])
+    after = stage_folders(out)
+    assert {name: after[name] for name in before} == before
+    assert [name.partition("/")[0] for name in after if name not in before] == ["evaluate"]
+    row, noisy = rows_of(run)["planted"], rows_of(out / "noise")["planted"]
+    for key in ("validation", "architecture", "hyperparameters", "backbone", "n_train", "n_valid"):
+        assert noisy[key] == row[key]
+    columns = ["arm", "seed", "prediction", "probability_0", "probability_1"]
+    one, other = (pd.read_parquet(f / "planted" / "predictions.parquet") for f in (run, out / "noise"))
+    pd.testing.assert_frame_equal(one[columns], other[columns])
+    assert one["label"].tolist() != other["label"].tolist()
+
+
+@pytest.mark.slow
+def test_trials_as_train_runs_give_the_same_numbers(run: Path, out: Path, sources: Sources, tmp_path: Path) -> None:
+    shutil.copytree(out / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("trial", "finetune"))
+    said = execute(sources.command("composition", tmp_path, finetune__trial_runner="train"))
+    assert "composition: finetune begins, 3 trials" in said
+    own = tmp_path / "user-composition-smoke"
+    assert without_times(rows_of(own)["composition"]) == without_times(rows_of(run)["composition"])
+    by_process, by_train = (
+        json.loads((folder / "composition" / "stages.json").read_text())["trials"] for folder in (run, own)
+    )
+    for one, other in zip(by_process, by_train, strict=True):
+        assert one["trial"] == other["trial"]
+        assert one["epochs"] == other["epochs"]
+        numbers = [[(row["train_loss"], row["score"]) for row in trial["history"]] for trial in (one, other)]
+        assert numbers[0] == numbers[1]
+
+
+# ---- requests that cannot be met -------------------------------------------------------------------------------------
+
+
+def test_slots_are_what_fits_on_each_machine() -> None:
+    assert measure_slots([{"CPU": 4.0}]) == Slots(4, 1, 0.0)
+    assert measure_slots([{"CPU": 4.0}, {"CPU": 3.0}], cpus=2) == Slots(3, 2, 0.0)
+    assert measure_slots([{"CPU": 8.0, "GPU": 2.0}], gpus=1) == Slots(2, 1, 1)
+    assert measure_slots([{"CPU": 1.0, "GPU": 2.0}, {"CPU": 16.0}], gpus=1) == Slots(1, 1, 1)
+    assert measure_slots([{"CPU": 16.0, "GPU": 1.0}], gpus=0.1) == Slots(10, 1, 0.1)
+    assert measure_slots([{"CPU": 16.0, "GPU": 2.0}], gpus=0.3) == Slots(6, 1, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "request_", "parts"),
+    [
+        ([{"CPU": 4.0}], {"gpus": 1.0}, ["4 CPU and 0 GPU", "missing: 1 GPU"]),
+        ([{"CPU": 1.0, "GPU": 1.0}], {"cpus": 4, "gpus": 2.0}, ["1 CPU and 1 GPU", "missing: 3 CPU, 1 GPU"]),
+        # Two in the cluster, but none of its machines has both: such a trial would wait for ever.
+        ([{"CPU": 4.0, "GPU": 1.0}] * 2, {"gpus": 2.0}, ["the cluster's 2 machines", "missing: 1 GPU"]),
+        ([{"CPU": 4.0}, {"GPU": 1.0}], {"gpus": 1.0}, ["0 CPU and 1 GPU", "missing: 1 CPU"]),
+        ([], {}, ["0 CPU and 0 GPU", "missing: 1 CPU"]),
+        ([{"CPU": 4.0, "GPU": 4.0}], {"gpus": 1.5}, ["cannot have 1.5 GPUs"]),
+    ],
+)
+def test_an_impossible_request_is_refused(
+    nodes: list[dict[str, float]], request_: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        measure_slots(nodes, **request_)
+    for part in parts:
+        assert part in str(refusal.value)
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_once(sources: Sources, tmp_path: Path) -> None:
+    command = [*sources.command("planted", tmp_path / "out"), "--gpus-per-trial", "64"]
+    said = execute([*command, "--name", "impossible"], expected=2)
+    assert said == ""
+    assert not (tmp_path / "out" / "impossible").exists()
+    assert not (tmp_path / "out" / "stages").exists()
