@@ -238,10 +238,8 @@ def test_the_mlflow_model_predicts_what_the_command_predicts(
 ) -> None:
     tree, row = Tree(run), rows_of(run)["planted"]
     test_file = sources.planted / "test.csv"
-    said = execute(
-        [sys.executable, "-m", "l2g_ray.cli.main", "predict", str(run), "--task", "planted"]
-        + ["--input", str(test_file), "--output", str(tmp_path / "out.parquet")]
-    )
+    command = [sys.executable, "-m", "l2g_ray.cli.main", "predict", str(run), "--task", "planted"]
+    said = execute([*command, "--input", str(test_file), "--output", str(tmp_path / "out.parquet")])
     assert "40 predictions" in said
     expected = pd.read_parquet(tmp_path / "out.parquet").drop(columns="id")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
