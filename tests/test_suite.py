@@ -218,7 +218,7 @@ def check_task(tree: Tree, name: str, row: dict[str, Any]) -> None:
         history = tree.client.get_metric_history(trial.info.run_id, "train_loss")
         assert [point.step for point in history] == list(range(len(history)))
         assert history
-        assert trial.data.metrics.keys() >= {"train_loss", "score", "best_score", "lr"}
+        assert trial.data.metrics.keys() >= {"train_loss", "score", "lr"}
         if trial.data.tags["l2g_ray.stage"] == "trial":
             assert float(trial.data.params["lr_embedder"]) > 0
 
