@@ -9,7 +9,8 @@ from l2g_ray.tasks.catalogue import find_tasks, list_benches, load_bench, parse_
 from l2g_ray.tasks.published import published_scores
 
 ALL_TASKS = [task for bench in list_benches() for task in find_tasks(bench)]
-COUNTS = {"demo": 2, "nt": 18, "gue": 17, "genomic_benchmarks": 8, "deepstarr": 1, "uci": 1, "mpra": 1}
+COUNTS = {"demo": 2, "nt": 18, "nt_revised": 18, "gue": 28, "genomic_benchmarks": 9, "deepstarr": 1, "deepsea": 2,
+          "uci": 1, "mpra": 1}  # fmt: skip
 BENCH = """
 name: own
 title: Own

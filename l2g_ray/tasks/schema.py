@@ -26,11 +26,18 @@ METRICS: dict[str, tuple[str, ...]] = {
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
+_NAMED_FIELDS = {"folder", "folders", "hub", "hub_filter"}
+
+
 class Task(BaseModel):
     """One prediction task.
 
     `labels` are the class names in the order of their codes (binary, multiclass), or the names of the outputs
-    (multilabel, regression). `label_columns` name the columns of the source that hold them.
+    (multilabel, regression); `{prefix: target_, count: 919}` stands for target_000 to target_918. `label_columns` name
+    the columns of the source that hold them: one an output, or one column of lists.
+    `folder`, then `folders`, are where the files may lie under a data folder. `hub` is a data set of the Hugging Face
+    hub, `hub_filter` (column to value) says which of its rows are this task's; `url` is where to get the files
+    otherwise. In these fields `{name}` stands for the task's name.
     `strand_specific`: the label belongs to the strand that is given, so no reverse-complement augmentation and no
     strand averaging. `overrides` maps a preset's name (or `all`) to settings that this task wants there.
     """
@@ -53,24 +60,27 @@ class Task(BaseModel):
     source: str = ""
     licence: str = ""
     folder: str | None = None
+    folders: tuple[str, ...] = ()
+    hub: str | None = None
+    hub_filter: dict[str, str] = Field(default_factory=dict)
+    url: str = ""
     notes: tuple[str, ...] = ()
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_metric(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(values, dict) and not values.get("metric"):
-            values = {**values, "metric": DEFAULT_METRIC.get(values.get("kind", ""), "mcc")}
-        return values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_label_columns(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = {**values, "labels": _expand_labels(values.get("labels"))}
+        for field in _NAMED_FIELDS & values.keys():
+            values[field] = _put_name(values[field], str(values.get("name", "")))
+        if not values.get("metric"):
+            values["metric"] = DEFAULT_METRIC.get(values.get("kind", ""), "mcc")
         # Several outputs without columns of their own: each output's column has its name.
-        if isinstance(values, dict) and not values.get("label_columns"):
-            labels, kind = values.get("labels") or (), values.get("kind")
-            if kind in ("multilabel", "regression") and len(labels) > 1:
-                values = {**values, "label_columns": labels}
+        several = len(values["labels"] or ()) > 1 and values.get("kind") in ("multilabel", "regression")
+        if several and not values.get("label_columns"):
+            values["label_columns"] = values["labels"]
         return values
 
     @model_validator(mode="after")
@@ -81,9 +91,10 @@ class Task(BaseModel):
             raise ValueError(f"kind binary needs two labels, not {len(self.labels)}")
         if self.kind == "multiclass" and len(self.labels) < 2:
             raise ValueError("kind multiclass needs at least two labels")
-        columns = 1 if self.is_classification else len(self.labels)
-        if len(self.label_columns) != columns:
-            raise ValueError(f"label_columns must name {columns} column(s), not {len(self.label_columns)}")
+        columns = {1} if self.is_classification else {1, len(self.labels)}
+        if len(self.label_columns) not in columns:
+            wanted = " or ".join(str(count) for count in sorted(columns))
+            raise ValueError(f"label_columns must name {wanted} column(s), not {len(self.label_columns)}")
         return self
 
     @field_validator("name", "bench")
@@ -113,3 +124,27 @@ class Task(BaseModel):
     def is_classification(self) -> bool:
         """One class a sequence, stored as an int64 code."""
         return self.kind in ("binary", "multiclass")
+
+    @property
+    def source_folders(self) -> tuple[str, ...]:
+        """Where the task's files may lie, relative to a data folder, in the order to look."""
+        return (self.folder or f"{self.bench}/{self.name}", *self.folders)
+
+
+def _expand_labels(labels: Any) -> Any:
+    if not isinstance(labels, dict):
+        return labels
+    prefix, count = labels.get("prefix"), labels.get("count")
+    if set(labels) != {"prefix", "count"} or not isinstance(prefix, str) or type(count) is not int or count < 1:
+        raise ValueError("labels: give a list of names, or prefix (text) and count (at least 1)")
+    width = len(str(count - 1))
+    return tuple(f"{prefix}{number:0{width}d}" for number in range(count))
+
+
+def _put_name(value: Any, name: str) -> Any:
+    """`{name}` replaced in text, and in the values of lists and mappings."""
+    if isinstance(value, str):
+        return value.replace("{name}", name)
+    if isinstance(value, dict):
+        return {key: _put_name(item, name) for key, item in value.items()}
+    return [_put_name(item, name) for item in value] if isinstance(value, list | tuple) else value
