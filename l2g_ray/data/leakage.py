@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from l2g_ray.data.facts import Facts
 
 _COMPLEMENT = str.maketrans("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN")
 
@@ -38,23 +39,16 @@ class Overlap:
         }
 
 
-def find_overlap(sequences: pa.ChunkedArray, others: pa.ChunkedArray) -> Overlap:
-    """Compare n clean (upper-case DNA) sequences with those of another split."""
-    # The reverse complement is made once, of the side that is smaller as a rule.
-    flipped = reverse_complement_text(others)
-    exact = _is_in(sequences, others)
-    reverse = _is_in(sequences, flipped) & ~exact
-    other_exact = _is_in(others, sequences)
-    other_reverse = _is_in(flipped, sequences) & ~other_exact
+def find_overlap(facts: Facts, others: Facts) -> Overlap:
+    """Compare the n rows of a split with those of another, by their hashes."""
+    exact = np.isin(facts.hash, others.hash)
+    reverse = np.isin(facts.flipped, others.hash) & ~exact
+    other_exact = np.isin(others.hash, facts.hash)
+    other_reverse = np.isin(others.flipped, facts.hash) & ~other_exact
     return Overlap(exact, reverse, int(other_exact.sum()), int(other_reverse.sum()))
 
 
-def reverse_complement_text(sequences: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Reverse complement of n upper-case sequences, IUPAC letters included."""
+def reverse_complement_text(sequences: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    """Reverse complement of n upper-case sequences, IUPAC letters included. For a few: a Python loop a row."""
     flipped = [text.translate(_COMPLEMENT)[::-1] for text in sequences.to_pylist()]
     return pa.chunked_array([pa.array(flipped, sequences.type)])
-
-
-def _is_in(sequences: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
-    value_set = others.combine_chunks() if others.num_chunks != 1 else others.chunk(0)
-    return pc.is_in(sequences, value_set=value_set).to_numpy(zero_copy_only=False).astype(bool)
