@@ -22,7 +22,11 @@ class _Settings(BaseModel):
 
 
 class DataSettings(_Settings):
-    """Splits, leakage and augmentation (spec 1.1-1.3)."""
+    """Splits, leakage, augmentation (spec 1.1-1.3), and how rows reach a trial.
+
+    `bucket_batches` sorts by length within so many batches, so that little is padded (0: not at all; nothing changes
+    for sequences of one length). `residence`: rows in the object store, streamed from shards, or by what fits.
+    """
 
     valid_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     split_seed: int = 0
@@ -32,6 +36,8 @@ class DataSettings(_Settings):
     rc_augment: Literal["auto", "on", "off"] = "auto"
     shift_bp: int = Field(default=3, ge=0)
     shuffle_window_rows: int = Field(default=50_000, gt=0)
+    bucket_batches: int = Field(default=50, ge=0)
+    residence: Literal["auto", "memory", "stream"] = "auto"
 
 
 class ModelSettings(_Settings):

@@ -30,9 +30,10 @@ def _code_table() -> np.ndarray:
 
 
 CODE_TABLE = _code_table()
+_TRANSLATION = CODE_TABLE.tobytes()
 
 
-def _bytes_and_offsets(sequences: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def bytes_and_offsets(sequences: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """The character buffer (uint8) and the n + 1 offsets of a string array, without a Python loop."""
     if isinstance(sequences, pa.ChunkedArray):
         sequences = sequences.combine_chunks()
@@ -71,8 +72,9 @@ def encode(
     """
     if isinstance(sequences, list):
         sequences = pa.array(sequences, pa.large_string())
-    raw, offsets = _bytes_and_offsets(sequences)
-    flat = CODE_TABLE[raw]
+    raw, offsets = bytes_and_offsets(sequences)
+    # bytes.translate is several times faster than indexing a table with an array.
+    flat = np.frombuffer(raw.tobytes().translate(_TRANSLATION), np.uint8)
     if flat.size and flat.max() == _INVALID:
         position = int(np.argmax(flat == _INVALID))
         row = int(np.searchsorted(offsets, position, side="right") - 1)
@@ -89,7 +91,8 @@ def encode(
     elif len(lengths) and width:
         columns = np.arange(width)
         real = columns[None, :] < kept[:, None]
-        codes[real] = flat[(offsets[:-1, None] + columns[None, :])[real]]
+        whole = len(flat) == int(kept.sum())
+        codes[real] = flat if whole else flat[(offsets[:-1, None] + columns[None, :])[real]]
     return codes, kept
 
 

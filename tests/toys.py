@@ -12,7 +12,7 @@ import torch
 from l2g_ray.config import Settings, resolve
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.models.embedder import EmbedderConfig
-from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, measure_labels
+from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, make_label_scale
 from l2g_ray.tasks.schema import Task
 
 MOTIF = "TGACTCA"
@@ -63,11 +63,13 @@ def make_task(kind: str = "binary", **changes: Any) -> Task:
 
 
 def make_data(task: Task, train: pa.Table, valid: pa.Table) -> TaskData:
-    values = np.zeros((1, task.n_outputs))
+    means: list[float | None] = [None] * task.n_outputs
+    sds = means
     if not task.is_classification:
         values = np.array(train["label"].combine_chunks().flatten()).reshape(-1, task.n_outputs)
+        means, sds = np.nanmean(values, 0).tolist(), np.nanstd(values, 0).tolist()
     lengths = [len(s) for t in (train, valid) for s in t["sequence"].to_pylist()]
-    offset, scale = measure_labels(task, values)
+    offset, scale = make_label_scale(task, means, sds)
     return TaskData(
         task, InMemorySource(train), InMemorySource(valid), max(lengths), min(lengths) == max(lengths), offset, scale
     )

@@ -12,13 +12,14 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from l2g_ray.sequence import encode, reverse_complement, shift
 from l2g_ray.tasks.schema import Kind
 
-# First word of each seed, so that shuffling and augmentation never draw from one stream.
-_SHUFFLE, _AUGMENT = 0, 1
+# First word of each seed, so that shuffling, augmentation and bucketing never draw from one stream.
+_SHUFFLE, _AUGMENT, _BUCKET = 0, 1, 2
 
 
 class Source(Protocol):
@@ -81,6 +82,7 @@ def iter_batches(
     shuffle_window_rows: int = 50_000,
     rc_augment: bool = False,
     shift_bp: int = 0,
+    bucket_batches: int = 0,
     drop_last: bool = False,
     max_batches: int | None = None,
 ) -> Iterator[Batch]:
@@ -92,6 +94,8 @@ def iter_batches(
     length_bp : width L of every batch, longer sequences cut at the right end; None: the batch's longest sequence.
     shuffle_window_rows : rows are permuted within windows of so many; a window is what must fit in memory.
     rc_augment, shift_bp : reverse complement of each row with probability 1/2; shift by -shift_bp .. shift_bp, uniform.
+    bucket_batches : rows are sorted by length within so many shuffled batches, and these batches shuffled, so that a
+        batch pads little; 0 for not at all. Rows of one length stay as they are.
     drop_last : leave out a last batch of one row, for which batch norm has no variance (training wants this). Larger
         unfilled batches stay. `count_batches` counts the same.
     max_batches : stop after so many.
@@ -101,6 +105,8 @@ def iter_batches(
     UserError : a letter that is no nucleotide.
     """
     rows = _shuffle(_number(tables), shuffle_window_rows, seed, epoch)
+    if bucket_batches:
+        rows = _bucket(rows, batch_size, bucket_batches, seed, epoch)
     for index, table in enumerate(_cut(rows, batch_size)):
         if index == max_batches:
             return
@@ -188,6 +194,22 @@ def _shuffle(tables: Iterable[pa.Table], window_rows: int, seed: int, epoch: int
     for window, table in enumerate(_cut(tables, window_rows)):
         order = np.random.default_rng([_SHUFFLE, seed, epoch, window]).permutation(table.num_rows)
         yield table.take(order)
+
+
+def _bucket(tables: Iterable[pa.Table], batch_size: int, n_batches: int, seed: int, epoch: int) -> Iterator[pa.Table]:
+    """The same rows, in buckets of so many batches: batches of like length, in a shuffled order.
+
+    The rest that fills no batch is taken before sorting, so that it is not always the longest rows.
+    """
+    for bucket, table in enumerate(_cut(tables, batch_size * n_batches)):
+        lengths = pc.binary_length(table["sequence"]).to_numpy()
+        if lengths.min() == lengths.max():
+            yield table
+            continue
+        n_whole = len(lengths) - len(lengths) % batch_size
+        order = np.argsort(lengths[:n_whole], kind="stable").reshape(-1, batch_size)
+        generator = np.random.default_rng([_BUCKET, seed, epoch, bucket])
+        yield table.take(np.concatenate([generator.permutation(order).reshape(-1), np.arange(n_whole, len(lengths))]))
 
 
 def _augment(batch: Batch, rc_augment: bool, shift_bp: int, seed: int, epoch: int, index: int) -> Batch:

@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from l2g_ray.config import Settings
-from l2g_ray.data.batches import InMemorySource, Source
-from l2g_ray.data.dataset import PreparedTask, open_prepared
+from l2g_ray.data.batches import Source
+from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import find_corpus, write_reference
 from l2g_ray.orchestrate.store import Store, make_key
 from l2g_ray.stages.align import train_aligned
-from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, measure_labels, read_reference
+from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, make_label_scale, read_reference
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.evaluate import Contender, evaluate
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
@@ -70,18 +69,16 @@ class Context:
 
 
 def load_data(prepared: PreparedTask, train: Source | None = None, valid: Source | None = None) -> TaskData:
-    """Training and validation rows, in memory unless streams are given; label statistics come from all of train."""
+    """Training and validation rows, streamed from the shards unless sources are given."""
     task = prepared.task
-    labels = prepared.table("train", ["label"])["label"].combine_chunks()
-    values = np.zeros((1, task.n_outputs))
-    if not task.is_classification:
-        values = np.asarray(labels.flatten().to_numpy(zero_copy_only=False)).reshape(-1, task.n_outputs)
-    offset, scale = measure_labels(task, values)
+    outputs = prepared.manifest["splits"]["train"].get("outputs", {})
+    means, sds = ([outputs.get(label, {}).get(name) for label in task.labels] for name in ("mean", "sd"))
+    offset, scale = make_label_scale(task, means, sds)
     lengths = prepared.length_range()
     return TaskData(
         task=task,
-        train=train or InMemorySource(prepared.table("train")),
-        valid=valid or InMemorySource(prepared.table("valid")),
+        train=train or ShardSource(tuple(prepared.shard_paths("train")), prepared.n_rows("train")),
+        valid=valid or ShardSource(tuple(prepared.shard_paths("valid")), prepared.n_rows("valid")),
         length_bp=lengths[1],
         fixed_length=lengths[0] == lengths[1],
         label_offset=offset,
@@ -116,7 +113,7 @@ def _run_locked(
     if spec["stage"] == "reference":
         values = _reference(settings, work, spec["data_dir"])
     else:
-        prepared = open_prepared(Path(spec["prepared"]))
+        prepared = open_prepared(spec["prepared"])
         context = Context(
             prepared,
             load_data(prepared, train, valid),

@@ -63,7 +63,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         },
     }
     (staging / "stages.json").write_text(json.dumps(_finite(stages), indent=1))
-    shutil.copy(prepared.folder / "task.json", staging / "task.json")
+    (staging / "task.json").write_text((prepared.folder / "task.json").read_text())
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staging, folder)
 

@@ -118,3 +118,41 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+class ReadingProgress:
+    """How far the reading of a source is: a moving line on a terminal, else a plain line every few seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console, self.title = console, title
+        self.doing, self.rows = "", 0
+        self.begun = self.told = time.monotonic()
+        self.live = (
+            Live(console=console, refresh_per_second=4, get_renderable=self._line, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> ReadingProgress:
+        if self.live is not None:
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self.live is not None:
+            self.live.__exit__(*exc)
+
+    def advance(self, doing: str, rows: int) -> None:
+        """So many more rows are through; a new `doing` begins to count anew."""
+        if doing != self.doing:
+            self.doing, self.rows = doing, 0
+        self.rows += rows
+        if self.live is None and time.monotonic() - self.told >= self.EVERY_S:
+            self.told = time.monotonic()
+            self.console.print(self._line(), highlight=False, soft_wrap=True)
+
+    def _line(self) -> str:
+        rows = f", {self.rows:,} rows" if self.rows else ""
+        return f"[dim]{_clock(time.monotonic() - self.begun)}[/dim] {escape(self.title)}: {self.doing}{rows}"

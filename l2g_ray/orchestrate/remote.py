@@ -12,13 +12,15 @@ from l2g_ray.models.reference import find_corpus
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.jobs import Job, run_job
 from l2g_ray.orchestrate.pipeline import TaskOutcome, run_pipeline
+from l2g_ray.orchestrate.residence import hold
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.orchestrate.trials import Place
 from l2g_ray.stages.loop import resolve_precision
 
 
 def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
-    """Run a task whose spec the suite made: 'task', 'prepared', 'settings', 'out', 'data_dir', 'slots', 'verbose'.
+    """Run a task whose spec the suite made: 'task', 'prepared', 'settings', 'out', 'data_dir', 'slots', 'verbose',
+    'tasks_at_once'.
 
     Raises what the stages raise.
     """
@@ -30,7 +32,7 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
             logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
     settings = Settings.model_validate(spec["settings"])
-    prepared = open_prepared(Path(spec["prepared"]))
+    prepared = open_prepared(spec["prepared"])
     out = Path(spec["out"])
     store = Store(out / "stages")
     slots = spec["slots"]
@@ -51,7 +53,8 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
         pending.append(board.put.remote(event))
 
     scratch.mkdir(parents=True, exist_ok=True)
-    place = Place(spec["task"], store, common, slots, emit, scratch)
+    held = hold(prepared, settings.data, spec["tasks_at_once"])
+    place = Place(spec["task"], store, common, slots, emit, scratch, held)
     try:
         reference = _reference(place, settings, spec["data_dir"])
         text = f"{spec['task']}: aligns to {reference.values['described']}"

@@ -10,27 +10,30 @@ import tempfile
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
-from importlib import resources
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from l2g_ray.config import Settings, resolve
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.language_model import locate
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.outcome import assemble_row, task_details, write_task_folder
-from l2g_ray.orchestrate.progress import Progress
+from l2g_ray.orchestrate.progress import Progress, ReadingProgress
 from l2g_ray.orchestrate.record import Recorder
 from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
+from l2g_ray.storage import as_location
 from l2g_ray.tasks.schema import Task
 
 POLL_S = 0.3
@@ -39,12 +42,12 @@ SUITE_FILE = "suite.json"
 
 @dataclass(frozen=True)
 class SuiteRequest:
-    """What a person asked for. `sources` maps a task's name to the folder of its files."""
+    """What a person asked for. `sources` maps a task's name to where its rows come from, prepared already or not."""
 
     name: str
     bench: str
     tasks: list[Task]
-    sources: dict[str, Path]
+    sources: Mapping[str, RawTask | PreparedTask]
     preset: str
     assignments: dict[str, Any]
     out: Path
@@ -69,27 +72,6 @@ class SuiteResult:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def find_sources(tasks: list[Task], data_dir: Path | None) -> dict[str, Path]:
-    """The folder of each task's files: under `data_dir`, else inside the package.
-
-    Raises UserError naming the folder that is missing and how to give it.
-    """
-    packaged = Path(str(resources.files("l2g_ray"))) / "data"
-    found = {}
-    for task in tasks:
-        relative = task.folder or f"{task.bench}/{task.name}"
-        root = data_dir if data_dir is not None else packaged
-        # The packaged demo is found whatever --data-dir says, since that one holds other benches.
-        folder = next((r / relative for r in (root, packaged) if (r / relative).is_dir()), None)
-        if folder is None:
-            hint = (
-                f"looked in {root / relative}" if data_dir else "give the folder that holds the benches with --data-dir"
-            )
-            raise UserError(f"task '{task.name}' of bench '{task.bench}': its files are not there; {hint}")
-        found[task.name] = folder
-    return found
-
-
 def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
     """Run all tasks side by side. What is finished is not run again; a task that fails leaves the others running.
 
@@ -101,7 +83,7 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
         locate(name)
     folder = request.out / request.name
     _check_writable(folder)
-    prepared = {task.name: _prepare(request, task, settings[task.name]) for task in request.tasks}
+    prepared = {task.name: _prepare(request, task, settings[task.name], console) for task in request.tasks}
     key = _suite_key(request, settings, prepared)
     finished = _finished_board(folder, key)
     if finished is not None:
@@ -110,11 +92,16 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
     return _Run(request, settings, prepared, folder, key, console, begun).run()
 
 
-def _prepare(request: SuiteRequest, task: Task, settings: Settings) -> PreparedTask:
-    # A folder a source and data settings, so that a run with others cannot pull the shards from under this one.
-    source = request.sources[task.name].resolve()
-    mark = hash_content([str(source), settings.data.model_dump(mode="json")])[:8]
-    return prepare(task, source, request.out / "prepared" / task.bench / f"{task.name}-{mark}", settings.data)
+def _prepare(request: SuiteRequest, task: Task, settings: Settings, console: Console) -> PreparedTask:
+    source = request.sources[task.name]
+    if isinstance(source, PreparedTask):
+        return source
+    # A folder a source, options and data settings, so that a run with others cannot pull the shards from under this one.
+    files = {name: str(as_location(f).absolute()) for name, f in source.files.items()}
+    mark = hash_content([files, source.options.model_dump(mode="json"), settings.data.model_dump(mode="json")])[:8]
+    folder = request.out / "prepared" / task.bench / f"{task.name}-{mark}"
+    with ReadingProgress(console, task.name) as progress:
+        return prepare(replace(source, task=task), folder, settings.data, progress=progress.advance)
 
 
 def _suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]) -> str:
@@ -188,7 +175,14 @@ class _Run:
         )
         for name, task in self.prepared.items():
             for warning in task.manifest["warnings"]:
-                self.console.print(f"[yellow]{name}: {warning}[/yellow]", highlight=False, soft_wrap=True)
+                self.console.print(f"[yellow]{name}: {escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+            if found := [f for f in task.manifest["check"]["findings"] if f["level"] == "warning"]:
+                self.console.print(
+                    f"[yellow]{name}: the data check has {len(found)} warning{'s' if len(found) > 1 else ''}: "
+                    f"l2g-ray data inspect {task.folder}[/yellow]",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         previous = signal.signal(signal.SIGTERM, _interrupt) if _in_main_thread() else None
         try:
             self._run_tasks(ray, slots, recorder)
@@ -214,19 +208,20 @@ class _Run:
         from l2g_ray.orchestrate.remote import run_task
 
         board = ray.remote(num_cpus=0)(Board).remote()
-        remote = ray.remote(num_cpus=0, max_retries=0)(run_task)
+        remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(run_task)
         self.scratch.mkdir(parents=True, exist_ok=True)
         common: dict[str, Any] = {
             "scratch": str(self.scratch),
             "out": str(self.request.out.resolve()),
             "data_dir": str(self.request.data_dir.resolve()) if self.request.data_dir else None,
             "slots": slots,
+            "tasks_at_once": min(len(self.prepared), slots.count + 1),
             "verbose": self.request.verbose,
         }
         waiting: list[dict[str, Any]] = [
             {
                 "task": name,
-                "prepared": str(task.folder.resolve()),
+                "prepared": str(task.folder.absolute()),
                 "settings": self.settings[name].model_dump(mode="json"),
             }
             for name, task in self.prepared.items()

@@ -24,7 +24,7 @@ def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any]) -> N
     from l2g_ray.data.dataset import open_prepared
     from l2g_ray.data.stream import make_ray_dataset
 
-    prepared = open_prepared(Path(spec["prepared"]))
+    prepared = open_prepared(spec["prepared"])
     datasets = {split: make_ray_dataset(prepared, split) for split in ("train", "valid")}
     TorchTrainer(
         _train_worker,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
 from l2g_ray.orchestrate.board import Emit
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.jobs import Job
+from l2g_ray.orchestrate.residence import Held
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.orchestrate.worker import make_search_trainable, make_trainable
 
@@ -31,7 +32,8 @@ class StageFailed(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a task's jobs run: the common part of every spec, the slots, the event sink, and a scratch folder."""
+    """Where a task's jobs run: the common part of every spec, the slots, the event sink, a scratch folder, and
+    references to the task's rows where they are in the object store."""
 
     task: str
     store: Store
@@ -39,6 +41,7 @@ class Place:
     slots: Slots
     emit: Emit
     scratch: Path
+    held: Held = field(default_factory=dict)
 
     @contextlib.contextmanager
     def experiment(self, stage: str) -> Iterator[tuple[tune.RunConfig, Histories]]:
@@ -104,7 +107,7 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
         specs = [job.spec(place.common) | {"label": job.label, "params": job.args} for job in missing]
         with place.experiment(stage) as (run_config, _):
             results = tune.Tuner(
-                make_trainable(specs, runner, place.slots),
+                make_trainable(specs, runner, place.slots, place.held),
                 param_space={"index": tune.grid_search(list(range(len(specs))))},
                 tune_config=tune.TuneConfig(
                     max_concurrent_trials=min(len(specs), place.slots.count), reuse_actors=True
@@ -131,7 +134,7 @@ def run_search(
     search = OrderedSearch(space, settings.parallel_trials, settings.initial_random_trials, seed)
     with place.experiment("finetune") as (run_config, histories):
         results = tune.Tuner(
-            make_search_trainable(base, place.common, runner, place.slots),
+            make_search_trainable(base, place.common, runner, place.slots, place.held),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=OrderedASHA(search, settings.grace_epochs, settings.epochs, settings.reduction_factor),

@@ -10,39 +10,43 @@ from ray import tune
 
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.jobs import Job, run_job
+from l2g_ray.orchestrate.residence import Held, open_held
 
 NEXT_TO_NOTHING = tune.PlacementGroupFactory([{"memory": 1}])  # Tune refuses a trial that asks for nothing
 
 
-def make_trainable(specs: list[dict[str, Any]], runner: str, slots: Slots) -> Callable[..., Any]:
-    """A Tune trainable whose config {'index': i} runs job i of a list."""
+def make_trainable(specs: list[dict[str, Any]], runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
+    """A Tune trainable whose config {'index': i} runs job i of a list, on rows that `held` refers to."""
 
-    def trial(config: dict[str, Any]) -> None:
-        run_reporting(specs[config["index"]], runner, slots)
+    def trial(config: dict[str, Any], held: Held) -> None:
+        run_reporting(specs[config["index"]], runner, slots, held)
 
-    return _with_resources(trial, runner, slots)
+    return _finish(trial, runner, slots, held)
 
 
-def make_search_trainable(base: Job, common: dict[str, Any], runner: str, slots: Slots) -> Callable[..., Any]:
+def make_search_trainable(
+    base: Job, common: dict[str, Any], runner: str, slots: Slots, held: Held
+) -> Callable[..., Any]:
     """A Tune trainable whose config is a set of hyper-parameters for `base`."""
 
-    def trial(config: dict[str, Any]) -> None:
+    def trial(config: dict[str, Any], held: Held) -> None:
         drawn = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
         job = Job(base.stage, base.label, base.args | {"trial": drawn}, base.inputs, base.parts)
-        run_reporting(job.spec(common) | {"label": f"trial-{job.key[:6]}", "params": drawn}, runner, slots)
+        run_reporting(job.spec(common) | {"label": f"trial-{job.key[:6]}", "params": drawn}, runner, slots, held)
 
-    return _with_resources(trial, runner, slots)
+    return _finish(trial, runner, slots, held)
 
 
-def _with_resources(trial: Callable[..., Any], runner: str, slots: Slots) -> Callable[..., Any]:
+def _finish(trial: Callable[..., Any], runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
     # Tune registers functions by name, for all pipelines of a Ray job together: the same name would mix them up.
     trial.__name__ = trial.__qualname__ = f"trial_{uuid.uuid4().hex}"
     # A Train run reserves its worker's resources itself; the trial that waits for it takes no slot.
     own = {"cpu": float(slots.cpus), "gpu": slots.gpus}
-    return tune.with_resources(trial, NEXT_TO_NOTHING if runner == "train" else own)
+    # As a parameter, not in the closure: references in a pickled function are never let go.
+    return tune.with_resources(tune.with_parameters(trial, held=held), NEXT_TO_NOTHING if runner == "train" else own)
 
 
-def run_reporting(spec: dict[str, Any], runner: str, slots: Slots) -> None:
+def run_reporting(spec: dict[str, Any], runner: str, slots: Slots, held: Held) -> None:
     """Run one job, in this process or as a Ray Train run, and report its epochs to Tune."""
     fixed = {"label": spec["label"], "params": spec["params"], "key": spec["key"], "stage": spec["stage"]}
     total = 0.0
@@ -57,4 +61,5 @@ def run_reporting(spec: dict[str, Any], runner: str, slots: Slots) -> None:
 
         run_in_train(spec, slots, fixed)
     else:
-        run_job(spec, report)
+        sources = open_held(held)
+        run_job(spec, report, sources.get("train"), sources.get("valid"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,16 @@ class TaskData:
     label_scale: torch.Tensor
 
 
-def measure_labels(task: Task, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (n_outputs,) of training labels (n, n_outputs), NaN left out."""
+def make_label_scale(
+    task: Task, means: Sequence[float | None], sds: Sequence[float | None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Offset and scale (n_outputs,) of the predictor from the training labels' means and standard deviations.
+
+    0 and 1 unless the task is a regression; an output without labels (None) or without spread has offset 0 or scale 1.
+    """
     if task.kind != "regression":
         return torch.zeros(task.n_outputs), torch.ones(task.n_outputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # an output without any label
-        offset = torch.from_numpy(np.nanmean(labels, 0)).float().nan_to_num(0.0)
-        spread = torch.from_numpy(np.nanstd(labels, 0)).float()
-    return offset, torch.where(spread > 0, spread, torch.ones_like(spread))
+    return torch.tensor([mean or 0.0 for mean in means]), torch.tensor([sd or 1.0 for sd in sds])
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ def make_batches(
             shuffle_window_rows=settings.data.shuffle_window_rows,
             rc_augment=augment and use_rc(settings, data.task),
             shift_bp=settings.data.shift_bp if augment else 0,
+            bucket_batches=settings.data.bucket_batches,
             drop_last=True,
             max_batches=max_batches,
         )

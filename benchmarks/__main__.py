@@ -1,0 +1,68 @@
+"""`python -m benchmarks [NAME...]`: run benchmarks, print a table, write JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import benchmarks
+from benchmarks.measure import Options, describe_machine
+
+_NO_BENCHMARK = {"__main__", "measure"}
+_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def list_benchmarks() -> list[str]:
+    """Names of the modules of this package that measure something."""
+    return sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in _NO_BENCHMARK)
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), default=_DATA, help="Folder with the real benchmarks' files."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
+@click.option("--quick", is_flag=True, help="Measure less: only to see that a benchmark runs.")
+def main(names: tuple[str, ...], data_dir: Path, out: Path, quick: bool) -> None:
+    """Run the named benchmarks, all by default; a table here, NAME.json in --out."""
+    known = list_benchmarks()
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"no benchmark '{name}'; there are: {', '.join(known)}")
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names or known:
+        module = importlib.import_module(f"benchmarks.{name}")
+        console.print(f"[bold]{name}[/bold]: {(module.__doc__ or '').strip().splitlines()[0]}")
+        begun = time.monotonic()
+        rows = module.run(Options(data_dir, quick))
+        if not rows:
+            console.print(f"  nothing measured: no data at {data_dir}")
+            continue
+        table = Table()
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(
+                *(
+                    f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v)
+                    for v in row.values()
+                )
+            )
+        console.print(table)
+        found = {"benchmark": name, "quick": quick, "machine": describe_machine(), "rows": rows}
+        found |= {"wall_s": round(time.monotonic() - begun, 1)}
+        (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Memory of a training worker on 200,000 and on 1,000,000 rows of DeepSEA's shape (1,000 bp, 919 labels, synthetic).
+
+A worker trains a small embedder for one epoch by the stage's own function, in a process of its own: once fed by
+`ShardSource` (a trial whose data does not fit), once as a Ray Train worker fed by Ray Data. Peaks are of the worker's
+private memory: pages of Ray's object store, which all workers of a node share, are told apart.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.measure import Options
+
+LENGTH_BP, LABELS, ROWS_PER_SHARD, VALID_ROWS = 1_000, 919, 10_000, 500
+
+
+def run(options: Options) -> list[dict[str, Any]]:
+    """One row a way of feeding and a number of rows; the last column is the peak beside that of the fewest rows."""
+    sizes = (2_000, 10_000) if options.quick else (200_000, 1_000_000)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for n_rows in sizes:
+            prepared = write_prepared(Path(folder) / str(n_rows), n_rows)
+            for way in ("shards", "ray"):
+                rows.append({"fed by": way, "rows": n_rows} | _measure(prepared, way))
+    for row in rows:
+        least = next(r["peak private MiB"] for r in rows if r["fed by"] == row["fed by"])
+        row["beside the fewest"] = row["peak private MiB"] / least
+    return sorted(rows, key=lambda row: str(row["fed by"]))
+
+
+def write_prepared(folder: Path, n_rows: int) -> Path:
+    """Shards and manifest as `prepare` writes them, without its checks: the rows are drawn here."""
+    generator = np.random.default_rng(0)
+    splits, shards = {}, {}
+    for split, rows in (("train", n_rows), ("valid", VALID_ROWS)):
+        (folder / split).mkdir(parents=True)
+        shards[split] = []
+        for shard, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
+            name = f"{split}/part-{shard:05d}.parquet"
+            pq.write_table(_draw(generator, min(ROWS_PER_SHARD, rows - start)), folder / name, compression="zstd")
+            shards[split].append(name)
+        length = {"min": LENGTH_BP, "median": LENGTH_BP, "max": LENGTH_BP}
+        letters = {"A": rows * LENGTH_BP}
+        splits[split] = {"rows": rows, "length_bp": length, "letters": letters, "fingerprint": f"{split}{rows}"}
+    names = [f"target_{i:03d}" for i in range(LABELS)]
+    task = {"bench": "user", "name": "synthetic", "kind": "multilabel", "labels": names, "label_columns": ["label"]}
+    manifest = {"schema": 2, "key": "", "task": task | {"synthetic": True}, "splits": splits, "shards": shards}
+    (folder / "task.json").write_text(json.dumps(manifest | {"warnings": []}))
+    return folder
+
+
+def _draw(generator: np.random.Generator, rows: int) -> pa.Table:
+    letters = np.frombuffer(b"ACGT", np.uint8)[generator.integers(0, 4, (rows, LENGTH_BP), dtype=np.uint8)]
+    offsets = pa.py_buffer(np.arange(0, (rows + 1) * LENGTH_BP, LENGTH_BP, dtype=np.int64))
+    sequences = pa.LargeStringArray.from_buffers(rows, offsets, pa.py_buffer(letters.tobytes()))
+    labels = (generator.random((rows, LABELS), np.float32) < 0.02).astype(np.float32)
+    return pa.table(
+        {
+            "id": pa.array([str(i) for i in range(rows)]),
+            "sequence": sequences,
+            "label": pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1)), LABELS),
+        }
+    )
+
+
+def _measure(prepared: Path, way: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.stream_memory", str(prepared), way]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _work(prepared_folder: str, way: str) -> dict[str, Any]:
+    """In the worker: an epoch over all rows, with the peak of memory sampled beside it."""
+    import torch
+
+    from l2g_ray.data.dataset import ShardSource, open_prepared
+    from l2g_ray.data.stream import RayDataSource
+
+    torch.set_num_threads(1)
+    prepared = open_prepared(prepared_folder)
+    if way == "ray":
+        import ray.train
+
+        sources = {s: RayDataSource(ray.train.get_dataset_shard(s), prepared.n_rows(s)) for s in ("train", "valid")}
+    else:
+        sources = {s: ShardSource(tuple(prepared.shard_paths(s)), prepared.n_rows(s)) for s in ("train", "valid")}
+    sampler = _Sampler()
+    begun = time.monotonic()
+    _train(prepared, sources)
+    return sampler.stop() | {"wall s": round(time.monotonic() - begun, 1)}
+
+
+def _train(prepared: Any, sources: dict[str, Any]) -> None:
+    import torch
+
+    from l2g_ray.config import resolve
+    from l2g_ray.orchestrate.jobs import load_data
+    from l2g_ray.stages.common import Reference, make_embedder_config
+    from l2g_ray.stages.embedder_only import train_embedder_only
+    from l2g_ray.stages.loop import Runtime
+
+    changes = {"model.deepsea_channels": [4, 4, 4], "embedder_only.epochs": 1, "embedder_only.batch_size": 256}
+    settings = resolve("smoke", None, changes)
+    width = 16
+    reference = Reference(width, 512, 1e-12, torch.ones(width), torch.zeros(width), torch.zeros(1, width))
+    data = load_data(prepared, sources["train"], sources["valid"])
+    config = make_embedder_config(settings, data, reference, "deepsea")
+    train_embedder_only(data, settings, reference, Runtime(), config=config, seed=0)
+
+
+class _Sampler:
+    """Peaks of this process's memory, read from /proc ten times a second."""
+
+    def __init__(self) -> None:
+        self.peaks = {"peak private MiB": 0.0, "peak shared MiB": 0.0}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._end.wait(0.1):
+            fields = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+            private = int(fields["Private_Clean:"]) + int(fields["Private_Dirty:"])
+            shared = int(fields["Shared_Clean:"]) + int(fields["Shared_Dirty:"])
+            for name, kib in (("peak private MiB", private), ("peak shared MiB", shared)):
+                self.peaks[name] = max(self.peaks[name], round(kib / 1024, 1))
+
+    def stop(self) -> dict[str, float]:
+        self._end.set()
+        self._thread.join()
+        return self.peaks
+
+
+def _in_ray_train(prepared_folder: str) -> dict[str, Any]:
+    import os
+
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from l2g_ray.data.dataset import open_prepared
+    from l2g_ray.data.stream import make_ray_dataset
+    from l2g_ray.orchestrate.cluster import connect
+
+    connect(False, 2)
+    prepared = open_prepared(prepared_folder)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "found.json"
+
+        def worker(config: dict[str, Any]) -> None:
+            target.write_text(json.dumps(_work(prepared_folder, "ray")))
+
+        TorchTrainer(
+            worker,
+            train_loop_config={},
+            datasets={split: make_ray_dataset(prepared, split) for split in ("train", "valid")},
+            scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            run_config=ray.train.RunConfig(name="memory", storage_path=folder),
+        ).fit()
+        return json.loads(target.read_text())
+
+
+if __name__ == "__main__":
+    found = _in_ray_train(sys.argv[1]) if sys.argv[2] == "ray" else _work(sys.argv[1], "shards")
+    print(json.dumps(found))
