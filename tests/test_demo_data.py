@@ -12,7 +12,10 @@ import yaml
 import l2g_ray
 from l2g_ray.config import DataSettings
 from l2g_ray.data.leakage import find_overlap
+from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.sources.files import open_folder
+from l2g_ray.storage import as_location
 from l2g_ray.tasks.catalogue import find_tasks
 
 DEMO = Path(l2g_ray.__file__).parent / "data" / "demo"
@@ -72,7 +75,7 @@ def test_no_sequence_stands_in_two_splits(name: str) -> None:
 @pytest.mark.parametrize("name", ["splice_junction", "enhancer_grammar"])
 def test_demo_prepares_without_loss(tmp_path: Path, name: str) -> None:
     (task,) = find_tasks("demo", [name])
-    prepared = prepare(task, DEMO / name, tmp_path / "out", DataSettings())
+    prepared = prepare(open_folder(as_location(DEMO / name), SourceOptions(), task), tmp_path / "out", DataSettings())
     assert {split: prepared.n_rows(split) for split in SPLITS} == count_rows(name)
     assert any("synthetic" in warning for warning in prepared.manifest["warnings"]) == (name == "enhancer_grammar")
 

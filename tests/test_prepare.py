@@ -12,11 +12,17 @@ import pytest
 from l2g_ray.config import DataSettings
 from l2g_ray.data.checks import clean_sequences
 from l2g_ray.data.dataset import open_prepared
+from l2g_ray.data.facts import measure_facts
 from l2g_ray.data.leakage import find_overlap, reverse_complement_text
-from l2g_ray.data.prepare import prepare, prepare_user_source
+from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import RawTask
 from l2g_ray.data.readers import iter_tables, read_table
+from l2g_ray.data.sources import open_source
+from l2g_ray.data.sources.files import open_folder
 from l2g_ray.data.splits import cut_validation, hash_indices
 from l2g_ray.errors import UserError
+from l2g_ray.storage import as_location
 from l2g_ray.tasks.catalogue import find_tasks, parse_task
 from l2g_ray.tasks.schema import Task
 
@@ -27,6 +33,16 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real data at 
 def make_task(**fields) -> Task:
     base = {"bench": "user", "name": "own", "kind": "binary", "labels": ["negative", "positive"]}
     return parse_task({**base, **fields}, "test")
+
+
+def raw(task: Task, folder: Path) -> RawTask:
+    """The files of a folder, read as a given task."""
+    return open_folder(as_location(folder), SourceOptions(), task)
+
+
+def own(folder: Path, **options) -> RawTask:
+    """The files of a folder, read as whatever task they are."""
+    return open_source([folder], SourceOptions(**options))
 
 
 def random_sequences(n: int, length: int = 30, seed: int = 0) -> list[str]:
@@ -56,7 +72,7 @@ def leave_nothing(tmp_path: Path) -> bool:
 
 
 def test_shards_and_manifest(tmp_path: Path, source: Path) -> None:
-    prepared = prepare(make_task(), source, tmp_path / "out", DataSettings(), rows_per_shard=25)
+    prepared = prepare(raw(make_task(), source), tmp_path / "out", DataSettings(), rows_per_shard=25)
     assert [pq.read_metadata(path).num_rows for path in prepared.shard_paths("train")] == [22, 23, 23, 22]
     table = prepared.table("train")
     assert table.column_names == ["id", "sequence", "label"]
@@ -68,11 +84,11 @@ def test_shards_and_manifest(tmp_path: Path, source: Path) -> None:
     assert sum(facts["test"]["letters"].values()) == 600
     assert prepared.length_range() == (30, 30)
     assert prepared.task == make_task()
-    assert json.loads((tmp_path / "out" / "task.json").read_text())["schema"] == 1
+    assert json.loads((tmp_path / "out" / "task.json").read_text())["schema"] == 2
 
 
 def test_the_test_split_opens_only_by_name(tmp_path: Path, source: Path) -> None:
-    prepared = prepare(make_task(), source, tmp_path / "out", DataSettings())
+    prepared = prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     for call in (prepared.table, prepared.shard_paths):
         with pytest.raises(ValueError, match="evaluate"):
             call("test")
@@ -80,22 +96,22 @@ def test_the_test_split_opens_only_by_name(tmp_path: Path, source: Path) -> None
 
 
 def test_preparing_again_does_nothing_and_changes_are_noticed(tmp_path: Path, source: Path) -> None:
-    first = prepare(make_task(), source, tmp_path / "out", DataSettings())
+    first = prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     stamp = (tmp_path / "out" / "task.json").stat().st_mtime_ns
-    again = prepare(make_task(), source, tmp_path / "out", DataSettings())
+    again = prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     assert (tmp_path / "out" / "task.json").stat().st_mtime_ns == stamp
     assert again.manifest == first.manifest
     # Settings of batches do not matter, the seed of the split does.
-    prepare(make_task(), source, tmp_path / "out", DataSettings(shift_bp=0))
+    prepare(raw(make_task(), source), tmp_path / "out", DataSettings(shift_bp=0))
     assert (tmp_path / "out" / "task.json").stat().st_mtime_ns == stamp
-    other = prepare(make_task(), source, tmp_path / "out", DataSettings(split_seed=1))
+    other = prepare(raw(make_task(), source), tmp_path / "out", DataSettings(split_seed=1))
     assert other.fingerprint("valid") != first.fingerprint("valid")
     assert other.fingerprint("test") == first.fingerprint("test")
     assert {path.name for path in tmp_path.iterdir()} == {"source", "out"}
 
 
 def test_fingerprint_does_not_depend_on_shards_or_format(tmp_path: Path, source: Path) -> None:
-    one = prepare(make_task(), source, tmp_path / "one", DataSettings(), rows_per_shard=7)
+    one = prepare(raw(make_task(), source), tmp_path / "one", DataSettings(), rows_per_shard=7)
     other_source = tmp_path / "other"
     other_source.mkdir()
     for split in ("train", "test"):
@@ -106,16 +122,16 @@ def test_fingerprint_does_not_depend_on_shards_or_format(tmp_path: Path, source:
         ]
         with gzip.open(other_source / f"{split}.fa.gz", "wt", newline="") as file:
             file.write("\r\n".join(records))
-    two = prepare(make_task(), other_source, tmp_path / "two", DataSettings())
+    two = prepare(raw(make_task(), other_source), tmp_path / "two", DataSettings())
     for split in ("train", "valid", "test"):
         assert one.fingerprint(split) == two.fingerprint(split)
 
 
 def test_an_old_output_stays_when_the_new_one_fails(tmp_path: Path, source: Path) -> None:
-    prepare(make_task(), source, tmp_path / "out", DataSettings())
+    prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     (source / "test.csv").write_text("sequence,label\nACGX,1\n")
     with pytest.raises(UserError, match=r"test\.csv, row 1"):
-        prepare(make_task(), source, tmp_path / "out", DataSettings())
+        prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     assert open_prepared(tmp_path / "out").n_rows("test") == 20
 
 
@@ -123,26 +139,26 @@ def test_a_folder_of_other_files_is_not_replaced(tmp_path: Path, source: Path) -
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="holds other files"):
-        prepare(make_task(), source, tmp_path / "out", DataSettings())
+        prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, source: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written.*choose another folder"):
-        prepare(make_task(), source, tmp_path / "file" / "out", DataSettings())
+        prepare(raw(make_task(), source), tmp_path / "file" / "out", DataSettings())
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
 
 
 def test_label_names_and_codes_give_the_same(tmp_path: Path, source: Path) -> None:
-    coded = prepare(make_task(), source, tmp_path / "coded", DataSettings())
+    coded = prepare(raw(make_task(), source), tmp_path / "coded", DataSettings())
     for split in ("train", "test"):
         table = read_table(source / f"{split}.csv")
-        names = ["negative" if code == 0 else "positive" for code in table["label"].to_pylist()]
+        names = ["negative" if int(code) == 0 else "positive" for code in table["label"].to_pylist()]
         write_csv(source / f"{split}.csv", table["sequence"].to_pylist(), names)
-    named = prepare(make_task(), source, tmp_path / "named", DataSettings())
+    named = prepare(raw(make_task(), source), tmp_path / "named", DataSettings())
     assert named.fingerprint("train") == coded.fingerprint("train")
 
 
@@ -150,7 +166,7 @@ def test_labels_that_are_whole_numbers_are_names_not_codes(tmp_path: Path, sourc
     for split, seed in (("train", 2), ("test", 3)):
         write_csv(source / f"{split}.csv", random_sequences(30, seed=seed), [1 + i % 3 for i in range(30)])
     task = make_task(kind="multiclass", labels=["1", "2", "3"])
-    prepared = prepare(task, source, tmp_path / "out", DataSettings())
+    prepared = prepare(raw(task, source), tmp_path / "out", DataSettings())
     assert prepared.open_test()["label"].to_pylist() == [i % 3 for i in range(30)]
 
 
@@ -158,7 +174,7 @@ def test_regression_with_missing_values(tmp_path: Path, source: Path) -> None:
     for split, seed in (("train", 2), ("test", 3)):
         rows = [f"{text},{i / 7},{'' if i % 4 else i}" for i, text in enumerate(random_sequences(30, seed=seed))]
         (source / f"{split}.csv").write_text("\n".join(["sequence,a,b", *rows]))
-    prepared = prepare(make_task(kind="regression", labels=["a", "b"]), source, tmp_path / "out", DataSettings())
+    prepared = prepare(raw(make_task(kind="regression", labels=["a", "b"]), source), tmp_path / "out", DataSettings())
     table = prepared.open_test()
     assert table["label"].type == pa.list_(pa.float32(), 2)
     values = np.array(table["label"].to_pylist())
@@ -198,7 +214,7 @@ def test_bad_rows_are_named(tmp_path: Path, source: Path, case: str) -> None:
     if outputs:
         (source / "test.csv").write_text("sequence,y\nTTTTTT,1\n")
     with pytest.raises(UserError, match=r"train\.csv" + message) as error:
-        prepare(task, source, tmp_path / "out", DataSettings(max_length_bp=20 if case == "too long" else 100))
+        prepare(raw(task, source), tmp_path / "out", DataSettings(max_length_bp=20 if case == "too long" else 100))
     assert "\n" not in str(error.value)
     assert leave_nothing(tmp_path)
 
@@ -206,14 +222,14 @@ def test_bad_rows_are_named(tmp_path: Path, source: Path, case: str) -> None:
 def test_missing_doubled_and_damaged_files(tmp_path: Path, source: Path) -> None:
     def refuse(message: str) -> None:
         with pytest.raises(UserError, match=message):
-            prepare(make_task(), source, tmp_path / "out", DataSettings())
+            prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
         assert leave_nothing(tmp_path)
 
     whole = gzip.compress((source / "train.csv").read_bytes())
     (source / "train.csv.gz").write_bytes(whole[: len(whole) // 2])
     refuse(r"several train files \(train.csv, train.csv.gz\); keep one")
     (source / "train.csv").unlink()
-    refuse(r"train\.csv\.gz: the file cannot be read .*copy it again")
+    refuse(r"train\.csv\.gz: the compressed file is cut short or damaged.*copy it again")
     (source / "train.csv.gz").unlink()
     whole = gzip.compress("".join(f">{i}|1\n{text}\n" for i, text in enumerate(random_sequences(500))).encode())
     (source / "train.fa.gz").write_bytes(whole[: len(whole) // 2])
@@ -227,14 +243,14 @@ def test_missing_doubled_and_damaged_files(tmp_path: Path, source: Path) -> None
     (source / "train.fasta").unlink()
     refuse("no train file; add train.csv")
     with pytest.raises(UserError, match="no such folder"):
-        prepare(make_task(), tmp_path / "nowhere", tmp_path / "out", DataSettings())
+        prepare(raw(make_task(), tmp_path / "nowhere"), tmp_path / "out", DataSettings())
 
 
 def test_multilabel_values(tmp_path: Path, source: Path) -> None:
     (source / "train.csv").write_text("sequence,a,b\nACGT,0,1\nAACC,,1\nAGGA,2,0\n")
     task = make_task(kind="multilabel", labels=["a", "b"])
     with pytest.raises(UserError, match=r"train\.csv, row 3: column 'a' holds 2; a multilabel column holds 0, 1"):
-        prepare(task, source, tmp_path / "out", DataSettings())
+        prepare(raw(task, source), tmp_path / "out", DataSettings())
 
 
 # ---- readers ---------------------------------------------------------------------------------------------------------
@@ -261,8 +277,8 @@ def test_csv_with_byte_order_mark_quotes_and_another_column_name(tmp_path: Path)
     (tmp_path / "t.csv").write_bytes('\ufeff"seq",label,note\r\nacgu,1,"a,b"\r\n\r\nNA,0,x\r\n'.encode())
     table = read_table(tmp_path / "t.csv", "seq")
     assert table.to_pylist() == [
-        {"id": "1", "sequence": "acgu", "label": 1, "note": "a,b"},
-        {"id": "2", "sequence": "NA", "label": 0, "note": "x"},
+        {"id": "1", "sequence": "acgu", "label": "1", "note": "a,b"},
+        {"id": "2", "sequence": "NA", "label": "0", "note": "x"},
     ]
     assert clean_sequences(table["sequence"], "t.csv", 10).to_pylist() == ["ACGT", "NA"]
 
@@ -282,7 +298,7 @@ def test_unknown_kinds_of_file(tmp_path: Path) -> None:
 
 
 def test_validation_is_stratified_seeded_and_saved(tmp_path: Path, source: Path) -> None:
-    prepared = prepare(make_task(), source, tmp_path / "out", DataSettings())
+    prepared = prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     assert prepared.manifest["splits"]["valid"]["classes"] == {"negative": 8, "positive": 2}
     rows = pq.read_table(tmp_path / "out" / "splits" / "valid_indices.parquet")["row"].to_numpy()
     assert prepared.manifest["valid"]["sha256"] == hash_indices(rows)
@@ -302,7 +318,7 @@ def test_rare_classes_stay_in_train() -> None:
 
 def test_a_given_validation_split_is_used(tmp_path: Path, source: Path) -> None:
     write_csv(source / "dev.csv", random_sequences(12, seed=5), [i % 2 for i in range(12)])
-    prepared = prepare(make_task(), source, tmp_path / "out", DataSettings())
+    prepared = prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     assert prepared.manifest["valid"] == {"made": "given", "file": "dev.csv"}
     assert [prepared.n_rows(split) for split in ("train", "valid", "test")] == [100, 12, 20]
     assert not (tmp_path / "out" / "splits").exists()
@@ -319,7 +335,7 @@ def leaky(source: Path) -> None:
 
 def test_overlaps_leave_train_and_valid(tmp_path: Path, source: Path) -> None:
     leaky(source)
-    prepared = prepare(make_task(), source, tmp_path / "out", DataSettings())
+    prepared = prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     leakage = prepared.manifest["leakage"]
     assert leakage["train_in_test"] == {
         "exact": 2,
@@ -339,7 +355,7 @@ def test_overlaps_leave_train_and_valid(tmp_path: Path, source: Path) -> None:
 
 def test_overlaps_can_be_kept(tmp_path: Path, source: Path) -> None:
     leaky(source)
-    prepared = prepare(make_task(), source, tmp_path / "out", DataSettings(keep_duplicates=True))
+    prepared = prepare(raw(make_task(), source), tmp_path / "out", DataSettings(keep_duplicates=True))
     assert [prepared.n_rows(split) for split in ("train", "valid", "test")] == [100, 12, 20]
     assert prepared.manifest["leakage"]["kept"] is True
     assert any("were kept" in warning for warning in prepared.manifest["warnings"])
@@ -348,13 +364,12 @@ def test_overlaps_can_be_kept(tmp_path: Path, source: Path) -> None:
 def test_a_train_set_that_is_the_test_set(tmp_path: Path, source: Path) -> None:
     (source / "train.csv").write_text((source / "test.csv").read_text())
     with pytest.raises(UserError, match=r"train\.csv: every row also stands in the test split; give other rows"):
-        prepare(make_task(), source, tmp_path / "out", DataSettings())
+        prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     assert leave_nothing(tmp_path)
 
 
 def test_a_palindrome_is_an_exact_overlap() -> None:
-    column = pa.chunked_array([pa.array(["ACGT", "AAAA"], pa.large_string())])
-    overlap = find_overlap(column, pa.chunked_array([pa.array(["ACGT", "TTTT"], pa.large_string())]))
+    overlap = find_overlap(measure_facts(pa.array(["ACGT", "AAAA"])), measure_facts(pa.array(["ACGT", "TTTT"])))
     assert overlap.count() == {"exact": 1, "reverse_complement": 1, "other_exact": 1, "other_reverse_complement": 1}
 
 
@@ -365,12 +380,12 @@ REAL = [("nt", "enhancers", 100), ("nt", "splice_sites_all", 31), ("gue", "prom_
 @pytest.mark.parametrize(("bench", "name", "dropped"), REAL)
 def test_d8_split_hashes_disjoint(tmp_path: Path, bench: str, name: str, dropped: int) -> None:
     (task,) = find_tasks(bench, [name])
-    prepared = prepare(task, SHARED / task.folder, tmp_path / "out", DataSettings())
+    prepared = prepare(raw(task, SHARED / task.folder), tmp_path / "out", DataSettings())
     found = prepared.manifest["leakage"]["train_in_test"]
     assert (found["exact"], found["reverse_complement"]) == (dropped, 0)
     columns = {"train": prepared.table("train"), "valid": prepared.table("valid"), "test": prepared.open_test()}
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
-        assert not find_overlap(columns[one]["sequence"], columns[other]["sequence"]).any.any()
+        assert not find_overlap(*(measure_facts(columns[s]["sequence"]) for s in (one, other))).any.any()
 
 
 @needs_shared
@@ -378,7 +393,7 @@ def test_every_real_set_prepares(tmp_path: Path) -> None:
     for bench in ("nt", "mpra", "uci", "genomic_benchmarks"):
         for task in find_tasks(bench):
             if (SHARED / task.folder).is_dir():
-                prepared = prepare(task, SHARED / task.folder, tmp_path / bench / task.name, DataSettings())
+                prepared = prepare(raw(task, SHARED / task.folder), tmp_path / bench / task.name, DataSettings())
                 assert prepared.length_range()[1] <= task.length_bp
 
 
@@ -404,50 +419,51 @@ def test_kind_follows_from_the_labels(tmp_path: Path, source: Path, labels: list
             random_sequences(n_rows, seed=seed),
             [labels[i % len(labels)] for i in range(n_rows)],
         )
-    task, folder = prepare_user_source(source)
+    found = own(source)
+    task = found.task
     assert (task.kind, task.labels, task.bench, task.name) == (kind, names, "user", "source")
-    prepared = prepare(task, folder, tmp_path / "out", DataSettings())
+    prepared = prepare(found, tmp_path / "out", DataSettings())
     assert prepared.n_rows("test") == n_rows
 
 
 def test_columns_of_numbers_are_outputs(source: Path) -> None:
     for split in ("train", "test"):
         (source / f"{split}.csv").write_text("id,sequence,note,dev,hk\na,ACGT,x,1.5,2\n")
-    task, _ = prepare_user_source(source)
+    task = own(source).task
     assert (task.kind, task.labels, task.label_columns) == ("regression", ("dev", "hk"), ("dev", "hk"))
 
 
 def test_a_label_of_test_that_train_does_not_have(tmp_path: Path, source: Path) -> None:
     write_csv(source / "test.csv", random_sequences(3, seed=8), [0, 1, 7])
-    task, folder = prepare_user_source(source)
+    found = own(source)
     with pytest.raises(UserError, match=r"test\.csv, row 3: label '7'"):
-        prepare(task, folder, tmp_path / "out", DataSettings())
+        prepare(found, tmp_path / "out", DataSettings())
 
 
 def test_a_task_yaml_is_obeyed(tmp_path: Path, source: Path) -> None:
     (source / "task.yaml").write_text("name: mine\nkind: binary\nlabels: [closed, open]\nstrand_specific: true\n")
-    task, _ = prepare_user_source(source)
+    task = own(source).task
     assert (task.name, task.labels, task.strand_specific) == ("mine", ("closed", "open"), True)
     (source / "task.yaml").write_text("strand_specific: true\n")
-    assert prepare_user_source(source)[0].kind == "binary"
+    assert own(source).task.kind == "binary"
     (source / "task.yaml").write_text("name: ../../up\n")
     with pytest.raises(UserError, match=r"task\.yaml: key 'name': .*may hold only letters"):
-        prepare_user_source(source)
+        own(source)
     (source / "task.yaml").write_text("kinds: binary\n")
     with pytest.raises(UserError, match=r"task\.yaml: unknown key 'kinds': did you mean 'kind'"):
-        prepare_user_source(source)
+        own(source)
     (source / "task.yaml").write_text("[")
     with pytest.raises(UserError, match=r"task\.yaml: not valid YAML"):
-        prepare_user_source(source)
+        own(source)
 
 
 def test_labels_that_fit_no_kind(source: Path) -> None:
     write_csv(source / "train.csv", random_sequences(60), [f"gene{i}" for i in range(60)])
     with pytest.raises(UserError, match="60 different texts; at most 50 classes"):
-        prepare_user_source(source)
+        own(source)
     write_csv(source / "train.csv", random_sequences(60), ["one"] * 60)
     with pytest.raises(UserError, match="all 60 rows have the label 'one'"):
-        prepare_user_source(source)
+        own(source)
     (source / "train.csv").write_text("sequence,text\nACGT,a\n")
     with pytest.raises(UserError, match="no column 'label' and no column of numbers"):
-        prepare_user_source(source)
+        own(source)

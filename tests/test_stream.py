@@ -16,8 +16,11 @@ import torch
 from l2g_ray.config import DataSettings
 from l2g_ray.data.batches import InMemorySource, iter_batches
 from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.sources.files import open_folder
 from l2g_ray.data.stream import RayDataSource, make_ray_dataset
+from l2g_ray.storage import as_location
 from l2g_ray.tasks.catalogue import parse_task
 
 
@@ -44,7 +47,12 @@ def make_prepared(folder: Path, outputs: int) -> PreparedTask:
         pa.parquet.write_table(pa.table(columns), source / f"{split}.parquet")
     kind = {"kind": "regression", "labels": names} if outputs else {"kind": "binary", "labels": ["no", "yes"]}
     task = parse_task({"bench": "user", "name": "own", **kind}, "test")
-    return prepare(task, source, folder / f"prepared{outputs}", DataSettings(), rows_per_shard=50)
+    return prepare(
+        open_folder(as_location(source), SourceOptions(), task),
+        folder / f"prepared{outputs}",
+        DataSettings(),
+        rows_per_shard=50,
+    )
 
 
 @pytest.mark.parametrize("outputs", [0, 2])

@@ -21,14 +21,16 @@ class _Lazy(click.Group):
         "suite": "l2g_ray.cli.suite:suite",
         "run": "l2g_ray.cli.suite:run_one",
         "predict": "l2g_ray.cli.predict:predict",
+        "data": "l2g_ray.cli.data:data",
         "ui": "l2g_ray.cli.ui:ui",
         "tasks": "l2g_ray.cli.tasks:tasks",
         "config": "l2g_ray.cli.config:config",
     }
     SUMMARIES = {  # noqa: RUF012
         "suite": "All tasks of a benchmark, side by side on a Ray cluster.",
-        "run": "One task of the catalogue, or a folder of your own sequences.",
+        "run": "One task of the catalogue, or files of your own.",
         "predict": "Predictions of a finished run for a FASTA, CSV or Parquet file.",
+        "data": "Prepare, inspect, check and list data.",
         "ui": "The MLflow UI on a run's store.",
         "tasks": "The catalogue of benchmarks and tasks.",
         "config": "Show or check settings.",

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from l2g_ray.cli.source import find_source, with_source_flags
 from l2g_ray.errors import UserError
 
 COMMON = [
@@ -31,6 +32,9 @@ COMMON = [
     click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default."),
     click.option(
         "--gpus-per-trial", type=click.FloatRange(0), help="1 where the cluster has GPUs; fractions share one."
+    ),
+    click.option(
+        "--keep-duplicates", is_flag=True, help="Keep train rows that stand in test; the leaderboard says so."
     ),
     click.option("--register", is_flag=True, help="Register each task's model in MLflow."),
     click.option("-v", "--verbose", is_flag=True, help="Show Ray's own messages too."),
@@ -56,50 +60,41 @@ def suite(bench: str, tasks: str | None, **options: Any) -> None:
     Example:
       l2g-ray suite --bench nt --data-dir data --tasks H3,enhancers --seeds 3
     """
-    from l2g_ray.orchestrate.suite import find_sources
+    from l2g_ray.data.sources.catalogue import find_raw
     from l2g_ray.tasks.catalogue import find_tasks
 
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
     chosen = find_tasks(bench, names)
-    sources = find_sources(chosen, options["data_dir"])
+    sources = {task.name: find_raw(task, options["data_dir"]) for task in chosen}
+    chosen = [sources[task.name].task for task in chosen]  # a source may know more: DeepSEA's label names
     default = f"{bench}-{Path(options['preset']).stem}" + (f"-{'-'.join(t.name for t in chosen)}" if names else "")
     _run(bench, chosen, sources, default[:80], options)
 
 
 @click.command("run")
-@click.argument("task_or_folder")
+@click.argument("source", nargs=-1, required=True)
+@with_source_flags
 @_with_common
-def run_one(task_or_folder: str, **options: Any) -> None:
-    """One task: BENCH/TASK of the catalogue, or a folder with train and test files of your own.
+def run_one(source: tuple[str, ...], source_flags: dict[str, Any], **options: Any) -> None:
+    """One task: BENCH/TASK of the catalogue, or files of your own.
+
+    SOURCE is a folder with train and test files; one table, FASTA or BED file, which is then parted; or several FASTA
+    or BED files, a class each. It is checked and prepared first, as `l2g-ray data prepare` does.
 
     \b
     Examples:
       l2g-ray run demo/splice_junction
-      l2g-ray run my_data          # train.csv, test.csv with sequence,label
+      l2g-ray run my_data                      # train.csv, test.csv with sequence,label
+      l2g-ray run peaks.bed --genome hg38.fa --window-bp 200 --test-chromosomes chr8,chr9
+      l2g-ray run enhancers.fa background.fa   # a class each
     """
-    from l2g_ray.data.prepare import prepare_user_source
-    from l2g_ray.orchestrate.suite import find_sources
-    from l2g_ray.tasks.catalogue import find_tasks, list_benches
-
-    path = Path(task_or_folder)
-    bench, _, name = task_or_folder.partition("/")
-    if path.exists():
-        task, folder = prepare_user_source(path)
-        chosen, sources = [task], {task.name: folder}
-    elif name and bench in list_benches():
-        chosen = find_tasks(bench, [name])
-        sources = find_sources(chosen, options["data_dir"])
-    else:
-        raise UserError(
-            f"'{task_or_folder}' is neither a folder nor BENCH/TASK of the catalogue; see `l2g-ray tasks`, "
-            "or give a folder with train and test files"
-        )
-    _run(
-        chosen[0].bench, chosen, sources, f"{chosen[0].bench}-{chosen[0].name}-{Path(options['preset']).stem}", options
-    )
+    found = find_source(source, source_flags, options["data_dir"])
+    task = found.task
+    name = f"{task.bench}-{task.name}-{Path(options['preset']).stem}"
+    _run(task.bench, [task], {task.name: found}, name, options)
 
 
-def _run(bench: str, chosen: list[Any], sources: dict[str, Path], default_name: str, options: dict[str, Any]) -> None:
+def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: str, options: dict[str, Any]) -> None:
     from rich.console import Console
 
     from l2g_ray.config import parse_assignments
@@ -109,6 +104,8 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Path], default_name: 
     assignments = parse_assignments(options["assignments"])
     if options["language_model"] is not None:
         assignments["model.language_model"] = options["language_model"]
+    if options["keep_duplicates"]:
+        assignments["data.keep_duplicates"] = True
     if options["seeds"] is not None:
         assignments["seeds"] = options["seeds"]
     name = options["name"] or default_name

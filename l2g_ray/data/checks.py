@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +20,25 @@ from l2g_ray.tasks.schema import Task
 
 _LETTERS = "".join(chr(code) for code in range(ord("A"), ord("Z") + 1) if CODE_TABLE[code] <= 4 and chr(code) != "U")
 _INTEGER = re.compile(r"[+-]?\d+")
+_FLOAT = re.compile(r"[+-]?\d+\.\d*")
+_COMMA = re.compile(r"[+-]?\d+,\d+")
+
+
+def show(value: object, width: int = 40) -> str:
+    """A cell's text for a message: one line, cut where it is long, so that a message stays one sentence."""
+    text = str(value)
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:width])
+    return line if len(text) <= width else f"{line}..."
 
 
 def clean_sequences(
-    sequences: pa.ChunkedArray, path: str | Path, max_length_bp: int, first_row: int = 1
+    sequences: pa.ChunkedArray, where: str | Path, max_length_bp: int, first_row: int = 1
 ) -> pa.ChunkedArray:
     """Upper-case DNA of n rows: blanks trimmed, U read as T, IUPAC letters kept.
 
     Parameters
     ----------
-    path, first_row : where the rows come from, and the number of the first one, for messages.
+    where, first_row : where the rows come from, and the number of the first one, for messages.
 
     Raises
     ------
@@ -39,11 +49,11 @@ def clean_sequences(
     lengths = pc.fill_null(pc.binary_length(clean), 0)
     row = _first_true(pc.equal(lengths, 0))
     if row is not None:
-        raise UserError(f"{path}, row {row + first_row}: the sequence is empty; fill it in or remove the row")
+        raise UserError(f"{where}, row {row + first_row}: the sequence is empty; fill it in or remove the row")
     row = _first_true(pc.greater(lengths, max_length_bp))
     if row is not None:
         raise UserError(
-            f"{path}, row {row + first_row}: the sequence is {lengths[row].as_py():,} bp long, "
+            f"{where}, row {row + first_row}: the sequence is {lengths[row].as_py():,} bp long, "
             f"over the limit of {max_length_bp:,} bp; cut it, or raise data.max_length_bp"
         )
     row = _first_true(pc.match_substring_regex(clean, f"[^{_LETTERS}]"))
@@ -51,7 +61,7 @@ def clean_sequences(
         text = clean[row].as_py()
         position = next(i for i, letter in enumerate(text) if letter not in _LETTERS)
         raise UserError(
-            f"{path}, row {row + first_row}: '{text[position]}' at base {position + 1} is no nucleotide letter; "
+            f"{where}, row {row + first_row}: '{show(text[position])}' at base {position + 1} is no nucleotide letter; "
             "use A C G T (or U), N, or the IUPAC letters RYSWKMBDHV"
         )
     return clean
@@ -71,10 +81,11 @@ def count_letters(sequences: pa.ChunkedArray) -> dict[str, int]:
     return counts
 
 
-def parse_labels(table: pa.Table, task: Task, path: str | Path) -> pa.Array:
+def parse_labels(table: pa.Table, task: Task, where: str | Path, first_row: int = 1) -> pa.Array:
     """The labels of n rows: int64 codes for classification, else fixed-size lists of n_outputs float32 (NaN = missing).
 
-    Classification takes label names, or codes counted from 0 where no label's own name is a whole number.
+    Classification takes label names, or codes counted from 0 where no label's own name is a whole number. Several
+    outputs stand in a column each, or all in one column of lists.
 
     Raises
     ------
@@ -85,80 +96,165 @@ def parse_labels(table: pa.Table, task: Task, path: str | Path) -> pa.Array:
             others = [name for name in table.column_names if name not in ("id", "sequence")]
             known = nearest(column, others) if others else "it has only sequences"
             raise UserError(
-                f"{path}: no column '{column}' ({known}); rename the column, or name it in the task's label_columns"
+                f"{where}: no column '{column}' ({known}); rename the column, "
+                "or name it with --label-column or the task's label_columns"
             )
     if task.is_classification:
-        return _parse_classes(table[task.label_columns[0]], task, path)
-    outputs = [_parse_numbers(table[column], column, path) for column in task.label_columns]
-    values = np.stack(outputs, axis=1)
-    _check_outputs(values, task, path)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), pa.float32()), task.n_outputs)
+        return _parse_classes(table[task.label_columns[0]], task, where, first_row)
+    first = table[task.label_columns[0]]
+    if len(task.label_columns) == 1 and _is_list(first.type):
+        values = _parse_lists(first, task, where, first_row)
+    else:
+        outputs = [_parse_numbers(table[column], column, where, first_row) for column in task.label_columns]
+        values = np.stack(outputs, axis=1)
+    if values.shape[1] != task.n_outputs:
+        raise UserError(
+            f"{where}: column '{task.label_columns[0]}' holds no lists, but the task has {task.n_outputs} labels; "
+            "name one column a label with --label-column"
+        )
+    _check_outputs(values, task, where, first_row)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).reshape(-1)), task.n_outputs)
 
 
-def label_texts(column: pa.ChunkedArray) -> list[str | None]:
-    """Labels as text, None where missing; a whole number written as a float (1.0) reads as that number (1)."""
+# How tables write that there is no value (pandas and pyarrow read the same words).
+MISSING = frozenset({"", "na", "n/a", "nan", "-nan", "null", "#n/a", "#na"})
+
+
+def label_texts(column: pa.ChunkedArray) -> tuple[list[str | None], np.ndarray]:
+    """The distinct labels of n rows as text, None where missing, and which of them each row has: codes (n,) int64.
+
+    A whole number written as a float (1.0) reads as that number (1). The column may not be nested.
+    """
+    column = _decode(column)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
-    texts: list[str | None] = []
-    for value in column.to_pylist():
-        if isinstance(value, float):
-            texts.append(None if math.isnan(value) else f"{value:.0f}" if value.is_integer() else repr(value))
-        else:
-            texts.append(None if value is None or not str(value).strip() else str(value).strip())
-    return texts
+    encoded = (column if isinstance(column, pa.Array) else _join(column)).dictionary_encode(null_encoding="encode")
+    return [_label_text(value) for value in encoded.dictionary.to_pylist()], encoded.indices.to_numpy().astype(np.int64)
 
 
-def _parse_classes(column: pa.ChunkedArray, task: Task, path: str | Path) -> pa.Array:
-    codes = {label: code for code, label in enumerate(task.labels)}
+def _label_text(value: Any) -> str | None:
+    text = "" if value is None else str(value).strip()
+    if text.lower() in MISSING:
+        return None
+    if isinstance(value, float) or _FLOAT.fullmatch(text):
+        number = float(text)
+        return f"{number:.0f}" if number.is_integer() else text
+    return text
+
+
+def _parse_classes(column: pa.ChunkedArray, task: Task, where: str | Path, first_row: int) -> pa.Array:
+    known = {label: code for code, label in enumerate(task.labels)}
     if not any(_INTEGER.fullmatch(label) for label in task.labels):
-        codes |= {str(code): code for code in range(task.n_outputs)}
-    parsed = []
-    for row, text in enumerate(label_texts(column), start=1):
-        if text is None:
-            raise UserError(f"{path}, row {row}: the label is missing; fill it in or remove the row")
-        if text not in codes:
-            raise UserError(
-                f"{path}, row {row}: label '{text}' is not among the declared labels ({nearest(text, task.labels)}); "
-                "correct it, or declare it in the task's labels"
-            )
-        parsed.append(codes[text])
-    return pa.array(parsed, pa.int64())
-
-
-def _parse_numbers(column: pa.ChunkedArray, name: str, path: str | Path) -> np.ndarray:
-    try:
-        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        values = np.array(
-            [_parse_number(text, row, name, path) for row, text in enumerate(label_texts(column), start=1)]
-        )
-    infinite = np.flatnonzero(np.isinf(values))
-    if len(infinite):
+        known |= {str(code): code for code in range(task.n_outputs)}
+    if pa.types.is_nested(column.type):
         raise UserError(
-            f"{path}, row {infinite[0] + 1}: column '{name}' is infinite; correct it or leave the cell empty"
+            f"{where}: column '{task.label_columns[0]}' holds {show(column.type)}, not one label a row; "
+            "name the column of the labels with --label-column"
         )
+    texts, found = label_texts(column)
+    codes = np.array([-1 if text is None else known.get(text, -2) for text in texts], np.int64)[found]
+    if (codes < 0).any():
+        row = int(np.argmax(codes < 0))
+        text = texts[found[row]]
+        if text is None:
+            raise UserError(f"{where}, row {row + first_row}: the label is missing; fill it in or remove the row")
+        raise UserError(
+            f"{where}, row {row + first_row}: label '{show(text)}' is not among the declared labels "
+            f"({nearest(show(text), task.labels)}); correct it, or declare it in the task's labels"
+        )
+    return pa.array(codes, pa.int64())
+
+
+def _parse_numbers(column: pa.ChunkedArray, name: str, where: str | Path, first_row: int) -> np.ndarray:
+    values = as_numbers(column)
+    if values is None:
+        rows = (_parse_number(text, row, name, where) for row, text in enumerate(column.to_pylist(), start=first_row))
+        values = np.fromiter(rows, np.float64, len(column))
     return values
 
 
-def _parse_number(text: str | None, row: int, name: str, path: str | Path) -> float:
+def as_numbers(column: pa.ChunkedArray) -> np.ndarray | None:
+    """A column of numbers, or of texts that are numbers, as float64 (n,), NaN where missing; None for anything else.
+
+    True and false of a boolean column are 1 and 0.
+    """
+    column = _decode(column)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        trimmed = pc.utf8_trim_whitespace(column)
+        missing = pc.is_in(pc.utf8_lower(trimmed), value_set=pa.array(sorted(MISSING), column.type))
+        column = pc.if_else(missing, pa.scalar(None, column.type), trimmed)
+    elif not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
+        return None
     try:
-        return float("nan") if text is None else float(text)
+        return column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+
+
+def _parse_number(value: Any, row: int, name: str, where: str | Path) -> float:
+    text = "" if value is None else str(value).strip()
+    try:
+        return math.nan if text.lower() in MISSING else float(text)
     except ValueError:
+        hint = "write the decimal point as '.'" if _COMMA.fullmatch(text) else "correct it or leave the cell empty"
         raise UserError(
-            f"{path}, row {row}: column '{name}' holds '{text}', which is no number; correct it or leave the cell empty"
+            f"{where}, row {row}: column '{name}' holds '{show(text)}', which is no number; {hint}"
         ) from None
 
 
-def _check_outputs(values: np.ndarray, task: Task, path: str | Path) -> None:
+def _parse_lists(column: pa.ChunkedArray, task: Task, where: str | Path, first_row: int) -> np.ndarray:
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    wrong = np.flatnonzero(lengths != task.n_outputs)
+    if len(wrong):
+        raise UserError(
+            f"{where}, row {wrong[0] + first_row}: {lengths[wrong[0]]} values in column '{task.label_columns[0]}' "
+            f"where the task has {task.n_outputs} labels; correct the row or the labels"
+        )
+    try:
+        flat = pc.list_flatten(column).cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise UserError(
+            f"{where}: column '{task.label_columns[0]}' holds {show(column.type)}, not lists of numbers; "
+            "write numbers, or null where one is missing"
+        ) from None
+    return flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, task.n_outputs)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _decode(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A dictionary-encoded column (pandas: categorical) as what it stands for; half floats, which Arrow hardly reads."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
+
+
+def _join(column: pa.ChunkedArray) -> pa.Array:
+    joined = column.combine_chunks()
+    return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
+
+
+def _check_outputs(values: np.ndarray, task: Task, where: str | Path, first_row: int) -> None:
     empty = np.flatnonzero(np.isnan(values).all(axis=1))
     if len(empty):
-        raise UserError(f"{path}, row {empty[0] + 1}: all labels are missing; fill one in or remove the row")
+        raise UserError(f"{where}, row {empty[0] + first_row}: all labels are missing; fill one in or remove the row")
+    rows, columns = np.nonzero(np.abs(values) > np.finfo(np.float32).max)
+    if len(rows):
+        names = task.label_columns if len(task.label_columns) == values.shape[1] else task.labels
+        raise UserError(
+            f"{where}, row {rows[0] + first_row}: column '{names[columns[0]]}' is infinite, or too great for 32 bits; "
+            "correct it or leave the cell empty"
+        )
     if task.kind == "multilabel":
         rows, columns = np.nonzero(~np.isnan(values) & (values != 0) & (values != 1))
         if len(rows):
-            name, value = task.label_columns[columns[0]], values[rows[0], columns[0]]
+            name, value = task.labels[columns[0]], values[rows[0], columns[0]]
             raise UserError(
-                f"{path}, row {rows[0] + 1}: column '{name}' holds {value:g}; a multilabel column holds 0, 1 or nothing"
+                f"{where}, row {rows[0] + first_row}: column '{name}' holds {value:g}; a multilabel column holds 0, 1 or nothing"
             )
 
 

@@ -1,16 +1,18 @@
 """A prepared task: a folder of Parquet shards and its manifest `task.json`, as `prepare` leaves it.
 
-    train/part-00000.parquet ...   columns id (string), sequence (string), label
+    train/part-00000.parquet ...   columns id (string), sequence (string), label and, where known, chrom start end strand
     valid/ , test/                 the same
-    splits/valid_indices.parquet   where the validation split was cut from train
-    task.json                      the task, counts, fingerprints, how splits were made, leakage, warnings
+    splits/*_indices.parquet       which rows of the source a split that was cut holds (rows counted from 0)
+    task.json                      the task, counts, fingerprints, how splits were made, what the check found, warnings
 
-`label` is int64 for classification, else a fixed-size list of float32 with NaN for a missing value.
+`label` is int64 for classification, else a fixed-size list of float32 with NaN for a missing value. The folder may be in
+an object store (s3://, gs://).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from l2g_ray.errors import UserError
+from l2g_ray.storage import Location, as_location
 from l2g_ray.tasks.schema import Task
 
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class PreparedTask:
     """A prepared task. Train and valid are open to all; the test split only through `open_test`."""
 
-    folder: Path
+    folder: Location
     task: Task
     manifest: dict[str, Any]
 
@@ -45,7 +48,7 @@ class PreparedTask:
         ranges = [self.manifest["splits"][split]["length_bp"] for split in ("train", "valid")]
         return min(r["min"] for r in ranges), max(r["max"] for r in ranges)
 
-    def shard_paths(self, split: str) -> list[Path]:
+    def shard_paths(self, split: str) -> list[Location]:
         """The shards of train or valid, in order. Raises ValueError for test."""
         self._refuse_test(split)
         return self._shards(split)
@@ -63,23 +66,43 @@ class PreparedTask:
         if split == "test":
             raise ValueError("the test split is read by stages/evaluate.py only, through open_test()")
 
-    def _shards(self, split: str) -> list[Path]:
-        return sorted((self.folder / split).glob("part-*.parquet"))
+    def _shards(self, split: str) -> list[Location]:
+        return [self.folder / name for name in self.manifest["shards"][split]]
 
     def _read(self, split: str, columns: list[str] | None) -> pa.Table:
-        return pa.concat_tables(
-            [pq.read_table(shard, columns=columns, partitioning=None) for shard in self._shards(split)]
-        )
+        return pa.concat_tables([read_shard(shard, columns) for shard in self._shards(split)])
 
 
-def open_prepared(folder: str | Path) -> PreparedTask:
+def read_shard(shard: Location, columns: list[str] | None = None) -> pa.Table:
+    """All rows of one shard."""
+    with shard.open_input() as source:
+        return pq.read_table(source, columns=columns)
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """Rows of some shards as a stream (see `batches.Source`): memory holds one row group, however many rows there are."""
+
+    shards: tuple[Location, ...]
+    n_rows: int
+    rows_per_table: int = 4096
+
+    def tables(self) -> Iterator[pa.Table]:
+        """One pass over the rows, in order: columns sequence and label."""
+        for shard in self.shards:
+            with shard.open_input() as source, pq.ParquetFile(source) as file:
+                for batch in file.iter_batches(self.rows_per_table, columns=["sequence", "label"]):
+                    yield pa.Table.from_batches([batch])
+
+
+def open_prepared(folder: str | Path | Location) -> PreparedTask:
     """The prepared task in a folder.
 
     Raises
     ------
     UserError : no readable manifest there, or one of another schema.
     """
-    folder = Path(folder)
+    folder = as_location(folder)
     path = folder / "task.json"
     try:
         manifest = json.loads(path.read_text())
@@ -87,6 +110,8 @@ def open_prepared(folder: str | Path) -> PreparedTask:
         raise UserError(f"{path}: no such file; give a folder that l2g-ray has prepared") from None
     except ValueError:
         raise UserError(f"{path}: the file is no JSON; prepare the task again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); check the address") from None
     if manifest.get("schema") != MANIFEST_SCHEMA:
         raise UserError(f"{path}: schema {manifest.get('schema')} is not {MANIFEST_SCHEMA}; prepare the task again")
     return PreparedTask(folder, Task.model_validate(manifest["task"]), manifest)

@@ -1,132 +1,199 @@
-"""A source folder of train / valid / test files to shards and a manifest (see dataset.py for what is written).
+"""A source to shards and a manifest (see dataset.py for what is written): checked, parted, freed of leakage, and told.
 
-Everything is checked in memory before anything is written; the output appears whole, by one rename, or not at all.
+Everything is checked before anything is kept; the output appears whole, by one rename, or not at all. Memory holds
+about 30 bytes a row and one table of rows, however long the sequences are (spool.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import tempfile
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from l2g_ray.config import DataSettings
-from l2g_ray.data.checks import clean_sequences, count_letters, parse_labels
+from l2g_ray.data.check import Part, check_splits
 from l2g_ray.data.dataset import MANIFEST_SCHEMA, PreparedTask, open_prepared
 from l2g_ray.data.leakage import find_overlap
-from l2g_ray.data.readers import read_table
-from l2g_ray.data.sources import find_split_files, prepare_user_source
-from l2g_ray.data.splits import cut_validation, hash_indices
+from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.raw import ALL, RawTask
+from l2g_ray.data.shards import MANIFEST, scratch_folder, write_prepared
+from l2g_ray.data.splits import cut_validation, find_key_column, hash_indices, part_rows
+from l2g_ray.data.spool import Selection, Spool, spool_pieces
 from l2g_ray.errors import UserError
+from l2g_ray.storage import Location, as_location
 from l2g_ray.tasks.schema import Task
-
-__all__ = ["prepare", "prepare_user_source"]
 
 # Settings that change what is prepared; the others act on batches.
 _USED_SETTINGS = {"valid_fraction", "split_seed", "keep_duplicates", "max_length_bp"}
+ROWS_PER_SHARD = 10_000
+# What is going on, and how many more rows are through.
+Progress = Callable[[str, int], None]
 
 
 def prepare(
-    task: Task, source_folder: str | Path, out_folder: str | Path, settings: DataSettings, rows_per_shard: int = 10_000
+    raw: RawTask,
+    out: str | Path | Location,
+    settings: DataSettings,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    progress: Progress = lambda doing, rows: None,
 ) -> PreparedTask:
-    """Check a task's files, part them from leakage, and write shards and manifest.
+    """Check a source's rows, part them into splits, free these from leakage, and write shards and manifest.
 
     Parameters
     ----------
-    source_folder : holds train, test and, optionally, valid (or dev) as Parquet, CSV, TSV or FASTA.
-    out_folder : replaced as a whole; left alone when it already holds this very task made from these very files.
+    out : replaced as a whole; left alone when it already holds this very task made from these very files.
     rows_per_shard : upper bound; the shards of a split differ by one row at most.
 
     Returns
     -------
     PreparedTask. Train and valid rows that stand in test (exactly or as reverse complement), and train rows that stand
-    in valid, are gone unless `settings.keep_duplicates`; `leakage` and `warnings` of the manifest report them anyway.
+    in valid, are gone unless `settings.keep_duplicates`; `leakage`, `check` and `warnings` of the manifest report them
+    anyway.
 
     Raises
     ------
     UserError : a file, column, row or label that cannot be used, or an output folder that cannot be written.
     """
-    out_folder = Path(out_folder)
-    files = find_split_files(source_folder)
-    key = _content_key(task, files, settings, rows_per_shard)
-    if _holds(out_folder, key):
-        return open_prepared(out_folder)
+    out = as_location(out)
+    key = _content_key(raw, settings, rows_per_shard)
+    if _holds(out, key):
+        return open_prepared(out)
+    task = raw.task
+    with scratch_folder(out) as scratch:
+        spools, splits, made = _open(raw, settings, scratch, progress)
+        warnings = ["The data is synthetic."] if task.synthetic else []
+        warnings += raw.notes
+        if any(spool.rna for spool in spools.values()):
+            warnings.append("The sequences hold RNA letters: U was read as T.")
+        progress("checking splits", 0)
+        check = _check(splits, task)
+        splits, leakage = _part_from("test", splits, settings, warnings)
+        valid: dict[str, Any] = {"made": "given"}
+        if "valid" in splits and ALL not in spools:
+            valid["file"] = as_location(splits["valid"].spool.where()).name
+        indices = {name: rows.rows for name, rows in splits.items()} if ALL in spools else {}
+        if "valid" not in splits:
+            splits, valid = _cut_valid(splits, task, settings, raw.options)
+            indices["valid"] = valid.pop("indices")
+        splits, train_leakage = _part_from("valid", splits, settings, warnings)
+        _check_classes(splits, task, warnings)
+        manifest = {
+            "schema": MANIFEST_SCHEMA,
+            "key": key,
+            "task": task.model_dump(mode="json"),
+            "source": {name: {"file": str(f), "sha256": f.fingerprint()} for name, f in _files(raw).items()},
+            "options": raw.options.model_dump(mode="json", exclude_defaults=True),
+            "settings": settings.model_dump(mode="json", include=_USED_SETTINGS),
+            "splits": {split: _describe(splits[split], task) for split in ("train", "valid", "test")},
+            "made": made | {f"{name}_sha256": hash_indices(rows) for name, rows in indices.items()},
+            "valid": valid,
+            "leakage": {**leakage, **train_leakage, "kept": settings.keep_duplicates},
+            "check": check,
+            "warnings": warnings,
+        }
+        progress("writing shards", 0)
+        write_prepared(out, scratch, splits, indices, manifest, rows_per_shard)
+    return open_prepared(out)
 
-    warnings = ["The data is synthetic."] if task.synthetic else []
-    splits = {split: _read_split(path, task, settings, warnings) for split, path in files.items()}
-    splits, leakage = _part_from("test", splits, settings, files, warnings)
-    valid: dict[str, Any] = {"made": "given", "file": files["valid"].name if "valid" in files else None}
-    if "valid" not in splits:
-        splits, valid = _cut_valid(splits, task, settings, files["train"])
-    splits, train_leakage = _part_from("valid", splits, settings, files, warnings)
-    _check_classes(splits, task, files, warnings)
 
-    manifest = {
-        "schema": MANIFEST_SCHEMA,
-        "key": key,
-        "task": task.model_dump(mode="json"),
-        "source": {split: {"file": path.name, "sha256": _hash_file(path)} for split, path in files.items()},
-        "settings": settings.model_dump(mode="json", include=_USED_SETTINGS),
-        "splits": {split: _describe(splits[split], task) for split in ("train", "valid", "test")},
-        "valid": {name: value for name, value in valid.items() if name != "indices"},
-        "leakage": {**leakage, **train_leakage, "kept": settings.keep_duplicates},
-        "warnings": warnings,
-    }
-    _write(out_folder, splits, manifest, valid.get("indices"), rows_per_shard)
-    return open_prepared(out_folder)
+def check_raw(raw: RawTask, settings: DataSettings, progress: Progress = lambda doing, rows: None) -> dict[str, Any]:
+    """What `check_splits` finds in a source, with the test (and valid) rows as they are; nothing is kept.
+
+    Raises UserError as `prepare` does.
+    """
+    with scratch_folder(Location(str(Path(tempfile.gettempdir()) / "l2g-ray-check"))) as scratch:
+        splits = _open(raw, settings, scratch, progress)[1]
+        progress("checking splits", 0)
+        return _check(splits, raw.task)
 
 
-def _content_key(task: Task, files: dict[str, Path], settings: DataSettings, rows_per_shard: int) -> str:
+def _open(
+    raw: RawTask, settings: DataSettings, scratch: Path, progress: Progress
+) -> tuple[dict[str, Spool], dict[str, Selection], dict[str, Any]]:
+    spools = _spool(raw, settings, scratch, progress)
+    splits, made = _part(spools, raw.options, raw.task)
+    return spools, splits, made
+
+
+def _check(splits: dict[str, Selection], task: Task) -> dict[str, Any]:
+    return check_splits(task, {name: _as_part(selection) for name, selection in splits.items()})
+
+
+def _files(raw: RawTask) -> dict[str, Location]:
+    return {name: as_location(f) for name, f in raw.files.items()}
+
+
+def _content_key(raw: RawTask, settings: DataSettings, rows_per_shard: int) -> str:
     content = {
         "schema": MANIFEST_SCHEMA,
-        "task": task.model_dump(mode="json"),
-        "files": {split: [path.name, _hash_file(path)] for split, path in files.items()},
+        "task": raw.task.model_dump(mode="json"),
+        "files": {name: [f.name, f.fingerprint()] for name, f in _files(raw).items()},
+        "options": raw.options.model_dump(mode="json"),
+        "content": raw.content,
         "settings": settings.model_dump(mode="json", include=_USED_SETTINGS),
         "rows_per_shard": rows_per_shard,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _holds(folder: Path, key: str) -> bool:
+def _holds(folder: Location, key: str) -> bool:
     try:
-        return json.loads((folder / "task.json").read_text()).get("key") == key
+        manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return False
+    return isinstance(manifest, dict) and manifest.get("key") == key
 
 
-def _read_split(path: Path, task: Task, settings: DataSettings, warnings: list[str]) -> pa.Table:
-    """Columns id, sequence, label and row (the row's index in the file)."""
-    table = read_table(path, task.sequence_column)
-    sequences = clean_sequences(table["sequence"], path, settings.max_length_bp)
-    if pc.any(pc.match_substring_regex(table["sequence"], "[Uu]")).as_py():
-        warnings.append(f"{path.name} holds RNA letters: U was read as T.")
-    labels = parse_labels(table, task, path)
-    return pa.table({"id": table["id"], "sequence": sequences, "label": labels, "row": np.arange(len(sequences))})
+def _spool(raw: RawTask, settings: DataSettings, scratch: Path, progress: Progress) -> dict[str, Spool]:
+    columns = {find_key_column(raw.options) if ALL in raw.splits else None, raw.options.group_column}
+    key_columns = tuple(column for column in columns if column is not None)
+    return {
+        split: spool_pieces(
+            pieces,
+            raw.task,
+            scratch / f"{split}.arrow",
+            settings.max_length_bp,
+            key_columns,
+            lambda rows, split=split: progress(f"reading {split}", rows),  # type: ignore[misc]
+        )
+        for split, pieces in raw.splits.items()
+    }
+
+
+def _part(spools: dict[str, Spool], options: SourceOptions, task: Task) -> tuple[dict[str, Selection], dict[str, Any]]:
+    if ALL not in spools:
+        if options.split not in ("auto", "given"):
+            where = spools["train"].where()
+            raise UserError(f"{where}: comes with its own splits; give one file to part it by --split {options.split}")
+        return {split: Selection(s, np.arange(len(s))) for split, s in spools.items()}, {"rule": "given"}
+    spool = spools[ALL]
+    classes = spool.labels if task.is_classification else None
+    keys = spool.keys.get(find_key_column(options) or "")
+    partition = part_rows(len(spool), options, spool.where(), classes, keys)
+    return {split: Selection(spool, rows) for split, rows in partition.rows.items()}, partition.made
+
+
+def _as_part(selection: Selection) -> Part:
+    def sequences() -> Any:
+        return (batch["sequence"] for batch in selection.batches())
+
+    return Part(selection.facts, selection.labels, sequences)
 
 
 def _part_from(
-    other: str, splits: dict[str, pa.Table], settings: DataSettings, files: dict[str, Path], warnings: list[str]
-) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+    other: str, splits: dict[str, Selection], settings: DataSettings, warnings: list[str]
+) -> tuple[dict[str, Selection], dict[str, Any]]:
     """Drop (or only count) the rows of the splits before `other` that stand in `other`."""
     parted, counts = dict(splits), {}
     for split in ("valid", "train") if other == "test" else ("train",):
         if split not in splits:
             continue
-        overlap = find_overlap(splits[split]["sequence"], splits[other]["sequence"])
+        overlap = find_overlap(splits[split].facts, splits[other].facts)
         counts[f"{split}_in_{other}"] = overlap.count()
         n_found = int(overlap.any.sum())
         if not n_found:
@@ -137,52 +204,55 @@ def _part_from(
         aside = f" ({n_flipped} of them as reverse complement)" if n_flipped else ""
         warnings.append(f"{n_found:,} {split} {noun} that also {verb} in the {other} split{aside} {done}.")
         if not settings.keep_duplicates:
-            parted[split] = splits[split].filter(pa.array(~overlap.any))
-            if parted[split].num_rows == 0:
-                source = files.get(split, files["train"])
+            parted[split] = splits[split].keep(~overlap.any)
+            if len(parted[split]) == 0:
                 raise UserError(
-                    f"{source}: every row also stands in the {other} split; "
+                    f"{splits[split].spool.where()}: every row also stands in the {other} split; "
                     "give other rows, or set data.keep_duplicates"
                 )
     return parted, counts
 
 
 def _cut_valid(
-    splits: dict[str, pa.Table], task: Task, settings: DataSettings, path: Path
-) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+    splits: dict[str, Selection], task: Task, settings: DataSettings, options: SourceOptions
+) -> tuple[dict[str, Selection], dict[str, Any]]:
     train = splits["train"]
-    classes = train["label"].to_numpy() if task.is_classification else None
-    chosen = cut_validation(train.num_rows, settings.valid_fraction, settings.split_seed, classes)
-    if len(chosen) == 0:
-        were = "row is" if train.num_rows == 1 else "rows are"
+    by_group = train.spool.keys.get(options.group_column or "")
+    classes = train.labels if task.is_classification and by_group is None else None
+    groups = np.arange(len(train))
+    if by_group is not None:
+        groups = np.unique(np.asarray(by_group)[train.rows], return_inverse=True)[1]
+    n_groups = int(groups.max()) + 1
+    chosen = np.isin(groups, cut_validation(n_groups, settings.valid_fraction, settings.split_seed, classes))
+    if not chosen.any():
+        were = "row is" if len(train) == 1 else "rows are"
         raise UserError(
-            f"{path}: {train.num_rows} {were} too few to cut a validation split from; add rows, or give a valid file"
+            f"{train.spool.where()}: {len(train)} {were} too few to cut a validation split from; "
+            "add rows, or give a valid file"
         )
-    kept = np.ones(train.num_rows, bool)
-    kept[chosen] = False
-    valid = train.take(chosen)
-    indices = valid["row"].to_numpy()
+    how = "cut from train, whole groups" if by_group is not None else "cut from train"
     made = {
-        "made": "cut from train, stratified by class" if task.is_classification else "cut from train",
+        "made": f"{how}, stratified by class" if classes is not None else how,
         "fraction": settings.valid_fraction,
         "seed": settings.split_seed,
         "file": "splits/valid_indices.parquet",
-        "sha256": hash_indices(indices),
-        "indices": indices,
+        "sha256": hash_indices(train.rows[chosen]),
+        "indices": train.rows[chosen],
     }
-    return {**splits, "train": train.filter(pa.array(kept)), "valid": valid}, made
+    return {**splits, "train": train.keep(~chosen), "valid": train.keep(chosen)}, made
 
 
-def _check_classes(splits: dict[str, pa.Table], task: Task, files: dict[str, Path], warnings: list[str]) -> None:
+def _check_classes(splits: dict[str, Selection], task: Task, warnings: list[str]) -> None:
     if not task.is_classification:
         return
-    for split, table in splits.items():
-        counts = np.bincount(table["label"].to_numpy(), minlength=task.n_outputs)
+    for split, selection in splits.items():
+        counts = np.bincount(selection.labels, minlength=task.n_outputs)
         if np.count_nonzero(counts) == 1:
             label = task.labels[int(np.argmax(counts))]
             if split == "train":
                 raise UserError(
-                    f"{files['train']}: all {table.num_rows:,} rows have the label '{label}'; add rows of another class"
+                    f"{selection.spool.where()}: all {len(selection):,} rows have the label '{label}'; "
+                    "add rows of another class"
                 )
             warnings.append(f"All {split} rows have the label '{label}': scores on that split mean little.")
         elif split == "train":
@@ -190,88 +260,34 @@ def _check_classes(splits: dict[str, pa.Table], task: Task, files: dict[str, Pat
                 warnings.append(f"No train row has the label '{task.labels[code]}': it cannot be learned.")
 
 
-def _describe(table: pa.Table, task: Task) -> dict[str, Any]:
-    lengths = pc.binary_length(table["sequence"]).to_numpy()
-    facts: dict[str, Any] = {
-        "rows": table.num_rows,
+def _describe(selection: Selection, task: Task) -> dict[str, Any]:
+    lengths = selection.facts.length_bp
+    described: dict[str, Any] = {
+        "rows": len(selection),
         "length_bp": {"min": int(lengths.min()), "median": float(np.median(lengths)), "max": int(lengths.max())},
-        "letters": count_letters(table["sequence"]),
-        "fingerprint": _fingerprint(table),
+        "letters": selection.count_letters(),
     }
     if task.is_classification:
-        counts = np.bincount(table["label"].to_numpy(), minlength=task.n_outputs)
-        return {**facts, "classes": {label: int(n) for label, n in zip(task.labels, counts, strict=True)}}
-    values = table["label"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, task.n_outputs)
-    present = [column[~np.isnan(column)] for column in values.T]
+        counts = np.bincount(selection.labels, minlength=task.n_outputs)
+        return {**described, "classes": {label: int(n) for label, n in zip(task.labels, counts, strict=True)}}
+    sums = _sum_outputs(selection, task.n_outputs)
     outputs = {
         label: {
-            "missing": table.num_rows - len(column),
-            "mean": round(float(column.mean()), 6) if len(column) else None,
-            "sd": round(float(column.std()), 6) if len(column) else None,
+            "missing": len(selection) - int(n),
+            "mean": round(float(total / n), 6) if n else None,
+            "sd": round(float(np.sqrt(max(square / n - (total / n) ** 2, 0.0))), 6) if n else None,
         }
-        for label, column in zip(task.labels, present, strict=True)
+        for label, n, total, square in zip(task.labels, *sums, strict=True)
     }
-    return {**facts, "outputs": outputs}
+    return {**described, "outputs": outputs}
 
 
-def _fingerprint(table: pa.Table) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, table.num_rows, 10_000):
-        part = table.slice(start, 10_000)
-        digest.update("\n".join([*part["sequence"].to_pylist(), ""]).encode())
-    labels = table["label"].combine_chunks()
-    values = labels.flatten() if pa.types.is_fixed_size_list(labels.type) else labels
-    digest.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).tobytes())
-    return digest.hexdigest()
-
-
-def _write(
-    out_folder: Path,
-    splits: dict[str, pa.Table],
-    manifest: dict[str, Any],
-    indices: np.ndarray | None,
-    rows_per_shard: int,
-) -> None:
-    scratch: Path | None = None
-    try:
-        out_folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out_folder.name}-", dir=out_folder.parent))
-        scratch.chmod(0o755)  # mkdtemp hides it from others
-        for split, table in splits.items():
-            _write_shards(scratch / split, table, rows_per_shard)
-        if indices is not None:
-            (scratch / "splits").mkdir()
-            pq.write_table(pa.table({"row": indices}), scratch / "splits" / "valid_indices.parquet", compression="zstd")
-        (scratch / "task.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        _swap(scratch, out_folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{out_folder}: cannot be written ({reason}); choose another folder, or make room and permission there"
-        ) from None
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _write_shards(folder: Path, table: pa.Table, rows_per_shard: int) -> None:
-    folder.mkdir()
-    slim = table.select(["id", "sequence", "label"])
-    slim = slim.set_column(1, "sequence", slim["sequence"].cast(pa.large_string()))
-    n_shards = -(-table.num_rows // rows_per_shard)
-    edges = np.linspace(0, table.num_rows, n_shards + 1).round().astype(int)
-    for shard, (start, end) in enumerate(pairwise(edges)):
-        pq.write_table(slim.slice(start, end - start), folder / f"part-{shard:05d}.parquet", compression="zstd")
-
-
-def _swap(scratch: Path, out_folder: Path) -> None:
-    """Put the new folder in place; the old one, if any, goes only after."""
-    if not out_folder.exists():
-        scratch.rename(out_folder)
-        return
-    if not (out_folder / "task.json").exists() and any(out_folder.iterdir()):
-        raise UserError(f"{out_folder}: holds other files; choose an empty or a new folder")
-    old = Path(tempfile.mkdtemp(prefix=f".{out_folder.name}-old-", dir=out_folder.parent))
-    os.replace(out_folder, old)
-    scratch.rename(out_folder)
-    shutil.rmtree(old, ignore_errors=True)
+def _sum_outputs(selection: Selection, n_outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count, sum and sum of squares (n_outputs,) of labels that are there, block by block."""
+    counts, totals, squares = np.zeros(n_outputs), np.zeros(n_outputs), np.zeros(n_outputs)
+    for start in range(0, len(selection), 10_000):
+        block = np.asarray(selection.spool.labels[selection.rows[start : start + 10_000]], np.float64)
+        counts += (~np.isnan(block)).sum(0)
+        totals += np.nansum(block, 0)
+        squares += np.nansum(block**2, 0)
+    return counts, totals, squares

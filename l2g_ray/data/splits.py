@@ -1,14 +1,164 @@
-"""The validation split that is cut from train when none is given."""
+"""Which rows are train, valid and test: by a column, at random, by chromosome, by group, or in folds. Always seeded."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from l2g_ray.data.checks import show
+from l2g_ray.data.options import SourceOptions
+from l2g_ray.errors import UserError, nearest
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Row indices (sorted int64) of train, test and, where the rule gives one, valid; and how they were made."""
+
+    rows: dict[str, np.ndarray]
+    made: dict[str, Any]
+
+
+def part_rows(
+    n_rows: int,
+    options: SourceOptions,
+    where: str,
+    classes: np.ndarray | None = None,
+    keys: Sequence[str] | None = None,
+) -> Partition:
+    """Part the rows of a source that comes in one piece.
+
+    Parameters
+    ----------
+    classes : (n_rows,) codes to stratify a random split or folds by; None for none.
+    keys : (n_rows,) texts: the split's name, the chromosome or the group of each row, as `options.split` needs.
+
+    Raises
+    ------
+    UserError : too few rows, or keys that leave train or test empty.
+    """
+    rule = find_rule(options)
+    if rule == "given":
+        return _by_name(_need(keys, options.split_column or "split", where), options, where)
+    if rule == "chromosome":
+        return _by_chromosome(_need(keys, "chrom", where), options, where)
+    groups = np.arange(n_rows)
+    if rule == "group" or (rule == "folds" and options.group_column):
+        groups = np.unique(np.asarray(_need(keys, options.group_column or "", where)), return_inverse=True)[1]
+        classes = None
+    n_groups = int(groups.max()) + 1 if n_rows else 0
+    if rule == "folds":
+        fold = _cut_folds(n_groups, options.folds, options.seed, classes)[groups]
+        if len(np.unique(fold)) < options.folds:
+            raise UserError(
+                f"{where}: {n_groups} rows or groups are too few for {options.folds} folds; give fewer folds"
+            )
+        chosen = np.flatnonzero(fold == options.fold)
+        made = {"rule": "folds", "folds": options.folds, "fold": options.fold, "seed": options.seed}
+    else:
+        chosen = np.flatnonzero(np.isin(groups, cut_validation(n_groups, options.test_fraction, options.seed, classes)))
+        made = {"rule": rule, "test_fraction": options.test_fraction, "seed": options.seed}
+    if options.group_column:
+        made["group_column"] = options.group_column
+    if len(chosen) == 0 or len(chosen) == n_rows:
+        were = "row is" if n_rows == 1 else "rows are"
+        raise UserError(f"{where}: {n_rows} {were} too few to cut a test split from; add rows, or give a test file")
+    return Partition({"train": np.setdiff1d(np.arange(n_rows), chosen), "test": chosen}, made)
+
+
+def find_rule(options: SourceOptions) -> str:
+    """The rule that a source in one piece is parted by.
+
+    'auto' goes by `split_column` where one is named, else by `group_column`, else it draws at random.
+    """
+    if options.split != "auto":
+        return options.split
+    if options.split_column:
+        return "given"
+    return "group" if options.group_column else "random"
+
+
+def find_key_column(options: SourceOptions) -> str | None:
+    """The column that `part_rows` needs as `keys`, or None."""
+    rule = find_rule(options)
+    if rule == "given":
+        return options.split_column or "split"
+    if rule == "chromosome":
+        return "chrom"
+    return options.group_column
+
+
+def _need(keys: Sequence[str] | None, column: str, where: str) -> Sequence[str]:
+    if keys is None:
+        raise UserError(f"{where}: no column '{column}' to part the rows by; name it, or choose another --split")
+    return keys
+
+
+def _by_name(keys: Sequence[str], options: SourceOptions, where: str) -> Partition:
+    column = options.split_column or "split"
+    words, codes = np.unique(np.asarray(keys), return_inverse=True)
+    rows: dict[str, list[np.ndarray]] = {}
+    for code, word in enumerate(words):
+        found = np.flatnonzero(codes == code)
+        split = SPLIT_WORDS.get(word.strip().lower())
+        if split is None:
+            raise UserError(
+                f"{where}, row {found[0] + 1}: '{show(word)}' in column '{column}' names no split; write train, valid or test"
+            )
+        rows.setdefault(split, []).append(found)
+    for split in ("train", "test"):
+        if split not in rows:
+            raise UserError(f"{where}: no row of column '{column}' says {split}; add rows, or choose another --split")
+    joined = {split: np.sort(np.concatenate(found)) for split, found in rows.items()}
+    return Partition(joined, {"rule": "given", "column": column})
+
+
+def _by_chromosome(keys: Sequence[str], options: SourceOptions, where: str) -> Partition:
+    chromosomes = np.asarray(keys)
+    known = np.unique(chromosomes).tolist()
+    for name in (*options.test_chromosomes, *options.valid_chromosomes):
+        if name not in known:
+            raise UserError(f"{where}: no row on chromosome '{name}' ({nearest(name, known)}); correct the hold-out")
+    test = np.isin(chromosomes, options.test_chromosomes)
+    valid = np.isin(chromosomes, options.valid_chromosomes)
+    rows = {"train": np.flatnonzero(~test & ~valid), "test": np.flatnonzero(test)}
+    if options.valid_chromosomes:
+        rows["valid"] = np.flatnonzero(valid)
+    if len(rows["train"]) == 0:
+        raise UserError(f"{where}: every chromosome is held out; leave some for training")
+    made = {"rule": "chromosome", "test_chromosomes": list(options.test_chromosomes)}
+    if options.valid_chromosomes:
+        made["valid_chromosomes"] = list(options.valid_chromosomes)
+    return Partition(rows, made)
+
+
+def _cut_folds(n_groups: int, folds: int, seed: int, classes: np.ndarray | None) -> np.ndarray:
+    """The fold (n_groups,) of each row or group; each class is dealt out evenly."""
+    generator = np.random.default_rng(seed)
+    fold = np.empty(n_groups, np.int64)
+    start = 0
+    for group in _by_class(n_groups, classes):
+        # Dealing goes on where the last class stopped, so that small classes do not all end in fold 0.
+        fold[generator.permutation(group)] = (start + np.arange(len(group))) % folds
+        start += len(group)
+    return fold
+
 
 def cut_validation(n_rows: int, fraction: float, seed: int, classes: np.ndarray | None = None) -> np.ndarray:
-    """Row indices of the validation part, sorted int64.
+    """Row indices of a held-out part, sorted int64.
 
     Parameters
     ----------
@@ -18,14 +168,17 @@ def cut_validation(n_rows: int, fraction: float, seed: int, classes: np.ndarray 
     The same arguments give the same indices. Empty where no class has two rows.
     """
     generator = np.random.default_rng(seed)
-    groups = (
-        [np.arange(n_rows)] if classes is None else [np.flatnonzero(classes == code) for code in np.unique(classes)]
-    )
     chosen = []
-    for group in groups:
+    for group in _by_class(n_rows, classes):
         n_chosen = min(max(round(fraction * len(group)), 1), len(group) - 1)
         chosen.append(generator.permutation(group)[: max(n_chosen, 0)])
     return np.sort(np.concatenate(chosen)).astype(np.int64) if chosen else np.empty(0, np.int64)
+
+
+def _by_class(n_rows: int, classes: np.ndarray | None) -> list[np.ndarray]:
+    if classes is None:
+        return [np.arange(n_rows)]
+    return [np.flatnonzero(classes == code) for code in np.unique(classes)]
 
 
 def hash_indices(indices: np.ndarray) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.data.dataset import PreparedTask, read_shard
+from l2g_ray.storage import Location
 
 
 class RayDataSource:
@@ -54,5 +54,4 @@ def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
 
 
 def _read_shards(paths: pa.Table) -> pa.Table:
-    columns = ["sequence", "label"]
-    return pa.concat_tables([pq.read_table(p, columns=columns, partitioning=None) for p in paths["path"].to_pylist()])
+    return pa.concat_tables([read_shard(Location(text), ["sequence", "label"]) for text in paths["path"].to_pylist()])

@@ -1,0 +1,264 @@
+"""`l2g-ray data`: prepare, inspect, check, list."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from l2g_ray.cli.source import find_source, make_options, with_source_flags
+from l2g_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from l2g_ray.config import DataSettings
+    from l2g_ray.data.dataset import PreparedTask
+    from l2g_ray.data.raw import RawTask
+
+_DATA_DIR = click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files.")
+
+
+@click.group()
+def data() -> None:
+    """Prepare, inspect, check and list data.
+
+    \b
+    Begin with:
+      l2g-ray data check my_data        # train.csv, test.csv with sequence,label
+      l2g-ray data prepare my_data --out prepared/my_data
+      l2g-ray run prepared/my_data
+    """
+
+
+@data.command()
+@click.argument("source", nargs=-1, required=True)
+@click.option("--out", required=True, help="Folder (or s3://, gs://) for shards and task.json; replaced as a whole.")
+@with_source_flags
+@_DATA_DIR
+@click.option("--valid-fraction", type=float, help="Share of train for validation, where none is given [0.1].")
+@click.option("--max-length-bp", type=int, help="Longest sequence that is accepted [20000].")
+@click.option("--rows-per-shard", type=click.IntRange(1), default=10_000, show_default=True, help="At most.")
+@click.option("--keep-duplicates", is_flag=True, help="Keep train rows that stand in test; the leaderboard says so.")
+def prepare(
+    source: tuple[str, ...],
+    out: str,
+    source_flags: dict[str, Any],
+    data_dir: Path | None,
+    rows_per_shard: int,
+    **settings: Any,
+) -> None:
+    """Check SOURCE, part it, drop what leaks, and write Parquet shards and task.json.
+
+    \b
+    Examples:
+      l2g-ray data prepare my_data --out prepared/my_data
+      l2g-ray data prepare all.csv --label-column dev --label-column hk --out prepared/mpra
+      l2g-ray data prepare peaks.narrowPeak --genome hg38.fa --window-bp 200 --test-chromosomes chr8 --out prepared/peaks
+      l2g-ray data prepare all.csv --split folds --folds 5 --out prepared/folds   # fold-0 ... fold-4
+    """
+    from l2g_ray.data.prepare import prepare as prepare_raw
+    from l2g_ray.orchestrate.progress import ReadingProgress
+    from l2g_ray.storage import as_location
+
+    console = _console()
+    chosen = _settings(settings, source_flags)
+    make_options(source_flags)  # whatever does not go together is said before anything is read
+    every_fold = source_flags["split"] == "folds" and source_flags["fold"] is None
+    folds: list[int | None] = list(range(source_flags["folds"] or 5)) if every_fold else [None]
+    for fold in folds:
+        raw = _need_raw(find_source(source, source_flags | ({} if fold is None else {"fold": fold}), data_dir), source)
+        target = as_location(out) if fold is None else as_location(out) / f"fold-{fold}"
+        with ReadingProgress(console, raw.task.name) as progress:
+            prepared = prepare_raw(raw, target, chosen, rows_per_shard, progress.advance)
+        _show(prepared, console)
+
+
+@data.command()
+@click.argument("folder")
+@click.option("--json", "as_json", is_flag=True, help="The whole manifest, for programs.")
+def inspect(folder: str, as_json: bool) -> None:
+    """What a prepared FOLDER holds: task, splits, lengths, labels, source, how it was parted."""
+    from l2g_ray.data.dataset import open_prepared
+
+    prepared = open_prepared(folder)
+    if as_json:
+        click.echo(json.dumps(prepared.manifest, indent=1))
+        return
+    _show(prepared, _console())
+
+
+@data.command()
+@click.argument("source", nargs=-1)
+@click.option(
+    "--bench", "benches", multiple=True, help="All sets of a benchmark that are in --data-dir; 'all' for all."
+)
+@with_source_flags
+@_DATA_DIR
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for check.html and check.json [data-check].")
+@click.option("--max-length-bp", type=int, help="Longest sequence that is accepted [20000].")
+def check(
+    source: tuple[str, ...],
+    benches: tuple[str, ...],
+    source_flags: dict[str, Any],
+    data_dir: Path | None,
+    out: Path | None,
+    **settings: Any,
+) -> None:
+    """Leakage, near-duplicates, conflicting labels, balance and shifts of SOURCE, or of whole benchmarks.
+
+    Nothing is dropped or changed. A table here; check.html and check.json with everything in --out.
+
+    \b
+    Examples:
+      l2g-ray data check my_data
+      l2g-ray data check --bench all --data-dir ../shared/data
+    """
+    from l2g_ray.data.dataset import PreparedTask
+    from l2g_ray.data.prepare import check_raw
+    from l2g_ray.orchestrate.progress import ReadingProgress
+    from l2g_ray.results.data_check import render_check, render_summary, write_check_page
+
+    if bool(source) == bool(benches):
+        raise UserError("give a SOURCE, or a benchmark with --bench")
+    console = _console()
+    chosen = _settings(settings, source_flags)
+    found = {"": find_source(source, source_flags, data_dir)} if source else _find_benches(benches, data_dir)
+    checks: dict[str, dict[str, Any]] = {}
+    for name, one in found.items():
+        if isinstance(one, PreparedTask):
+            checks[name or one.task.name] = one.manifest["check"]
+            continue
+        with ReadingProgress(console, name or one.task.name) as progress:
+            checks[name or one.task.name] = check_raw(one, chosen, progress.advance)
+    if len(checks) == 1:
+        ((name, only),) = checks.items()
+        console.print(render_check(only, name))
+    else:
+        console.print(render_summary(checks))
+    page = write_check_page(out or Path("data-check"), checks)
+    console.print(f"page  {page}   numbers  {page.with_suffix('.json')}", soft_wrap=True)
+
+
+@data.command("list")
+@_DATA_DIR
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def list_sets(data_dir: Path | None, as_json: bool) -> None:
+    """The data sets of the catalogue, and where each comes from: a folder of yours, the package, the hub, a URL."""
+    from rich.table import Table
+
+    from l2g_ray.data.sources.catalogue import find_folder
+    from l2g_ray.tasks.catalogue import list_benches, load_bench
+
+    rows: list[dict[str, Any]] = []
+    for bench in list_benches():
+        for task in load_bench(bench).tasks.values():
+            folder = find_folder(task, data_dir)
+            origin = str(folder) if folder else (f"hub: {task.hub}" if task.hub else task.url or "give --data-dir")
+            rows.append(
+                {
+                    "bench": bench,
+                    "task": task.name,
+                    "kind": task.kind,
+                    "here": folder is not None,
+                    "from": origin,
+                    "licence": task.licence,
+                }
+            )
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = Table(title="Data sets of the catalogue", title_justify="left")
+    for column in ("data set", "kind", "here", "from", "licence"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        here = "yes" if row["here"] else "no"
+        table.add_row(f"{row['bench']}/{row['task']}", row["kind"], here, row["from"], row["licence"] or "not stated")
+    _console().print(table)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+
+
+def _settings(values: dict[str, Any], flags: dict[str, Any]) -> DataSettings:
+    from pydantic import ValidationError
+
+    from l2g_ray.config import DataSettings
+    from l2g_ray.tasks.catalogue import describe_invalid
+
+    given = {key: value for key, value in values.items() if value is not None}
+    if flags.get("seed") is not None:
+        given["split_seed"] = flags["seed"]
+    try:
+        return DataSettings.model_validate(given)
+    except ValidationError as error:
+        raise UserError(f"flags: {describe_invalid(error, DataSettings)}") from None
+
+
+def _need_raw(found: RawTask | PreparedTask, source: tuple[str, ...]) -> RawTask:
+    from l2g_ray.data.dataset import PreparedTask
+
+    if isinstance(found, PreparedTask):
+        raise UserError(f"{source[0]}: is prepared already; look at it with `l2g-ray data inspect {source[0]}`")
+    return found
+
+
+def _find_benches(benches: tuple[str, ...], data_dir: Path | None) -> dict[str, RawTask]:
+    from l2g_ray.data.sources.catalogue import find_folder, find_raw
+    from l2g_ray.tasks.catalogue import find_tasks, list_benches
+
+    wanted = list_benches() if "all" in benches else list(benches)
+    tasks = [task for bench in wanted for task in find_tasks(bench) if find_folder(task, data_dir) is not None]
+    if not tasks:
+        raise UserError(f"no data of {', '.join(benches)} here; give the folder that holds it with --data-dir")
+    return {f"{task.bench}/{task.name}": find_raw(task, data_dir) for task in tasks}
+
+
+def _show(prepared: PreparedTask, console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    task, manifest = prepared.task, prepared.manifest
+    console.print(
+        f"[bold]{escape(task.name)}[/bold]: {task.kind}, metric {task.metric}; {escape(str(prepared.folder))}"
+    )
+    table = Table()
+    for column in ("split", "rows", "length bp (min / median / max)", "labels", "shards"):
+        table.add_column(column, overflow="fold")
+    for split, facts in manifest["splits"].items():
+        length = facts["length_bp"]
+        table.add_row(
+            split,
+            f"{facts['rows']:,}",
+            f"{length['min']:,} / {length['median']:,.0f} / {length['max']:,}",
+            _describe_labels(facts),
+            str(len(manifest["shards"][split])),
+        )
+    console.print(table)
+    made, valid = manifest["made"], manifest["valid"]["made"]
+    console.print(f"parted by: {made['rule']}; validation: {valid}", soft_wrap=True)
+    files = ", ".join(sorted({source["file"] for source in manifest["source"].values()}))
+    console.print(escape(f"source: {files}" + (f"; {task.source}" if task.source else "")), soft_wrap=True)
+    if task.licence:
+        console.print(escape(f"licence: {task.licence}"), soft_wrap=True)
+    found = [finding["text"] for finding in manifest["check"]["findings"] if finding["level"] == "warning"]
+    for warning in [*manifest["warnings"], *(f"check: {text}" for text in found)]:
+        console.print(f"[yellow]! {escape(warning)}[/yellow]", soft_wrap=True)
+
+
+def _describe_labels(facts: dict[str, Any]) -> str:
+    if "classes" in facts:
+        return ", ".join(f"{label} {n:,}" for label, n in facts["classes"].items())
+    outputs = facts["outputs"]
+    told = [
+        f"{label} {o['mean']:.3g} ± {o['sd']:.3g}" + (f", {o['missing']:,} missing" if o["missing"] else "")
+        for label, o in list(outputs.items())[:4]
+        if o["mean"] is not None
+    ]
+    return "; ".join(told) + (f"; {len(outputs) - 4:,} more" if len(outputs) > 4 else "")

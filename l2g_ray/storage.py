@@ -1,0 +1,191 @@
+"""Files here or in an object store by one interface: a local path, or a URI such as s3://bucket/key or gs://bucket/key.
+
+Remote file systems are pyarrow's own (no further package); credentials, region and endpoint come from the
+environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ...) or the URI's query, as pyarrow
+reads them: https://arrow.apache.org/docs/python/filesystems.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs
+
+import pyarrow as pa
+import pyarrow.fs as pa_fs
+
+from l2g_ray.errors import UserError
+
+CONNECT_TIMEOUT_S = 3.0
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder. `text` is the path or URI as it was given; two locations with the same text are the same."""
+
+    text: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a URI, not a path of this machine."""
+        return bool(_SCHEME.match(self.text))
+
+    @cached_property
+    def local(self) -> Path:
+        """The path of a local location. Raises ValueError for a remote one."""
+        if self.is_remote:
+            raise ValueError(f"{self.text} is not on this machine")
+        return Path(self.text)
+
+    @property
+    def name(self) -> str:
+        """Last part."""
+        return PurePosixPath(self._split()[0]).name if self.is_remote else self.local.name
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __fspath__(self) -> str:
+        return str(self.local)
+
+    def __truediv__(self, part: str) -> Location:
+        if not self.is_remote:
+            return Location(str(self.local / part))
+        body, query = self._split()
+        return Location(f"{body.rstrip('/')}/{part}{query}")
+
+    def absolute(self) -> Location:
+        """The same place whatever the working directory."""
+        return self if self.is_remote else Location(str(self.local.resolve()))
+
+    def _split(self) -> tuple[str, str]:
+        body, mark, query = self.text.partition("?")
+        return body, mark + query
+
+    @property
+    def filesystem(self) -> tuple[pa_fs.FileSystem, str]:
+        """pyarrow's file system and the path in it. Raises UserError for an unknown scheme."""
+        if not self.is_remote:
+            return _local(), str(self.local)
+        return _resolve(self.text)
+
+    def info(self) -> pa_fs.FileInfo:
+        """Type, size and time of change. Raises UserError where the store does not answer."""
+        system, path = self.filesystem
+        with self._told():
+            return system.get_file_info(path)
+
+    def exists(self) -> bool:
+        """Whether there is a file or folder."""
+        return self.info().type != pa_fs.FileType.NotFound
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        return self.info().type == pa_fs.FileType.Directory
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+        return self.info().type == pa_fs.FileType.File
+
+    def children(self) -> list[Location]:
+        """What a folder holds, sorted by name; empty for none."""
+        system, path = self.filesystem
+        with self._told():
+            found = system.get_file_info(pa_fs.FileSelector(path, allow_not_found=True))
+        return [self / name for name in sorted(PurePosixPath(info.path).name for info in found)]
+
+    def open_input(self) -> pa.NativeFile:
+        """Open for reading with seeks. Raises OSError as pyarrow does (FileNotFoundError for none)."""
+        system, path = self.filesystem
+        return system.open_input_file(path)
+
+    def open_output(self) -> pa.NativeFile:
+        """Open for writing from the beginning; a remote file appears when closed. Makes local folders."""
+        system, path = self.filesystem
+        if not self.is_remote:
+            self.local.parent.mkdir(parents=True, exist_ok=True)
+        return system.open_output_stream(path, compression=None)
+
+    def read_text(self) -> str:
+        """The whole file as UTF-8. Raises OSError as pyarrow does."""
+        with self.open_input() as file:
+            return file.read().decode()
+
+    def write_text(self, text: str) -> None:
+        """Replace the file."""
+        with self.open_output() as file:
+            file.write(text.encode())
+
+    def fingerprint(self) -> str:
+        """sha256 of a local file's bytes; of size and time of change for a remote one, which is not fetched for it.
+
+        Raises UserError for a file that cannot be read.
+        """
+        if not self.is_remote:
+            try:
+                with self.local.open("rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise UserError(f"{self.text}: cannot be read ({reason}); check the path and its permissions") from None
+        info = self.info()
+        return hashlib.sha256(f"{info.size} {info.mtime_ns}".encode()).hexdigest()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self.is_remote:
+                raise
+            raise UserError(
+                f"{self.text}: the store does not answer as it should ({' '.join(str(error).split())[:200]}); "
+                "check the address, the credentials and AWS_ENDPOINT_URL"
+            ) from None
+
+
+def as_location(where: str | Path | Location) -> Location:
+    """A location from whatever names one."""
+    return where if isinstance(where, Location) else Location(str(where))
+
+
+@lru_cache(maxsize=1)
+def _local() -> Any:
+    return pa_fs.LocalFileSystem(use_mmap=False)
+
+
+@lru_cache(maxsize=64)
+def _resolve_root(scheme: str, bucket: str, query: str, endpoint: str | None) -> tuple[Any, str]:
+    if scheme != "s3" or (query and "endpoint_override" not in query):
+        return pa_fs.FileSystem.from_uri(f"{scheme}://{bucket}{'?' if query else ''}{query}")
+    options = {name: values[-1] for name, values in parse_qs(query).items()}
+    if endpoint:
+        options.setdefault("endpoint_override", endpoint)
+    elif not {"region", "endpoint_override"} & set(options) and not os.environ.get("AWS_DEFAULT_REGION"):
+        options["region"] = pa_fs.resolve_s3_region(bucket)
+    # pyarrow's own patience is minutes; a person with a wrong address waits seconds.
+    patience = {
+        "retry_strategy": pa_fs.AwsStandardS3RetryStrategy(max_attempts=3),
+        "connect_timeout": CONNECT_TIMEOUT_S,
+    }
+    return pa_fs.S3FileSystem(**options, **patience), bucket
+
+
+def _resolve(uri: str) -> tuple[Any, str]:
+    body, _, query = uri.partition("?")
+    scheme, _, rest = body.partition("://")
+    bucket, _, key = rest.partition("/")
+    try:
+        system, root = _resolve_root(scheme, bucket, query, os.environ.get("AWS_ENDPOINT_URL"))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{uri}: cannot be opened ({reason}); give a local path, s3://... or gs://...") from None
+    return system, f"{root.rstrip('/')}/{key}" if key else root
