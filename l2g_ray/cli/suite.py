@@ -109,7 +109,7 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: s
     if options["seeds"] is not None:
         assignments["seeds"] = options["seeds"]
     name = options["name"] or default_name
-    if not NAME_PATTERN.match(name):
+    if not NAME_PATTERN.fullmatch(name):
         raise UserError(f"--name {name}: only letters, digits, '.', '_' and '-', beginning with a letter or digit")
     request = SuiteRequest(
         name=name,

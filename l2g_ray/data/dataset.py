@@ -112,6 +112,8 @@ def open_prepared(folder: str | Path | Location) -> PreparedTask:
         raise UserError(f"{path}: the file is no JSON; prepare the task again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); check the address") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: holds no mapping; prepare the task again")
     if manifest.get("schema") != MANIFEST_SCHEMA:
         raise UserError(f"{path}: schema {manifest.get('schema')} is not {MANIFEST_SCHEMA}; prepare the task again")
     return PreparedTask(folder, Task.model_validate(manifest["task"]), manifest)

@@ -23,7 +23,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "multilabel": ("auroc", "auprc"),
     "regression": ("pearson_mean", "spearman_mean", "mse_mean"),
 }
-NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 _NAMED_FIELDS = {"folder", "folders", "hub", "hub_filter"}
@@ -101,7 +101,7 @@ class Task(BaseModel):
     @classmethod
     def _safe_name(cls, value: str) -> str:
         # Names become folder names: no separators, no leading dot.
-        if not NAME_PATTERN.match(value):
+        if not NAME_PATTERN.fullmatch(value):
             raise ValueError(
                 f"'{value}' may hold only letters, digits, '.', '_' and '-', and must start with a letter or digit"
             )

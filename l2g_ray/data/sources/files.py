@@ -53,7 +53,7 @@ def find_splits(folder: Location) -> dict[str, list[Location]]:
 
 
 def open_folder(folder: Location, options: SourceOptions, task: Task | None = None) -> RawTask:
-    """The task that a folder holds: split files, or FASTA files that are a class each.
+    """The task that a folder holds: split files, FASTA files that are a class each, or Parquet parts of one table.
 
     With a `task.yaml` its fields are taken (`bench` and `name` may be left out); what is missing follows from the
     train file (see `infer_fields`). `task` is given for a folder of the catalogue.
@@ -69,6 +69,8 @@ def open_folder(folder: Location, options: SourceOptions, task: Task | None = No
         classes = [c for c in folder.children() if split_suffix(c.name)[0].endswith(FASTA_SUFFIXES)]
         if len(classes) > 1:
             return open_classes(classes, options)
+        if parts := [c for c in folder.children() if recognise(c.name) == "parquet"]:
+            return _open_table(parts, make_name(strip_suffixes(folder.name)), options)
         raise UserError(f"{folder}: no train file; add train.csv, .tsv, .jsonl, .parquet or .fasta, and a test file")
     if _are_classes(splits):
         return _open_class_splits(folder, splits, options)
@@ -83,8 +85,14 @@ def open_folder(folder: Location, options: SourceOptions, task: Task | None = No
 
 def open_file(location: Location, options: SourceOptions) -> RawTask:
     """The task that one table or FASTA file holds, as the one split 'all'."""
-    task = _make_task(make_name(strip_suffixes(location.name)), {}, [location], options, str(location))
-    return _finish(task, {ALL: [_make_piece(location, task, options)]}, {"all": location}, options)
+    return _open_table([location], make_name(strip_suffixes(location.name)), options)
+
+
+def _open_table(parts: list[Location], name: str, options: SourceOptions) -> RawTask:
+    """One table in one file or several."""
+    task = _make_task(name, {}, parts, options, str(parts[0]))
+    pieces = [_make_piece(part, task, options) for part in parts]
+    return _finish(task, {ALL: pieces}, {f"all{i}": part for i, part in enumerate(parts)}, options)
 
 
 def open_classes(files: list[Location], options: SourceOptions) -> RawTask:
