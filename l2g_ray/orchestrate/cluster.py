@@ -60,6 +60,14 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} ({error}); "
             "start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine"
         ) from None
+    except Exception as error:
+        # Ray has no type of its own for this.
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start in its time on this machine, which is likely busy; wait for other work to end and run "
+            "the same command again"
+        ) from None
     if not verbose:
         for name in ("ray", "ray.tune", "ray.train", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
