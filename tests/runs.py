@@ -146,12 +146,12 @@ def read_board(run: Path) -> dict[str, Any]:
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
     """A leaderboard row without what differs between two runs that found the same."""
-    return {key: value for key, value in row.items() if key not in ("wall_s", "cpu_s", "gpu_s", "model_uri")}
+    return {key: value for key, value in row.items() if key not in ("wall_s", "cpu_s", "gpu_s", "costs", "model_uri")}
 
 
 def stage_folders(out: Path) -> dict[str, int]:
     """Finished stage results to the time of their last change."""
-    folders = [path for path in (out / "stages").glob("*/*") if path.is_dir()]
+    folders = [path for path in (out / "stages").glob("*/*") if path.is_dir() and path.suffix != ".work"]
     return {f"{path.parent.name}/{path.name}": path.stat().st_mtime_ns for path in folders}
 
 
