@@ -9,9 +9,8 @@ OUT ?= runs
 demo: $(VENV)/.installed
 	$(BIN)/l2g-ray suite --bench demo --out $(OUT)
 
-# Two processes: half of the tests' time is waiting for Ray and for servers to start.
 test: $(VENV)/.installed lint types
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -15,8 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -26,8 +25,8 @@ from l2g_ray.errors import UserError
 from l2g_ray.tracking_store import (
     MODEL_TAG,
     open_store,
-    redact,
     register_model,
+    speaking_to,
     upload_model,
     without_secrets,
 )
@@ -90,7 +89,7 @@ class Tracker:
         from tags and params. Returns the run id.
         """
         labels = _flatten(tags or {}, MAX_TAG_CHARS)
-        with self._lock, self._speaking():
+        with self._lock, speaking_to(self.uri):
             parent = {"mlflow.parentRunId": self._get(parent_key).run_id} if parent_key is not None else {}
             run = self._runs.get(key) or self._find(key)
             if run is None:
@@ -105,23 +104,34 @@ class Tracker:
                 self._log_params(run, params or {})
             return run.run_id
 
+    def resume(self, key: str) -> bool:
+        """Open the run of `key` that an earlier process started; False when the store has none."""
+        with self._lock, speaking_to(self.uri):
+            run = self._runs.get(key) or self._find(key)
+            if run is not None:
+                self._runs[key] = run
+            return run is not None
+
     def is_finished(self, key: str) -> bool:
         """Whether the store holds a FINISHED run of this key."""
-        with self._lock, self._speaking():
+        with self._lock, speaking_to(self.uri):
             run = self._runs.get(key) or self._find(key)
             return run is not None and run.finished
 
-    def log_metrics(self, key: str, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def log_metrics(
+        self, key: str, metrics: Mapping[str, Any], step: int | None = None, at_ms: int | None = None
+    ) -> None:
         """Log the finite numbers among `metrics` (booleans, text, NaN and infinities are skipped).
 
         A step (usually an epoch) that the store already has for a metric is skipped, so a stage that goes on
         from a checkpoint may report its last epochs again. Without a step the value is a summary: it stands at
-        the last step of its metric, and is logged only when it differs.
+        the last step of its metric, and is logged only when it differs. `at_ms` is the time of the numbers, in
+        milliseconds since 1970; now, when None.
         """
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        with self._lock, self._speaking():
+        now = int(time.time() * 1000) if at_ms is None else at_ms
+        with self._lock, speaking_to(self.uri):
             run = self._get(key)
             if run.finished:
                 return
@@ -135,27 +145,33 @@ class Tracker:
                     continue
                 at = max(last_step, 0) if step is None else step
                 batch.append(Metric(name, value, now, at))
-                run.last[name] = (at, value)
-            if batch:
-                self._client.log_batch(run.run_id, metrics=batch)
+            if not batch:
+                return
+            # A request that fails may have arrived all the same: what stands in the store is then asked anew.
+            fresh, run.fresh = run.fresh, False
+            for metric in batch:
+                run.last.pop(metric.key, None)
+            self._client.log_batch(run.run_id, metrics=batch)
+            run.fresh = fresh
+            run.last |= {metric.key: (metric.step, metric.value) for metric in batch}
 
     def log_text(self, key: str, text: str, artifact_file: str) -> None:
         """Store text as the run's artifact `artifact_file`, a path with '/'."""
-        with self._lock, self._speaking():
+        with self._lock, speaking_to(self.uri):
             run = self._get(key)
             if not run.finished:
                 self._client.log_text(run.run_id, text, artifact_file)
 
     def log_dict(self, key: str, obj: Mapping[str, Any], artifact_file: str) -> None:
         """Store a mapping as JSON (`.json`) or YAML (`.yaml`), without its secrets."""
-        with self._lock, self._speaking():
+        with self._lock, speaking_to(self.uri):
             run = self._get(key)
             if not run.finished:
                 self._client.log_dict(run.run_id, without_secrets(obj), artifact_file)
 
     def log_artifacts(self, key: str, path: Path, artifact_path: str | None = None) -> None:
         """Store a file, or all files of a folder, below the run's artifact folder `artifact_path`."""
-        with self._lock, self._speaking():
+        with self._lock, speaking_to(self.uri):
             run = self._get(key)
             if run.finished:
                 return
@@ -172,7 +188,7 @@ class Tracker:
         if not Path(model_folder).is_dir():
             raise UserError(f"the model folder {model_folder} does not exist; run the task again to make it")
         digest = _hash_folder(Path(model_folder))
-        with self._lock, self._speaking():
+        with self._lock, speaking_to(self.uri):
             run = self._get(key)
             uri = run.tags.get(MODEL_TAG)
             if uri is None or run.tags.get(MODEL_HASH_TAG) != digest:
@@ -186,7 +202,7 @@ class Tracker:
         """Close an open run as FINISHED, FAILED or KILLED; a run that is not open stays as it is."""
         if status not in STATUSES:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, not {status!r}")
-        with self._lock, self._speaking():
+        with self._lock, speaking_to(self.uri):
             run = self._runs.get(key)
             if run is None or run.finished:
                 return
@@ -243,22 +259,6 @@ class Tracker:
         for i in range(0, len(missing), BATCH_PARAMS):
             self._client.log_batch(run.run_id, params=missing[i : i + BATCH_PARAMS])
         run.params |= set(flat)
-
-    @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            yield
-        except MlflowException as error:
-            raise UserError(
-                f"the MLflow store {redact(self.uri)} refused a request ({_first_line(error)}); mend it and run "
-                "the same command again: what is finished is not repeated"
-            ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return redact(str(error).strip().splitlines()[0][:300]) if str(error).strip() else type(error).__name__
 
 
 def _flatten(nested: Mapping[str, Any], max_chars: int) -> dict[str, str]:

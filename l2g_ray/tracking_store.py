@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from l2g_ray.errors import UserError
 
@@ -45,7 +46,56 @@ MODEL_REQUIREMENTS = (
     "pyarrow",
     "pydantic",
 )
+# What MLflow answers when a request did not come through, or when its database did not take it.
+OUTAGES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"}
 _opening = threading.Lock()
+
+
+class StoreUnavailable(UserError):
+    """The store does not answer, or cannot write at the moment: the same request may succeed later."""
+
+
+@contextmanager
+def speaking_to(uri: str) -> Iterator[None]:
+    """Turn MLflow's exceptions into StoreUnavailable, or into UserError where the request itself was refused."""
+    from mlflow.exceptions import MlflowException
+    from requests import HTTPError, RequestException
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise  # the caller's own file, not the store
+    except (MlflowException, RequestException, OSError) as error:
+        refused = isinstance(error, MlflowException) and error.error_code not in OUTAGES
+        if isinstance(error, HTTPError) and error.response is not None:
+            refused = error.response.status_code < 500 and error.response.status_code != 429
+        if refused:
+            raise UserError(
+                f"the MLflow store {redact(uri)} refused a request ({_first_line(error)}); mend it and run "
+                "the same command again: what is finished is not repeated"
+            ) from error
+        raise StoreUnavailable(f"the MLflow store {redact(uri)} does not answer ({_first_line(error)})") from error
+
+
+def resolve_uri(uri: str | None, home: Path) -> str:
+    """`uri`, else MLFLOW_TRACKING_URI of the environment, else the SQLite file in `home`."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+
+
+def refuse_file_store(uri: str, alive_nodes: int) -> None:
+    """Refuse a store that is a file when the cluster has more than one node.
+
+    SQLite over a network file system loses its locks, and nobody on another machine could browse it.
+
+    Raises
+    ------
+    UserError : `uri` is not a server or database, and `alive_nodes` is above 1; the message says what to use.
+    """
+    if alive_nodes > 1 and uri.partition(":")[0] in ("sqlite", "file"):
+        raise UserError(
+            f"the cluster has {alive_nodes} machines, but the MLflow store {redact(uri)} is a file on one of them; "
+            "start `l2g-ray server` on the head node and export MLFLOW_TRACKING_URI=http://HEAD:5000"
+        )
 
 
 def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, MlflowClient, str]:
@@ -53,7 +103,7 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     home = Path(home).absolute()
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    uri = resolve_uri(uri, home)
     if uri.startswith(("http://", "https://")):
         _probe_server(uri)
 
@@ -136,8 +186,22 @@ def without_secrets(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def redact(text: str) -> str:
-    """The text with `user:password@` of its URLs replaced by `***@`."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """The text with the user and password of its URLs replaced by `***`."""
+    # Up to the last '@', and past '/', since SQLAlchemy takes both inside a password.
+    text = re.sub(r"://([^/\s]+|[^/\s:]*:[^@\s]*)@", "://***@", text)
+    return re.sub(r"([?&]passw(?:or)?d=)[^&\s]+", r"\1***", text)
+
+
+def _first_line(error: Exception) -> str:
+    return redact(str(error).strip().splitlines()[0][:300]) if str(error).strip() else type(error).__name__
+
+
+def split_login(url: str) -> tuple[str, str, str]:
+    """A URL without its login, which urllib does not understand; user and password, or empty texts."""
+    scheme, _, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    user, _, password = login.partition(":")
+    return (f"{scheme}://{place}", unquote(user), unquote(password)) if at else (url, "", "")
 
 
 def _clean(value: Any) -> Any:
@@ -153,7 +217,7 @@ def _probe_server(uri: str) -> None:
 
     def ask() -> None:
         try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS - 1):
+            with urllib.request.urlopen(f"{split_login(uri)[0].rstrip('/')}/health", timeout=PROBE_SECONDS - 1):
                 outcome[0] = ""
         except urllib.error.HTTPError as error:
             # A managed server may not know /health or may want a login first: it is there all the same.

@@ -14,23 +14,6 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-# What shares an expensive fixture, or starts Ray, runs in one process; the longest group is handed out first.
-GROUPS = {
-    "suites": ("test_suite", "test_resume"),
-    "ray": ("test_own_data", "test_storage", "test_stream"),
-}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `pytest -n 2 --dist loadgroup`: by the table above, the rest by file."""
-    names = {module: group for group, modules in GROUPS.items() for module in modules}
-    for item in items:
-        module = item.path.stem
-        item.add_marker(pytest.mark.xdist_group(names.get(module, module)))
-    order = list(GROUPS)
-    items.sort(key=lambda item: order.index(g) if (g := names.get(item.path.stem)) else len(order))
-
-
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

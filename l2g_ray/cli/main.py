@@ -20,18 +20,22 @@ class _Lazy(click.Group):
     MODULES = {  # noqa: RUF012 - a constant table
         "suite": "l2g_ray.cli.suite:suite",
         "run": "l2g_ray.cli.suite:run_one",
+        "plan": "l2g_ray.cli.plan:plan",
         "predict": "l2g_ray.cli.predict:predict",
         "data": "l2g_ray.cli.data:data",
         "ui": "l2g_ray.cli.ui:ui",
+        "server": "l2g_ray.cli.server:server",
         "tasks": "l2g_ray.cli.tasks:tasks",
         "config": "l2g_ray.cli.config:config",
     }
     SUMMARIES = {  # noqa: RUF012
         "suite": "All tasks of a benchmark, side by side on a Ray cluster.",
         "run": "One task of the catalogue, or files of your own.",
+        "plan": "What a run will take, before it starts; what a finished one took.",
         "predict": "Predictions of a finished run for a FASTA, CSV or Parquet file.",
         "data": "Prepare, inspect, check and list data.",
         "ui": "The MLflow UI on a run's store.",
+        "server": "The MLflow tracking server of a team: start, health, backup.",
         "tasks": "The catalogue of benchmarks and tasks.",
         "config": "Show or check settings.",
     }

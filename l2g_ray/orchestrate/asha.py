@@ -17,25 +17,9 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from l2g_ray.orchestrate.halving import rung_epochs, survives
+
 WORST_SCORE = -1e6  # stands for -inf, which HyperOpt's density estimate cannot take
-
-
-def rung_epochs(grace: int, epochs: int, reduction_factor: int) -> list[int]:
-    """Epochs after which a trial is compared with others: grace, grace * eta, ... below `epochs`."""
-    rungs, at = [], grace
-    while at < epochs:
-        rungs.append(at)
-        at *= reduction_factor
-    return rungs
-
-
-def survives(score: float, peers: list[float], reduction_factor: int) -> bool:
-    """ASHA's rule: go on when the score is within the best 1/eta of peers and itself, at least the best one."""
-    if not peers:
-        return True
-    ranked = sorted([*peers, score], reverse=True)
-    kept = max(1, math.ceil(len(ranked) / reduction_factor))
-    return score >= ranked[kept - 1]
 
 
 class OrderedSearch(Searcher):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,7 @@ def _run_locked(
     work = store.open_work(spec["stage"], spec["key"])
     settings = Settings.model_validate(spec["settings"])
     runtime = Runtime(spec["device"], spec["precision"], report, work / "state.pt")
+    wall, cpu = time.perf_counter(), time.process_time()
     if spec["stage"] == "reference":
         values = _reference(settings, work, spec["data_dir"])
     else:
@@ -124,6 +126,9 @@ def _run_locked(
             {name: Path(folder) for name, folder in spec["inputs"].items()},
         )
         values = STAGES[spec["stage"]](context, spec["args"])
+    # A stage that trains counts its epochs itself, those before an interruption too.
+    values = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu} | values
+    values["gpu_s"] = values["wall_s"] * spec.get("gpus", 0.0) if spec["device"] == "cuda" else 0.0
     return store.commit(spec["stage"], spec["key"], values).values
 
 
@@ -133,6 +138,7 @@ def _summary(training: TrainResult, inherited_epochs: int = 0) -> dict[str, Any]
         "score": training.best_score,
         "best_epoch": training.best_epoch,
         "history": training.history,
+        "epochs": len(own),
         "cpu_s": sum(row["cpu_s"] for row in own),
         "wall_s": sum(row["wall_s"] for row in own),
     }

@@ -15,6 +15,7 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.l2g import load_config
 from l2g_ray.orchestrate.pipeline import TaskOutcome
+from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
 from l2g_ray.predict import write_task_file
 from l2g_ray.results.bootstrap import (
     Score,
@@ -48,7 +49,8 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
             load_config(source.folder)["embedder"]["length_bp"],
         )
     shutil.copy(outcome.evaluation.folder / "predictions.parquet", staging / "predictions.parquet")
-    (staging / "metrics.json").write_text(json.dumps(_finite(evaluation), indent=1))
+    metrics = {key: value for key, value in evaluation.items() if key not in COST_KEYS}
+    (staging / "metrics.json").write_text(json.dumps(_finite(metrics), indent=1))
     stages = {
         "backbone": outcome.backbone,
         "select_scores": outcome.select_scores,
@@ -58,6 +60,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         "best_trial": outcome.best_trial,
         "histories": outcome.histories,
         "cpu_s": outcome.cost,
+        "spent": [one.to_dict() for one in outcome.spent],
         "results": {
             f"{r.stage}/{r.key}": str(r.folder) for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]
         },
@@ -109,7 +112,8 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "trials": len(outcome.trials),
         "wall_s": round(outcome.wall_s, 1),
         "cpu_s": round(sum(outcome.cost.values()), 1),
-        "gpu_s": round(outcome.gpu_s, 1),
+        "gpu_s": round(sum(one.gpu_s or 0.0 for one in outcome.spent), 1),
+        "costs": {stage: one.to_dict() for stage, one in sum_stages(outcome.spent).items()},
         "aligned_to": outcome.aligned_to,
         "notes": list(task.notes),
         "model_uri": "",

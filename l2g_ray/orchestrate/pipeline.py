@@ -11,6 +11,7 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.backbones import default_architecture
 from l2g_ray.orchestrate.jobs import Job
+from l2g_ray.orchestrate.spent import Spent, list_spent
 from l2g_ray.orchestrate.store import StageResult, make_key
 from l2g_ray.orchestrate.trials import Place, emit_row, run_jobs, run_search
 from l2g_ray.stages.select import choose_backbone
@@ -32,9 +33,9 @@ class TaskOutcome:
     evaluation: StageResult
     histories: dict[str, list[dict[str, Any]]]
     cost: dict[str, float]
+    spent: list[Spent]
     aligned_to: str
     wall_s: float
-    gpu_s: float
 
 
 class Pipeline:
@@ -57,7 +58,8 @@ class Pipeline:
             "data": {split: prepared.fingerprint(split) for split in ("train", "valid")},
             "length_bp": prepared.length_range(),
             "data_settings": {
-                k: dumped["data"][k] for k in ("channels", "rc_augment", "shift_bp", "shuffle_window_rows")
+                k: dumped["data"][k]
+                for k in ("channels", "rc_augment", "shift_bp", "shuffle_window_rows", "bucket_batches")
             },
             "reference": reference.key,
             "precision": precision,
@@ -94,9 +96,9 @@ class Pipeline:
             evaluation=evaluation,
             histories=self._histories(),
             cost=self._cost(trials),
+            spent=list_spent([self.reference, *self.results]),
             aligned_to=self.reference.values["described"],
             wall_s=time.monotonic() - start,
-            gpu_s=self._gpu_s(trials) if self.place.slots.gpus else 0.0,
         )
 
     def _run(self, name: str, jobs: list[Job], runner: str = "process") -> list[StageResult]:
@@ -245,10 +247,6 @@ class Pipeline:
         found = {f"{r.stage}/{r.key[:6]}": r.values["history"] for r in self.results if r.values.get("history")}
         trials = next(r for r in self.results if r.stage == "finetune").values["trials"]
         return found | {f"finetune/{i:02d}": t["history"] for i, t in enumerate(trials)}
-
-    def _gpu_s(self, trials: list[dict[str, Any]]) -> float:
-        searched = sum(float(row["wall_s"]) for t in trials for row in t["history"])
-        return searched + sum(float(r.values.get("wall_s", 0.0)) for r in self.results)
 
     def _cost(self, trials: list[dict[str, Any]]) -> dict[str, float]:
         cost: dict[str, float] = {}

@@ -44,6 +44,7 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
         "settings": spec["settings"],
         "threads": slots.cpus,
         "device": device,
+        "gpus": slots.gpus,
         "precision": resolve_precision(settings.precision, device),
         "scratch": str(scratch),
     }

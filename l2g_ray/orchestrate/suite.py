@@ -28,13 +28,14 @@ from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.outcome import assemble_row, task_details, write_task_folder
+from l2g_ray.orchestrate.prepared import prepared_folder
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress
 from l2g_ray.orchestrate.record import Recorder
 from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
-from l2g_ray.storage import as_location
 from l2g_ray.tasks.schema import Task
+from l2g_ray.tracking_store import refuse_file_store, resolve_uri
 
 POLL_S = 0.3
 SUITE_FILE = "suite.json"
@@ -96,10 +97,7 @@ def _prepare(request: SuiteRequest, task: Task, settings: Settings, console: Con
     source = request.sources[task.name]
     if isinstance(source, PreparedTask):
         return source
-    # A folder a source, options and data settings, so that a run with others cannot pull the shards from under this one.
-    files = {name: str(as_location(f).absolute()) for name, f in source.files.items()}
-    mark = hash_content([files, source.options.model_dump(mode="json"), settings.data.model_dump(mode="json")])[:8]
-    folder = request.out / "prepared" / task.bench / f"{task.name}-{mark}"
+    folder = prepared_folder(request.out, task, source, settings.data)
     with ReadingProgress(console, task.name) as progress:
         return prepare(replace(source, task=task), folder, settings.data, progress=progress.advance)
 
@@ -164,8 +162,9 @@ class _Run:
         request = self.request
         ray = connect(request.verbose, request.cpus)
         slots = self._slots(ray)
+        refuse_file_store(resolve_uri(None, request.out), sum(node["Alive"] for node in ray.nodes()))
         self.environment = describe_environment(ray)
-        recorder = Recorder(request, self.key, self.settings, self.environment)
+        recorder = Recorder(request, self.key, self.settings, self.environment, self.folder, self._say)
         self._write_suite_file("running", recorder.uri)
         self.console.print(
             f"[bold]{request.name}[/bold]: {len(request.tasks)} task{'s' if len(request.tasks) > 1 else ''}, "
@@ -195,6 +194,9 @@ class _Run:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
         return SuiteResult(board, self.folder, recorder.uri, True, time.monotonic() - self.begun, self.failures)
+
+    def _say(self, sentence: str) -> None:
+        self.console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False, soft_wrap=True)
 
     def _slots(self, ray: Any) -> Slots:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -265,12 +267,15 @@ class _Run:
         write_task_folder(task_folder, self.prepared[name], outcome)
         self.rows[name] = assemble_row(self.prepared[name], self.settings[name], outcome, task_folder)
         self.details[name] = task_details(self.prepared[name], outcome, task_folder, self.rows[name])
-        self.rows[name]["model_uri"] = recorder.log_task(name, task_folder, self.rows[name], self.request.register)
+        recorder.log_task(name, task_folder, self.rows[name], self.request.register)
         test = self.rows[name]["test"]
         low, high = test["ci95"]
         progress.finish(name, f"test {self.rows[name]['metric']} {test['mean']:.3f} [{low:.3f}, {high:.3f}]")
 
     def _finish(self, recorder: Recorder) -> dict[str, Any]:
+        recorder.wait()  # for the models' URIs
+        for name, row in self.rows.items():
+            row["model_uri"] = recorder.model_uri(name)
         order = [task.name for task in self.request.tasks]
         models = sorted({s.model.language_model for s in self.settings.values()})
         board = {
@@ -284,9 +289,10 @@ class _Run:
         self._write_suite_file("reporting", recorder.uri)
         write_report(self.folder, board, [self.details[name] for name in order if name in self.details])
         recorder.log_suite(self.folder)
-        recorder.close("FINISHED" if not self.failures else "FAILED")
+        sent = recorder.close("FINISHED" if not self.failures else "FAILED")
         # Last of all: "finished" means that a second run has nothing to do, MLflow included.
-        self._write_suite_file("finished" if not self.failures else "failed", recorder.uri)
+        state = "failed" if self.failures else "finished" if sent else "unsent"
+        self._write_suite_file(state, recorder.uri)
         return board
 
     def _write_suite_file(self, state: str, uri: str) -> None:
@@ -302,6 +308,7 @@ class _Run:
             "started": self.started,
             **self.environment,
             "wall_s": round(time.monotonic() - self.begun, 1),
+            "costs": {name: row["costs"] for name, row in self.rows.items()},
             "settings": {name: s.model_dump(mode="json") for name, s in self.settings.items()},
             "fingerprints": {
                 name: {split: p.fingerprint(split) for split in ("train", "valid", "test")}

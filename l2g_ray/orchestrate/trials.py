@@ -124,7 +124,7 @@ def run_search(
     place: Place, settings: FinetuneSettings, base: Job, space: dict[str, Any], seed: int, runner: str
 ) -> list[dict[str, Any]]:
     """ASHA over `space`; `base.args['trial']` is replaced by each drawn config. Returns one dict a trial, in order:
-    'trial' (the config), 'best_score', 'epochs', 'cpu_s', 'error', 'history'.
+    'trial' (the config), 'best_score', 'epochs', 'cpu_s', 'wall_s', 'gpu_s', 'error', 'history'.
 
     A trial that fails is a trial that lost; only when all fail does the stage fail.
     """
@@ -159,12 +159,16 @@ def run_search(
                     "best_score": float("-inf"),
                     "epochs": 0,
                     "cpu_s": 0.0,
+                    "wall_s": 0.0,
+                    "gpu_s": 0.0,
                     "error": "failed",
                     "history": [],
                 }
             )
             continue
         metrics = result.metrics
+        history = histories.get(metrics["key"], [])
+        wall_s = sum(float(row["wall_s"]) for row in history)
         ordered.append(
             {
                 "trial": metrics["params"],
@@ -172,8 +176,10 @@ def run_search(
                 "best_score": metrics["best_score"],
                 "epochs": int(metrics["epoch"]) + 1,
                 "cpu_s": metrics["cpu_s_total"],
+                "wall_s": wall_s,
+                "gpu_s": wall_s * place.slots.gpus,
                 "error": str(result.error) if result.error else "",
-                "history": histories.get(metrics["key"], []),
+                "history": history,
             }
         )
     return ordered

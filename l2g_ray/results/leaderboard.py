@@ -196,4 +196,8 @@ def _to_markdown(board: Mapping[str, Any]) -> str:
     notes = [f"- {row['task']}: {warning}" for row in board["tasks"] for warning in row["warnings"]]
     if notes:
         lines += ["", "## Warnings", "", *notes]
+    lines += ["", "## Cost", "", "| Task | Trials | Wall s | CPU s | GPU s |", "|---|---:|---:|---:|---:|"]
+    for row in board["tasks"]:
+        seconds = " | ".join(f"{row[name]:,.1f}" for name in ("wall_s", "cpu_s", "gpu_s"))
+        lines.append(f"| {escape(name_task(row))} | {row['trials']} | {seconds} |")
     return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from l2g_ray.config import OptimSettings, Settings
+from l2g_ray.config import OptimSettings, SearchSettings, Settings
 from l2g_ray.data.batches import count_batches
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions
@@ -47,8 +47,7 @@ def search_architecture(
     net = build_net(make_embedder_config(settings, data, reference, backbone), data, reference, seed)
     mixed = build_supernet(net, settings, seed)
     net.to(runtime.device)
-    available = count_batches(data.train.n_rows, stage.batch_size, drop_last=True)
-    per_epoch = min(available, int(stage.batch_fraction * available) + 1)
+    per_epoch = batches_per_epoch(stage, data.train.n_rows)
     steps = count_steps(data, stage.batch_size, max_batches=per_epoch)
     optim = OptimSettings(
         decay="step", step_epochs=stage.step_epochs, step_factor=stage.step_factor, warmup_fraction=0.0
@@ -70,6 +69,12 @@ def search_architecture(
         before_step=scale_gradients,
     )
     return SearchResult([layer.best() for layer in mixed.values()], training)
+
+
+def batches_per_epoch(stage: SearchSettings, n_rows: int) -> int:
+    """Batches of an epoch of the search, which sees a share of the training rows."""
+    available = count_batches(n_rows, stage.batch_size, drop_last=True)
+    return min(available, int(stage.batch_fraction * available) + 1)
 
 
 def build_supernet(net: EmbedderNet, settings: Settings, seed: int) -> dict[str, MixedConv1d]:

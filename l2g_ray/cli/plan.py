@@ -1,0 +1,304 @@
+"""`l2g-ray plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from l2g_ray.cli.source import find_source, with_source_flags
+from l2g_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from l2g_ray.config import Settings
+    from l2g_ray.orchestrate.machines import Machine
+    from l2g_ray.orchestrate.plan import TaskPlan
+    from l2g_ray.orchestrate.plan_run import FinishedTask
+    from l2g_ray.tasks.schema import Task
+
+DEFAULT_GPU = "RTX A6000"
+
+
+@click.command()
+@click.argument("source", nargs=-1)
+@click.option("--bench", metavar="NAME", help="Benchmark: see `l2g-ray tasks`.")
+@click.option("--tasks", metavar="A,B", help="Only these tasks of the benchmark.")
+@with_source_flags
+@click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files.")
+@click.option("--language-model", metavar="MODEL", help="Hub id, local folder, or 'minilm'.")
+@click.option("--seeds", type=click.IntRange(1), help="Refits of the winner, each with its own seed.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting. Repeatable.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), help="Where prepared data may be already [runs]."
+)
+@click.option("--gpu", metavar="NAME", help=f"Device to plan for, or 'cpu' for one core [{DEFAULT_GPU}].")
+@click.option("--price-per-hour", type=click.FloatRange(0), help="Of the device, in any currency.")
+@click.option("--utilisation", type=click.FloatRange(0, 1, min_open=True), help="Share of the device's peak [0.25].")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, **options: Any) -> None:
+    """What a run will take, before anything starts; of a finished RUN, what it took.
+
+    Nothing is prepared, loaded or trained: rows are counted, and the models' shapes are.
+
+    \b
+    Examples:
+      l2g-ray plan --bench nt --preset paper --data-dir data --gpu "RTX A6000" --price-per-hour 0.8
+      l2g-ray plan my_data --language-model minilm --gpu cpu
+      l2g-ray plan runs/demo-fast          # a finished run
+    """
+    from l2g_ray.orchestrate.machines import find_machine, read_machines
+    from l2g_ray.orchestrate.plan_run import is_run, read_run
+
+    if bool(source) == bool(options["bench"]):
+        raise UserError("give a SOURCE, a finished run's folder, or a benchmark with --bench")
+    if options["tasks"] and not options["bench"]:
+        raise UserError("--tasks: only with --bench; leave it out, or name the benchmark")
+    utilisation = options["utilisation"] or float(read_machines()["utilisation"])
+    price = options["price_per_hour"]
+    if len(source) == 1 and is_run(Path(source[0])):
+        finished = read_run(Path(source[0]))
+        on_gpu = any(one.gpu_s for task in finished for one in task.trials)
+        machine = find_machine(options["gpu"] or (DEFAULT_GPU if on_gpu else "cpu"))
+        _show_run(finished, machine, utilisation, price, as_json)
+        return
+    machine = find_machine(options["gpu"] or DEFAULT_GPU)
+    plans, notes = _plan_all(source, source_flags, options, machine)
+    _show_plans(plans, notes, machine, utilisation, price, as_json)
+
+
+def _plan_all(
+    source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any], machine: Machine
+) -> tuple[list[TaskPlan], list[str]]:
+    from l2g_ray.config import parse_assignments, resolve
+    from l2g_ray.orchestrate.plan import plan_task
+    from l2g_ray.orchestrate.plan_flops import read_shape
+    from l2g_ray.stages.loop import resolve_precision
+
+    assignments = parse_assignments(options["assignments"])
+    if options["language_model"] is not None:
+        assignments["model.language_model"] = options["language_model"]
+    if options["seeds"] is not None:
+        assignments["seeds"] = options["seeds"]
+    plans: list[TaskPlan] = []
+    notes: list[str] = []
+    for task, found in _find(source, flags, options):
+        settings = resolve(options["preset"], task.overrides, assignments)
+        rows = _rows(task, found, settings, options["out"])
+        if rows is None:
+            notes.append(f"{task.name}: neither rows nor lengths are known; give the data's folder with --data-dir")
+            continue
+        if not rows.known:
+            notes.append(f"{task.name}: {rows.origin}, not in the total; give the data's folder with --data-dir")
+        precision = resolve_precision(settings.precision, "cuda" if machine.is_gpu else "cpu")
+        shape = read_shape(settings.model.language_model)
+        plans.append(plan_task(task, settings, rows, shape, precision=precision, on_gpu=machine.is_gpu))
+    if not plans:
+        raise UserError("; ".join(notes))
+    return plans, notes
+
+
+def _find(source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any]) -> list[tuple[Task, Any]]:
+    """Tasks and where their rows are: a raw or prepared task, or None where the data is not here."""
+    from l2g_ray.data.sources.catalogue import find_folder, find_raw
+    from l2g_ray.tasks.catalogue import find_tasks, list_benches
+
+    data_dir = options["data_dir"]
+    bench, names = options["bench"], None
+    if bench and options["tasks"]:
+        names = [name.strip() for name in options["tasks"].split(",") if name.strip()]
+    if source and not Path(source[0]).exists():
+        first, _, name = source[0].partition("/")
+        if len(source) == 1 and name and first in list_benches():
+            bench, names = first, [name]
+    if bench:  # the catalogue plans also what is not here, and fetches nothing
+        tasks = find_tasks(bench, names)
+        found = [find_raw(task, data_dir) if find_folder(task, data_dir) is not None else None for task in tasks]
+        return [(raw.task if raw else task, raw) for task, raw in zip(tasks, found, strict=True)]
+    one = find_source(source, flags, data_dir)
+    return [(one.task, one)]
+
+
+def _rows(task: Task, found: Any, settings: Settings, out: Path) -> Any:
+    from l2g_ray.data.dataset import PreparedTask, open_prepared
+    from l2g_ray.orchestrate.plan_rows import assume_rows, count_rows
+    from l2g_ray.orchestrate.prepared import prepared_folder
+
+    if found is None:
+        return assume_rows(task, settings.data)
+    if not isinstance(found, PreparedTask):
+        folder = prepared_folder(out, task, found, settings.data)
+        if (folder / "task.json").is_file():
+            found = open_prepared(folder)
+    return count_rows(found, settings.data)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def _assumed(machine: Machine, utilisation: float) -> str:
+    return (
+        f"Hours are of one {machine.name if machine.is_gpu else 'CPU core'} at {utilisation:.0%} of its peak, "
+        f"an assumption (--utilisation). {machine.source}."
+    )
+
+
+def _show_plans(
+    plans: list[TaskPlan],
+    notes: list[str],
+    machine: Machine,
+    utilisation: float,
+    price: float | None,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from l2g_ray.orchestrate.machines import read_machines
+    from l2g_ray.orchestrate.plan import Amount, add_amounts
+    from l2g_ray.results.plan_table import render_plan, show_bytes, show_hours
+
+    context = int(read_machines()["context_bytes"]) if machine.is_gpu else 0
+
+    def fits(amount: Amount) -> str:
+        if machine.memory_bytes is None:
+            return ""
+        return "yes" if amount.memory_bytes + context <= machine.memory_bytes else "NO"
+
+    def hours(task: TaskPlan, expected: Amount, most: Amount) -> tuple[float, float]:
+        first, second = (machine.hours(a.flops, task.precision, utilisation) for a in (expected, most))
+        return first, second
+
+    def describe(task: TaskPlan) -> dict[str, Any]:
+        told = task.to_dict()
+        for stage in task.stages:
+            told["stages"][stage.stage] |= {
+                "hours": hours(task, stage.expected, stage.most),
+                "fits": fits(stage.most),
+            }
+        told["total"] |= {
+            "hours": hours(task, task.total("expected"), task.total("most")),
+            "fits": fits(task.total("most")),
+        }
+        return told
+
+    told = [describe(task) for task in plans]
+    known = [task for task in plans if task.rows.known]
+    sums = [t for t in told if t["rows"]["known"]]
+    total: dict[str, Any] = {
+        which: asdict(add_amounts(task.total(which) for task in known)) for which in ("expected", "most")
+    } | {"hours": tuple(sum(t["total"]["hours"][i] for t in sums) for i in (0, 1))}
+    disk_bytes = sum(task.disk_bytes for task in known)
+    if as_json:
+        report = {
+            "device": asdict(machine),
+            "utilisation": utilisation,
+            "price_per_hour": price,
+            "tasks": told,
+            "total": total | {"disk_bytes": disk_bytes},
+            "notes": notes,
+        }
+        click.echo(json.dumps(report, indent=1))
+        return
+    console = _console()
+    for task, one in zip(plans, told, strict=True):
+        rows = task.rows
+        counted = f"{rows.train:,} train, {rows.valid:,} valid, {rows.test:,} test" if rows.known else rows.origin
+        lengths = f"{rows.max_bp:,} bp" if not rows.is_padded else f"{rows.min_bp:,} to {rows.max_bp:,} bp"
+        console.print(render_plan(f"{task.task}: {counted}; {lengths}; {task.precision}", one["stages"], one["total"]))
+    if len(known) > 1:
+        stages = {name: _sum_stage(sums, name) for name in dict.fromkeys(n for t in sums for n in t["stages"])}
+        console.print(render_plan(f"all {len(known)} tasks", stages, total))
+    expected, most = total["hours"]
+    if known:
+        cost = "" if price is None else f", {expected * price:,.2f} to {most * price:,.2f} at {price:g} an hour"
+        console.print(f"hours   {show_hours(expected)} expected, {show_hours(most)} at most{cost}", soft_wrap=True)
+        kept_bytes = disk_bytes - sum(task.total().scratch_bytes for task in known)
+        console.print(
+            f"disk    {show_bytes(kept_bytes)} in the end; {show_bytes(disk_bytes)} at most, with the training states of "
+            "all tasks at once",
+            soft_wrap=True,
+        )
+    console.print(_assumed(machine, utilisation), soft_wrap=True)
+    for note in notes:
+        console.print(f"! {note}", soft_wrap=True)
+
+
+def _sum_stage(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """A stage over all tasks."""
+    from dataclasses import asdict
+
+    from l2g_ray.orchestrate.plan import Amount, add_amounts
+
+    stages = [t["stages"][name] for t in told if name in t["stages"]]
+    summed: dict[str, Any] = {
+        which: asdict(add_amounts(Amount(**s[which]) for s in stages)) for which in ("expected", "most")
+    }
+    fits = "NO" if any(s["fits"] == "NO" for s in stages) else stages[0]["fits"]
+    return summed | {"hours": tuple(sum(s["hours"][i] for s in stages) for i in (0, 1)), "fits": fits}
+
+
+def _show_run(
+    finished: list[FinishedTask], machine: Machine, utilisation: float, price: float | None, as_json: bool
+) -> None:
+    from l2g_ray.orchestrate.spent import sum_stages
+    from l2g_ray.results.plan_table import render_spent, show_seconds
+
+    told = {task.name: _describe_run(task, machine, utilisation) for task in finished}
+    unique = {(one.stage, one.key or task.name): one for task in finished for one in task.trials}
+    seconds = {name: sum(getattr(one, name) or 0.0 for one in unique.values()) for name in ("wall_s", "cpu_s", "gpu_s")}
+    paid_s = seconds["gpu_s"] or seconds["cpu_s"]
+    total = seconds | {"price": None if price is None else paid_s / 3600 * price}
+    if as_json:
+        stages = {name: one.to_dict() for name, one in sum_stages(unique.values()).items()}
+        report = {
+            "device": machine.name,
+            "utilisation": utilisation,
+            "tasks": {
+                task.name: {
+                    "stages": told[task.name],
+                    "trials": [one.to_dict() for one in task.trials],
+                    "why_no_plan": task.why_no_plan,
+                }
+                for task in finished
+            },
+            "stages": stages,
+            "total": total,
+        }
+        click.echo(json.dumps(report, indent=1))
+        return
+    console = _console()
+    for task in finished:
+        console.print(render_spent(task.name, told[task.name]))
+        if task.why_no_plan:
+            console.print(f"! {task.name}: no plan beside it: {task.why_no_plan}", soft_wrap=True)
+    shown = ", ".join(f"{name[:-2]} {show_seconds(value)}" for name, value in seconds.items())
+    cost = (
+        ""
+        if price is None
+        else f"; {total['price']:,.2f} at {price:g} an hour of {'GPU' if seconds['gpu_s'] else 'CPU'}"
+    )
+    console.print(f"took    {shown}{cost} (what tasks share is counted once)", soft_wrap=True)
+    console.print(_assumed(machine, utilisation), soft_wrap=True)
+
+
+def _describe_run(task: FinishedTask, machine: Machine, utilisation: float) -> dict[str, Any]:
+    planned = {} if task.plan is None else {s.stage: s.expected for s in task.plan.stages}
+    names = sorted(task.spent, key=lambda name: list(planned).index(name) if name in planned else -1)
+    rows: dict[str, Any] = {}
+    for name in names:
+        rows[name] = {"spent": task.spent[name].to_dict(), "planned": None}
+        if task.plan is not None and name in planned:
+            amount = planned[name]
+            rows[name]["planned"] = {
+                "epochs": amount.epochs,
+                "steps": amount.steps,
+                "flops": amount.flops,
+                "hours": machine.hours(amount.flops, task.plan.precision, utilisation),
+            }
+    return rows

@@ -1,0 +1,128 @@
+"""`l2g-ray server`: the MLflow tracking server of a team."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+DEFAULT_STORE = "sqlite:///mlflow-server/mlflow.db"
+DEFAULT_ARTIFACTS = "mlflow-server/artifacts"
+with_store = click.option(
+    "--store",
+    default=DEFAULT_STORE,
+    show_default=True,
+    envvar="MLFLOW_BACKEND_STORE_URI",
+    metavar="URI",
+    help="sqlite:///PATH or postgresql://USER@HOST/DATABASE. Or in MLFLOW_BACKEND_STORE_URI.",
+)
+with_artifacts = click.option(
+    "--artifacts",
+    default=DEFAULT_ARTIFACTS,
+    show_default=True,
+    envvar="MLFLOW_ARTIFACTS_DESTINATION",
+    metavar="FOLDER|s3://...",
+    help="Where files are kept; clients need no access to it.",
+)
+
+
+class _StartByDefault(click.Group):
+    """`l2g-ray server --port 5001` is `l2g-ray server start --port 5001`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["start", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_StartByDefault)
+def server() -> None:
+    """The MLflow tracking server of a team: start, health, backup.
+
+    Without a subcommand it starts. docs/server.md has logins, PostgreSQL, object stores and upgrades.
+    """
+
+
+@server.command()
+@with_store
+@with_artifacts
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--allowed-hosts", metavar="A,B", help="Names by which clients call this machine; needed beyond localhost."
+)
+@click.option("--basic-auth", "auth_file", type=click.Path(path_type=Path), metavar="FILE.ini", help="Ask for logins.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes that answer; 1 with SQLite, 4 otherwise.")
+@click.option("--upgrade", is_flag=True, help="Bring the tables of an older MLflow up to date first.")
+def start(
+    store: str,
+    artifacts: str,
+    host: str,
+    port: int,
+    allowed_hosts: str | None,
+    auth_file: Path | None,
+    workers: int | None,
+    upgrade: bool,
+) -> None:
+    """Start the server, and keep it until Ctrl-C.
+
+    \b
+    Examples:
+      l2g-ray server
+      l2g-ray server --host 0.0.0.0 --allowed-hosts mlflow.lab --artifacts s3://bucket/mlflow
+      MLFLOW_BACKEND_STORE_URI=postgresql://mlflow:...@db/mlflow l2g-ray server
+    """
+    from l2g_ray.server.process import serve
+    from l2g_ray.server.settings import ServerSettings, split_hosts
+    from l2g_ray.tracking_store import redact
+
+    if store in sys.argv and redact(store) != store and ":" in store.partition("://")[2].partition("@")[0]:
+        click.echo(
+            "note: a password in --store stands in the list of processes; export MLFLOW_BACKEND_STORE_URI instead",
+            err=True,
+        )
+    settings = ServerSettings(store, _absolute(artifacts), host, port, split_hosts(allowed_hosts), auth_file, workers)
+    if not serve(settings, upgrade, _say):
+        click.echo("error: MLflow ended by itself; its last words stand above", err=True)
+        sys.exit(1)
+    click.echo("MLflow stopped")
+
+
+@server.command()
+@click.argument("url", required=False)
+def health(url: str | None) -> None:
+    """Whether the server at URL answers: exit code 0 if it does, 1 if not.
+
+    URL is that of MLFLOW_TRACKING_URI, else http://127.0.0.1:5000, when not given.
+    """
+    from l2g_ray.server.health import check_health
+
+    well, line = check_health(url or os.environ.get("MLFLOW_TRACKING_URI") or "http://127.0.0.1:5000")
+    click.echo(line)
+    sys.exit(0 if well else 1)
+
+
+@server.command()
+@with_store
+@with_artifacts
+@click.argument("folder", type=click.Path(path_type=Path))
+def backup(folder: Path, **options: Any) -> None:
+    """Copy an SQLite store and its artifacts into the new FOLDER; the server may go on.
+
+    PostgreSQL has pg_dump for this.
+    """
+    from l2g_ray.server.backup import back_up
+
+    size, files = back_up(options["store"], _absolute(options["artifacts"]), folder)
+    click.echo(f"{folder}: mlflow.db ({size / 1e6:.1f} MB) and {files} artifact file{'' if files == 1 else 's'}")
+
+
+def _absolute(artifacts: str) -> str:
+    return artifacts if "://" in artifacts else os.path.abspath(artifacts)
+
+
+def _say(line: str) -> None:
+    click.echo(line)

@@ -1,0 +1,376 @@
+"""What a run will take, before anything starts: trials, epochs, steps, tokens, operations, memory and disk by stage.
+
+Two figures stand for what only the run itself finds out. `expected` is the mean over the candidate backbones, layers
+that train and batch sizes, with the middle kernel size in every layer, and with ASHA stopping trials as its rule does
+on random scores. `most` takes the costliest of all of them, and lets every trial run to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from l2g_ray.config import OptimSettings, Settings
+from l2g_ray.data.batches import InMemorySource, count_batches
+from l2g_ray.models.backbones import default_architecture
+from l2g_ray.models.embedder import Embedder, EmbedderConfig, EmbedderNet
+from l2g_ray.models.mixed_conv import OperationSet
+from l2g_ray.orchestrate.halving import expected_epochs
+from l2g_ray.orchestrate.plan_flops import (
+    Counted,
+    LanguageModelShape,
+    count_head,
+    count_language_model,
+    count_net,
+    measure_shape,
+)
+from l2g_ray.orchestrate.plan_rows import Rows
+from l2g_ray.stages.align import group_size
+from l2g_ray.stages.common import Reference, TaskData, make_embedder_config
+from l2g_ray.stages.evaluate import average_strands
+from l2g_ray.stages.search import batches_per_epoch
+from l2g_ray.tasks.schema import Task
+
+STAGES = (
+    "reference",
+    "select",
+    "search",
+    "rival",
+    "warmup",
+    "align",
+    "embedder_only",
+    "trials",
+    "refit",
+    "evaluate",
+)
+_LAYERS_BY_COST = ("all", "top_half", "norms", "none")
+# Measured on prepared benchmarks: a base in a shard (zstd), and what else a row has.
+_SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a stage takes, over all its trials. `tokens` go through the language model, forward or forward and
+    backward. `memory_bytes` is of one trial; `disk_bytes` stays, `scratch_bytes` is gone when the stage ends."""
+
+    trials: int = 0
+    epochs: float = 0.0
+    steps: float = 0.0
+    tokens: float = 0.0
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+    disk_bytes: float = 0.0
+    scratch_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: what is expected, and what it can be at most."""
+
+    stage: str
+    expected: Amount
+    most: Amount
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task. `prepared_bytes`: its shards. `output_bytes`: models and predictions in the run's folder and in MLflow."""
+
+    task: str
+    rows: Rows
+    precision: str
+    stages: tuple[StagePlan, ...]
+    prepared_bytes: float
+    output_bytes: float
+
+    def total(self, which: str = "most") -> Amount:
+        """Sums over stages; memory and scratch are the largest of any stage."""
+        return add_amounts(getattr(stage, which) for stage in self.stages)
+
+    @property
+    def disk_bytes(self) -> float:
+        """All that the task needs on disk at the worst moment."""
+        total = self.total()
+        return self.prepared_bytes + self.output_bytes + total.disk_bytes + total.scratch_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return {
+            "task": self.task,
+            "rows": asdict(self.rows),
+            "precision": self.precision,
+            "stages": {s.stage: {"expected": asdict(s.expected), "most": asdict(s.most)} for s in self.stages},
+            "total": {which: asdict(self.total(which)) for which in ("expected", "most")},
+            "prepared_bytes": self.prepared_bytes,
+            "output_bytes": self.output_bytes,
+            "disk_bytes": self.disk_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finished run has found: its backbone and architecture stand in for the candidates."""
+
+    backbone: str
+    architecture: tuple[tuple[int, int], ...]
+
+
+def add_amounts(amounts: Iterable[Amount]) -> Amount:
+    """Sums; of memory and scratch the largest."""
+    every = list(amounts)
+    largest = {"memory_bytes", "scratch_bytes"}
+    return Amount(
+        **{
+            f.name: (max if f.name in largest else sum)([getattr(a, f.name) for a in every] or [0])
+            for f in fields(Amount)
+        }
+    )
+
+
+def plan_task(
+    task: Task,
+    settings: Settings,
+    rows: Rows,
+    shape: LanguageModelShape,
+    *,
+    precision: str = "fp32",
+    on_gpu: bool = True,
+    found: Found | None = None,
+) -> TaskPlan:
+    """The plan of one task.
+
+    Parameters
+    ----------
+    rows : counted or assumed. shape : of the language model. precision : 'fp32' or 'bf16', as the run will train.
+    found : of a finished run, whose plan has no candidates left.
+    """
+    sizer = _Sizer(task, settings, rows, shape, precision, on_gpu)
+    likely = [sizer.amounts(v) for v in _variants(settings, found, costliest=False)]
+    costly = [sizer.amounts(v) for v in _variants(settings, found, costliest=True)]
+    stages = tuple(
+        StagePlan(name, _mean([a[name] for a in likely]), _largest([a[name] for a in costly]))
+        for name in STAGES
+        if likely[0][name].trials
+    )
+    bases = (rows.train + rows.valid + rows.test) * rows.mean_bp
+    shards = bases * _SHARD_BYTES_A_BASE + (rows.train + rows.valid + rows.test) * _SHARD_BYTES_A_ROW
+    models = max(sizer.model_bytes(v) for v in _variants(settings, found, costliest=True))
+    predictions = next((s.most.disk_bytes for s in stages if s.stage == "evaluate"), 0.0)
+    return TaskPlan(task.name, rows, precision, stages, shards, 2 * (models + predictions))
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One way in which the run may go."""
+
+    backbone: str
+    architecture: tuple[tuple[int, int], ...]
+    train_layers: str
+    batch_size: int
+    trial_epochs: float
+
+
+def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[_Variant]:
+    search, stage = settings.search, settings.finetune
+    kernels = sorted(search.kernel_sizes)
+    kernel = kernels[-1] if costliest else kernels[len(kernels) // 2]
+    shapes: dict[str, tuple[tuple[int, int], ...]] = {}
+    for backbone in settings.select.backbones:
+        pairs = default_architecture(backbone)
+        shapes[backbone] = tuple((kernel, 1) for _ in pairs) if search.enabled else tuple(pairs)
+    if found is not None:
+        shapes = {found.backbone: found.architecture}
+    layers: Iterable[str] = dict.fromkeys(stage.train_layers)
+    sizes: Iterable[int] = dict.fromkeys(stage.batch_size)
+    epochs = float(stage.trials * stage.epochs)
+    if costliest:
+        layers, sizes = [min(layers, key=_LAYERS_BY_COST.index)], [min(sizes)]
+    else:
+        epochs = expected_epochs(
+            stage.trials, stage.epochs, stage.grace_epochs, stage.reduction_factor, stage.parallel_trials
+        )
+    return [_Variant(b, a, which, size, epochs) for b, a in shapes.items() for which in layers for size in sizes]
+
+
+def _mean(amounts: list[Amount]) -> Amount:
+    names = [f.name for f in fields(Amount) if f.name != "trials"]
+    return replace(amounts[0], **{n: sum(getattr(a, n) for a in amounts) / len(amounts) for n in names})
+
+
+def _largest(amounts: list[Amount]) -> Amount:
+    return Amount(**{f.name: max(getattr(a, f.name) for a in amounts) for f in fields(Amount)})
+
+
+class _Sizer:
+    """Amounts of every stage, for one variant at a time."""
+
+    def __init__(
+        self, task: Task, settings: Settings, rows: Rows, shape: LanguageModelShape, precision: str, on_gpu: bool
+    ) -> None:
+        self.task, self.settings, self.rows, self.shape = task, settings, rows, shape
+        self.precision, self.on_gpu = precision, on_gpu
+        self.width, max_tokens = measure_shape(shape)
+        none = torch.empty(0)
+        self.reference = Reference(self.width, max_tokens, 1e-12, none, none, none)
+        empty = InMemorySource(pa.table({"sequence": [], "label": []}))  # the config of an embedder asks for no rows
+        self.data = TaskData(task, empty, empty, rows.max_bp, not rows.is_padded, none, none)
+
+    def amounts(self, v: _Variant) -> dict[str, Amount]:
+        """All stages; a stage that does not run has no trials."""
+        amounts = dict.fromkeys(STAGES, Amount()) | {"reference": self._reference(), "select": self._select()}
+        s, search = self.settings, self.settings.search
+        net = self._net(v.backbone, v.architecture, s.align.dropout)
+        if search.enabled:
+            amounts["search"] = self._search(v.backbone)
+            if search.rivals:
+                n_layers = len(v.architecture)
+                nets = [net] + [self._net(v.backbone, ((k, d),) * n_layers, 0.0) for k, d in search.rivals]
+                amounts["rival"] = add_amounts(
+                    self._train(one, s.select.optim, 1, search.rival_epochs, s.select.batch_size) for one in nets
+                )
+        align, group = s.align, group_size(s.align)
+        shared = align.task_only_epochs if 0 < align.task_only_epochs < align.epochs else 0
+        if shared:
+            warm = self._train(net, align.optim, s.seeds, s.seeds * shared, align.batch_size, group)
+            kept = net.model_bytes + net.optimizer_bytes(align.optim.optimizer, align.optim.momentum)
+            amounts["warmup"] = replace(warm, disk_bytes=float(s.seeds * kept))
+        jobs = len(align.alphas) + s.seeds - 1
+        one = self._train(net, align.optim, jobs, jobs * (align.epochs - shared), align.batch_size, group)
+        amounts["align"] = replace(one, disk_bytes=float(jobs * net.model_bytes))
+        alone = s.embedder_only
+        net_alone = self._net(v.backbone, v.architecture, alone.dropout)
+        one = self._train(net_alone, alone.optim, s.seeds, s.seeds * alone.epochs, alone.batch_size)
+        amounts["embedder_only"] = replace(one, disk_bytes=float(s.seeds * net.model_bytes))
+        return amounts | self._language_model_stages(v, net)
+
+    def model_bytes(self, v: _Variant) -> float:
+        """Weights of the L2G model and of the embedder alone."""
+        return self._whole(v).model_bytes + self._net(v.backbone, v.architecture, 0.0).model_bytes
+
+    def _reference(self) -> Amount:
+        # The embedding layer looks tokens up: no product, nothing for the encoder.
+        return Amount(trials=1, disk_bytes=4.0 * self.width * (9 * self.settings.align.per_class + 2))
+
+    def _select(self) -> Amount:
+        stage = self.settings.select
+        nets = [self._net(b, tuple(default_architecture(b)), stage.dropout) for b in stage.backbones]
+        return add_amounts(self._train(net, stage.optim, 1, stage.epochs, stage.batch_size) for net in nets)
+
+    def _search(self, backbone: str) -> Amount:
+        stage = self.settings.search
+        operations = OperationSet(tuple(stage.kernel_sizes), tuple(stage.dilations))
+        net = count_net(
+            self._config(backbone, (), 0.0),
+            self._length(),
+            operations=operations,
+            separable=stage.separable,
+            masked=self.rows.is_padded,
+            precision=self.precision,
+        )
+        batches = batches_per_epoch(stage, self.rows.train)
+        seen = min(self.rows.train, batches * stage.batch_size)
+        optim = OptimSettings(optimizer="sgd", momentum=stage.momentum)
+        return self._train(net, optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
+
+    def _language_model_stages(self, v: _Variant, net: Counted) -> dict[str, Amount]:
+        s, stage = self.settings, self.settings.finetune
+        whole, tokens = self._whole(v), self._n_tokens(v)
+        largest = max(stage.batch_size)
+
+        def train(jobs: int, epochs: float) -> Amount:
+            amount = self._train(whole, stage.optim, jobs, epochs, v.batch_size, memory_rows=largest)
+            return replace(amount, tokens=epochs * (self.rows.train + self.rows.valid) * tokens)
+
+        trials = train(stage.trials, v.trial_epochs)
+        refit = train(s.seeds, float(s.seeds * stage.epochs))
+        both = average_strands(s, self.task)
+        passes = (3 if both else 1) * s.seeds
+        n_values = self.task.n_outputs * (2 if both else 1)
+        evaluate = Amount(
+            trials=1,
+            tokens=float(passes * self.rows.test * tokens),
+            flops=passes * self.rows.test * (whole.forward_flops + net.forward_flops),
+            memory_bytes=float(whole.model_bytes),
+            disk_bytes=2.0 * s.seeds * self.rows.test * (12 + 4 * n_values),
+        )
+        return {
+            "trials": trials,
+            "refit": replace(refit, disk_bytes=float(s.seeds * whole.model_bytes)),
+            "evaluate": evaluate,
+        }
+
+    def _train(
+        self,
+        model: Counted,
+        optim: OptimSettings,
+        jobs: int,
+        epochs: float,
+        batch_size: int,
+        group: int = 1,
+        *,
+        n_rows: int | None = None,
+        memory_rows: int | None = None,
+    ) -> Amount:
+        """`epochs` of all jobs together; `group` batches make a step and are in memory at once (spec 5.3)."""
+        n_rows = self.rows.train if n_rows is None else n_rows
+        batches = count_batches(n_rows, batch_size, drop_last=True)
+        flops = n_rows * model.train_flops + batches * model.fixed_flops + self.rows.valid * model.forward_flops
+        in_memory = min(n_rows, group * (memory_rows or batch_size))
+        state = 2 * model.model_bytes + model.optimizer_bytes(optim.optimizer, optim.momentum)
+        return Amount(
+            trials=jobs,
+            epochs=epochs,
+            steps=epochs * -(-batches // group),
+            flops=epochs * flops,
+            # Batches pad to their longest row, and memory is for the longest batch.
+            memory_bytes=model.training_bytes(
+                in_memory * self.rows.max_bp / self._length(), optim.optimizer, optim.momentum
+            ),
+            scratch_bytes=float(jobs * state),
+        )
+
+    def _config(self, backbone: str, pairs: tuple[tuple[int, int], ...], dropout: float) -> EmbedderConfig:
+        return make_embedder_config(self.settings, self.data, self.reference, backbone, pairs, dropout)
+
+    def _length(self) -> int:
+        return max(1, round(self.rows.mean_bp))
+
+    def _net(self, backbone: str, pairs: tuple[tuple[int, int], ...], dropout: float) -> Counted:
+        return count_net(
+            self._config(backbone, pairs, dropout),
+            self._length(),
+            masked=self.rows.is_padded,
+            precision=self.precision,
+        )
+
+    def _whole(self, v: _Variant) -> Counted:
+        model = self.settings.model
+        net = self._net(v.backbone, v.architecture, 0.0)
+        if model.combine != "skip":  # Predictor 1 does not train; that it does not run either saves next to nothing
+            net = replace(net, trainable=net.trainable - self._predictor_weights(v))
+        encoder = count_language_model(
+            self.shape,
+            self._n_tokens(v),
+            v.train_layers,
+            positions=model.positions,
+            layers=model.language_model_layers,
+            masked=self.rows.is_padded,
+            precision=self.precision,
+            on_gpu=self.on_gpu,
+        )
+        return net + encoder + count_head(self.width, self.task.n_outputs)
+
+    def _predictor_weights(self, v: _Variant) -> int:
+        with torch.device("meta"):
+            net = EmbedderNet(self._config(v.backbone, v.architecture, 0.0))
+        return sum(p.numel() for p in net.predictor.parameters())
+
+    def _n_tokens(self, v: _Variant) -> int:
+        """Tokens of a row of mean length."""
+        with torch.device("meta"):
+            embedder = Embedder(self._config(v.backbone, v.architecture, 0.0))
+        return max(1, -(-embedder.backbone.out_length(self._length()) // embedder.stride))

@@ -1,0 +1,18 @@
+"""Where a run keeps its prepared data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from l2g_ray.config import DataSettings
+from l2g_ray.data.raw import RawTask
+from l2g_ray.orchestrate.environment import hash_content
+from l2g_ray.storage import as_location
+from l2g_ray.tasks.schema import Task
+
+
+def prepared_folder(out: Path, task: Task, source: RawTask, settings: DataSettings) -> Path:
+    """A folder a source, options and data settings, so that a run with others cannot pull the shards from under this one."""
+    files = {name: str(as_location(f).absolute()) for name, f in source.files.items()}
+    mark = hash_content([files, source.options.model_dump(mode="json"), settings.model_dump(mode="json")])[:8]
+    return out / "prepared" / task.bench / f"{task.name}-{mark}"

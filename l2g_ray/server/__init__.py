@@ -1,0 +1,1 @@
+"""The MLflow tracking server of a team: its store made ready, its processes started and stopped, health, back-up."""
