@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 FILES = ["cluster.yaml", "cluster.local.yaml"]
 # Nobody's addresses: RFC 5737 keeps them for documentation.
 DOCUMENTATION = re.compile(r"^(192\.0\.2|198\.51\.100|203\.0\.113)\.\d+")
-SECRET = re.compile(r"(AKIA|ASIA)[0-9A-Z]{16}|-----BEGIN|(password|secret|token)\s*[:=]\s*['\"]?[A-Za-z0-9+/]{12}", re.I)
+SECRET = re.compile(
+    r"(AKIA|ASIA)[0-9A-Z]{16}|-----BEGIN|(password|secret|token)\s*[:=]\s*['\"]?[A-Za-z0-9+/]{12}", re.I
+)
 
 
 def load(name: str) -> dict[str, Any]:
