@@ -109,7 +109,7 @@ def test_unknown_task(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_neither_a_folder_nor_a_task(try_run: Cli) -> None:
-    refuse(try_run(folder="nowhere"), "'nowhere' is neither a folder nor BENCH/TASK", "l2g-ray tasks")
+    refuse(try_run(folder="nowhere"), "'nowhere' is neither a file or folder nor BENCH/TASK", "l2g-ray tasks")
     refuse(try_run(folder="demo/splice"), "unknown task 'splice' in bench 'demo'", "splice_junction")
 
 
@@ -211,7 +211,7 @@ def test_a_bad_name(try_run: Cli) -> None:
 
 
 def test_data_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
-    refuse(cli("suite", "--bench", "nt", "--tasks", "H3"), "task 'H3' of bench 'nt'", "--data-dir")
+    refuse(cli("suite", "--bench", "nt", "--tasks", "H3"), "task 'H3'", "the hub cannot be reached", "--data-dir")
     refuse(cli("suite", "--bench", "nt", "--tasks", "H3", "--data-dir", tmp_path), "looked in", str(tmp_path))
 
 

@@ -31,10 +31,12 @@ def scratch_folder(out: Location) -> Iterator[Path]:
     Raises UserError for a place that cannot be written, a full disk among them.
     """
     scratch: Path | None = None
+    made: list[Path] = []
     try:
         if out.is_remote:
             scratch = Path(tempfile.mkdtemp(prefix="l2g-ray-"))
         else:
+            made = [path for path in out.local.absolute().parents if not path.exists()]
             out.local.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{out.local.name}-", dir=out.local.parent))
         yield scratch
@@ -47,6 +49,10 @@ def scratch_folder(out: Location) -> Iterator[Path]:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+        # Folders that were made for an output that never came; `rmdir` leaves those that hold something.
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 def write_prepared(
