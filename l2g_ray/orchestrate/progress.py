@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -24,7 +24,22 @@ class _TaskView:
     result: str = ""
 
 
-class Progress:
+class _Shown:
+    """A context that shows its `live` view, where the console is a terminal."""
+
+    live: Live | None
+
+    def __enter__(self) -> Self:
+        if self.live is not None:
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self.live is not None:
+            self.live.__exit__(*exc)
+
+
+class Progress(_Shown):
     """Shows events of the board. Use as a context manager; `update` takes events, `finish` a task's last word."""
 
     def __init__(self, console: Console, tasks: list[str], title: str) -> None:
@@ -35,15 +50,6 @@ class Progress:
         self.live = (
             Live(console=console, refresh_per_second=4, get_renderable=self.render) if console.is_terminal else None
         )
-
-    def __enter__(self) -> Progress:
-        if self.live is not None:
-            self.live.__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        if self.live is not None:
-            self.live.__exit__(*exc)
 
     def update(self, event: dict[str, Any]) -> None:
         """Take one event of the board."""
@@ -120,7 +126,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
 
 
-class ReadingProgress:
+class ReadingProgress(_Shown):
     """How far the reading of a source is: a moving line on a terminal, else a plain line every few seconds."""
 
     EVERY_S = 5.0
@@ -134,15 +140,6 @@ class ReadingProgress:
             if console.is_terminal
             else None
         )
-
-    def __enter__(self) -> ReadingProgress:
-        if self.live is not None:
-            self.live.__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        if self.live is not None:
-            self.live.__exit__(*exc)
 
     def advance(self, doing: str, rows: int) -> None:
         """So many more rows are through; a new `doing` begins to count anew."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +140,15 @@ def write_check_page(folder: Path, check_by_name: Mapping[str, Mapping[str, Any]
 
     text = json.dumps(check_by_name, indent=1, allow_nan=False)
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("l2g_ray", "results"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     # Drawn by us, with its texts escaped by matplotlib.
     environment.globals |= {"draw": lambda svg: Markup(svg)}
-    template = environment.from_string((resources.files("l2g_ray.results") / "check_template.html").read_text("utf-8"))
+    template = environment.get_template("check_template.html")
     sections = [_make_section(name, check, i) for i, (name, check) in enumerate(check_by_name.items())]
     page = template.render(sections=sections)
     write_atomically(Path(folder) / "check.json", text + "\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +87,11 @@ def write_report(run_folder: Path, board: Mapping[str, Any], details: Sequence[T
     figures.save(overview.figure, Path(run_folder) / "figures" / overview.name)
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("l2g_ray", "results"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals |= {
         "number": format_number,
@@ -100,7 +103,7 @@ def write_report(run_folder: Path, board: Mapping[str, Any], details: Sequence[T
         # Drawn by us, with its texts escaped by matplotlib.
         "draw": lambda picture: Markup(picture.svg),
     }
-    template = environment.from_string((resources.files("l2g_ray.results") / "report_template.html").read_text("utf-8"))
+    template = environment.get_template("report_template.html")
     page = template.render(
         board=plain, overview=overview, sections=sections, reproduce=_read_reproduce(run_folder, plain)
     )
