@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import Cli, Said
 from runs import Sources, execute
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -92,3 +93,20 @@ def suite_of_three(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -
     log = execute([sys.executable, str(script), *map(str, folders)])
     (out / "log.txt").write_text(log)
     return out
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process."""
+    from l2g_ray.cli.main import run
+
+    def call(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["l2g-ray", *map(str, arguments)])
+        code = 0
+        try:
+            run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Said(code, *capsys.readouterr())
+
+    return call

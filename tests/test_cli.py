@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,44 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from commands import Cli, Said
 from toys import make_task, plant, tiny_config, tiny_reference, tiny_settings, toy_data
 
 from l2g_ray import predict
-from l2g_ray.cli.main import run
 from l2g_ray.config import resolve
 from l2g_ray.models.l2g import save_model
 from l2g_ray.predict import load_predictor, write_task_file
 from l2g_ray.stages.common import build_net
 from l2g_ray.stages.finetune import build_model
 from l2g_ray.tasks.schema import Task
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a command ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Said]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line in this process."""
-
-    def call(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["l2g-ray", *map(str, arguments)])
-        code = 0
-        try:
-            run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Said(code, *capsys.readouterr())
-
-    return call
 
 
 def refuse(said: Said, *parts: str) -> None:

@@ -10,17 +10,16 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import Cli
 from servers import Served, free_port, postgres, serving, start_server
 
-from l2g_ray.cli.main import run
 from l2g_ray.cli.server import server as server_command
 from l2g_ray.errors import UserError
 from l2g_ray.server.settings import ServerSettings, split_hosts
@@ -30,21 +29,6 @@ from l2g_ray.tracking_store import redact, refuse_file_store
 
 PASSWORD = "pa@ss/w%rd"  # all that an address has to encode
 ROOT = Path(__file__).parents[1]
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["l2g-ray", *map(str, arguments)])
-        code = 0
-        try:
-            run()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(autouse=True)
