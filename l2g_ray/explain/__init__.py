@@ -1,0 +1,1 @@
+"""What a trained model has learned: attributions, motifs and their names."""
