@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from l2g_ray.cli.source import find_source, with_source_flags
-from l2g_ray.errors import UserError
 
 COMMON = [
     click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper."),
@@ -99,7 +98,6 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: s
 
     from l2g_ray.config import parse_assignments
     from l2g_ray.orchestrate.suite import SuiteRequest, run_suite
-    from l2g_ray.tasks.schema import NAME_PATTERN
 
     assignments = parse_assignments(options["assignments"])
     if options["language_model"] is not None:
@@ -108,11 +106,8 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: s
         assignments["data.keep_duplicates"] = True
     if options["seeds"] is not None:
         assignments["seeds"] = options["seeds"]
-    name = options["name"] or default_name
-    if not NAME_PATTERN.fullmatch(name):
-        raise UserError(f"--name {name}: only letters, digits, '.', '_' and '-', beginning with a letter or digit")
     request = SuiteRequest(
-        name=name,
+        name=options["name"] or default_name,
         bench=bench,
         tasks=chosen,
         sources=sources,

@@ -53,7 +53,7 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
     def emit(event: dict[str, Any]) -> None:
         pending.append(board.put.remote(event))
 
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     held = hold(prepared, settings.data, spec["tasks_at_once"])
     place = Place(spec["task"], store, common, slots, emit, scratch, held)
     try:

@@ -8,7 +8,6 @@ makes it final.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.locks import hold_file, try_file
 
 # Raise a stage's number when a change of its code changes its results.
 STAGE_VERSIONS = {
@@ -34,6 +34,9 @@ STAGE_VERSIONS = {
     "refit": 1,
     "evaluate": 1,
 }
+
+# A trial that was told to stop lets its lock go within moments.
+DISCARD_WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,7 @@ class Store:
     @contextlib.contextmanager
     def locked(self, stage: str, key: str) -> Iterator[None]:
         """Only one process at a time makes a result; others wait and then find it. The lock dies with its process."""
-        (self.root / stage).mkdir(parents=True, exist_ok=True)
-        with (self.root / stage / f"{key}.lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with hold_file(self.root / stage / f"{key}.lock"):
             yield
 
     def commit(self, stage: str, key: str, values: dict[str, Any]) -> StageResult:
@@ -103,7 +104,10 @@ class Store:
         return found
 
     def discard_work(self, stage: str, keys: list[str]) -> None:
-        """Remove the work folders of trials that are not needed any more."""
+        """Remove the work folders of trials that are not needed any more, but those that another suite works in."""
         for key in keys:
-            shutil.rmtree(self.root / stage / f"{key}.work", ignore_errors=True)
-            (self.root / stage / f"{key}.lock").unlink(missing_ok=True)
+            work = self.root / stage / f"{key}.work"
+            if work.exists():
+                with try_file(self.root / stage / f"{key}.lock", DISCARD_WAIT_S) as ours:
+                    if ours:
+                        shutil.rmtree(work, ignore_errors=True)

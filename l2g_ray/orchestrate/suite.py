@@ -27,6 +27,7 @@ from l2g_ray.models.language_model import locate
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
+from l2g_ray.orchestrate.locks import hold_file, hold_suite
 from l2g_ray.orchestrate.outcome import assemble_row, task_details, write_task_folder
 from l2g_ray.orchestrate.prepared import prepared_folder
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress
@@ -34,7 +35,7 @@ from l2g_ray.orchestrate.record import Recorder
 from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
-from l2g_ray.tasks.schema import Task
+from l2g_ray.tasks.schema import NAME_PATTERN, Task
 from l2g_ray.tracking_store import refuse_file_store, resolve_uri
 
 POLL_S = 0.3
@@ -79,18 +80,26 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
     Raises UserError for anything that can be known before training starts.
     """
     begun = time.monotonic()
+    check_name(request.name)
     settings = {task.name: resolve(request.preset, task.overrides, request.assignments) for task in request.tasks}
     for name in dict.fromkeys(s.model.language_model for s in settings.values()):
         locate(name)
     folder = request.out / request.name
     _check_writable(folder)
-    prepared = {task.name: _prepare(request, task, settings[task.name], console) for task in request.tasks}
-    key = _suite_key(request, settings, prepared)
-    finished = _finished_board(folder, key)
-    if finished is not None:
-        meta = json.loads((folder / SUITE_FILE).read_text())
-        return SuiteResult(finished, folder, meta["tracking_uri"], False, time.monotonic() - begun)
-    return _Run(request, settings, prepared, folder, key, console, begun).run()
+    with hold_suite(request.out, request.name, lambda text: console.print(escape(text), soft_wrap=True)):
+        prepared = {task.name: _prepare(request, task, settings[task.name], console) for task in request.tasks}
+        key = _suite_key(request, settings, prepared)
+        finished = _finished_board(folder, key)
+        if finished is not None:
+            meta = json.loads((folder / SUITE_FILE).read_text())
+            return SuiteResult(finished, folder, meta["tracking_uri"], False, time.monotonic() - begun)
+        return _Run(request, settings, prepared, folder, key, console, begun).run()
+
+
+def check_name(name: str) -> None:
+    """Refuse a run's name that is no plain name of a folder, so that no run leaves its --out. Raises UserError."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise UserError(f"--name {name}: only letters, digits, '.', '_' and '-', beginning with a letter or digit")
 
 
 def _prepare(request: SuiteRequest, task: Task, settings: Settings, console: Console) -> PreparedTask:
@@ -98,7 +107,8 @@ def _prepare(request: SuiteRequest, task: Task, settings: Settings, console: Con
     if isinstance(source, PreparedTask):
         return source
     folder = prepared_folder(request.out, task, source, settings.data)
-    with ReadingProgress(console, task.name) as progress:
+    # Suites of other names may prepare the same task: one does, the others find it.
+    with hold_file(folder.with_name(f".{folder.name}.lock")), ReadingProgress(console, task.name) as progress:
         return prepare(replace(source, task=task), folder, settings.data, progress=progress.advance)
 
 
@@ -150,7 +160,8 @@ class _Run:
     ) -> None:
         self.request, self.settings, self.prepared = request, settings, prepared
         self.folder, self.key, self.console, self.begun = folder, key, console, begun
-        # Tune's own files, a folder a process: two suites with the same task must not share it.
+        # Tune's own files, a folder a process. Ray pickles its state there: nobody else may write it, and nothing that
+        # was there before is read.
         self.scratch = (request.out / "tune" / f"{request.name}-{uuid.uuid4().hex[:8]}").resolve()
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.rows: dict[str, dict[str, Any]] = {}
@@ -198,6 +209,14 @@ class _Run:
     def _say(self, sentence: str) -> None:
         self.console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False, soft_wrap=True)
 
+    def _make_scratch(self) -> None:
+        tune = self.scratch.parent
+        tune.mkdir(parents=True, exist_ok=True)
+        # What a killed driver of this suite left; the suite's lock says that none is alive.
+        for stale in tune.glob(f"{self.request.name}-{'[0-9a-f]' * 8}"):
+            shutil.rmtree(stale, ignore_errors=True)
+        self.scratch.mkdir(mode=0o700)
+
     def _slots(self, ray: Any) -> Slots:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self.request.gpus_per_trial
@@ -211,7 +230,7 @@ class _Run:
 
         board = ray.remote(num_cpus=0)(Board).remote()
         remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(run_task)
-        self.scratch.mkdir(parents=True, exist_ok=True)
+        self._make_scratch()
         common: dict[str, Any] = {
             "scratch": str(self.scratch),
             "out": str(self.request.out.resolve()),
