@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 import torch
 
 from l2g_ray.data.checks import clean_sequences
 from l2g_ray.data.readers import iter_tables
+from l2g_ray.data.table_writer import TableWriter
 from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import load_model
 from l2g_ray.sequence import encode, reverse_complement
@@ -61,6 +58,17 @@ class Predictor:
         Sequences are cleaned as for training. Raises UserError for an empty or too long sequence, or a letter that is
         no nucleotide; it names `where` they come from and the row, counted from `first_row`.
         """
+        clean = self.clean(sequences, where, first_row)
+        outputs = []
+        for start in range(0, len(clean), self.batch_size):
+            codes, lengths = encode(clean.slice(start, self.batch_size))
+            outputs.append(self._forward(torch.from_numpy(codes), torch.from_numpy(lengths)))
+        return np.concatenate(outputs) if outputs else np.empty((0, self.task.n_outputs), np.float32)
+
+    def clean(
+        self, sequences: pa.Array | pa.ChunkedArray, where: str | Path = "the input", first_row: int = 1
+    ) -> pa.ChunkedArray:
+        """The sequences as they were cleaned for training. Raises as `predict_array`."""
         clean = clean_sequences(sequences, where, sys.maxsize, first_row)
         lengths_bp = pc.binary_length(clean).to_numpy()
         too_long = np.flatnonzero(lengths_bp > self.length_bp)
@@ -69,11 +77,7 @@ class Predictor:
                 f"{where}, row {first_row + too_long[0]}: the sequence is {lengths_bp[too_long[0]]:,} bp long, this model "
                 f"reads up to {self.length_bp:,} bp; cut it, or train on longer ones"
             )
-        outputs = []
-        for start in range(0, len(clean), self.batch_size):
-            codes, lengths = encode(clean.slice(start, self.batch_size))
-            outputs.append(self._forward(torch.from_numpy(codes), torch.from_numpy(lengths)))
-        return np.concatenate(outputs) if outputs else np.empty((0, self.task.n_outputs), np.float32)
+        return clean
 
     def _forward(self, codes: torch.Tensor, lengths: torch.Tensor) -> np.ndarray:
         with torch.inference_mode():
@@ -139,22 +143,12 @@ def predict_file(
 
     The output has `id` and the prediction columns; it appears only when complete.
     """
-    writers = {".csv": _write_csv, ".tsv": _write_csv, ".parquet": _write_parquet}
-    if target.suffix not in writers:
-        raise UserError(f"{target}: the output must end in .csv, .tsv or .parquet")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        rows = writers[target.suffix](
-            temporary, _predicted(predictor, source, sequence_column, progress), target.suffix
-        )
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(
-            f"{target}: cannot be written ({error.strerror or error}); choose a folder you may write to"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return rows
+    with TableWriter(target) as writer:
+        for table in _predicted(predictor, source, sequence_column, progress):
+            writer.write(table)
+        if not writer.rows:
+            raise UserError("the input has no sequences; give a file with at least one")
+    return writer.rows
 
 
 def _predicted(
@@ -167,29 +161,3 @@ def _predicted(
         done += len(table)
         progress(done)
         yield pa.table({"id": table["id"], **prediction_columns(predictor.task, outputs)})
-
-
-def _write_parquet(path: Path, tables: Iterator[pa.Table], suffix: str) -> int:
-    return _write(tables, lambda schema: pq.ParquetWriter(str(path), schema, compression="zstd"))
-
-
-def _write_csv(path: Path, tables: Iterator[pa.Table], suffix: str) -> int:
-    options = pyarrow.csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",")
-    return _write(tables, lambda schema: pyarrow.csv.CSVWriter(str(path), schema, write_options=options))
-
-
-def _write(tables: Iterator[pa.Table], opened: Callable[[pa.Schema], Any]) -> int:
-    writer: Any = None
-    rows = 0
-    try:
-        for table in tables:
-            if writer is None:
-                writer = opened(table.schema)
-            writer.write_table(table)
-            rows += len(table)
-    finally:
-        if writer is not None:
-            writer.close()
-    if not rows:
-        raise UserError("the input has no sequences; give a file with at least one")
-    return rows

@@ -1,0 +1,34 @@
+"""A model's folder without training: random weights, known task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from toys import make_task
+
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.l2g import save_model
+from l2g_ray.predict import write_task_file
+from l2g_ray.tasks.schema import Task
+
+LENGTH_BP = 40
+
+
+def make_net(n_outputs: int, length_bp: int = LENGTH_BP, seed: int = 0) -> EmbedderNet:
+    """A small embedder whose outputs depend on every base: large random weights in the predictor."""
+    torch.manual_seed(seed)
+    config = EmbedderConfig("resnet", (8, 8, 8), length_bp, 16, 64, n_outputs, target_tokens=8)
+    net = EmbedderNet(config)
+    with torch.no_grad():
+        net.predictor.linear.weight.normal_(0, 1)
+    return net.eval()
+
+
+def write_model(folder: Path, task: Task | None = None, strand_averaged: bool = True) -> Path:
+    """A task's folder with `model/`, as a run leaves it."""
+    task = task or make_task()
+    (folder / "model").mkdir(parents=True)
+    save_model(make_net(task.n_outputs), folder / "model")
+    write_task_file(folder / "model", task, strand_averaged, LENGTH_BP)
+    return folder
