@@ -18,7 +18,7 @@ from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.table_writer import SUFFIXES, TableWriter
 from l2g_ray.data.vcf import COLUMNS, VcfHeader, VcfRow, open_vcf
 from l2g_ray.errors import UserError, nearest
-from l2g_ray.explain.scores import Scores, score_names, score_sequences
+from l2g_ray.explain.scores import Scores, score_sequences, scored_outputs
 from l2g_ray.explain.variants import Allele, Policy, Tally, Windows
 from l2g_ray.predict import Predictor
 from l2g_ray.tasks.schema import Task
@@ -115,7 +115,7 @@ def score_pairs(
 def tabulate_alleles(predictor: Predictor, alleles: list[Allele], both_strands: bool) -> pa.Table:
     """One row an allele: line, chrom, pos, id, ref, alt, status, padded_bp, and the effects, null where not scored.
 
-    The effects of each score (`score_names`) are `ref_`, `alt_`, `diff_` (alternative minus reference) and, of
+    The effects of each score (`scored_outputs`) are `ref_`, `alt_`, `diff_` (alternative minus reference) and, of
     probabilities, `log_odds_diff_`.
     """
     known = np.array([a.is_scored for a in alleles], dtype=bool)
@@ -141,13 +141,13 @@ def tabulate_alleles(predictor: Predictor, alleles: list[Allele], both_strands: 
 def _effects(
     predictor: Predictor, references: list[str], alternatives: list[str], both_strands: bool
 ) -> dict[str, np.ndarray]:
-    names = score_names(predictor.task)
-    empty = np.empty((0, len(names)))
-    scores = Scores(empty, None if predictor.task.kind == "regression" else empty)
+    task = predictor.task
+    empty = np.empty((0, task.n_outputs))
+    scores = Scores(empty, None if task.kind == "regression" else empty)
     if references:
         scores = score_sequences(
             predictor.model,
-            predictor.task,
+            task,
             references + alternatives,
             both_strands=both_strands,
             batch_size=predictor.batch_size,
@@ -155,7 +155,8 @@ def _effects(
     rows = np.arange(len(references))
     ref, alt = scores.take(rows), scores.take(rows + len(references))
     columns: dict[str, np.ndarray] = {}
-    for i, name in enumerate(names):
+    for i in scored_outputs(task):
+        name = task.labels[i]
         a, b = ref.values[:, i], alt.values[:, i]
         columns |= {f"ref_{name}": a, f"alt_{name}": b, f"diff_{name}": b - a}
         if ref.log_odds is not None and alt.log_odds is not None:
@@ -233,7 +234,7 @@ class AnnotatedVcf:
 
 def _info_fields(task: Task) -> dict[str, tuple[str, str]]:
     """Effect column to INFO field and description; with one score the fields carry no label."""
-    names = score_names(task)
+    names = [task.labels[i] for i in scored_outputs(task)]
     fields: dict[str, tuple[str, str]] = {}
     for i, name in enumerate(names):
         label = re.sub(r"[^A-Za-z0-9_.]", "_", name)
