@@ -10,6 +10,9 @@ import pyarrow as pa
 from l2g_ray.data.dataset import PreparedTask, read_shard
 from l2g_ray.storage import Location
 
+# Shards read at once. Readers ask for no CPU, so that nothing else would bound them: Ray would start a process a shard.
+READERS = 2
+
 
 class RayDataSource:
     """A source over a Ray Dataset, or over the shard of one that a Train worker gets.
@@ -47,7 +50,7 @@ def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
 
     paths = [{"path": str(path)} for path in prepared.shard_paths(split)]
     dataset = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
-        _read_shards, batch_size=1, batch_format="pyarrow", num_cpus=0
+        _read_shards, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=READERS
     )
     dataset.context.execution_options.preserve_order = True
     return dataset
