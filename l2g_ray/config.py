@@ -338,3 +338,10 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise UserError(f"key '{dotted}': '{part}' holds a value, not a group of settings")
     node[leaf] = value
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """'auto' is bf16 on a GPU, else fp32 (on a CPU with avx512_bf16, autocast was slower than fp32 at these sizes)."""
+    if name != "auto":
+        return name
+    return "bf16" if device == "cuda" else "fp32"

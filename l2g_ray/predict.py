@@ -23,21 +23,9 @@ from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.stages.evaluate import prediction_columns
 from l2g_ray.stages.losses import to_predictions
 from l2g_ray.tasks.schema import Task
+from l2g_ray.tasks.stored import TASK_FILE, TASK_SCHEMA
 
-TASK_FILE = "task.json"
-TASK_SCHEMA = 1
 STREAM_ROWS = 4096  # read, predicted and written at once
-
-
-def write_task_file(folder: Path, task: Task, strand_averaged: bool, length_bp: int) -> None:
-    """Beside a stored model: what its outputs mean, and how predictions are made from them."""
-    content = {
-        "schema": TASK_SCHEMA,
-        "task": task.model_dump(mode="json", exclude={"overrides"}),
-        "strand_averaged": strand_averaged,
-        "length_bp": length_bp,
-    }
-    (folder / TASK_FILE).write_text(json.dumps(content, indent=1))
 
 
 @dataclass

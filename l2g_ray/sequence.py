@@ -8,11 +8,15 @@ fractions would make an ambiguous base look like weak evidence for each of its r
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
-import torch
 
 from l2g_ray.errors import UserError
+
+if TYPE_CHECKING:  # seconds that reading and checking data, in processes without a model, can do without
+    import torch
 
 ALPHABET = "ACGT"
 N_CODE = 4
@@ -104,6 +108,8 @@ def decode(codes: np.ndarray, lengths_bp: np.ndarray) -> list[str]:
 
 def make_mask(lengths_bp: torch.Tensor, width: int) -> torch.Tensor:
     """Mask (batch, width), True where a real base stands, from lengths (batch,)."""
+    import torch
+
     return torch.arange(width, device=lengths_bp.device)[None, :] < lengths_bp[:, None]
 
 
@@ -112,12 +118,16 @@ def one_hot(codes: torch.Tensor, mask: torch.Tensor, channels: int = 4) -> torch
 
     With 4 channels N is all zeros; with 5 channels N has a channel of its own (the official NT loader).
     """
+    import torch
+
     identity = torch.eye(5, channels, device=codes.device)
     return (identity[codes.long()] * mask[..., None]).transpose(1, 2).contiguous()
 
 
 def reverse_complement(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
     """Reverse complement of right-padded codes (batch, length); padding stays on the right. RC(RC(x)) = x."""
+    import torch
+
     columns = torch.arange(codes.shape[1], device=codes.device)[None, :]
     source = lengths_bp[:, None] - 1 - columns
     flipped = torch.gather(codes, 1, source.clamp(min=0))
@@ -130,6 +140,8 @@ def shift(codes: torch.Tensor, lengths_bp: torch.Tensor, offsets_bp: torch.Tenso
 
     The length stays: bases that leave the real range are lost, as in the official `shift_aug`.
     """
+    import torch
+
     columns = torch.arange(codes.shape[1], device=codes.device)[None, :]
     source = columns - offsets_bp[:, None]
     inside = (source >= 0) & (source < lengths_bp[:, None]) & (columns < lengths_bp[:, None])

@@ -14,8 +14,9 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.backbones import BACKBONES, default_architecture, searchable_layers
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model, save_model
-from l2g_ray.models.language_model import LanguageModel, load_transformer, locate
+from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.models.layers import MaskedBatchNorm1d, masked_mean
+from l2g_ray.models.locate import locate
 from l2g_ray.sequence import reverse_complement
 
 CHANNELS = {"resnet": (6, 8, 10), "unet": (6, 8, 8, 10, 10), "deepsea": (6, 8, 10)}

@@ -18,6 +18,7 @@ from l2g_ray.config import OptimSettings, list_presets, resolve
 from l2g_ray.data.batches import iter_batches
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.models.mixed_conv import OperationSet, SearchableConv1d, replace_convolutions
+from l2g_ray.orchestrate.pipeline import choose_backbone
 from l2g_ray.stages.align import alpha_at, group_size, make_joint_losses, train_aligned
 from l2g_ray.stages.common import build_net, make_losses
 from l2g_ray.stages.embedder_only import train_embedder_only
@@ -26,7 +27,7 @@ from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 from l2g_ray.stages.search import make_search_optimizer, search_architecture
-from l2g_ray.stages.select import choose_backbone, train_backbone
+from l2g_ray.stages.select import train_backbone
 from l2g_ray.tasks.catalogue import find_tasks, list_benches
 
 pytestmark = pytest.mark.usefixtures("single_thread")

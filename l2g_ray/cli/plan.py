@@ -73,10 +73,9 @@ def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, *
 def _plan_all(
     source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any], machine: Machine
 ) -> tuple[list[TaskPlan], list[str]]:
-    from l2g_ray.config import parse_assignments, resolve
+    from l2g_ray.config import parse_assignments, resolve, resolve_precision
     from l2g_ray.orchestrate.plan import plan_task
     from l2g_ray.orchestrate.plan_flops import read_shape
-    from l2g_ray.stages.loop import resolve_precision
 
     assignments = parse_assignments(options["assignments"])
     if options["language_model"] is not None:

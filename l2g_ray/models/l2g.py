@@ -16,8 +16,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.layers import masked_mean
-
-MODEL_SCHEMA = 1
+from l2g_ray.models.stored import MODEL_SCHEMA, load_config
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,6 @@ def save_model(model: L2GModel | EmbedderNet, folder: Path, extra: dict[str, Any
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, str(folder / "model.safetensors"))
     (folder / "config.json").write_text(json.dumps({"schema": MODEL_SCHEMA, **config, **(extra or {})}, indent=1))
-
-
-def load_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` of a model folder says. Raises UserError where there is none, or one of another schema."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: no model can be read here ({error}); give a finished run or its model folder"
-        ) from None
-    if config.get("schema") != MODEL_SCHEMA:
-        raise UserError(
-            f"{folder}: model schema {config.get('schema')}, this version reads {MODEL_SCHEMA}; train it again"
-        )
-    return config
 
 
 def load_model(folder: Path) -> L2GModel | EmbedderNet:

@@ -6,10 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 Emit = Callable[[dict[str, Any]], None]
+ROW_KEYS = frozenset({"epoch", "train_loss", "score", "best_score", "best_epoch", "lr", "wall_s", "cpu_s"})
+
+
+def make_trial_event(spec: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """The event of one epoch of a trial, whose 'task', 'stage', 'label', 'key' and 'params' `spec` names."""
+    told = {name: value for name, value in row.items() if name in ROW_KEYS}
+    named = {name: spec[name] for name in ("task", "stage", "key", "params")}
+    return {"type": "trial", **named, "trial": spec["label"], "row": told}
 
 
 class Board:
-    """A Ray actor's class: a queue of events, in the order of arrival.
+    """A Ray actor's class: a queue of events, in the order of arrival, each epoch of a trial once.
 
     Events are mappings with `type` ('stage', 'trial', 'note') and `task`; the driver turns them into the progress
     table and into MLflow, so that exactly one process writes to either.
@@ -17,9 +25,15 @@ class Board:
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
+        self.told: dict[tuple[str, str, str], int] = {}
 
     def put(self, event: dict[str, Any]) -> None:
-        """Add one event."""
+        """Add one event. A trial that was started again tells its first epochs anew: these are left out."""
+        if event["type"] == "trial":
+            trial, epoch = (event["task"], event["stage"], event["key"]), int(event["row"]["epoch"])
+            if epoch <= self.told.get(trial, -1):
+                return
+            self.told[trial] = epoch
         self.events.append(event)
 
     def drain(self) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from l2g_ray.models.language_model import locate
+from l2g_ray.models.locate import locate
 
 
 def fingerprint_language_model(name: str) -> str:

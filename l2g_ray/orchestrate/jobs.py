@@ -1,6 +1,6 @@
 """One unit of work in a process of its own: read inputs, call one stage function, store what it found.
 
-A job's spec is plain JSON, so that it can travel, be hashed and be run by Tune, by Ray Train, or in a test without Ray.
+Its spec (see `job`) is run by a Ray task, by Tune, by Ray Train, or in a test without Ray.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import torch
 from l2g_ray.config import Settings
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
+from l2g_ray.models.corpus import find_corpus
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.language_model import load_transformer
-from l2g_ray.models.reference import find_corpus, write_reference
-from l2g_ray.orchestrate.store import Store, make_key
+from l2g_ray.models.reference import write_reference
+from l2g_ray.orchestrate.store import Store
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, make_label_scale, read_reference
 from l2g_ray.stages.embedder_only import train_embedder_only
@@ -31,29 +32,6 @@ from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import Report, Runtime, TrainResult
 from l2g_ray.stages.search import search_architecture
 from l2g_ray.stages.select import train_backbone
-
-
-@dataclass(frozen=True)
-class Job:
-    """One trial of a stage. `args` go to the stage's function below; `inputs` name results of earlier stages.
-
-    `parts` are what the result depends on; the key is their hash.
-    """
-
-    stage: str
-    label: str
-    args: dict[str, Any]
-    inputs: dict[str, str]
-    parts: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """Content key of the result."""
-        return make_key(self.stage, self.parts | {"args": self.args})
-
-    def spec(self, common: dict[str, Any]) -> dict[str, Any]:
-        """The JSON form that travels to a worker."""
-        return common | {"stage": self.stage, "key": self.key, "args": self.args, "inputs": self.inputs}
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ import pandas as pd
 
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.models.l2g import load_config
+from l2g_ray.models.stored import load_config
 from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
-from l2g_ray.predict import write_task_file
 from l2g_ray.results.bootstrap import (
     Score,
     confusion_bootstrap,
@@ -27,6 +26,7 @@ from l2g_ray.results.bootstrap import (
 from l2g_ray.results.report import TaskDetails
 from l2g_ray.stages.metrics import CONFUSION_METRICS, HIGHER_IS_BETTER, score
 from l2g_ray.tasks.published import published_scores
+from l2g_ray.tasks.stored import write_task_file
 
 ARMS = ("l2g", "embedder_only")
 

@@ -9,12 +9,11 @@ from typing import Any
 
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.models.backbones import default_architecture
-from l2g_ray.orchestrate.jobs import Job
+from l2g_ray.orchestrate.board import make_trial_event
+from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.spent import Spent, list_spent
 from l2g_ray.orchestrate.store import StageResult, make_key
-from l2g_ray.orchestrate.trials import Place, emit_row, run_jobs, run_search
-from l2g_ray.stages.select import choose_backbone
+from l2g_ray.orchestrate.trials import Place, run_jobs
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,10 @@ class Pipeline:
 
     def _select(self) -> tuple[str, dict[str, float]]:
         names: list[str] = list(self.settings.select.backbones)
+        if len(names) == 1:
+            text = f"{self.place.task}: select has one candidate, {names[0]}: nothing to train"
+            self.place.emit({"type": "note", "task": self.place.task, "text": text})
+            return names[0], {}
         jobs = [
             Job("select", name, {"backbone": name, "seed": self.seeds[0]}, {}, self._parts("select")) for name in names
         ]
@@ -123,6 +126,10 @@ class Pipeline:
 
     def _search(self, backbone: str) -> list[tuple[int, int]]:
         if not self.settings.search.enabled:
+            from l2g_ray.models.backbones import (
+                default_architecture,  # with torch, which a pipeline has no other use for
+            )
+
             return default_architecture(backbone)
         job = Job("search", backbone, {"backbone": backbone, "seed": self.seeds[0]}, {}, self._parts("search"))
         values = self._run("search", [job])[0].values["architecture"]
@@ -183,6 +190,10 @@ class Pipeline:
         found = self.place.store.find("finetune", key)
         cached = found is not None
         if found is None:
+            from l2g_ray.orchestrate.tuning import (
+                run_search,
+            )  # a second of imports that a finished stage can do without
+
             runner = "process" if stage.trial_runner == "auto" else stage.trial_runner
             trials = run_search(self.place, stage, base, self._space(), seed, runner)
             keys = [t["key"] for t in trials if t.get("key")]
@@ -192,7 +203,8 @@ class Pipeline:
         else:
             for trial in found.values["trials"]:
                 for row in trial["history"]:
-                    emit_row(self.place, "trial", f"trial-{trial['key'][:6]}", trial["key"], row, trial["trial"])
+                    named = {"task": self.place.task, "stage": "trial", "label": f"trial-{trial['key'][:6]}"}
+                    self.place.emit(make_trial_event(named | {"key": trial["key"], "params": trial["trial"]}, row))
         self.place.emit(
             {"type": "stage", "task": self.place.task, "stage": "finetune", "state": "done", "cached": cached}
         )
@@ -254,6 +266,11 @@ class Pipeline:
             cost[result.stage] = cost.get(result.stage, 0.0) + float(result.values.get("cpu_s", 0.0))
         cost["finetune"] = sum(float(t.get("cpu_s", 0.0)) for t in trials)
         return cost
+
+
+def choose_backbone(scores: dict[str, float]) -> str:
+    """The candidate with the best validation score; ties go to the one listed first."""
+    return max(scores, key=lambda name: scores[name])
 
 
 def run_pipeline(

@@ -257,6 +257,8 @@ class _Sizer:
 
     def _select(self) -> Amount:
         stage = self.settings.select
+        if len(stage.backbones) == 1:  # nothing to choose
+            return Amount()
         nets = [self._net(b, tuple(default_architecture(b)), stage.dropout) for b in stage.backbones]
         return add_amounts(self._train(net, stage.optim, 1, stage.epochs, stage.batch_size) for net in nets)
 

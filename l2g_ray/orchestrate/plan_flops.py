@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
-from l2g_ray.models.language_model import PACKAGED, LanguageModel, locate
+from l2g_ray.models.language_model import LanguageModel
+from l2g_ray.models.locate import PACKAGED, locate
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions
 from l2g_ray.orchestrate.machines import read_machines
 

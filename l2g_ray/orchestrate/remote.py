@@ -6,16 +6,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from l2g_ray.config import Settings
+from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import open_prepared
-from l2g_ray.models.reference import find_corpus
+from l2g_ray.models.corpus import find_corpus
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
-from l2g_ray.orchestrate.jobs import Job, run_job
+from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.pipeline import TaskOutcome, run_pipeline
 from l2g_ray.orchestrate.residence import hold
 from l2g_ray.orchestrate.store import StageResult, Store
-from l2g_ray.orchestrate.trials import Place
-from l2g_ray.stages.loop import resolve_precision
+from l2g_ray.orchestrate.trials import Place, raise_first_error
+from l2g_ray.orchestrate.warm import run_jobs_warm, warm_up
 
 
 def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
@@ -25,17 +25,17 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
     Raises what the stages raise.
     """
     import ray
-    import torch
 
     if not spec["verbose"]:
         for name in ("ray", "ray.tune", "ray.train", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
     settings = Settings.model_validate(spec["settings"])
     prepared = open_prepared(spec["prepared"])
     out = Path(spec["out"])
     store = Store(out / "stages")
     slots = spec["slots"]
+    # Here, not in the driver: Ray gives a pipeline an idle process too, and it would take one that is warm.
+    warm_up(slots)
     device = "cuda" if slots.gpus else "cpu"
     scratch = Path(spec["scratch"])
     common = {
@@ -55,7 +55,7 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
 
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     held = hold(prepared, settings.data, spec["tasks_at_once"])
-    place = Place(spec["task"], store, common, slots, emit, scratch, held)
+    place = Place(spec["task"], store, common, slots, board, emit, scratch, held)
     try:
         reference = _reference(place, settings, spec["data_dir"])
         text = f"{spec['task']}: aligns to {reference.values['described']}"
@@ -78,9 +78,12 @@ def _reference(place: Place, settings: Settings, data_dir: str | None) -> StageR
         "per_class": align.per_class,
     }
     job = Job("reference", model.language_model, {}, {}, parts)
-    # Seconds of work that everything waits for: done here, without a trial's process. The data folder is where to
-    # look, not what was found, so it stays out of the key.
-    run_job(job.spec(place.common | {"data_dir": data_dir}), lambda row: None)
     found = place.store.find(job.stage, job.key)
-    assert found is not None
+    if found is None:
+        # The data folder is where to look, not what was found, so it stays out of the key.
+        spec = place.spec(job) | {"data_dir": data_dir}
+        errors = run_jobs_warm([spec], "process", place.slots, {}, place.board)
+        raise_first_error(errors, place.task, job.stage)
+        found = place.store.find(job.stage, job.key)
+        assert found is not None
     return found

@@ -6,11 +6,13 @@ Data that does not fit is streamed from its shards by each trial (`ShardSource`)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l2g_ray.config import DataSettings
-from l2g_ray.data.batches import InMemorySource, Source
 from l2g_ray.data.dataset import PreparedTask
+
+if TYPE_CHECKING:
+    from l2g_ray.data.batches import Source
 
 SPLITS = ("train", "valid")
 # Ray spills to disk when its store is full; trials of several tasks and Ray's own objects want room beside the data.
@@ -49,5 +51,7 @@ def hold(prepared: PreparedTask, settings: DataSettings, tasks_at_once: int) -> 
 def open_held(held: Held) -> dict[str, Source]:
     """The sources behind the references, none for none."""
     import ray
+
+    from l2g_ray.data.batches import InMemorySource
 
     return {split: InMemorySource(ray.get(reference)) for split, reference in held.items()}

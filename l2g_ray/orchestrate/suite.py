@@ -23,7 +23,7 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
-from l2g_ray.models.language_model import locate
+from l2g_ray.models.locate import locate
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.orchestrate.cluster import Slots
-from l2g_ray.orchestrate.jobs import run_job
 
 MAX_FAILURES = 2
 
 
-def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any]) -> None:
-    """Run a job in a Ray Train worker, inside a Tune trial; its epochs reach Tune through `TuneReportCallback`.
+def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any], board: Any = None) -> None:
+    """Run a job in a Ray Train worker. Its epochs go to the event board; without one, this is a Tune trial, and they
+    reach Tune through `TuneReportCallback`.
 
     The worker keeps its own state in the job's work folder, so a worker that dies is restarted by Ray Train and goes on
     from the last epoch; no Train checkpoint travels.
@@ -28,8 +28,14 @@ def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any]) -> N
     datasets = {split: make_ray_dataset(prepared, split) for split in ("train", "valid")}
     TorchTrainer(
         _train_worker,
-        train_loop_config={"spec": spec, "fixed": fixed, "rows": {s: prepared.n_rows(s) for s in datasets}},
-        datasets=datasets,
+        train_loop_config={
+            "spec": spec,
+            "fixed": fixed,
+            "board": board,
+            # One worker passes over the whole set by itself: no processes that part it among workers.
+            "datasets": datasets,
+            "rows": {s: prepared.n_rows(s) for s in datasets},
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=1,
             use_gpu=slots.gpus > 0,
@@ -38,23 +44,29 @@ def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any]) -> N
         run_config=ray.train.RunConfig(
             name=f"train-{spec['key']}",
             storage_path=str(Path(spec["scratch"]).resolve()),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()] if board is None else [],
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
         ),
     ).fit()
 
 
 def _train_worker(config: dict[str, Any]) -> None:
+    import ray
     import ray.train
 
     from l2g_ray.data.stream import RayDataSource
+    from l2g_ray.orchestrate.board import make_trial_event
+    from l2g_ray.orchestrate.jobs import run_job
 
-    sources = {split: RayDataSource(ray.train.get_dataset_shard(split), n) for split, n in config["rows"].items()}
+    board = config["board"]
+    sources = {split: RayDataSource(config["datasets"][split], n) for split, n in config["rows"].items()}
     total = 0.0
 
     def report(row: dict[str, Any]) -> None:
         nonlocal total
         total += row["cpu_s"]
+        if board is not None:
+            ray.get(board.put.remote(make_trial_event(config["spec"], row)))
         ray.train.report(row | config["fixed"] | {"cpu_s_total": total})
 
     run_job(config["spec"], report, sources["train"], sources["valid"])

@@ -1,4 +1,4 @@
-"""What runs inside a trial's process. Kept apart from `trials`, so that a worker imports no search library."""
+"""What runs inside a Tune trial's process. Kept apart from `tuning`, so that a worker imports no search library."""
 
 from __future__ import annotations
 
@@ -9,19 +9,10 @@ from typing import Any
 from ray import tune
 
 from l2g_ray.orchestrate.cluster import Slots
-from l2g_ray.orchestrate.jobs import Job, run_job
+from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.residence import Held, open_held
 
 NEXT_TO_NOTHING = tune.PlacementGroupFactory([{"memory": 1}])  # Tune refuses a trial that asks for nothing
-
-
-def make_trainable(specs: list[dict[str, Any]], runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
-    """A Tune trainable whose config {'index': i} runs job i of a list, on rows that `held` refers to."""
-
-    def trial(config: dict[str, Any], held: Held) -> None:
-        run_reporting(specs[config["index"]], runner, slots, held)
-
-    return _finish(trial, runner, slots, held)
 
 
 def make_search_trainable(
@@ -61,5 +52,7 @@ def run_reporting(spec: dict[str, Any], runner: str, slots: Slots, held: Held) -
 
         run_in_train(spec, slots, fixed)
     else:
+        from l2g_ray.orchestrate.jobs import run_job  # with torch, which the pipeline that sends this has no use for
+
         sources = open_held(held)
         run_job(spec, report, sources.get("train"), sources.get("valid"))

@@ -74,13 +74,6 @@ class _State:
     stopped: bool = False
 
 
-def resolve_precision(name: str, device: str) -> str:
-    """'auto' is bf16 on a GPU, else fp32 (on a CPU with avx512_bf16, autocast was slower than fp32 at these sizes)."""
-    if name != "auto":
-        return name
-    return "bf16" if device == "cuda" else "fp32"
-
-
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

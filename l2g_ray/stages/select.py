@@ -49,8 +49,3 @@ def train_backbone(
         losses=make_losses(net, data.task, data.label_scale),
         validate=make_validate(net, data, runtime),
     )
-
-
-def choose_backbone(scores: dict[str, float]) -> str:
-    """The candidate with the best validation score; ties go to the one listed first."""
-    return max(scores, key=lambda name: scores[name])

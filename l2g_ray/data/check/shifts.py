@@ -6,7 +6,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
 
 from l2g_ray.data.check.numbers import compare_values, round_off
 from l2g_ray.data.facts import Facts
@@ -113,6 +112,8 @@ def _auroc(feature: np.ndarray, target: np.ndarray) -> tuple[float | None, float
     n, m = int(positive.sum()), int((~positive).sum())
     if not n or not m:
         return None, 0.0
+    from scipy.stats import rankdata  # a second, which data that is checked already need not pay
+
     area = (rankdata(feature)[positive].sum() - n * (n + 1) / 2) / (n * m)
     return round_off(max(area, 1 - area)), float(np.sqrt((n + m + 1) / (12 * n * m)))
 
@@ -120,4 +121,6 @@ def _auroc(feature: np.ndarray, target: np.ndarray) -> tuple[float | None, float
 def _spearman(feature: np.ndarray, target: np.ndarray) -> tuple[float | None, float]:
     if len(feature) < 3 or np.ptp(feature) == 0 or np.ptp(target) == 0:
         return None, 0.0
+    from scipy.stats import spearmanr
+
     return round_off(abs(float(spearmanr(feature, target).statistic))), 1 / np.sqrt(len(feature) - 1)

@@ -1,0 +1,124 @@
+"""The search over hyper-parameters: a Ray Tune run by ASHA with HyperOpt."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback
+
+from l2g_ray.config import FinetuneSettings
+from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
+from l2g_ray.orchestrate.board import make_trial_event
+from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate.trials import Place, raise_first_error
+from l2g_ray.orchestrate.worker import make_search_trainable
+
+MAX_FAILURES = 2
+Histories = dict[str, list[dict[str, Any]]]
+
+
+@contextlib.contextmanager
+def _experiment(place: Place, stage: str) -> Iterator[tuple[tune.RunConfig, Histories]]:
+    """A quiet Tune run whose own files are gone afterwards (results live in the store), and its trials' epochs."""
+    histories: Histories = {}
+    name = f"{place.task}-{stage}"
+    shutil.rmtree(place.scratch / name, ignore_errors=True)
+    try:
+        config = tune.RunConfig(
+            name=name,
+            storage_path=str(place.scratch.resolve()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[_EmitRows(place, histories)],
+        )
+        yield config, histories
+    finally:
+        shutil.rmtree(place.scratch / name, ignore_errors=True)
+
+
+class _EmitRows(Callback):
+    """Passes each trial's epochs on as events, and keeps them by the job's key."""
+
+    def __init__(self, place: Place, histories: Histories) -> None:
+        self.place, self.histories = place, histories
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """One epoch of one trial."""
+        if "label" in result:
+            event = make_trial_event(result | {"task": self.place.task}, result)
+            rows = self.histories.setdefault(result["key"], [])
+            if len(rows) > event["row"]["epoch"]:  # a trial that was restarted tells its first epochs again
+                return
+            rows.append(event["row"])
+            self.place.emit(event)
+
+
+def run_search(
+    place: Place, settings: FinetuneSettings, base: Job, space: dict[str, Any], seed: int, runner: str
+) -> list[dict[str, Any]]:
+    """ASHA over `space`; `base.args['trial']` is replaced by each drawn config. Returns one dict a trial, in order:
+    'trial' (the config), 'best_score', 'epochs', 'cpu_s', 'wall_s', 'gpu_s', 'error', 'history'.
+
+    A trial that fails is a trial that lost; only when all fail does the stage fail.
+    """
+    place.emit(
+        {"type": "stage", "task": place.task, "stage": "finetune", "state": "running", "trials": settings.trials}
+    )
+    search = OrderedSearch(space, settings.parallel_trials, settings.initial_random_trials, seed)
+    with _experiment(place, "finetune") as (run_config, histories):
+        results = tune.Tuner(
+            make_search_trainable(base, place.common, runner, place.slots, place.held),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=OrderedASHA(search, settings.grace_epochs, settings.epochs, settings.reduction_factor),
+                num_samples=settings.trials,
+                max_concurrent_trials=min(settings.parallel_trials, place.slots.count),
+                reuse_actors=True,
+            ),
+            run_config=run_config,
+        ).fit()
+    if results.num_errors == len(results):
+        raise_first_error(results.errors, place.task, "finetune")
+    by_id = {
+        result.metrics["trial_id"]: result for result in results if result.metrics and "trial_id" in result.metrics
+    }
+    ordered: list[dict[str, Any]] = []
+    for trial_id in search.order:
+        result = by_id.get(trial_id)
+        if result is None or result.metrics is None or "best_score" not in result.metrics:
+            ordered.append(
+                {
+                    "trial": None,
+                    "best_score": float("-inf"),
+                    "epochs": 0,
+                    "cpu_s": 0.0,
+                    "wall_s": 0.0,
+                    "gpu_s": 0.0,
+                    "error": "failed",
+                    "history": [],
+                }
+            )
+            continue
+        metrics = result.metrics
+        history = histories.get(metrics["key"], [])
+        wall_s = sum(float(row["wall_s"]) for row in history)
+        ordered.append(
+            {
+                "trial": metrics["params"],
+                "key": metrics["key"],
+                "best_score": metrics["best_score"],
+                "epochs": int(metrics["epoch"]) + 1,
+                "cpu_s": metrics["cpu_s_total"],
+                "wall_s": wall_s,
+                "gpu_s": wall_s * place.slots.gpus,
+                "error": str(result.error) if result.error else "",
+                "history": history,
+            }
+        )
+    return ordered

@@ -1,0 +1,162 @@
+"""Jobs as Ray tasks: processes that stay warm and keep nothing, what is tried again, and the events on the board."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from pyarrow.csv import write_csv
+from toys import plant
+
+from l2g_ray.config import resolve
+from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.prepare import prepare
+from l2g_ray.data.sources import open_source
+from l2g_ray.errors import UserError
+from l2g_ray.models.backbones import default_architecture
+from l2g_ray.orchestrate.board import Board
+from l2g_ray.orchestrate.cluster import Slots, connect
+from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate.store import Store
+from l2g_ray.orchestrate.warm import MAX_FAILURES, find_cause, run_jobs_warm
+
+ONE = Slots(1, 1, 0.0)
+KEPT_MB = 40  # what allocators may hold back; a job of this size that leaked would show after a few
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Iterator[dict[str, Any]]:
+    """What the specs of a tiny task share, its reference included, and a Ray with one core."""
+    folder = tmp_path_factory.mktemp("warm")
+    for seed, (split, rows) in enumerate((("train", 400), ("test", 40))):
+        write_csv(plant(rows, 60, seed), folder / f"{split}.csv")
+    changes = {"model.language_model": str(tiny_lm), "align.source": "vocabulary", "embedder_only.epochs": 12}
+    settings = resolve("smoke", None, changes)
+    prepared = prepare(open_source([folder], SourceOptions()), folder / "prepared", settings.data)
+    connect(num_cpus=1)
+    common = {
+        "root": str(folder / "stages"),
+        "prepared": str(prepared.folder),
+        "settings": settings.model_dump(mode="json"),
+        "threads": 1,
+        "device": "cpu",
+        "gpus": 0.0,
+        "precision": "fp32",
+        "scratch": str(folder / "tune"),
+        "data_dir": None,
+        "task": "planted",
+        "label": "test",
+        "params": {},
+    }
+    making = Job("reference", "", {}, {}, {}).spec(common)
+    assert run_jobs_warm([making], "process", ONE, {}, None) == [None]
+    made = Store(folder / "stages").find("reference", making["key"])
+    assert made is not None
+    yield common | {"reference": str(made.folder), "reference_facts": made.values}
+    ray.shutdown()
+
+
+def train_job(number: int, common: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a short training; `number` tells apart what is otherwise the same."""
+    args = {"backbone": "resnet", "architecture": default_architecture("resnet"), "seed": 0}
+    return Job("embedder_only", "", args, {}, {"number": number}).spec(common)
+
+
+def read_history(spec: dict[str, Any], common: dict[str, Any]) -> list[tuple[int, float, float]]:
+    found = Store(Path(common["root"])).find(spec["stage"], spec["key"])
+    assert found is not None
+    return [(row["epoch"], row["train_loss"], row["score"]) for row in found.values["history"]]
+
+
+def list_processes(title: str) -> list[int]:
+    """Processes of this Ray, and of no other on the machine, that have that title and have loaded torch."""
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path()).name
+    found = []
+    for path in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if path.name.isdigit() and (path / "cmdline").read_text().startswith(title):
+                streams = os.readlink(path / "fd" / "2")
+                if session in streams and "libtorch_cpu" in (path / "maps").read_text():
+                    found.append(int(path.name))
+    return found
+
+
+def count_mb(pid: int) -> float:
+    """Memory of a process that it shares with no other."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+
+
+def test_one_process_runs_all_jobs_and_keeps_nothing(common: dict[str, Any]) -> None:
+    specs = [train_job(number, common) for number in range(12)]
+    board = ray.remote(num_cpus=0)(Board).remote()
+    assert run_jobs_warm(specs[:4], "process", ONE, {}, board) == [None] * 4
+    (pid,) = list_processes("ray::IDLE")
+    before = count_mb(pid)
+    assert run_jobs_warm(specs[4:], "process", ONE, {}, board) == [None] * 8
+    assert list_processes("ray::IDLE") == [pid]
+    assert count_mb(pid) < before + KEPT_MB
+    events = ray.get(board.drain.remote())
+    told = [(event["key"], event["row"]["epoch"]) for event in events]
+    n_epochs = len(read_history(specs[0], common))
+    assert n_epochs > 1
+    assert told == [(spec["key"], epoch) for spec in specs for epoch in range(n_epochs)]
+
+
+def test_a_process_that_is_killed_is_replaced_and_goes_on(common: dict[str, Any]) -> None:
+    """The same numbers as those of a job that was not, each epoch once on the board, and the failure told."""
+    whole, broken = train_job(100, common), train_job(101, common)
+    board = ray.remote(num_cpus=0)(Board).remote()
+    store = Store(Path(common["root"]))
+    failures: list[tuple[int, Exception, bool]] = []
+
+    def kill() -> None:
+        state = store.open_work("embedder_only", broken["key"]) / "state.pt"
+        while not state.exists():
+            time.sleep(0.005)
+        (pid,) = list_processes("ray::run_warm")
+        os.kill(pid, signal.SIGKILL)
+
+    assert run_jobs_warm([whole], "process", ONE, {}, board) == [None]
+    killer = threading.Thread(target=kill)
+    killer.start()
+    errors = run_jobs_warm([broken], "process", ONE, {}, board, lambda *told: failures.append(told))
+    killer.join()
+    assert errors == [None]
+    ((index, error, again),) = failures
+    assert (index, type(error), again) == (0, ray.exceptions.WorkerCrashedError, True)
+    assert read_history(whole, common) == read_history(broken, common)
+    told = [event["row"]["epoch"] for event in ray.get(board.drain.remote()) if event["key"] == broken["key"]]
+    assert told == list(range(len(read_history(whole, common))))
+
+
+def test_what_is_tried_again(common: dict[str, Any]) -> None:
+    """A fault of the program or the machine is, a mistake of the user is not; other jobs go on."""
+    mistaken = resolve("smoke", None, {"align.source": "text", "align.source_path": "nowhere.txt"})
+    specs = [
+        Job("reference", "", {}, {}, {"number": 1}).spec(common | {"settings": mistaken.model_dump(mode="json")}),
+        Job("embedder_only", "", {"seed": 0}, {}, {"number": 2}).spec(common),  # without a backbone
+        train_job(0, common),
+    ]
+    board = ray.remote(num_cpus=0)(Board).remote()
+    failures: list[tuple[int, type, bool]] = []
+    errors = run_jobs_warm(
+        specs,
+        "process",
+        ONE,
+        {},
+        board,
+        lambda index, error, again: failures.append((index, type(find_cause(error)), again)),
+    )
+    assert [error and type(find_cause(error)) for error in errors] == [UserError, KeyError, None]
+    assert "nowhere.txt: no such text corpus" in str(find_cause(errors[0]))
+    retried = [(1, KeyError, attempt < MAX_FAILURES) for attempt in range(MAX_FAILURES + 1)]
+    assert failures == [(0, UserError, False), *retried]
