@@ -22,7 +22,9 @@ _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def list_benchmarks() -> list[str]:
     """Names of the modules of this package that measure something."""
-    return sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in _NO_BENCHMARK)
+    return sorted(
+        m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.ispkg and m.name not in _NO_BENCHMARK
+    )
 
 
 @click.command()
@@ -44,7 +46,7 @@ def main(names: tuple[str, ...], data_dir: Path, out: Path, quick: bool) -> None
         module = importlib.import_module(f"benchmarks.{name}")
         console.print(f"[bold]{name}[/bold]: {(module.__doc__ or '').strip().splitlines()[0]}")
         begun = time.monotonic()
-        rows = module.run(Options(data_dir, quick))
+        rows = module.run(Options(data_dir, quick, out))
         if not rows:
             console.print(f"  nothing measured: no data at {data_dir}")
             continue

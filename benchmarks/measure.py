@@ -14,10 +14,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Options:
-    """`data_dir` holds the real benchmarks' files; `quick` measures less, to see that a benchmark runs."""
+    """`data_dir` holds the real benchmarks' files; `quick` measures less, to see that a benchmark runs. Files beside the
+    table go to `out`."""
 
     data_dir: Path
     quick: bool = False
+    out: Path = Path("benchmarks/results")
 
 
 def interleave(sides: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, dict[str, float]]:

@@ -131,7 +131,7 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: s
 def _show(result: Any, console: Any) -> None:
     from rich.markup import escape
 
-    from l2g_ray.results.leaderboard import render_table
+    from l2g_ray.results.leaderboard import describe_slots, render_table
 
     console.print()
     if result.board["tasks"]:
@@ -140,6 +140,8 @@ def _show(result: Any, console: Any) -> None:
         console.print(f"[red]{task} failed[/red]: {escape(reason)}", soft_wrap=True)
     if not result.fresh:
         console.print("Nothing to do: all of it was there already.")
+    elif sentence := describe_slots(result.board):
+        console.print(sentence, soft_wrap=True)
     folder = result.folder
     models = sorted(str(p.parent) for p in folder.glob("*/model/task.json"))
     console.print(f"report       {folder / 'report.html'}", soft_wrap=True)

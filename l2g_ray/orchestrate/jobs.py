@@ -70,7 +70,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Run a job to its end, or go on with one that was interrupted, and store the result.
 
-    A finished job only reports its history again.
+    A finished job only reports its history again; rows of one that runs also say when it began (`began_at`) and when
+    they were reported (`at`), in seconds since 1970.
     """
     store = Store(Path(spec["root"]))
     with store.locked(spec["stage"], spec["key"]):
@@ -88,8 +89,12 @@ def _run_locked(
     torch.set_num_threads(int(spec["threads"]))
     work = store.open_work(spec["stage"], spec["key"])
     settings = Settings.model_validate(spec["settings"])
-    runtime = Runtime(spec["device"], spec["precision"], report, work / "state.pt")
-    wall, cpu = time.perf_counter(), time.process_time()
+    began_at, wall, cpu = time.time(), time.perf_counter(), time.process_time()
+
+    def report_timed(row: dict[str, Any]) -> None:
+        report(row | {"began_at": began_at, "at": time.time()})
+
+    runtime = Runtime(spec["device"], spec["precision"], report_timed, work / "state.pt")
     if spec["stage"] == "reference":
         values = _reference(settings, work, spec["data_dir"])
     else:
@@ -107,6 +112,7 @@ def _run_locked(
     # A stage that trains counts its epochs itself, those before an interruption too.
     values = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu} | values
     values["gpu_s"] = values["wall_s"] * spec.get("gpus", 0.0) if spec["device"] == "cuda" else 0.0
+    values |= {"began_at": began_at, "ended_at": time.time()}
     return store.commit(spec["stage"], spec["key"], values).values
 
 

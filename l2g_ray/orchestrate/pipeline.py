@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, TypeVar
 
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
@@ -14,6 +16,8 @@ from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.spent import Spent, list_spent
 from l2g_ray.orchestrate.store import StageResult, make_key
 from l2g_ray.orchestrate.trials import Place, run_jobs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,18 @@ class Pipeline:
         architecture = self._search(backbone)
         shape = {"backbone": backbone, "architecture": [list(pair) for pair in architecture]}
         first = self.seeds[0]
-        # The control arm's seeds and the first warm-up need nothing of each other: one set of trials.
-        warming = [self._warmup(shape, first)] if self._shares_warmup() else []
-        begun = self._run("embedder", [*(self._embedder_only(shape, s) for s in self.seeds), *warming])
-        embedders, warm = begun[: len(self.seeds)], (begun[-1] if warming else None)
-        aligned = self._run("align", [self._align(shape, a, first, warm) for a in self.settings.align.alphas])
-        inputs = {f"align:{a}": r for a, r in zip(self.settings.align.alphas, aligned, strict=True)}
-        trials, best = self._finetune(shape, inputs)
-        refits = self._refit(shape, best["trial"], {first: inputs})
+        # Nothing but the evaluation waits for the control arm: it trains beside the stages of L2G.
+        controls = [self._embedder_only(shape, seed) for seed in self.seeds]
+        wait_for_controls = self._beside(lambda: run_jobs(self.place, "embedder", controls))
+        try:
+            warm = self._run("warmup", [self._warmup(shape, first)])[0] if self._shares_warmup() else None
+            aligned = self._run("align", [self._align(shape, a, first, warm) for a in self.settings.align.alphas])
+            inputs = {f"align:{a}": r for a, r in zip(self.settings.align.alphas, aligned, strict=True)}
+            trials, best = self._finetune(shape, inputs)
+            refits = self._refit(shape, best["trial"], {first: inputs})
+        finally:  # of a failure too: what a pipeline has started ends before it does
+            embedders = wait_for_controls()
+        self._keep(embedders)
         evaluation = self._evaluate(refits, embedders)
         return TaskOutcome(
             task=self.prepared.task.name,
@@ -102,8 +110,18 @@ class Pipeline:
 
     def _run(self, name: str, jobs: list[Job], runner: str = "process") -> list[StageResult]:
         results = run_jobs(self.place, name, jobs, runner)
-        self.results += [r for r in results if r not in self.results]
+        self._keep(results)
         return results
+
+    def _keep(self, results: list[StageResult]) -> None:
+        self.results += [r for r in results if r not in self.results]
+
+    def _beside(self, call: Callable[[], T]) -> Callable[[], T]:
+        """Begin `call` in a thread; what is returned waits for it, and returns or raises what it does."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix=f"{self.place.task}-beside")
+        future = pool.submit(call)
+        pool.shutdown(wait=False)
+        return future.result
 
     def _parts(self, *sections: str, **inputs: str) -> dict[str, Any]:
         chosen = {name: self.dumped[name] for name in sections}

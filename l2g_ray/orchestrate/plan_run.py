@@ -52,7 +52,7 @@ def _read_task(folder: Path, raw_settings: dict[str, Any]) -> FinishedTask:
     trials = read_spent(folder, raw_settings)
     plan, why = None, ""
     try:
-        plan = _plan(folder, _settings(raw_settings), any(one.gpu_s for one in trials))
+        plan = _plan(folder, read_settings(raw_settings), any(one.gpu_s for one in trials))
     except UserError as error:
         why = str(error)
     return FinishedTask(folder.name, sum_stages(trials), trials, plan, why)
@@ -82,7 +82,7 @@ def _shape(folder: Path, settings: Settings) -> LanguageModelShape:
         return read_shape(name)
 
 
-def _settings(raw: dict[str, Any]) -> Settings:
+def read_settings(raw: dict[str, Any]) -> Settings:
     """Those of an earlier version too: what this one does not know is left out, what it has more takes its default."""
     return validate(_keep_known(raw, set(known_keys()), ""))
 

@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+BESIDE = ("embedder", "embedder_only")  # the stage's name, and that of its trials
+
 
 @dataclass
 class _TaskView:
@@ -58,11 +60,12 @@ class Progress(_Shown):
             return
         view = self.views[event["task"]]
         if event["type"] == "stage":
-            if event["state"] == "running":
+            # A stage that runs beside the others does not take their place in the table.
+            if event["state"] == "running" and event["stage"] not in BESIDE:
                 view.stage, view.trials, view.best = event["stage"], {}, -math.inf
             if self.live is None:
                 self._say_stage(event, view)
-        elif event["type"] == "trial":
+        elif event["type"] == "trial" and event["stage"] not in BESIDE:
             row = event["row"]
             view.trials[event["trial"]] = row
             view.best = max(view.best, row.get("best_score", -math.inf))
@@ -86,7 +89,7 @@ class Progress(_Shown):
             self.say(f"{task}: {stage} begins, {many} trial{'s' if many != 1 else ''}")
         elif event.get("cached"):
             self.say(f"{task}: {stage} is there already")
-        elif math.isfinite(view.best):
+        elif math.isfinite(view.best) and stage not in BESIDE:
             self.say(f"{task}: {stage} done, best validation score {view.best:.3f}")
         else:
             self.say(f"{task}: {stage} done")

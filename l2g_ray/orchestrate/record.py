@@ -119,6 +119,10 @@ class Recorder:
         for key in [*self.trials[name], self._task(name)]:
             self.writer.put("end", key, status=status)
 
+    def log_slots(self, use: dict[str, float]) -> None:
+        """How busy the slots were (see `orchestrate.slot_use`), as metrics of the suite's run."""
+        self._log_metrics(self.root, {f"slots_{name}": value for name, value in use.items()})
+
     def log_suite(self, folder: Path) -> None:
         """Leaderboard, report and figures of the suite."""
         for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html", "suite.json"):

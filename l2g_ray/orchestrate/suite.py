@@ -29,9 +29,11 @@ from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.locks import hold_file, hold_suite
 from l2g_ray.orchestrate.outcome import assemble_row, task_details, write_task_folder
+from l2g_ray.orchestrate.plan_rows import rows_of_manifest
 from l2g_ray.orchestrate.prepared import prepared_folder
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress
 from l2g_ray.orchestrate.record import Recorder
+from l2g_ray.orchestrate.slot_use import SlotLog, SlotUse
 from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
@@ -167,6 +169,7 @@ class _Run:
         self.rows: dict[str, dict[str, Any]] = {}
         self.details: dict[str, Any] = {}
         self.failures: dict[str, str] = {}
+        self.use: SlotUse | None = None
 
     def run(self) -> SuiteResult:
         """Connect, run, write; an interrupt marks the MLflow runs as killed and leaves all finished stages in place."""
@@ -231,41 +234,63 @@ class _Run:
         board = ray.remote(num_cpus=0)(Board).remote()
         remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(run_task)
         self._make_scratch()
+        order, at_once = self._order(slots)
+        slot_log = SlotLog()
         common: dict[str, Any] = {
             "scratch": str(self.scratch),
             "out": str(self.request.out.resolve()),
             "data_dir": str(self.request.data_dir.resolve()) if self.request.data_dir else None,
             "slots": slots,
-            "tasks_at_once": min(len(self.prepared), slots.count + 1),
+            "tasks_at_once": min(len(order), at_once),
             "verbose": self.request.verbose,
         }
         waiting: list[dict[str, Any]] = [
             {
                 "task": name,
-                "prepared": str(task.folder.absolute()),
+                "prepared": str(self.prepared[name].folder.absolute()),
                 "settings": self.settings[name].model_dump(mode="json"),
             }
-            for name, task in self.prepared.items()
+            for name in order
         ]
-        # A few more tasks than slots, so that one task's lone trial leaves no slot idle.
-        at_once = slots.count + 1
         running: dict[Any, str] = {}
+
+        def start_tasks() -> None:
+            while waiting and len(running) < at_once:
+                spec = waiting.pop(0) | common
+                running[remote.remote(spec, board)] = spec["task"]
+
         with Progress(self.console, list(self.prepared), self.request.name) as progress:
             try:
-                while waiting or running:
-                    while waiting and len(running) < at_once:
-                        spec = waiting.pop(0) | common
-                        running[remote.remote(spec, board)] = spec["task"]
+                start_tasks()
+                while running:
                     done, _ = ray.wait(list(running), timeout=POLL_S)
                     for event in ray.get(board.drain.remote()):
                         progress.update(event)
                         recorder.record(event)
-                    for reference in done:
-                        self._take(ray, reference, running.pop(reference), progress, recorder)
+                        slot_log.take(event)
+                    ended = {reference: running.pop(reference) for reference in done}
+                    start_tasks()  # first: a row takes the driver seconds
+                    for reference, name in ended.items():
+                        self._take(ray, reference, name, progress, recorder)
+                self.use = slot_log.measure(slots.count)
             except BaseException:
                 for reference in running:
                     ray.cancel(reference, force=True)
                 raise
+
+    def _order(self, slots: Slots) -> tuple[list[str], int]:
+        """Names in the order in which tasks start, and how many run at once; see `orchestrate.order`."""
+        from l2g_ray.orchestrate.order import FEWEST_TO_PLAN, count_at_once, estimate_length, order_tasks
+
+        if len(self.prepared) < FEWEST_TO_PLAN:
+            return list(self.prepared), slots.count + 1
+        lengths = {}
+        with ReadingProgress(self.console, self.request.name) as progress:
+            for name, task in self.prepared.items():
+                progress.advance("estimating how long each task is", 0)
+                rows = rows_of_manifest(task.manifest["splits"], "prepared data")
+                lengths[name] = estimate_length(task.task, self.settings[name], rows, slots.gpus > 0)
+        return order_tasks(lengths), count_at_once(lengths, slots.count)
 
     def _take(self, ray: Any, reference: Any, name: str, progress: Progress, recorder: Recorder) -> None:
         try:
@@ -303,7 +328,10 @@ class _Run:
             "preset": self.request.preset,
             "language_model": ", ".join(models),
             "tasks": [self.rows[name] for name in order if name in self.rows],
+            "slots": self.use.to_dict() if self.use else None,
         }
+        if self.use:
+            recorder.log_slots(self.use.to_dict())
         write_leaderboard(board, self.folder)
         self._write_suite_file("reporting", recorder.uri)
         write_report(self.folder, board, [self.details[name] for name in order if name in self.details])
@@ -328,6 +356,7 @@ class _Run:
             **self.environment,
             "wall_s": round(time.monotonic() - self.begun, 1),
             "costs": {name: row["costs"] for name, row in self.rows.items()},
+            "slots": self.use.to_dict() if self.use else None,
             "settings": {name: s.model_dump(mode="json") for name, s in self.settings.items()},
             "fingerprints": {
                 name: {split: p.fingerprint(split) for split in ("train", "valid", "test")}

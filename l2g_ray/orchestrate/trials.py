@@ -57,10 +57,17 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
             _note_failure(place, missing[index], error, again)
 
         errors = run_jobs_warm(specs, runner, place.slots, place.held, place.board, tell)
+        done = [result for job in missing if (result := place.store.find(job.stage, job.key))]
+        emit_slots(place, {r.key: (r.values["began_at"], r.values["ended_at"]) for r in done})
         raise_first_error(errors, place.task, stage)
     found = [place.store.find(job.stage, job.key) for job in jobs]
     place.emit({"type": "stage", "task": place.task, "stage": stage, "state": "done", "cached": not missing})
     return [result for result in found if result is not None]
+
+
+def emit_slots(place: Place, intervals: dict[str, tuple[float, float]]) -> None:
+    """Tell when trials began and ended; of those that ASHA stopped, the end is their last report."""
+    place.emit({"type": "slots", "task": place.task, "intervals": intervals})
 
 
 def _emit_history(place: Place, job: Job) -> None:

@@ -14,7 +14,7 @@ from l2g_ray.config import FinetuneSettings
 from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
 from l2g_ray.orchestrate.board import make_trial_event
 from l2g_ray.orchestrate.job import Job
-from l2g_ray.orchestrate.trials import Place, raise_first_error
+from l2g_ray.orchestrate.trials import Place, emit_slots, raise_first_error
 from l2g_ray.orchestrate.worker import make_search_trainable
 
 MAX_FAILURES = 2
@@ -83,6 +83,8 @@ def run_search(
             ),
             run_config=run_config,
         ).fit()
+    last = [result.metrics for result in results if result.metrics and "began_at" in result.metrics]
+    emit_slots(place, {row["key"]: (row["began_at"], row["at"]) for row in last})
     if results.num_errors == len(results):
         raise_first_error(results.errors, place.task, "finetune")
     by_id = {

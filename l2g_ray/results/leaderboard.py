@@ -83,6 +83,18 @@ def format_interval(score: Mapping[str, Any] | None) -> str:
     return "[{}, {}]".format(*(format_number(bound) for bound in score["ci95"]))
 
 
+def describe_slots(board: Mapping[str, Any]) -> str:
+    """How busy the slots were, where the board tells; empty where it does not, as when nothing had to be trained."""
+    use = board.get("slots")
+    if not use:
+        return ""
+    return (
+        f"{use['trials']:,} trial{'s' if use['trials'] != 1 else ''} on {use['slots']} "
+        f"slot{'s' if use['slots'] != 1 else ''}: busy {use['busy']:.0%} of {use['span_s']:,.0f} s, from the first "
+        "trial's begin to the last one's end."
+    )
+
+
 def render_table(board: Mapping[str, Any], plain: bool = False) -> Table:
     """The board as a rich table of at most 100 columns, with the warnings below.
 
@@ -200,4 +212,6 @@ def _to_markdown(board: Mapping[str, Any]) -> str:
     for row in board["tasks"]:
         seconds = " | ".join(f"{row[name]:,.1f}" for name in ("wall_s", "cpu_s", "gpu_s"))
         lines.append(f"| {escape(name_task(row))} | {row['trials']} | {seconds} |")
+    if sentence := describe_slots(board):
+        lines += ["", sentence]
     return "\n".join(lines) + "\n"

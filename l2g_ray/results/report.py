@@ -13,6 +13,7 @@ import pandas as pd
 from l2g_ray.results import figures
 from l2g_ray.results.leaderboard import (
     best_published,
+    describe_slots,
     format_interval,
     format_number,
     name_task,
@@ -105,7 +106,11 @@ def write_report(run_folder: Path, board: Mapping[str, Any], details: Sequence[T
     }
     template = environment.get_template("report_template.html")
     page = template.render(
-        board=plain, overview=overview, sections=sections, reproduce=_read_reproduce(run_folder, plain)
+        board=plain,
+        overview=overview,
+        sections=sections,
+        reproduce=_read_reproduce(run_folder, plain),
+        slots_sentence=describe_slots(plain),
     )
     return write_atomically(Path(run_folder) / "report.html", page)
 

@@ -1,0 +1,1 @@
+"""The suite's own scheduling code in virtual time, with trials that only wait."""

@@ -1,0 +1,74 @@
+"""Which task starts first, and how many run at once, so that slots stay busy to the end.
+
+Long tasks first, by the plan's own estimate: what starts last should be short, or slots wait for it at the end. Ray
+decides which trial gets a slot; nothing here does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from l2g_ray.config import Settings
+from l2g_ray.models.backbones import default_architecture
+from l2g_ray.orchestrate.plan import Found, StagePlan, plan_task
+from l2g_ray.orchestrate.plan_flops import read_shape
+from l2g_ray.orchestrate.plan_rows import Rows
+from l2g_ray.tasks.schema import Task
+
+# What nothing but the evaluation waits for: it runs beside the other stages.
+_BESIDE = "embedder_only"
+FEWEST_TO_PLAN = 4  # up to three tasks start together or nearly so, and a plan takes seconds
+
+
+@dataclass(frozen=True)
+class Length:
+    """Of one task, in FLOP: `work` is that of all trials, `chain` that of the stages one after the other, with as many
+    slots as they can use. `work / chain` slots are busy on average when it runs alone."""
+
+    work: float
+    chain: float
+
+
+def estimate_length(task: Task, settings: Settings, rows: Rows, on_gpu: bool) -> Length:
+    """From the plan, for the first candidate backbone with its own architecture.
+
+    Lengths in bp are rounded to powers of two for it, and what it says is scaled: the plan runs the modules on fake
+    tensors, which takes seconds, once for all tasks of one length. The order needs no more.
+    """
+    model = settings.model
+    rounded = [max(1, 2 ** round(math.log2(max(1.0, bp)))) for bp in (rows.min_bp, rows.mean_bp, rows.max_bp)]
+    if rows.is_padded and rounded[0] == rounded[2]:
+        rounded[0] -= 1  # a mask there is, all the same
+    near = replace(rows, min_bp=rounded[0], mean_bp=float(rounded[1]), max_bp=rounded[2])
+    backbone = settings.select.backbones[0]
+    found = Found(backbone, tuple(default_architecture(backbone)))
+    plan = plan_task(task, settings, near, read_shape(model.language_model), on_gpu=on_gpu, found=found)
+    scale = rows.mean_bp / near.mean_bp
+    chain = [_chain(stage, settings) for stage in plan.stages if stage.stage != _BESIDE]
+    return Length(scale * plan.total("expected").flops, scale * sum(chain))
+
+
+def _chain(stage: StagePlan, settings: Settings) -> float:
+    wide = settings.finetune.parallel_trials if stage.stage == "trials" else stage.expected.trials
+    return stage.expected.flops / max(1, min(wide, stage.expected.trials))
+
+
+def order_tasks(lengths: Mapping[str, Length]) -> list[str]:
+    """Names, the longest first; equals in the order given."""
+    return sorted(lengths, key=lambda name: -lengths[name].work)
+
+
+def count_at_once(lengths: Mapping[str, Length], slots: int) -> int:
+    """How many tasks to run at once.
+
+    One more than there are slots, so that a stage of one trial leaves no slot idle. Where the longest chain takes
+    longer than all work would on these slots, only as many as fill the slots on average, and one: trials of more
+    tasks would stand in the queue before those of the longest, which everything waits for at the end.
+    """
+    work, chains = sum(one.work for one in lengths.values()), sum(one.chain for one in lengths.values())
+    longest = max((one.chain for one in lengths.values()), default=0.0)
+    if chains <= 0 or longest <= work / slots:
+        return slots + 1
+    return math.ceil(slots * chains / work) + 1
