@@ -1,4 +1,9 @@
-"""Where a task's jobs run, and lists of them side by side."""
+"""Where a task's jobs run, and lists of them side by side.
+
+Stages that choose or pre-train (select, DASH and its rivals, warm-up, alignment) are Ray Tune trials, and so is the search
+over hyper-parameters (`tuning`). What only has to be done, the control arm, refits, baselines, the evaluation, are Ray tasks
+in processes that stay warm (`warm`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,8 @@ from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.orchestrate.warm import find_cause, run_jobs_warm
+
+TUNED = frozenset({"select", "search", "rival", "warmup", "align"})
 
 
 class StageFailed(Exception):
@@ -41,7 +48,8 @@ class Place:
 def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process") -> list[StageResult]:
     """Results of all jobs, in order; those that the store has are not run again, the others run as parallel trials.
 
-    `runner` 'train' runs each job as a Ray Train run fed by Ray Data, 'process' in a worker process.
+    `runner` 'train' runs each job as a Ray Train run fed by Ray Data, 'process' in a worker process. All jobs are of the
+    stages in `TUNED`, or none is.
 
     Raises UserError or StageFailed when a job fails for good.
     """
@@ -56,7 +64,14 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
         def tell(index: int, error: Exception, again: bool) -> None:
             _note_failure(place, missing[index], error, again)
 
-        errors = run_jobs_warm(specs, runner, place.slots, place.held, place.board, tell)
+        errors: Iterable[BaseException | None]
+        if missing[0].stage in TUNED:
+            # Here: a second of imports that a finished stage can do without.
+            from l2g_ray.orchestrate.tuning import run_trials
+
+            errors = run_trials(place, stage, specs, runner)
+        else:
+            errors = run_jobs_warm(specs, runner, place.slots, place.held, place.board, tell)
         done = [result for job in missing if (result := place.store.find(job.stage, job.key))]
         emit_slots(place, {r.key: (r.values["began_at"], r.values["ended_at"]) for r in done})
         raise_first_error(errors, place.task, stage)

@@ -1,4 +1,4 @@
-"""The search over hyper-parameters: a Ray Tune run by ASHA with HyperOpt."""
+"""Ray Tune runs: the trials of a stage side by side, and the search over hyper-parameters by ASHA with HyperOpt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
 from l2g_ray.orchestrate.board import make_trial_event
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.trials import Place, emit_slots, raise_first_error
-from l2g_ray.orchestrate.worker import make_search_trainable
+from l2g_ray.orchestrate.worker import make_search_trainable, make_trainable
 
 MAX_FAILURES = 2
 Histories = dict[str, list[dict[str, Any]]]
@@ -57,6 +57,18 @@ class _EmitRows(Callback):
                 return
             rows.append(event["row"])
             self.place.emit(event)
+
+
+def run_trials(place: Place, stage: str, specs: list[dict[str, Any]], runner: str) -> list[Exception]:
+    """Run jobs as the trials of one Tune run, as many at once as there are slots; the errors of those that failed for good."""
+    with _experiment(place, stage) as (run_config, _):
+        results = tune.Tuner(
+            make_trainable(specs, runner, place.slots, place.held),
+            param_space={"index": tune.grid_search(list(range(len(specs))))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=min(len(specs), place.slots.count), reuse_actors=True),
+            run_config=run_config,
+        ).fit()
+    return list(results.errors)
 
 
 def run_search(

@@ -15,6 +15,15 @@ from l2g_ray.orchestrate.residence import Held, open_held
 NEXT_TO_NOTHING = tune.PlacementGroupFactory([{"memory": 1}])  # Tune refuses a trial that asks for nothing
 
 
+def make_trainable(specs: list[dict[str, Any]], runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
+    """A Tune trainable whose config {'index': i} runs job i of a list, on rows that `held` refers to."""
+
+    def trial(config: dict[str, Any], held: Held) -> None:
+        run_reporting(specs[config["index"]], runner, slots, held)
+
+    return _finish(trial, runner, slots, held)
+
+
 def make_search_trainable(
     base: Job, common: dict[str, Any], runner: str, slots: Slots, held: Held
 ) -> Callable[..., Any]:
