@@ -47,7 +47,8 @@ class ModelSettings(_Settings):
     language_model_init: Literal["pretrained", "random"] = "pretrained"
     language_model_layers: int | None = Field(default=None, ge=1)
     positions: Literal["none", "lm"] = "none"
-    combine: Literal["lm_only", "skip"] = "skip"
+    # embedder: no language model at all, the embedder with its own predictor in its place.
+    combine: Literal["lm_only", "skip", "embedder"] = "skip"
     target_tokens: int = Field(default=32, ge=1, le=512)
     causal: bool = False
     predictor_reads: Literal["tokens", "backbone"] = "tokens"
@@ -77,7 +78,7 @@ class OptimSettings(_Settings):
 class SelectSettings(_Settings):
     """Backbone selection (spec 3)."""
 
-    backbones: tuple[Literal["resnet", "unet", "deepsea"], ...] = ("resnet", "unet")
+    backbones: tuple[Literal["resnet", "unet", "deepsea", "orca"], ...] = ("resnet", "unet")
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=2)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -113,6 +114,8 @@ class SearchSettings(_Settings):
 class AlignSettings(_Settings):
     """Embedder pre-training: L = alpha_e MMD + beta task (spec 5)."""
 
+    # Off: fine-tuning begins with a new embedder (vanilla cross-modal fine-tuning).
+    enabled: bool = True
     epochs: int = Field(default=100, ge=1)
     task_only_epochs: int = Field(default=60, ge=0)
     alphas: tuple[float, ...] = Field(default=(1.0,), min_length=1)
@@ -120,13 +123,20 @@ class AlignSettings(_Settings):
     batch_size: int = Field(default=64, ge=2)
     max_samples: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    source: Literal["auto", "tokens", "text", "vocabulary"] = "auto"
+    distance: Literal["mmd", "coral"] = "mmd"
+    source: Literal["auto", "tokens", "text", "sentences", "shuffled", "gaussian", "vocabulary"] = "auto"
     source_path: str | None = None
     per_class: int = Field(default=350, ge=1)
+    # Whose embedding layer the text goes through: with a random language model, the random one or the pre-trained one.
+    reference_weights: Literal["model", "pretrained"] = "model"
     optim: OptimSettings = OptimSettings()
 
     @model_validator(mode="after")
     def _aligns(self) -> AlignSettings:
+        if not self.enabled:
+            if any(a > 0 for a in self.alphas):
+                raise ValueError("without the stage no alpha takes effect; set alphas to [0]")
+            return self
         # Two official configs never align for this reason (spec 0.5).
         if any(a > 0 for a in self.alphas) and self.task_only_epochs >= self.epochs:
             raise ValueError(
@@ -184,6 +194,31 @@ class EvaluateSettings(_Settings):
     rc_average: Literal["auto", "on", "off"] = "auto"
 
 
+class BaselinesSettings(_Settings):
+    """Simple models that stand beside L2G in the leaderboard (`stages.baseline`)."""
+
+    names: tuple[
+        Literal["majority", "kmer_linear", "one_hot_linear", "kmer_boosting", "deepstarr", "genomic_lm"], ...
+    ] = (
+        "majority",
+        "kmer_linear",
+    )
+    k: int = Field(default=6, ge=1, le=8)
+    # More rows than this are drawn from at random.
+    max_train_rows: int = Field(default=100_000, ge=1)
+    # A hub id or folder of a model that reads DNA by its own tokenizer; words: overlapping k-mers with blanks (DNABERT).
+    genomic_model: str | None = None
+    genomic_words_bp: int = Field(default=0, ge=0, le=12)
+
+    @model_validator(mode="after")
+    def _has_model(self) -> BaselinesSettings:
+        if "genomic_lm" in self.names and self.genomic_model is None:
+            raise ValueError(
+                "the baseline genomic_lm needs a model; set baselines.genomic_model to a hub id or a folder"
+            )
+        return self
+
+
 class Settings(_Settings):
     """Everything that a run can be told."""
 
@@ -198,7 +233,14 @@ class Settings(_Settings):
     align: AlignSettings = AlignSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     embedder_only: EmbedderOnlySettings = EmbedderOnlySettings()
+    baselines: BaselinesSettings = BaselinesSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @property
+    def reference_init(self) -> str:
+        """Whose weights the text of stage 2 goes through (spec 8, both readings of "random")."""
+        pretrained = self.align.reference_weights == "pretrained"
+        return "pretrained" if pretrained else self.model.language_model_init
 
 
 def list_presets() -> list[str]:

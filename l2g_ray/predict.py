@@ -81,8 +81,14 @@ class Predictor:
         return pa.table(prediction_columns(self.task, outputs)).to_pandas()
 
 
-def find_model(run: Path, task: str | None = None) -> Path:
+# Folders of a finished task: what was best on validation, the whole method, its embedder alone.
+ARMS = {"best": "best", "l2g": "model", "embedder_only": "embedder_only"}
+
+
+def find_model(run: Path, task: str | None = None, arm: str = "best") -> Path:
     """The model folder of a run: a suite's folder (with `task` where it has several), a task's, or a model's own.
+
+    `arm`: 'best' for the arm that was best on validation, 'l2g', or 'embedder_only'.
 
     Raises UserError naming the tasks to choose from, or what is missing.
     """
@@ -90,9 +96,12 @@ def find_model(run: Path, task: str | None = None) -> Path:
         raise UserError(f"{run}: no such folder; give the folder of a finished run")
     if (run / TASK_FILE).exists() and (run / "model.safetensors").exists():
         return run
-    if (run / "model" / TASK_FILE).exists():
-        return run / "model"
-    found = {folder.parent.parent.name: folder.parent for folder in sorted(run.glob(f"*/model/{TASK_FILE}"))}
+    name = ARMS[arm]
+    if arm == "best" and not any(run.glob(f"best/{TASK_FILE}")) and not any(run.glob(f"*/best/{TASK_FILE}")):
+        name = ARMS["l2g"]  # a run of an earlier version, which chose nothing
+    if (run / name / TASK_FILE).exists():
+        return run / name
+    found = {folder.parent.parent.name: folder.parent for folder in sorted(run.glob(f"*/{name}/{TASK_FILE}"))}
     if task is not None and task not in found:
         raise UserError(f"{run}: no finished task '{task}' here; there are: {', '.join(found) or 'none'}")
     if not found:

@@ -21,6 +21,7 @@ from sklearn import metrics
 
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.cluster import Slots, measure_slots
+from l2g_ray.predict import find_model, load_predictor
 from l2g_ray.results.schema import validate_leaderboard
 
 ARMS = ("l2g", "embedder_only")
@@ -104,6 +105,35 @@ def test_predictions_reproduce_every_metric(run: Path, task: str, labels: list[s
         headline = row["test" if arm == "l2g" else arm]
         shown = [score_with_libraries(part, labels, "")[row["metric"]] for part in parts]
         assert headline["per_seed"] == pytest.approx(shown, abs=1e-9, rel=0)
+
+
+@pytest.mark.parametrize("task", ["planted", "composition"])
+def test_what_is_best_on_validation_is_what_predicts(run: Path, sources: Sources, task: str) -> None:
+    row = rows_of(run)[task]
+    chosen = row["chosen"]
+    assert chosen["validation"].keys() == {"embedder_only", "l2g", "average"}
+    assert chosen["validation"][chosen["arm"]] == max(chosen["validation"].values())
+    frame = pd.read_parquet(run / task / "predictions.parquet")
+    average = frame[(frame["arm"] == "average") & (frame["seed"] == 0)]
+    columns = [name for name in frame if name.startswith(("probability_", "prediction_"))]
+    parts = [frame[(frame["arm"] == arm) & (frame["seed"] == 0)][columns].to_numpy() for arm in ARMS]
+    np.testing.assert_allclose(average[columns].to_numpy(), np.mean(parts, 0), atol=1e-6)
+    if row["test"]["per_seed"][1:]:
+        return  # with several seeds the folder has the one that was best on validation
+    sequences = pd.read_csv(getattr(sources, task) / "test.csv")["sequence"].tolist()
+    predicted = load_predictor(find_model(run, task)).predict(sequences)
+    expected = frame[frame["arm"] == chosen["arm"]]
+    np.testing.assert_allclose(predicted[columns].to_numpy(), expected[columns].to_numpy(), atol=1e-5)
+
+
+def test_baselines_stand_in_the_row(run: Path) -> None:
+    for row in rows_of(run).values():
+        assert list(row["baselines"]) == ["majority", "kmer_linear"]
+        for name, found in row["baselines"].items():
+            low, high = found["ci95"]
+            assert low <= high, name
+            assert found["difference"]["mean"] == pytest.approx(row["test"]["mean"] - found["mean"], abs=1e-12)
+    assert rows_of(run)["planted"]["baselines"]["majority"]["mean"] == 0
 
 
 def test_predictions_are_of_the_test_file(run: Path, sources: Sources) -> None:

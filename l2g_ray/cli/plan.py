@@ -84,7 +84,10 @@ def _plan_all(
         assignments["seeds"] = options["seeds"]
     plans: list[TaskPlan] = []
     notes: list[str] = []
-    for task, found in _find(source, flags, options):
+    every = _find(source, flags, options)
+    for number, (task, found) in enumerate(every, start=1):
+        if len(every) > 1:  # a task's shapes take seconds
+            click.echo(f"planning {task.name} ({number} of {len(every)})", err=True)
         settings = resolve(options["preset"], task.overrides, assignments)
         rows = _rows(task, found, settings, options["out"])
         if rows is None:

@@ -12,8 +12,15 @@ import click
 @click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="FASTA, CSV, TSV or Parquet.")
 @click.option("--output", "target", required=True, type=click.Path(path_type=Path), help="CSV, TSV or Parquet.")
 @click.option("--task", help="Which task's model, where the run has several.")
+@click.option(
+    "--arm",
+    type=click.Choice(["best", "l2g", "embedder_only"]),
+    default="best",
+    show_default=True,
+    help="best: the arm that was best on validation.",
+)
 @click.option("--sequence-column", help="Column of the input that holds the sequences.")
-def predict(run: Path, source: Path, target: Path, task: str | None, sequence_column: str | None) -> None:
+def predict(run: Path, source: Path, target: Path, task: str | None, arm: str, sequence_column: str | None) -> None:
     """Predictions of a finished RUN, with label names and probabilities. Streams; Ray need not run.
 
     \b
@@ -25,7 +32,7 @@ def predict(run: Path, source: Path, target: Path, task: str | None, sequence_co
 
     from l2g_ray.predict import find_model, load_predictor, predict_file
 
-    predictor = load_predictor(find_model(run, task))
+    predictor = load_predictor(find_model(run, task, arm))
     console = Console(stderr=True, highlight=False)
     columns = (SpinnerColumn(), TextColumn("{task.completed} sequences"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -40,7 +40,8 @@ COMMON = [
 ]
 
 
-def _with_common(command: Callable[..., Any]) -> Callable[..., Any]:
+def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that runs suites."""
     for option in reversed(COMMON):
         command = option(command)
     return command
@@ -49,7 +50,7 @@ def _with_common(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.option("--bench", required=True, metavar="NAME", help="Benchmark: see `l2g-ray tasks`.")
 @click.option("--tasks", metavar="A,B", help="Only these tasks.")
-@_with_common
+@with_common
 def suite(bench: str, tasks: str | None, **options: Any) -> None:
     """All tasks of a benchmark, side by side on a Ray cluster.
 
@@ -73,7 +74,7 @@ def suite(bench: str, tasks: str | None, **options: Any) -> None:
 @click.command("run")
 @click.argument("source", nargs=-1, required=True)
 @with_source_flags
-@_with_common
+@with_common
 def run_one(source: tuple[str, ...], source_flags: dict[str, Any], **options: Any) -> None:
     """One task: BENCH/TASK of the catalogue, or files of your own.
 
@@ -96,8 +97,30 @@ def run_one(source: tuple[str, ...], source_flags: dict[str, Any], **options: An
 def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: str, options: dict[str, Any]) -> None:
     from rich.console import Console
 
+    from l2g_ray.orchestrate.suite import run_suite
+
+    request = make_request(bench, chosen, sources, default_name, options)
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    result = run_suite(request, console)
+    show_result(result, console)
+    if result.failures:
+        sys.exit(1)
+
+
+def make_request(
+    bench: str,
+    chosen: list[Any],
+    sources: dict[str, Any],
+    default_name: str,
+    options: dict[str, Any],
+    suffix: str = "",
+) -> Any:
+    """A `SuiteRequest` from the common options. `suffix` is added to a given --name: several suites of one command.
+
+    Raises UserError for a setting that cannot be.
+    """
     from l2g_ray.config import parse_assignments
-    from l2g_ray.orchestrate.suite import SuiteRequest, run_suite
+    from l2g_ray.orchestrate.suite import SuiteRequest
 
     assignments = parse_assignments(options["assignments"])
     if options["language_model"] is not None:
@@ -106,8 +129,8 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: s
         assignments["data.keep_duplicates"] = True
     if options["seeds"] is not None:
         assignments["seeds"] = options["seeds"]
-    request = SuiteRequest(
-        name=options["name"] or default_name,
+    return SuiteRequest(
+        name="-".join(part for part in (options["name"], suffix) if part) if options["name"] else default_name,
         bench=bench,
         tasks=chosen,
         sources=sources,
@@ -121,20 +144,16 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: s
         cpus=options["cpus"],
         gpus_per_trial=options["gpus_per_trial"],
     )
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    result = run_suite(request, console)
-    _show(result, console)
-    if result.failures:
-        sys.exit(1)
 
 
-def _show(result: Any, console: Any) -> None:
+def show_result(result: Any, console: Any, table: bool = True) -> None:
+    """The end of a suite in the terminal: leaderboard (with `table`), failures, and where everything is."""
     from rich.markup import escape
 
     from l2g_ray.results.leaderboard import describe_slots, render_table
 
     console.print()
-    if result.board["tasks"]:
+    if table and result.board["tasks"]:
         console.print(render_table(result.board))
     for task, reason in result.failures.items():
         console.print(f"[red]{task} failed[/red]: {escape(reason)}", soft_wrap=True)

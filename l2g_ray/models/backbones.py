@@ -204,10 +204,33 @@ class DeepSEA(nn.Module):
         return x, mask
 
 
-BACKBONES: dict[str, type[ResNet] | type[UNet] | type[DeepSEA]] = {
+class Orca(nn.Module):
+    """No layers: the embedder is its projection alone, one convolution with kernel = stride (ORCA; spec 2.4)."""
+
+    n_layers = 0
+    default_kernel_size = 1
+    predictor_width: int | None = None
+
+    def __init__(
+        self, in_channels: int, channels: Sequence[int], architecture: Architecture, *, causal: bool = False
+    ) -> None:
+        super().__init__()
+        self.out_channels = in_channels
+
+    def out_length(self, length_bp: int) -> int:
+        """Feature positions for a sequence of `length_bp`."""
+        return length_bp
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
+        """One-hot as it is."""
+        return x, mask
+
+
+BACKBONES: dict[str, type[ResNet] | type[UNet] | type[DeepSEA] | type[Orca]] = {
     "resnet": ResNet,
     "unet": UNet,
     "deepsea": DeepSEA,
+    "orca": Orca,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,13 +17,22 @@ NER_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC",
 HUB_CORPUS = ("eriktks/conll2003", "conll2003/validation/0000.parquet", "refs/convert/parquet")
 
 
+# Other readings of a text, for ablations (`align.source`).
+FORMS = {
+    "sentences": "mean vectors of the sentences of",
+    "shuffled": "tokens in shuffled order of",
+    "gaussian": "Gaussian noise with mean and covariance of",
+}
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """Sentences as lists of words, with one tag a word where the text is labelled."""
+    """Sentences as lists of words, with one tag a word where the text is labelled. `form`: tokens, or one of `FORMS`."""
 
     words: list[list[str]]
     tags: list[list[str]] | None
     name: str
+    form: str = "tokens"
 
     def fingerprint(self) -> str:
         """Hash of all words and tags."""
@@ -31,6 +40,7 @@ class Corpus:
         for i, sentence in enumerate(self.words):
             digest.update("\x1f".join(sentence).encode())
             digest.update("\x1f".join(self.tags[i] if self.tags else []).encode() + b"\x1e")
+        digest.update(self.form.encode() if self.form != "tokens" else b"")
         return digest.hexdigest()[:16]
 
 
@@ -101,9 +111,9 @@ def find_corpus(source: str, path: str | None, data_dir: Path | None) -> tuple[C
         corpus = read_corpus(data_dir / "conll2003" / "ner" / "valid.parquet")
     else:
         downloaded = download_corpus()
-        if downloaded is None and source == "tokens":
+        if downloaded is None and (source == "tokens" or source in FORMS):
             raise UserError(
-                "align.source is 'tokens', but CoNLL-2003 is neither in the data folder nor on a hub that answers; "
+                f"align.source is '{source}', but CoNLL-2003 is neither in the data folder nor on a hub that answers; "
                 "give a file with align.source_path, or set align.source=vocabulary"
             )
         if downloaded is None:
@@ -111,9 +121,12 @@ def find_corpus(source: str, path: str | None, data_dir: Path | None) -> tuple[C
         corpus = read_corpus(downloaded)
     if source == "tokens" and corpus.tags is None:
         raise UserError(f"{corpus.name}: align.source is 'tokens', but the file has no tags; set align.source=text")
-    if source == "text":
+    if source in ("text", "sentences", "shuffled"):
         corpus = Corpus(corpus.words, None, corpus.name)
     labelled = "token-labelled text" if corpus.tags else "plain text"
+    if source in FORMS:
+        corpus = replace(corpus, form=source)
+        labelled = f"{FORMS[source]} {labelled}"
     return corpus, f"{labelled} {corpus.name}, {len(corpus.words)} sentences"
 
 

@@ -132,6 +132,9 @@ class Embedder(nn.Module):
         self.projection: nn.Conv1d | None = None
         if self.stride > 1 or self.backbone.out_channels != config.width:
             self.projection = nn.Conv1d(self.backbone.out_channels, config.width, self.stride, stride=self.stride)
+            if config.backbone == "orca":  # its own initialisation (spec 2.4)
+                nn.init.xavier_uniform_(self.projection.weight, gain=math.sqrt(2))
+                nn.init.zeros_(self.projection.bias)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     @property

@@ -13,7 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from l2g_ray.errors import UserError
+from l2g_ray.models.average import AverageModel
+from l2g_ray.models.baselines import Baseline, BaselineConfig
+from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
+from l2g_ray.models.genomic_lm import TOKENIZER_FOLDER, GenomicLM, build_genomic_lm, describe_genomic_lm
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.layers import masked_mean
 from l2g_ray.models.stored import MODEL_SCHEMA, load_config
@@ -60,28 +64,44 @@ class L2GModel(nn.Module):
         return outputs + self.net.predict(embedding) if self.config.combine == "skip" else outputs
 
 
-def save_model(model: L2GModel | EmbedderNet, folder: Path, extra: dict[str, Any] | None = None) -> None:
+Model = L2GModel | EmbedderNet | Baseline | DeepSTARR | GenomicLM | AverageModel
+
+
+def save_model(model: Model, folder: Path) -> None:
     """Write `model.safetensors` and `config.json` into an existing folder; no pickle, so a model is safe to load."""
-    if isinstance(model, L2GModel):
-        transformer = model.language_model.transformer
-        lm = transformer.config.to_diff_dict() | {"model_type": transformer.config.model_type}
-        config: dict[str, Any] = {
-            "form": "l2g",
-            "embedder": model.config.embedder.to_dict(),
-            "combine": model.config.combine,
-            "positions": model.config.positions,
-            "language_model": model.config.language_model,
-            "language_model_layers": model.language_model.n_layers,
-            "transformer": json.loads(json.dumps(lm, default=str)),
-        }
-    else:
-        config = {"form": "embedder_only", "embedder": model.config.to_dict()}
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, str(folder / "model.safetensors"))
-    (folder / "config.json").write_text(json.dumps({"schema": MODEL_SCHEMA, **config, **(extra or {})}, indent=1))
+    (folder / "config.json").write_text(json.dumps({"schema": MODEL_SCHEMA, **_describe(model)}, indent=1))
+    if isinstance(model, GenomicLM):
+        model.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
 
 
-def load_model(folder: Path) -> L2GModel | EmbedderNet:
+def _describe(model: nn.Module) -> dict[str, Any]:
+    if isinstance(model, AverageModel):
+        return {"form": "average", "kind": model.kind, "members": [_describe(member) for member in model.members]}
+    if isinstance(model, Baseline):
+        return {"form": "baseline", "baseline": model.config.to_dict()}
+    if isinstance(model, DeepSTARR):
+        return {"form": "deepstarr", "deepstarr": model.config.to_dict()}
+    if isinstance(model, GenomicLM):
+        return describe_genomic_lm(model)
+    if isinstance(model, EmbedderNet):
+        return {"form": "embedder_only", "embedder": model.config.to_dict()}
+    assert isinstance(model, L2GModel)
+    transformer = model.language_model.transformer
+    lm = transformer.config.to_diff_dict() | {"model_type": transformer.config.model_type}
+    return {
+        "form": "l2g",
+        "embedder": model.config.embedder.to_dict(),
+        "combine": model.config.combine,
+        "positions": model.config.positions,
+        "language_model": model.config.language_model,
+        "language_model_layers": model.language_model.n_layers,
+        "transformer": json.loads(json.dumps(lm, default=str)),
+    }
+
+
+def load_model(folder: Path) -> Model:
     """The model that `save_model` wrote, in evaluation mode, without the original language model at hand.
 
     Raises UserError for a folder that holds no model, or one of another schema.
@@ -91,24 +111,41 @@ def load_model(folder: Path) -> L2GModel | EmbedderNet:
         state = load_file(str(folder / "model.safetensors"))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / 'model.safetensors'}: not readable ({error}); train the model again") from None
-    net = EmbedderNet(EmbedderConfig.from_dict(config["embedder"]))
-    model: L2GModel | EmbedderNet = net
-    if config["form"] == "l2g":
-        from transformers import AutoConfig, AutoModel
-
-        lm_config = dict(config["transformer"])
-        transformer = AutoModel.from_config(AutoConfig.for_model(lm_config.pop("model_type"), **lm_config))
-        language_model = LanguageModel(transformer, config["positions"])
-        model = L2GModel(
-            L2GConfig(
-                net.config,
-                config["combine"],
-                config["positions"],
-                config["language_model"],
-                config["language_model_layers"],
-            ),
-            net,
-            language_model,
-        )
+    model = build_genomic_lm(config, folder) if config["form"] == "genomic_lm" else _build(config, state)
     model.load_state_dict(state)
     return model.eval()
+
+
+def _build(config: dict[str, Any], state: dict[str, torch.Tensor]) -> Model:
+    """The model of a config, with new weights; the state tells the size of what has no size of its own."""
+    if config["form"] == "average":
+        return AverageModel(
+            config["kind"],
+            [_build(one, _part(state, f"members.{i}.")) for i, one in enumerate(config["members"])],
+        )
+    if config["form"] == "baseline":
+        return Baseline(BaselineConfig(**config["baseline"]), len(state.get("boosters", ())))
+    if config["form"] == "deepstarr":
+        return DeepSTARR(DeepSTARRConfig(**config["deepstarr"]))
+    net = EmbedderNet(EmbedderConfig.from_dict(config["embedder"]))
+    if config["form"] == "embedder_only":
+        return net
+    from transformers import AutoConfig, AutoModel
+
+    lm_config = dict(config["transformer"])
+    transformer = AutoModel.from_config(AutoConfig.for_model(lm_config.pop("model_type"), **lm_config))
+    return L2GModel(
+        L2GConfig(
+            net.config,
+            config["combine"],
+            config["positions"],
+            config["language_model"],
+            config["language_model_layers"],
+        ),
+        net,
+        LanguageModel(transformer, config["positions"]),
+    )
+
+
+def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -17,7 +17,8 @@ from l2g_ray.models.locate import locate
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
+    """Loading without transformers' reports and progress bars."""
     # Reports about the unused pooler, and a progress bar over 100 tensors, are no news to anybody.
     from transformers.utils import logging as transformers_logging
 
@@ -39,7 +40,7 @@ def load_transformer(name: str, init: str = "pretrained", seed: int = 0) -> Any:
     folder = locate(name)
     from transformers import AutoConfig, AutoModel
 
-    with _quiet_loading():
+    with quiet_loading():
         try:
             if init == "random":
                 config = AutoConfig.from_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,39 @@ def sample_labelled(
     return every[torch.from_numpy(index)].clone(), names[index].tolist()
 
 
+def sample_sentences(transformer: Any, tokenizer: Any, corpus: Corpus, n: int, seed: int) -> torch.Tensor:
+    """Embedding-layer vectors averaged over each sentence's tokens, of up to `n` sentences (n, D): ORCA's recipe."""
+    means = []
+    for start in range(0, len(corpus.words), 64):
+        words = corpus.words[start : start + 64]
+        coded = tokenizer(
+            words, is_split_into_words=True, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
+        hidden = embed_tokens(transformer, coded["input_ids"])
+        kept = torch.tensor([[word is not None for word in coded.word_ids(i)] for i in range(len(words))])
+        weights = kept[..., None].to(hidden.dtype)
+        means.append((hidden * weights).sum(1) / weights.sum(1).clamp(min=1))
+    every = torch.cat(means)
+    return every[torch.from_numpy(np.random.default_rng(seed).permutation(len(every))[:n])].clone()
+
+
+def shuffle_words(corpus: Corpus, seed: int) -> Corpus:
+    """The same words, drawn into the same sentence lengths in a random order: what is left is their frequency."""
+    words = [word for sentence in corpus.words for word in sentence]
+    order = iter(np.random.default_rng(seed).permutation(len(words)))
+    return replace(corpus, words=[[words[next(order)] for _ in sentence] for sentence in corpus.words])
+
+
+def draw_gaussian(features: torch.Tensor, seed: int) -> torch.Tensor:
+    """As many vectors (n, D) from the normal distribution that has the features' mean and covariance."""
+    generator = torch.Generator().manual_seed(seed)
+    centred = features.double() - features.double().mean(0)
+    # Rows mixed by normal weights have exactly this covariance in expectation, whatever its rank.
+    weights = torch.randn(len(features), len(features), generator=generator, dtype=torch.float64)
+    noise = weights @ centred / max(1, len(features) - 1) ** 0.5
+    return (noise + features.double().mean(0)).to(features.dtype)
+
+
 def sample_vocabulary(transformer: Any, n: int, seed: int) -> torch.Tensor:
     """Embedding-layer vectors (n, D) of tokens drawn from the vocabulary, each at a random position."""
     rng = np.random.default_rng(seed)
@@ -89,7 +123,13 @@ def write_reference(
             raise UserError(
                 f"language model '{language_model}': it has no tokenizer ({str(error).splitlines()[0]}); set align.source=vocabulary"
             ) from None
-        features, labels = sample_labelled(transformer, tokenizer, corpus, per_class, seed)
+        if corpus.form == "sentences":
+            features = sample_sentences(transformer, tokenizer, corpus, per_class * len(NER_TAGS), seed)
+        else:
+            text = shuffle_words(corpus, seed) if corpus.form == "shuffled" else corpus
+            features, labels = sample_labelled(transformer, tokenizer, text, per_class, seed)
+        if corpus.form == "gaussian":
+            features = draw_gaussian(features, seed)
     save_file(
         {
             "features": features.float().contiguous(),

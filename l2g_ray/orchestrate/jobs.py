@@ -18,6 +18,7 @@ import torch
 from l2g_ray.config import Settings
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
+from l2g_ray.models.backbones import default_architecture
 from l2g_ray.models.corpus import find_corpus
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import load_model, save_model
@@ -25,10 +26,20 @@ from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import write_reference
 from l2g_ray.orchestrate.store import Store
 from l2g_ray.stages.align import train_aligned
-from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, make_label_scale, read_reference
+from l2g_ray.stages.baseline import NotApplicable, fit_baseline
+from l2g_ray.stages.common import (
+    Reference,
+    TaskData,
+    build_net,
+    make_embedder_config,
+    make_label_scale,
+    read_reference,
+)
+from l2g_ray.stages.deepstarr import build_deepstarr, train_deepstarr
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.evaluate import Contender, evaluate
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
+from l2g_ray.stages.genomic_lm import tune_genomic_lm
 from l2g_ray.stages.loop import Report, Runtime, TrainResult
 from l2g_ray.stages.search import search_architecture
 from l2g_ray.stages.select import train_backbone
@@ -41,10 +52,16 @@ class Context:
     prepared: PreparedTask
     data: TaskData
     settings: Settings
-    reference: Reference
+    language_model: Reference | None
     runtime: Runtime
     work: Path
     inputs: dict[str, Path]
+
+    @property
+    def reference(self) -> Reference:
+        """What the stage needs of the language model; all stages but `baseline` and `evaluate` have one."""
+        assert self.language_model is not None
+        return self.language_model
 
 
 def load_data(prepared: PreparedTask, train: Source | None = None, valid: Source | None = None) -> TaskData:
@@ -103,7 +120,7 @@ def _run_locked(
             prepared,
             load_data(prepared, train, valid),
             settings,
-            read_reference(Path(spec["reference"]), spec["reference_facts"]),
+            read_reference(Path(spec["reference"]), spec["reference_facts"]) if "reference" in spec else None,
             runtime,
             work,
             {name: Path(folder) for name, folder in spec["inputs"].items()},
@@ -147,7 +164,7 @@ def _config(context: Context, args: dict[str, Any]) -> EmbedderConfig:
 
 def _reference(settings: Settings, work: Path, data_dir: str | None) -> dict[str, Any]:
     model, align = settings.model, settings.align
-    transformer = load_transformer(model.language_model, model.language_model_init, settings.seed)
+    transformer = load_transformer(model.language_model, settings.reference_init, settings.seed)
     corpus, described = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
     facts = write_reference(work, transformer, model.language_model, corpus, align.per_class, settings.seed)
     return facts | {"described": described}
@@ -175,6 +192,8 @@ def _rival(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _search(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    if not default_architecture(args["backbone"]):  # ORCA has nothing to search
+        return {"score": None, "history": [], "architecture": []}
     found = search_architecture(
         context.data, context.settings, context.reference, context.runtime, backbone=args["backbone"], seed=args["seed"]
     )
@@ -205,6 +224,9 @@ def _align(context: Context, args: dict[str, Any]) -> dict[str, Any]:
         shutil.copyfile(warm / "warm.pt", temporary)
         os.replace(temporary, state)
     config = _config(context, args)
+    if not context.settings.align.enabled:
+        save_model(build_net(config, context.data, context.reference, args["seed"]), context.work)
+        return {"score": None, "alpha": args["alpha"], "history": []}
     training = train_aligned(
         context.data,
         context.settings,
@@ -258,6 +280,25 @@ def _refit(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     return _summary(training)
 
 
+def _baseline(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    if args["name"] == "deepstarr":
+        training = train_deepstarr(context.data, context.settings, context.runtime, args["seed"])
+        net = build_deepstarr(context.data, args["seed"])
+        net.load_state_dict(training.best_state)
+        save_model(net, context.work)
+        return _summary(training) | {"chosen": {"epochs": training.best_epoch + 1}}
+    if args["name"] == "genomic_lm":
+        tuned = tune_genomic_lm(context.data, context.settings, context.runtime, args["seed"])
+        save_model(tuned.model, context.work)
+        return _summary(tuned.training) | {"chosen": {"lr": tuned.lr, "epochs": tuned.training.best_epoch + 1}}
+    try:
+        fitted = fit_baseline(args["name"], context.data, context.settings, context.runtime, args["seed"])
+    except NotApplicable as reason:
+        return {"skipped": str(reason)}
+    save_model(fitted.model, context.work)
+    return {"score": fitted.score, "chosen": fitted.chosen}
+
+
 def _evaluate(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     contenders = [Contender(c["arm"], c["seed"], context.inputs[f"{c['arm']}:{c['seed']}"]) for c in args["contenders"]]
     return evaluate(context.prepared, context.settings, context.runtime, contenders, context.work)
@@ -272,5 +313,6 @@ STAGES: dict[str, Callable[[Context, dict[str, Any]], dict[str, Any]]] = {
     "embedder_only": _embedder_only,
     "trial": _trial,
     "refit": _refit,
+    "baseline": _baseline,
     "evaluate": _evaluate,
 }

@@ -14,17 +14,11 @@ import pandas as pd
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.stored import load_config
+from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
-from l2g_ray.results.bootstrap import (
-    Score,
-    confusion_bootstrap,
-    confusion_difference,
-    paired_difference,
-    summarise_seeds,
-)
 from l2g_ray.results.report import TaskDetails
-from l2g_ray.stages.metrics import CONFUSION_METRICS, HIGHER_IS_BETTER, score
+from l2g_ray.stages.metrics import HIGHER_IS_BETTER
 from l2g_ray.tasks.published import published_scores
 from l2g_ray.tasks.stored import write_task_file
 
@@ -37,17 +31,16 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     evaluation = outcome.evaluation.values
-    best = max(outcome.refits, key=lambda r: r.values["score"])
-    for name, source in (("model", best), ("embedder_only", max(outcome.embedders, key=lambda r: r.values["score"]))):
+    refit, alone = (max(results, key=lambda r: r.values["score"]) for results in (outcome.refits, outcome.embedders))
+    length_bp = load_config(alone.folder)["embedder"]["length_bp"]
+    for name, source in (("model", refit), ("embedder_only", alone)):
         (staging / name).mkdir()
         for file in ("model.safetensors", "config.json"):
             shutil.copy(source.folder / file, staging / name / file)
-        write_task_file(
-            staging / name,
-            prepared.task,
-            evaluation["strand_averaged"],
-            load_config(source.folder)["embedder"]["length_bp"],
-        )
+    chosen = {"l2g": ["model"], "embedder_only": ["embedder_only"], "average": ["model", "embedder_only"]}
+    write_best(staging / "best", [staging / name for name in chosen[evaluation["choice"]["arm"]]], prepared.task.kind)
+    for name in ("model", "embedder_only", "best"):
+        write_task_file(staging / name, prepared.task, evaluation["strand_averaged"], length_bp)
     shutil.copy(outcome.evaluation.folder / "predictions.parquet", staging / "predictions.parquet")
     metrics = {key: value for key, value in evaluation.items() if key not in COST_KEYS}
     (staging / "metrics.json").write_text(json.dumps(_finite(metrics), indent=1))
@@ -71,12 +64,23 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
     os.replace(staging, folder)
 
 
+def write_best(folder: Path, members: list[Path], kind: str) -> None:
+    """The chosen model as one folder: a copy, or the mean of several members' predictions."""
+    if len(members) == 1:
+        shutil.copytree(members[0], folder)
+        return
+    from l2g_ray.models.average import AverageModel  # with torch, which a driver has no other use for
+    from l2g_ray.models.l2g import load_model, save_model
+
+    folder.mkdir()
+    save_model(AverageModel(kind, [load_model(member) for member in members]), folder)
+
+
 def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcome, folder: Path) -> dict[str, Any]:
     """The leaderboard row of a task (design: `leaderboard.json`), with bootstrap intervals over test rows and seeds."""
     task, evaluation = prepared.task, outcome.evaluation.values
     frame = pd.read_parquet(folder / "predictions.parquet")
-    resamples = settings.evaluate.bootstrap_resamples
-    summaries, difference = _intervals(task, frame, resamples, settings.seed)
+    arms = ArmScores(task, frame, settings.evaluate.bootstrap_resamples, settings.seed)
     counts = prepared.manifest["splits"]
     sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
     validation = [sign * float(r.values["score"]) for r in outcome.refits]
@@ -87,11 +91,13 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "kind": task.kind,
         "metric": task.metric,
         "synthetic": task.synthetic,
-        "test": summaries["l2g"],
+        "test": arms.summarise("l2g"),
         "validation": {"mean": float(np.mean(validation)), "per_seed": validation},
-        "embedder_only": summaries["embedder_only"],
-        "difference": difference,
-        "baselines": {},
+        "embedder_only": arms.summarise("embedder_only"),
+        "difference": arms.subtract("l2g", "embedder_only"),
+        "average": arms.summarise("average"),
+        "chosen": evaluation["choice"] | {"test": arms.summarise(evaluation["choice"]["arm"])},
+        "baselines": _baselines(arms, outcome, sign),
         "strand_averaged": evaluation["strand_averaged"],
         "metrics": {arm: _mean_metrics(evaluation["metrics"], arm, "test") for arm in ARMS},
         "metrics_plain": {arm: _mean_metrics(evaluation["metrics"], arm, "test_plain") for arm in ARMS},
@@ -115,52 +121,24 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "gpu_s": round(sum(one.gpu_s or 0.0 for one in outcome.spent), 1),
         "costs": {stage: one.to_dict() for stage, one in sum_stages(outcome.spent).items()},
         "aligned_to": outcome.aligned_to,
-        "notes": list(task.notes),
+        "notes": [*task.notes, *(r.values["skipped"] for r in outcome.baselines.values() if "skipped" in r.values)],
         "model_uri": "",
         "warnings": list(prepared.manifest["warnings"]),
     }
     return _finite(row)
 
 
-def _intervals(task: Any, frame: pd.DataFrame, resamples: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    by_arm = {arm: [part for _, part in frame[frame["arm"] == arm].groupby("seed")] for arm in ARMS}
-    if task.is_classification and task.metric in CONFUSION_METRICS:
-        codes = {name: i for i, name in enumerate(task.labels)}
-        labels = by_arm["l2g"][0]["label"].map(codes).to_numpy()
-        predicted = {
-            arm: np.stack([p["prediction"].map(codes).to_numpy() for p in parts]) for arm, parts in by_arm.items()
+def _baselines(arms: ArmScores, outcome: TaskOutcome, sign: float) -> dict[str, Any]:
+    """Each baseline's test score, its validation score, and L2G minus it over the same rows."""
+    return {
+        name: {
+            **arms.summarise(name),
+            "validation": sign * float(result.values["score"]),
+            "difference": arms.subtract("l2g", name),
         }
-        metric = {task.metric: CONFUSION_METRICS[task.metric]}
-        summaries = {
-            arm: confusion_bootstrap(labels, values, len(codes), metric, resamples, seed)[task.metric]
-            for arm, values in predicted.items()
-        }
-        return summaries, confusion_difference(
-            labels, predicted["l2g"], predicted["embedder_only"], len(codes), metric[task.metric], resamples, seed
-        )
-    scores = {arm: [_row_score(task, part) for part in parts] for arm, parts in by_arm.items()}
-    n_rows = len(by_arm["l2g"][0])
-    summaries = {arm: summarise_seeds(functions, n_rows, resamples, seed) for arm, functions in scores.items()}
-    return summaries, paired_difference(
-        scores["l2g"], scores["embedder_only"], n_rows, resamples, seed, higher_is_better=HIGHER_IS_BETTER[task.metric]
-    )
-
-
-def _row_score(task: Any, part: pd.DataFrame) -> Score:
-    if task.is_classification:
-        codes = {name: i for i, name in enumerate(task.labels)}
-        labels: np.ndarray = part["label"].map(codes).to_numpy()
-        outputs = part[[f"probability_{name}" for name in task.labels]].to_numpy()
-    else:
-        prefix = "probability" if task.kind == "multilabel" else "prediction"
-        labels = part[[f"label_{name}" for name in task.labels]].to_numpy()
-        outputs = part[[f"{prefix}_{name}" for name in task.labels]].to_numpy()
-
-    def score_rows(rows: np.ndarray) -> float:
-        value = score(task.kind, task.metric, labels[rows], outputs[rows])
-        return value if np.isfinite(value) else float("nan")  # undefined: the bootstrap drops it
-
-    return score_rows
+        for name, result in outcome.baselines.items()
+        if name in arms.parts
+    }
 
 
 def _mean_metrics(metrics: list[dict[str, Any]], arm: str, which: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.orchestrate.board import make_trial_event
+from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.spent import Spent, list_spent
 from l2g_ray.orchestrate.store import StageResult, make_key
@@ -33,12 +34,46 @@ class TaskOutcome:
     best_trial: dict[str, Any]
     refits: list[StageResult]
     embedders: list[StageResult]
+    baselines: dict[str, StageResult]
     evaluation: StageResult
     histories: dict[str, list[dict[str, Any]]]
     cost: dict[str, float]
     spent: list[Spent]
     aligned_to: str
     wall_s: float
+
+
+def describe_data(prepared: PreparedTask, settings: Settings) -> dict[str, Any]:
+    """The part of a key that says which rows, and how they reach a model."""
+    dumped = settings.data.model_dump(mode="json")
+    names = ("channels", "rc_augment", "shift_bp", "shuffle_window_rows", "bucket_batches")
+    return {
+        "task": prepared.task.model_dump(mode="json", include={"kind", "labels", "metric", "strand_specific"}),
+        "data": {split: prepared.fingerprint(split) for split in ("train", "valid")},
+        "length_bp": prepared.length_range(),
+        "data_settings": {name: dumped[name] for name in names},
+    }
+
+
+def make_baseline_job(prepared: PreparedTask, settings: Settings, name: str) -> Job:
+    """A simple model on the task's rows; nothing of the embedder or the language model is in its key."""
+    own = settings.baselines.model_dump(mode="json", exclude={"names"})
+    parts = describe_data(prepared, settings) | {"settings": own}
+    if name == "deepstarr":  # the one that trains by epochs
+        parts |= {"embedder_only": settings.embedder_only.model_dump(mode="json")}
+    if name == "genomic_lm":
+        assert settings.baselines.genomic_model is not None
+        stage = settings.finetune
+        parts |= {
+            "finetune": {
+                "epochs": stage.epochs,
+                "optim": stage.optim.model_dump(mode="json"),
+                "lr": stage.lr_predictor,
+            },
+            "batch_size": min(stage.batch_size),
+            "genomic_model": fingerprint_language_model(settings.baselines.genomic_model),
+        }
+    return Job("baseline", name, {"name": name, "seed": settings.seed}, {}, parts)
 
 
 class Pipeline:
@@ -56,14 +91,7 @@ class Pipeline:
         self.rivals: dict[str, float] = {}
         dumped = settings.model_dump(mode="json")
         # What every training stage depends on; each job adds its own stage's settings and inputs.
-        self.common = {
-            "task": prepared.task.model_dump(mode="json", include={"kind", "labels", "metric", "strand_specific"}),
-            "data": {split: prepared.fingerprint(split) for split in ("train", "valid")},
-            "length_bp": prepared.length_range(),
-            "data_settings": {
-                k: dumped["data"][k]
-                for k in ("channels", "rc_augment", "shift_bp", "shuffle_window_rows", "bucket_batches")
-            },
+        self.common = describe_data(prepared, settings) | {
             "reference": reference.key,
             "precision": precision,
             "threads": place.slots.cpus,
@@ -77,9 +105,11 @@ class Pipeline:
         architecture = self._search(backbone)
         shape = {"backbone": backbone, "architecture": [list(pair) for pair in architecture]}
         first = self.seeds[0]
-        # Nothing but the evaluation waits for the control arm: it trains beside the stages of L2G.
+        # Nothing but the evaluation waits for the control arm and the baselines: they train beside the stages of L2G.
+        names: list[str] = list(self.settings.baselines.names)
         controls = [self._embedder_only(shape, seed) for seed in self.seeds]
-        wait_for_controls = self._beside(lambda: run_jobs(self.place, "embedder", controls))
+        simple = [make_baseline_job(self.prepared, self.settings, name) for name in names]
+        wait_for_controls = self._beside(lambda: run_jobs(self.place, "embedder", [*controls, *simple]))
         try:
             warm = self._run("warmup", [self._warmup(shape, first)])[0] if self._shares_warmup() else None
             aligned = self._run("align", [self._align(shape, a, first, warm) for a in self.settings.align.alphas])
@@ -87,9 +117,10 @@ class Pipeline:
             trials, best = self._finetune(shape, inputs)
             refits = self._refit(shape, best["trial"], {first: inputs})
         finally:  # of a failure too: what a pipeline has started ends before it does
-            embedders = wait_for_controls()
-        self._keep(embedders)
-        evaluation = self._evaluate(refits, embedders)
+            begun = wait_for_controls()
+        self._keep(begun)
+        embedders, baselines = begun[: len(controls)], dict(zip(names, begun[len(controls) :], strict=True))
+        evaluation = self._evaluate(refits, embedders, baselines)
         return TaskOutcome(
             task=self.prepared.task.name,
             backbone=backbone,
@@ -100,6 +131,7 @@ class Pipeline:
             best_trial=best,
             refits=refits,
             embedders=embedders,
+            baselines=baselines,
             evaluation=evaluation,
             histories=self._histories(),
             cost=self._cost(trials),
@@ -125,8 +157,10 @@ class Pipeline:
 
     def _parts(self, *sections: str, **inputs: str) -> dict[str, Any]:
         chosen = {name: self.dumped[name] for name in sections}
-        # The reference's key already holds the language model's name; what shapes the embedder is here.
-        model = {k: v for k, v in self.dumped["model"].items() if not k.startswith("language_model")}
+        # What shapes the embedder. The language model's name is in the reference's key, and how the two are joined
+        # matters to fine-tuning only, whose parts have the whole section.
+        later = ("combine", "positions")
+        model = {k: v for k, v in self.dumped["model"].items() if not k.startswith("language_model") and k not in later}
         return self.common | {"model": model, "settings": chosen, "inputs": inputs}
 
     def _select(self) -> tuple[str, dict[str, float]]:
@@ -158,7 +192,7 @@ class Pipeline:
         """A short search can end in noise: what it found must win on validation against the plain choices."""
         candidates = {"searched": found}
         candidates |= {f"{k}x{d}": [(k, d)] * len(found) for k, d in self.settings.search.rivals}
-        if len(candidates) == 1:
+        if len(candidates) == 1 or not found:
             return found
         jobs = [
             Job(
@@ -176,7 +210,8 @@ class Pipeline:
 
     def _shares_warmup(self) -> bool:
         """Whether there is a task-only phase that the runs of all alphas have in common."""
-        return 0 < self.settings.align.task_only_epochs < self.settings.align.epochs
+        align = self.settings.align
+        return align.enabled and 0 < align.task_only_epochs < align.epochs
 
     def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
         return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._parts("align"))
@@ -261,13 +296,19 @@ class Pipeline:
             )
         return self._run("refit", jobs, runner="train")
 
-    def _evaluate(self, refits: list[StageResult], embedders: list[StageResult]) -> StageResult:
+    def _evaluate(
+        self, refits: list[StageResult], embedders: list[StageResult], baselines: dict[str, StageResult]
+    ) -> StageResult:
         arms = {"l2g": refits, "embedder_only": embedders}
         inputs, contenders = {}, []
         for arm, results in arms.items():
             for seed, result in zip(self.seeds, results, strict=True):
                 inputs[f"{arm}:{seed}"] = result
                 contenders.append({"arm": arm, "seed": seed})
+        for name, result in baselines.items():
+            if "skipped" not in result.values:
+                inputs[f"{name}:{self.seeds[0]}"] = result
+                contenders.append({"arm": name, "seed": self.seeds[0]})
         parts = self._parts("evaluate", **{name: r.key for name, r in inputs.items()})
         parts |= {"test": self.prepared.fingerprint("test")}
         folders = {name: str(r.folder) for name, r in inputs.items()}

@@ -100,7 +100,7 @@ class Recorder:
         self._log_metrics(key, scores)
         for file in ("metrics.json", "predictions.parquet", "stages.json"):
             self._log_file(key, folder / file)
-        model = str((folder / "model").absolute())
+        model = str((folder / "best").absolute())
         self.writer.put(
             "log_model", key, model_folder=model, registered_name=f"{self.bench}-{name}" if register else None
         )

@@ -71,7 +71,7 @@ def _reference(place: Place, settings: Settings, data_dir: str | None) -> StageR
     corpus, _ = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
     parts = {
         "language_model": fingerprint_language_model(model.language_model),
-        "init": model.language_model_init,
+        "init": settings.reference_init,
         "seed": settings.seed,
         "source": align.source,
         "corpus": corpus.fingerprint() if corpus else "vocabulary",

@@ -32,7 +32,8 @@ STAGE_VERSIONS = {
     "trial": 1,
     "finetune": 1,
     "refit": 1,
-    "evaluate": 1,
+    "baseline": 1,
+    "evaluate": 2,
 }
 
 # A trial that was told to stop lets its lock go within moments.

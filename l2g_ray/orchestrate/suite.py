@@ -62,6 +62,8 @@ class SuiteRequest:
     verbose: bool = False
     cpus: int | None = None
     gpus_per_trial: float | None = None
+    # Settings of single tasks, above `assignments`: the arms of an ablation.
+    task_assignments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,13 +85,13 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
     """
     begun = time.monotonic()
     check_name(request.name)
-    settings = {task.name: resolve(request.preset, task.overrides, request.assignments) for task in request.tasks}
+    settings = {task.name: resolve_task(request, task) for task in request.tasks}
     for name in dict.fromkeys(s.model.language_model for s in settings.values()):
         locate(name)
     folder = request.out / request.name
     _check_writable(folder)
     with hold_suite(request.out, request.name, lambda text: console.print(escape(text), soft_wrap=True)):
-        prepared = {task.name: _prepare(request, task, settings[task.name], console) for task in request.tasks}
+        prepared = {task.name: prepare_task(request, task, settings[task.name], console) for task in request.tasks}
         key = _suite_key(request, settings, prepared)
         finished = _finished_board(folder, key)
         if finished is not None:
@@ -104,7 +106,14 @@ def check_name(name: str) -> None:
         raise UserError(f"--name {name}: only letters, digits, '.', '_' and '-', beginning with a letter or digit")
 
 
-def _prepare(request: SuiteRequest, task: Task, settings: Settings, console: Console) -> PreparedTask:
+def resolve_task(request: SuiteRequest, task: Task) -> Settings:
+    """The settings of one task of the suite. Raises UserError as `resolve`."""
+    own = request.task_assignments.get(task.name, {})
+    return resolve(request.preset, task.overrides, {**request.assignments, **own})
+
+
+def prepare_task(request: SuiteRequest, task: Task, settings: Settings, console: Console) -> PreparedTask:
+    """The rows of one task, prepared now unless they were before. Raises UserError for rows that cannot be used."""
     source = request.sources[task.name]
     if isinstance(source, PreparedTask):
         return source

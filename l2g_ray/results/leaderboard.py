@@ -49,6 +49,14 @@ def best_published(row: Mapping[str, Any]) -> dict[str, Any] | None:
     return max(known, key=lambda p: p["value"], default=None)
 
 
+def best_baseline(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Name and scores of the baseline with the best validation score: the test split chooses nothing."""
+    sign = -1.0 if row["metric"].startswith("mse") else 1.0
+    known = {n: s for n, s in (row.get("baselines") or {}).items() if isinstance(s, Mapping) and "validation" in s}
+    name = max(known, key=lambda n: sign * (known[n]["validation"] or 0.0), default=None)
+    return (name, dict(known[name])) if name else None
+
+
 def name_task(row: Mapping[str, Any]) -> str:
     """The task's name, marked where its sequences are synthetic."""
     return f"{row['task']} (synthetic)" if row.get("synthetic") else row["task"]
@@ -122,7 +130,7 @@ def render_table(board: Mapping[str, Any], plain: bool = False) -> Table:
     for heading in ("L2G", "Embedder only", "Difference"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("Published", justify="right", max_width=15, overflow="fold")
-    table.add_column("Backbone", no_wrap=True)
+    table.add_column("Baseline", justify="right", max_width=15, overflow="fold")
     table.add_column("!", justify="right", no_wrap=True)
 
     def two_lines(first: str, second: str, style: str = "") -> Text:
@@ -131,16 +139,29 @@ def render_table(board: Mapping[str, Any], plain: bool = False) -> Table:
     for row in board["tasks"]:
         alone, published = row["embedder_only"], best_published(row)
         difference, verdict = subtract_arms(row)
+        simple = best_baseline(row)
         table.add_row(
-            two_lines(row["task"], row["metric"] + (" (synthetic)" if row.get("synthetic") else ""), bold),
+            two_lines(row["task"], _second_line(row), bold),
             two_lines(format_number(row["test"]["mean"]), format_interval(row["test"]), bold),
             two_lines(format_number(alone["mean"] if alone else None), format_interval(alone)),
             two_lines(format_number(difference, signed=True), verdict),
             two_lines(format_number(published["value"]), _shorten(published["model"])) if published else Text("–"),
-            Text(row["backbone"]),
+            two_lines(format_number(simple[1]["mean"]), _shorten(simple[0])) if simple else Text("–"),
             Text(str(len(row["warnings"]) or "")),
         )
     return table
+
+
+def _second_line(row: Mapping[str, Any]) -> str:
+    lines = [f"{row['metric']}, {row['backbone']}", *(["(synthetic)"] if row.get("synthetic") else [])]
+    if chosen := row.get("chosen"):
+        lines.append(f"uses {name_arm(chosen['arm'])} {format_number(chosen['test']['mean'])}")
+    return "\n".join(lines)
+
+
+def name_arm(arm: str) -> str:
+    """An arm's name for people."""
+    return {"l2g": "L2G", "embedder_only": "embedder", "average": "average"}.get(arm, arm)
 
 
 def _shorten(name: str) -> str:
@@ -152,6 +173,10 @@ def _list_warnings(board: Mapping[str, Any]) -> Any:
 
     lines = [f"! {row['task']}: {warning}" for row in board["tasks"] for warning in row["warnings"]]
     lines.insert(0, "Intervals are 95 % bootstrap; difference = L2G minus embedder only, over the same test rows.")
+    if any(row.get("chosen") for row in board["tasks"]):
+        lines.insert(1, "uses = the arm that was best on validation: what `l2g-ray predict` predicts with.")
+    if any(best_baseline(row) for row in board["tasks"]):
+        lines.insert(1, "Baseline = the simple model that was best on validation; leaderboard.json has all of them.")
     return Text("\n".join(lines))
 
 
@@ -173,6 +198,10 @@ def _flatten_row(row: Mapping[str, Any]) -> dict[str, Any]:
         lo, hi = score.get("ci95") or (None, None)
         flat |= {f"{arm}_mean": score.get("mean"), f"{arm}_lo": lo, f"{arm}_hi": hi}
     flat |= {"difference": difference, "verdict": verdict}
+    name, simple = best_baseline(row) or ("", {})
+    chosen = row.get("chosen") or {}
+    flat |= {"chosen": chosen.get("arm", ""), "chosen_mean": (chosen.get("test") or {}).get("mean")}
+    flat |= {"baseline": name, "baseline_mean": simple.get("mean")}
     flat |= {"published_value": published.get("value"), "published_model": published.get("model")}
     flat |= {key: row[key] for key in ("n_train", "n_test", "backbone")}
     flat["architecture"] = " ".join(f"{a['kernel_size']}x{a['dilation']}" for a in row["architecture"])
@@ -184,22 +213,34 @@ def _to_markdown(board: Mapping[str, Any]) -> str:
     def escape(text: str) -> str:
         return text.replace("|", "\\|").replace("\n", " ")
 
-    headings = ["Task", "Metric", "L2G", "Embedder only", "Difference", "Published", "Backbone", "Test rows"]
+    headings = [
+        "Task",
+        "Metric",
+        "L2G",
+        "Embedder only",
+        "Difference",
+        "Baseline",
+        "Published",
+        "Backbone",
+        "Test rows",
+    ]
     lines = [
         f"# {board['bench']}: preset {board['preset']}, language model {board['language_model']}",
         "",
         "| " + " | ".join(headings) + " |",
-        "|" + "|".join(["---", "---"] + ["---:"] * 4 + ["---", "---:"]) + "|",
+        "|" + "|".join(["---", "---"] + ["---:"] * 5 + ["---", "---:"]) + "|",
     ]
     for row in board["tasks"]:
         alone, published = row["embedder_only"], best_published(row)
         difference, verdict = subtract_arms(row)
+        simple = best_baseline(row)
         cells = [
             name_task(row),
             row["metric"],
             f"{format_number(row['test']['mean'])} {format_interval(row['test'])}",
             f"{format_number(alone and alone['mean'])} {format_interval(alone)}",
             f"{format_number(difference, signed=True)} {verdict}",
+            f"{format_number(simple[1]['mean'])} {simple[0]}" if simple else "–",
             f"{format_number(published['value'])} {published['model']}" if published else "–",
             row["backbone"],
             str(row["n_test"]),

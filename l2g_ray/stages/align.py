@@ -18,10 +18,13 @@ from l2g_ray.stages.common import (
     make_validate,
     with_dropout,
 )
+from l2g_ray.stages.coral import coral
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.mmd import mmd, sample_rows
 from l2g_ray.stages.optim import make_optimizer, make_schedule
+
+DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"mmd": mmd, "coral": coral}
 
 
 def alpha_at(epoch: int, alpha: float, task_only_epochs: int) -> float:
@@ -54,6 +57,8 @@ def train_aligned(
     stage = settings.align
     group = group_size(stage)
     first_joint = stage.task_only_epochs if stage.task_only_epochs < stage.epochs else 0
+    if stage.beta == 0:  # Predictor 1 does not learn, and validation would choose by chance
+        first_joint = stage.epochs - 1
     net = build_net(with_dropout(config, stage.dropout), data, reference, seed).to(runtime.device)
     steps = count_steps(data, stage.batch_size, group)
     return train(
@@ -100,7 +105,8 @@ def make_joint_losses(
         loss = stage.beta * task_loss
         if alpha_e > 0:
             generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
-            loss = loss + alpha_e * mmd(sample_rows(features, n_rows, generator), torch.cat(pooled))
+            distance = DISTANCES[stage.distance]
+            loss = loss + alpha_e * distance(sample_rows(features, n_rows, generator), torch.cat(pooled))
         yield loss
 
     return losses

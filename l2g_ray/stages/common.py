@@ -113,10 +113,13 @@ def make_embedder_config(
 
 
 def _channels(model: ModelSettings, backbone: str, width: int) -> tuple[int, ...]:
-    channels = {"resnet": model.resnet_channels, "unet": model.unet_channels, "deepsea": model.deepsea_channels}[
-        backbone
-    ]
-    return tuple(width if c is None else c for c in channels)
+    channels: dict[str, tuple[int | None, ...]] = {
+        "resnet": model.resnet_channels,
+        "unet": model.unet_channels,
+        "deepsea": model.deepsea_channels,
+        "orca": (),
+    }
+    return tuple(width if c is None else c for c in channels[backbone])
 
 
 def build_net(config: EmbedderConfig, data: TaskData, reference: Reference, seed: int) -> EmbedderNet:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from l2g_ray.config import Settings
-from l2g_ray.models.embedder import EmbedderConfig
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import L2GConfig, L2GModel
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.stages.common import (
@@ -19,6 +19,7 @@ from l2g_ray.stages.common import (
     make_batches,
     make_losses,
     make_validate,
+    with_dropout,
 )
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
@@ -49,10 +50,15 @@ def build_model(
     config: EmbedderConfig,
     embedder_state: dict[str, torch.Tensor],
     seed: int,
-) -> L2GModel:
-    """The whole model: a trained embedder joined to the language model, with a fresh head."""
+) -> L2GModel | EmbedderNet:
+    """The whole model: a trained embedder joined to the language model, with a fresh head.
+
+    With `model.combine` 'embedder' it is the embedder with its own predictor: the same search without the language model.
+    """
     net = build_net(config, data, reference, seed)
     net.load_state_dict(embedder_state)
+    if settings.model.combine == "embedder":
+        return net
     transformer = load_transformer(settings.model.language_model, settings.model.language_model_init, seed)
     language_model = LanguageModel(transformer, settings.model.positions, settings.model.language_model_layers)
     return L2GModel(
@@ -85,20 +91,27 @@ def finetune(
     chance or tears the language model apart (spec/lm_value.md).
     """
     stage = settings.finetune
+    if settings.model.combine == "embedder":
+        config = with_dropout(config, trial.dropout)
     model = build_model(data, settings, reference, config=config, embedder_state=embedder_state, seed=seed)
-    model.language_model.set_dropout(trial.dropout)
-    model.language_model.set_trainable(trial.train_layers)
+    if isinstance(model, L2GModel):
+        model.language_model.set_dropout(trial.dropout)
+        model.language_model.set_trainable(trial.train_layers)
     model.to(runtime.device)
     optim = stage.optim.model_copy(update={"weight_decay": trial.weight_decay})
     steps = count_steps(data, trial.batch_size)
-    optimizer = make_optimizer(
-        optim,
-        [
+    if isinstance(model, L2GModel):
+        groups = [
             (model.net.parameters(), trial.lr_embedder),
             (model.language_model.parameters(), trial.lr_language_model),
             (model.head.parameters(), stage.lr_predictor),
-        ],
-    )
+        ]
+    else:
+        groups = [
+            (model.embedder.parameters(), trial.lr_embedder),
+            (model.predictor.parameters(), stage.lr_predictor),
+        ]
+    optimizer = make_optimizer(optim, groups)
     return train(
         model,
         optimizer,

@@ -1,0 +1,103 @@
+"""`l2g-ray baseline`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from l2g_ray.cli.ablate import find_tasks_and_sources
+from l2g_ray.cli.suite import make_request, show_result, with_common
+from l2g_ray.errors import UserError, nearest
+
+
+@click.command()
+@click.argument("names", required=False)
+@click.argument("tasks", nargs=-1)
+@click.option("--list", "as_list", is_flag=True, help="Show the baselines.")
+@with_common
+def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options: Any) -> None:
+    """Simple models and other methods on the same rows, metrics and seeds.
+
+    NAMES are baselines separated by commas, or 'simple' or 'all'. Simple models (k-mers, one-hot, boosted trees) are fitted
+    here and now; methods that are L2G with other settings (CNN only, ORCA, vanilla, frozen) run beside it as arms.
+
+    \b
+    Examples:
+      l2g-ray baseline --list
+      l2g-ray baseline simple nt/H3 nt/enhancers --data-dir data
+      l2g-ray baseline cnn_only,vanilla,kmer_linear demo/splice_junction
+    """
+    from rich.console import Console
+
+    from l2g_ray.orchestrate.arms import Study, read_baseline_arms
+    from l2g_ray.orchestrate.simple import run_simple
+    from l2g_ray.orchestrate.study import run_study
+    from l2g_ray.results.arms_table import render_study
+
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    if as_list:
+        _list(console)
+        return
+    simple, arms = _choose(names)
+    if not tasks:
+        raise UserError("give at least one task, for example demo/splice_junction; `l2g-ray tasks` lists them")
+    found, sources = find_tasks_and_sources(tasks, options["data_dir"])
+    default = f"baseline-{'-'.join(task.name for task in found)}"[:80]
+    if "genomic_lm" in simple and not arms:  # nothing else here reads a language model
+        options["assignments"] = (*options["assignments"], f"baselines.genomic_model={options['language_model']}")
+        if options["language_model"] is None:
+            raise UserError("genomic_lm: give a genomic model's hub id or folder with --language-model")
+        options["language_model"] = None
+    request = make_request("baseline", found, sources, default, options)
+    if not arms:
+        result = run_simple(request, simple, console)
+        console.print()
+        console.print(render_study(result))
+        console.print(
+            f"table        {request.out / request.name / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True
+        )
+        return
+    known = read_baseline_arms()
+    study = Study("baseline", "L2G beside other methods", {"l2g": {}} | {arm: known[arm]["set"] for arm in arms})
+    request.assignments["baselines.names"] = simple
+    ran = run_study(request, study, sources, console)
+    show_result(ran.suite, console, table=False)
+    console.print()
+    console.print(render_study(ran.to_dict(request)))
+    console.print(f"study        {ran.suite.folder / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
+    if ran.suite.failures:
+        sys.exit(1)
+
+
+def _choose(text: str | None) -> tuple[list[str], list[str]]:
+    """Simple models, and methods that are arms."""
+    from l2g_ray.orchestrate.arms import read_baseline_arms
+    from l2g_ray.orchestrate.simple import SIMPLE
+
+    arms = list(read_baseline_arms())
+    if not text:
+        raise UserError(f"give baselines, separated by commas: {', '.join([*SIMPLE, *arms])}; or 'simple', or 'all'")
+    simple = [name for name in SIMPLE if name != "genomic_lm"]  # which needs a model
+    given = {"simple": simple, "all": [*simple, *arms]}.get(text) or [n.strip() for n in text.split(",")]
+    for name in given:
+        if name not in (*SIMPLE, *arms):
+            raise UserError(f"unknown baseline '{name}': {nearest(name, [*SIMPLE, *arms])}")
+    return [name for name in given if name in SIMPLE], [name for name in given if name in arms]
+
+
+def _list(console: Any) -> None:
+    from rich.table import Table
+
+    from l2g_ray.orchestrate.arms import read_baseline_arms
+    from l2g_ray.orchestrate.simple import SIMPLE
+
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("Baseline", "What it is"):
+        table.add_column(heading, overflow="fold")
+    for name, about in SIMPLE.items():
+        table.add_row(name, about)
+    for name, arm in read_baseline_arms().items():
+        table.add_row(name, arm["about"])
+    console.print(table)

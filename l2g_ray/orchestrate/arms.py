@@ -1,0 +1,162 @@
+"""Arms of ablations and baselines: the same task under several settings, run as one suite, compared in pairs.
+
+Arms are tasks of the suite: they run side by side, and a stage that several arms share is computed once, because its
+content key is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from l2g_ray.config import Settings
+from l2g_ray.errors import UserError, nearest
+from l2g_ray.orchestrate.compare import ArmScores
+from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.tasks.schema import Task
+
+# Between a task's name and an arm's.
+JOINT = "--"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms by name, each a mapping of dotted settings; the first is what the others are compared with."""
+
+    name: str
+    about: str
+    arms: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def control(self) -> str:
+        """The first arm."""
+        return next(iter(self.arms))
+
+
+def read_studies() -> dict[str, Study]:
+    """The studies that ship with the package."""
+    return {name: Study(name, raw["about"], raw["arms"]) for name, raw in _read()["studies"].items()}
+
+
+def read_baseline_arms() -> dict[str, dict[str, Any]]:
+    """Baselines that are the method with other settings: name to `about` and `set`."""
+    found: dict[str, dict[str, Any]] = _read()["baselines"]
+    return found
+
+
+def _read() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((resources.files("l2g_ray.orchestrate") / "arms.yaml").read_text())
+    return content
+
+
+def find_study(name: str) -> Study:
+    """A shipped study. Raises UserError for an unknown name."""
+    studies = read_studies()
+    if name not in studies:
+        raise UserError(f"unknown study '{name}': {nearest(name, list(studies))}")
+    return studies[name]
+
+
+def vary(key: str, values: Sequence[Any]) -> Study:
+    """A study of one setting: an arm a value. Raises UserError for fewer than two values, or two that are the same."""
+    arms = {_name_value(value): {key: value} for value in values}
+    if len(values) < 2 or len(arms) < len(values):
+        raise UserError(f"--vary {key}: give at least two different values, separated by semicolons")
+    return Study(key.split(".")[-1], f"values of {key}", arms)
+
+
+def _name_value(value: Any) -> str:
+    text = "-".join(str(part) for part in value) if isinstance(value, list) else str(value)
+    kept = "".join(c if c.isalnum() or c in "._-" else "_" for c in text).strip("._-")
+    return kept[-40:].strip("._-") or "empty"
+
+
+def make_variant(task: Task, arm: str) -> Task:
+    """The task under the name of an arm."""
+    return task.model_copy(update={"name": f"{task.name}{JOINT}{arm}", "title": f"{task.title or task.name}: {arm}"})
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One arm of one task: its test score, and arm minus control over the same test rows and seeds."""
+
+    task: str
+    arm: str
+    metric: str
+    test: dict[str, Any]
+    validation: float | None
+    difference: dict[str, Any] | None
+    cpu_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return dict(self.__dict__)
+
+
+def compare_arms(
+    task: Task, folders: Mapping[str, Path], rows: Mapping[str, Mapping[str, Any]], settings: Settings
+) -> list[Compared]:
+    """All arms that finished; the first of `folders` is the control.
+
+    `folders` are the arms' task folders, `rows` their leaderboard rows. Where the control is missing, nothing is
+    subtracted. Baselines that were fitted in the control's run, and its embedder alone, stand as arms of their own.
+    """
+    frames = []
+    for arm, folder in folders.items():
+        if arm in rows:
+            frame = pd.read_parquet(folder / "predictions.parquet")
+            frames.append(frame[frame["arm"] == "l2g"].assign(arm=arm))
+    if not frames:
+        return []
+    control = next(iter(folders))
+    if control in rows:
+        others = pd.read_parquet(folders[control] / "predictions.parquet")
+        others = others[(others["arm"] != "l2g") & ~others["arm"].isin(list(folders))]
+        frames.append(others)
+    arms = ArmScores(task, pd.concat(frames), settings.evaluate.bootstrap_resamples, settings.seed)
+    compared = []
+    for arm in arms.parts:
+        row: Mapping[str, Any] = rows.get(arm, {})
+        compared.append(
+            Compared(
+                task=task.name,
+                arm=arm,
+                metric=task.metric,
+                test=arms.summarise(arm),
+                validation=row["validation"]["mean"] if row else None,
+                difference=arms.subtract(arm, control) if control in arms.parts and arm != control else None,
+                cpu_s=float(row.get("cpu_s", 0.0)),
+            )
+        )
+    return compared
+
+
+def correct(compared: list[Compared]) -> list[Compared]:
+    """Two-sided p of each difference after Holm's correction over all differences of the table (`p_holm`)."""
+    tested = [(i, _two_sided(one)) for i, one in enumerate(compared)]
+    known = sorted(((p, i) for i, p in tested if p is not None), key=lambda pair: pair[0])
+    corrected, highest = list(compared), 0.0
+    for rank, (p, i) in enumerate(known):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        difference = dict(compared[i].difference or {}) | {"p_holm": highest}
+        corrected[i] = replace(compared[i], difference=difference)
+    return corrected
+
+
+def _two_sided(one: Compared) -> float | None:
+    p = (one.difference or {}).get("p")
+    return None if p is None else min(1.0, 2 * min(p, 1 - p))
+
+
+def is_better(one: Compared) -> bool | None:
+    """Whether the interval of the difference is clear of 0, and on the better side; None where it is not clear."""
+    lo, hi = (one.difference or {}).get("ci95") or (None, None)
+    if lo is None or hi is None or lo <= 0 <= hi:
+        return None
+    return bool((lo > 0) == HIGHER_IS_BETTER[one.metric])

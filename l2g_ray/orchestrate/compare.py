@@ -1,0 +1,92 @@
+"""Scores of arms from their stored predictions: intervals of each, and paired differences over the same test rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from l2g_ray.results.bootstrap import (
+    Score,
+    confusion_bootstrap,
+    confusion_difference,
+    paired_difference,
+    summarise_seeds,
+)
+from l2g_ray.stages.metrics import CONFUSION_METRICS, HIGHER_IS_BETTER, score
+from l2g_ray.tasks.schema import Task
+
+
+class ArmScores:
+    """All arms of one task: rows of `predictions.parquet` (`stages.evaluate`), the same test rows for each arm and seed."""
+
+    def __init__(self, task: Task, frame: pd.DataFrame, resamples: int, seed: int) -> None:
+        self.task, self.resamples, self.seed = task, resamples, seed
+        self.parts = {
+            str(arm): [part for _, part in rows.groupby("seed")] for arm, rows in frame.groupby("arm", sort=False)
+        }
+        self.n_rows = len(next(iter(self.parts.values()))[0])
+
+    def summarise(self, arm: str) -> dict[str, Any]:
+        """Mean over seeds, interval, score of each seed."""
+        if self._counts:
+            metric = {self.task.metric: CONFUSION_METRICS[self.task.metric]}
+            n_classes = len(self.task.labels)
+            return confusion_bootstrap(
+                self._labels(arm), self._classes(arm), n_classes, metric, self.resamples, self.seed
+            )[self.task.metric]
+        return summarise_seeds(self._scores(arm), self.n_rows, self.resamples, self.seed)
+
+    def subtract(self, first: str, second: str) -> dict[str, Any]:
+        """Mean of the first arm minus mean of the second, with a paired interval."""
+        if self._counts:
+            return confusion_difference(
+                self._labels(first),
+                self._classes(first),
+                self._classes(second),
+                len(self.task.labels),
+                CONFUSION_METRICS[self.task.metric],
+                self.resamples,
+                self.seed,
+            )
+        return paired_difference(
+            self._scores(first),
+            self._scores(second),
+            self.n_rows,
+            self.resamples,
+            self.seed,
+            higher_is_better=HIGHER_IS_BETTER[self.task.metric],
+        )
+
+    @property
+    def _counts(self) -> bool:
+        return self.task.is_classification and self.task.metric in CONFUSION_METRICS
+
+    def _codes(self, names: pd.Series) -> np.ndarray:
+        return names.map({name: i for i, name in enumerate(self.task.labels)}).to_numpy()
+
+    def _labels(self, arm: str) -> np.ndarray:
+        return self._codes(self.parts[arm][0]["label"])
+
+    def _classes(self, arm: str) -> np.ndarray:
+        return np.stack([self._codes(part["prediction"]) for part in self.parts[arm]])
+
+    def _scores(self, arm: str) -> list[Score]:
+        return [self._score_rows(part) for part in self.parts[arm]]
+
+    def _score_rows(self, part: pd.DataFrame) -> Score:
+        task = self.task
+        if task.is_classification:
+            labels = self._codes(part["label"])
+            outputs = part[[f"probability_{name}" for name in task.labels]].to_numpy()
+        else:
+            prefix = "probability" if task.kind == "multilabel" else "prediction"
+            labels = part[[f"label_{name}" for name in task.labels]].to_numpy()
+            outputs = part[[f"{prefix}_{name}" for name in task.labels]].to_numpy()
+
+        def score_rows(rows: np.ndarray) -> float:
+            value = score(task.kind, task.metric, labels[rows], outputs[rows])
+            return value if np.isfinite(value) else float("nan")  # undefined: the bootstrap drops it
+
+        return score_rows

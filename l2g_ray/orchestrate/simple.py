@@ -1,0 +1,132 @@
+"""Simple models alone, without the method beside them: fitted, evaluated and compared in this process, without Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from l2g_ray.config import Settings
+from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.orchestrate.arms import Compared, correct
+from l2g_ray.orchestrate.compare import ArmScores
+from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate.jobs import run_job
+from l2g_ray.orchestrate.pipeline import make_baseline_job
+from l2g_ray.orchestrate.store import StageResult, Store
+from l2g_ray.orchestrate.suite import SuiteRequest, prepare_task, resolve_task
+from l2g_ray.results.arms_table import write_study
+from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.tasks.schema import Task
+
+SIMPLE = {
+    "majority": "the classes' frequencies, or the labels' means",
+    "kmer_linear": "TF-IDF of 6-mers, logistic or ridge regression",
+    "one_hot_linear": "one-hot of the whole sequence, logistic or ridge regression",
+    "kmer_boosting": "6-mer counts, boosted trees (LightGBM)",
+    "deepstarr": "the DeepSTARR CNN, trained as the embedder alone is",
+    "genomic_lm": "a genomic language model by its own tokenizer (--language-model), all weights fine-tuned",
+}
+
+
+def run_simple(request: SuiteRequest, names: list[str], console: Console) -> dict[str, Any]:
+    """Fit and evaluate simple models on every task of `request`; the study as `study.json` holds it.
+
+    Results go into the store of the output folder, under the keys that a suite's baselines have. `study.*` and each
+    task's `predictions.parquet` go into `<out>/<name>`. The first name is what the others are compared with.
+
+    Raises UserError for rows that cannot be used.
+    """
+    folder = request.out / request.name
+    compared: list[Compared] = []
+    for task in request.tasks:
+        settings = resolve_task(request, task)
+        prepared = prepare_task(request, task, settings, console)
+        compared += _run_task(request, task, settings, prepared, names, folder, console)
+    study = {
+        "schema": 1,
+        "study": "baseline",
+        "about": "simple models",
+        "arms": {name: {} for name in names},
+        "preset": request.preset,
+        "command": request.command,
+        "compared": [one.to_dict() for one in correct(compared)],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(study, default=str))
+    write_study(folder, plain)
+    return plain
+
+
+def _run_task(
+    request: SuiteRequest,
+    task: Task,
+    settings: Settings,
+    prepared: PreparedTask,
+    names: list[str],
+    folder: Path,
+    console: Console,
+) -> list[Compared]:
+    store = Store((request.out / "stages").resolve())
+    common = {
+        "root": str(store.root),
+        "prepared": str(prepared.folder.absolute()),
+        "settings": settings.model_dump(mode="json"),
+        "threads": request.cpus or 1,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    results: dict[str, StageResult] = {}
+    for name in names:
+        result = _run(store, make_baseline_job(prepared, settings, name), common)
+        if "skipped" in result.values:
+            console.print(f"{task.name}: {result.values['skipped']}", soft_wrap=True)
+            continue
+        results[name] = result
+        console.print(f"{task.name}: {name} fitted, {result.values['cpu_s']:.1f} CPU s", soft_wrap=True)
+    if not results:
+        return []
+    seed = settings.seed
+    parts = {
+        "task": task.model_dump(mode="json", include={"kind", "labels", "metric", "strand_specific"}),
+        "settings": settings.model_dump(mode="json")["evaluate"],
+        "rc_augment": settings.data.rc_augment,
+        "inputs": {name: result.key for name, result in results.items()},
+        "test": prepared.fingerprint("test"),
+    }
+    contenders = [{"arm": name, "seed": seed} for name in results]
+    inputs = {f"{name}:{seed}": str(result.folder) for name, result in results.items()}
+    evaluation = _run(store, Job("evaluate", "test", {"contenders": contenders}, inputs, parts), common)
+    target = folder / task.name
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(evaluation.folder / "predictions.parquet", target / "predictions.parquet")
+    arms = ArmScores(
+        task,
+        pd.read_parquet(target / "predictions.parquet"),
+        settings.evaluate.bootstrap_resamples,
+        seed,
+    )
+    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+    first = next(iter(results))
+    return [
+        Compared(
+            task=task.name,
+            arm=name,
+            metric=task.metric,
+            test=arms.summarise(name),
+            validation=sign * float(result.values["score"]),
+            difference=arms.subtract(name, first) if name != first else None,
+            cpu_s=float(result.values["cpu_s"]),
+        )
+        for name, result in results.items()
+    ]
+
+
+def _run(store: Store, job: Job, common: dict[str, Any]) -> StageResult:
+    run_job(job.spec(common), lambda row: None)
+    found = store.find(job.stage, job.key)
+    assert found is not None
+    return found
