@@ -187,4 +187,8 @@ class EmbedderNet(nn.Module):
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
-        return self.predict(self.embedder(*self.encode(codes, lengths_bp)))
+        return self.forward_one_hot(*self.encode(codes, lengths_bp))
+
+    def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """One-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
+        return self.predict(self.embedder(x, mask))

@@ -1,0 +1,258 @@
+"""Contributions of every base to one output of a trained model, and how well they add up.
+
+Whatever the method, it gives multipliers m of (sequence x, reference r) pairs, and the rest is the same: the hypothetical
+contribution of base b at a position is the mean over references of m_b - sum_c r_c m_c (Shrikumar et al. 2017, DeepLIFT,
+appendix; what TF-MoDISco reads), the contribution is that of the base which stands there. Completeness compares their sum
+with f(x) - mean f(r), computed with the plain model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from l2g_ray.errors import UserError, nearest
+from l2g_ray.explain import multipliers
+from l2g_ray.explain.references import shuffle_dinucleotides
+from l2g_ray.explain.rules import apply_rules
+from l2g_ray.models.embedder import EmbedderNet
+from l2g_ray.models.l2g import L2GModel
+from l2g_ray.sequence import N_CODE, make_mask, one_hot, reverse_complement
+from l2g_ray.tasks.schema import Task
+
+METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift", "mutagenesis")
+WARN_ABOVE = 1e-2
+# Bases of sequences and references that go through the model at once: about 1 GB for the widest backbones.
+_BATCH_BP = 16_384
+_SEQUENCES_AT_ONCE = 32
+
+
+class ExplainedOutput(nn.Module):
+    """A model reduced to the one number that is explained: a weighted sum of its outputs (n_outputs,)."""
+
+    weights: torch.Tensor
+
+    def __init__(self, model: nn.Module, weights: torch.Tensor) -> None:
+        super().__init__()
+        if not isinstance(model, L2GModel | EmbedderNet):
+            raise TypeError(f"a {type(model).__name__} is no model of this package")
+        self.model = model
+        net = model.net if isinstance(model, L2GModel) else model
+        self.in_channels = net.config.in_channels
+        self.register_buffer("weights", weights.float())
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """One-hot (batch, 4, length), N and padding all zero, and mask (batch, 1, length) or None, to (batch, 1)."""
+        if self.in_channels > 4:
+            # The channel of N, as a linear function of the others.
+            x = torch.cat([x, (1.0 if mask is None else mask) - x.sum(1, keepdim=True)], 1)
+        outputs: torch.Tensor = self.model.forward_one_hot(x, mask)
+        return outputs @ self.weights[:, None]
+
+
+@dataclass(frozen=True)
+class Attributions:
+    """Of n sequences, in their order: `codes` (n, length) right-padded, `lengths_bp` (n,), `hypothetical`
+    (n, length, 4) float32, `values` f(x) (n,) and `reference_values` mean f(r) (n,); `method` and `output` by name."""
+
+    codes: np.ndarray
+    lengths_bp: np.ndarray
+    hypothetical: np.ndarray
+    values: np.ndarray
+    reference_values: np.ndarray
+    method: str
+    output: str
+
+    @property
+    def one_hot(self) -> np.ndarray:
+        """(n, length, 4) float32; N and padding are zero."""
+        return np.eye(5, 4, dtype=np.float32)[self.codes]
+
+    @property
+    def contributions(self) -> np.ndarray:
+        """Of the base that stands there, (n, length); 0 for N and padding."""
+        return (self.hypothetical * self.one_hot).sum(2)
+
+    @property
+    def completeness_errors(self) -> np.ndarray:
+        """|sum of contributions - (f(x) - mean f(r))| / |f(x) - mean f(r)|, (n,)."""
+        difference = self.values - self.reference_values
+        error = np.abs(self.contributions.sum(1, dtype=np.float64) - difference)
+        return error / np.maximum(np.abs(difference), np.finfo(np.float32).tiny)
+
+
+def choose_output(task: Task, name: str | None) -> list[int]:
+    """The outputs that a name, or the unique beginning of one, means; all of them for None, the second of a binary task.
+
+    Raises UserError for a name that no output, or more than one, begins with, and for None with more than four outputs.
+    """
+    labels = list(task.labels)
+    if name is None:
+        if task.kind == "binary":
+            return [1]
+        if len(labels) > 4:
+            raise UserError(
+                f"task '{task.name}' has {len(labels)} outputs; choose one with --output: {', '.join(labels[:8])}, ..."
+            )
+        return list(range(len(labels)))
+    matches = [i for i, label in enumerate(labels) if label == name] or [
+        i for i, label in enumerate(labels) if label.lower().startswith(name.lower())
+    ]
+    if len(matches) == 1:
+        return matches
+    found = (
+        f"means {', '.join(labels[i] for i in matches[:5])}" if matches else f"is no output ({nearest(name, labels)})"
+    )
+    raise UserError(f"--output '{name}' {found}; choose one of task '{task.name}'")
+
+
+def make_weights(task: Task, output: int) -> torch.Tensor:
+    """Weights (n_outputs,) of what is explained: the value or logit itself; for exclusive classes its logit minus the mean
+    of the others', since only differences of logits move a softmax (binary: the log-odds)."""
+    weights = torch.zeros(task.n_outputs)
+    if task.is_classification:
+        weights -= 1 / (task.n_outputs - 1)
+    weights[output] = 1.0
+    return weights
+
+
+def describe_output(task: Task, output: int) -> str:
+    """What the explained number is, in words."""
+    if task.kind == "binary":
+        return "log-odds"
+    return {"multiclass": "logit minus mean logit of the other classes", "multilabel": "logit"}.get(task.kind, "value")
+
+
+def attribute(
+    model: nn.Module,
+    codes: np.ndarray,
+    lengths_bp: np.ndarray,
+    weights: torch.Tensor,
+    *,
+    method: str = "deeplift-shap",
+    n_references: int = 20,
+    seed: int = 0,
+    rc_average: bool = False,
+    output: str = "",
+    device: str | torch.device = "cpu",
+    steps: int = 20,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Attributions:
+    """Contributions to `weights` (n_outputs,) times the outputs of a stored model.
+
+    Parameters
+    ----------
+    codes, lengths_bp : right-padded sequences (n, length) and their lengths (n,), as `sequence.encode` gives them.
+    n_references : dinucleotide shuffles of each sequence, drawn from `seed`.
+    rc_average : explain the mean over both strands.
+    steps : points of the path of integrated gradients; draws a reference of gradient SHAP.
+    progress : told the number of sequences done.
+
+    Raises UserError for a module without a rule (`deeplift-shap`). Memory does not grow with n but for the result.
+    """
+    plain = ExplainedOutput(model, weights).to(device).eval()
+    compute = multipliers.make(method, plain, apply_rules, steps=steps, seed=seed)
+    n, width = codes.shape
+    hypothetical = np.zeros((n, width, 4), np.float32)
+    values, reference_values = np.zeros(n), np.zeros(n)
+    order = np.argsort(lengths_bp, kind="stable")
+    strands = (False, True) if rc_average else (False,)
+    for start in range(0, n, _SEQUENCES_AT_ONCE):
+        rows = order[start : start + _SEQUENCES_AT_ONCE]
+        longest = int(lengths_bp[rows].max())
+        own = torch.from_numpy(codes[rows, :longest])
+        lengths = torch.from_numpy(np.asarray(lengths_bp)[rows])
+        shuffled = torch.from_numpy(
+            shuffle_dinucleotides(own.numpy(), lengths.numpy(), n_references, seed, rows.tolist())
+        )
+        for flipped in strands:
+            x, r = own, shuffled
+            if flipped:
+                x = reverse_complement(x, lengths)
+                r = reverse_complement(r.flatten(0, 1), lengths.repeat_interleave(n_references)).view_as(shuffled)
+            pairs = Pairs.encode(x, r, lengths, device)
+            found = compute(pairs)
+            if flipped:
+                found = _flip(found, lengths)
+            hypothetical[rows, :longest] += found.cpu().numpy() / len(strands)
+            ours, theirs = pairs.evaluate(plain)
+            values[rows] += ours / len(strands)
+            reference_values[rows] += theirs / len(strands)
+        progress(min(start + _SEQUENCES_AT_ONCE, n))
+    # What would stand at N or beyond the end is not asked.
+    hypothetical[codes == N_CODE] = 0
+    return Attributions(codes, np.asarray(lengths_bp), hypothetical, values, reference_values, method, output)
+
+
+@torch.no_grad()
+def evaluate(
+    explained: nn.Module, codes: np.ndarray, lengths_bp: np.ndarray, device: str | torch.device = "cpu"
+) -> np.ndarray:
+    """The explained value f(x) (n,), in float64, of right-padded codes (n, length)."""
+    batch_size = max(1, _BATCH_BP // max(1, codes.shape[1]))
+    values = [np.zeros(0)]
+    for start in range(0, len(codes), batch_size):
+        own = torch.from_numpy(codes[start : start + batch_size]).to(device)
+        mask = make_mask(torch.from_numpy(lengths_bp[start : start + batch_size]).to(device), own.shape[1])
+        wide = None if bool(mask.all()) else mask[:, None].float()
+        values.append(explained(one_hot(own, mask), wide)[:, 0].double().cpu().numpy())
+    return np.concatenate(values)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sequences x (b, 4, length) with references r (b, n, 4, length) and a mask (b, 1, length), None without padding;
+    `codes` (b, length) and `lengths_bp` (b,) are those of x."""
+
+    codes: torch.Tensor
+    lengths_bp: torch.Tensor
+    x: torch.Tensor
+    r: torch.Tensor
+    mask: torch.Tensor | None
+
+    @classmethod
+    def encode(
+        cls, codes: torch.Tensor, references: torch.Tensor, lengths_bp: torch.Tensor, device: str | torch.device
+    ) -> Pairs:
+        """From codes (b, length) and (b, n, length)."""
+        mask = make_mask(lengths_bp, codes.shape[1])
+        n = references.shape[1]
+        r = one_hot(references.flatten(0, 1), mask.repeat_interleave(n, 0)).unflatten(0, (-1, n))
+        wide = None if bool(mask.all()) else mask[:, None].float().to(device)
+        return cls(codes, lengths_bp, one_hot(codes, mask).to(device), r.to(device), wide)
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs to compute at once so that memory holds."""
+        return max(1, _BATCH_BP // self.x.shape[2])
+
+    def flatten(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Batches of pairs: x, r (pairs, 4, length) and their mask, sequence by sequence."""
+        n = self.r.shape[1]
+        owner = torch.arange(len(self.x), device=self.x.device).repeat_interleave(n)
+        references = self.r.flatten(0, 1)
+        for start in range(0, len(owner), self.batch_size):
+            part = owner[start : start + self.batch_size]
+            mask = None if self.mask is None else self.mask[part]
+            yield self.x[part], references[start : start + self.batch_size], mask
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """f(x) (b,) and the mean of f over the references (b,), in float64."""
+        ours = [model(self.x[i : i + self.batch_size], self._mask(i)) for i in range(0, len(self.x), self.batch_size)]
+        theirs = torch.cat([model(r, mask) for _, r, mask in self.flatten()]).double()
+        return torch.cat(ours)[:, 0].double().cpu().numpy(), theirs.view(len(self.x), -1).mean(1).cpu().numpy()
+
+    def _mask(self, start: int) -> torch.Tensor | None:
+        return None if self.mask is None else self.mask[start : start + self.batch_size]
+
+
+def _flip(values: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
+    """Hypothetical contributions (b, length, 4) of reverse complements, turned to the given strand."""
+    lengths_bp = lengths_bp.to(values.device)
+    source = (lengths_bp[:, None] - 1 - torch.arange(values.shape[1], device=values.device)).clamp(min=0)
+    return torch.gather(values, 1, source[..., None].expand_as(values)).flip(2)

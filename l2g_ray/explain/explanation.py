@@ -1,0 +1,455 @@
+"""`l2g-ray explain`, but for the printing: from a run to contributions, motifs, names and files."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from l2g_ray.errors import UserError
+from l2g_ray.explain import databases, known, truth
+from l2g_ray.explain.attribution import (
+    METHODS,
+    WARN_ABOVE,
+    Attributions,
+    ExplainedOutput,
+    attribute,
+    choose_output,
+    describe_output,
+    evaluate,
+    make_weights,
+)
+from l2g_ray.explain.databases import KnownMotif, Match
+from l2g_ray.explain.motifs import (
+    Discovery,
+    MotifSettings,
+    choose_seqlet,
+    discover_motifs,
+    format_meme,
+    save_hdf5,
+)
+from l2g_ray.explain.rows import Candidates, choose_top, find_arm, find_folder, open_candidates, read_candidates
+from l2g_ray.explain.truth import Site
+from l2g_ray.predict import Predictor, load_predictor
+from l2g_ray.sequence import N_CODE, decode
+from l2g_ray.tasks.schema import Task
+
+Q_BELOW = 0.05
+_MATCHES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ExplainRequest:
+    """What a person asked for; see `l2g-ray explain --help`. `databases` are tried in order, None means JASPAR's
+    vertebrates if it is installed."""
+
+    run: Path
+    task: str | None = None
+    arm: str = "l2g"
+    output: str | None = None
+    sequences: Path | None = None
+    sequence_column: str | None = None
+    top: int = 500
+    method: str = METHODS[0]
+    n_references: int = 20
+    steps: int = 50
+    seed: int = 0
+    rc_average: bool = False
+    with_motifs: bool = True
+    core_bp: int | None = None
+    flank_bp: int | None = None
+    min_seqlets: int = 100
+    max_seqlets: int = 20_000
+    databases: tuple[str, ...] | None = None
+    known: str | None = None
+    truth: Path | None = None
+    out: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one output: contributions of the chosen sequences, found motifs with their significant matches, and, where they
+    are known, how they fare against planted sites and a list of motifs. `notes` are for the reader, in order; `warnings`
+    those that must not be missed. `timings_s` says where the time went."""
+
+    output: str
+    unit: str
+    ids: list[str]
+    source: str
+    attributions: Attributions
+    discovery: Discovery | None
+    matches: list[Match]
+    sites: list[Site]
+    shares: dict[str, dict[str, float]]
+    planted: list[tuple[KnownMotif, Match | None]]
+    comparison: known.Comparison | None
+    notes: list[str]
+    warnings: list[str]
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The output's name as a folder's."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.output).lstrip(".") or "output"
+
+    def completeness(self) -> dict[str, float]:
+        """Median, 95th percentile and maximum of the relative error, and the mean error over the mean difference."""
+        a = self.attributions
+        errors = a.completeness_errors
+        difference = a.values - a.reference_values
+        absolute = np.abs(a.contributions.sum(1, dtype=np.float64) - difference)
+        return {
+            "median": float(np.median(errors)),
+            "p95": float(np.quantile(errors, 0.95)),
+            "max": float(errors.max()),
+            "pooled": float(absolute.mean() / max(np.abs(difference).mean(), np.finfo(np.float32).tiny)),
+            "above_0.01": float((errors > WARN_ABOVE).mean()),
+        }
+
+    def motif_table(self) -> pd.DataFrame:
+        """A row a motif: counts, contribution, consensus and its best matches."""
+        columns = [
+            "motif", "sign", "seqlets", "sequences", "mean_contribution", "consensus", "length_bp",
+            "match", "match_id", "database", "p_value", "q_value", "other_matches",
+        ]  # fmt: skip
+        rows = []
+        contributions = self.attributions.contributions
+        for number, motif in enumerate(self.discovery.motifs if self.discovery else []):
+            own = [match for match in self.matches if match.query == number]
+            best = own[0] if own else None
+            rows.append(
+                [
+                    motif.name,
+                    "+" if motif.sign > 0 else "-",
+                    motif.n_seqlets,
+                    len(set(motif.sequence_index.tolist())),
+                    motif.mean_contribution(contributions),
+                    motif.consensus,
+                    len(motif.ppm),
+                    best.target.name if best else "",
+                    best.target.id if best else "",
+                    best.target.source if best else "",
+                    best.p_value if best else None,
+                    best.q_value if best else None,
+                    "; ".join(f"{m.target.name} (q {m.q_value:.1e})" for m in own[1:_MATCHES_SHOWN]),
+                ]
+            )
+        return pd.DataFrame(rows, columns=columns)
+
+    def sequence_table(self) -> pd.DataFrame:
+        """A row a sequence: its explained value, that of its references, the sum of contributions, the relative error."""
+        a = self.attributions
+        return pd.DataFrame(
+            {
+                "id": self.ids,
+                "sequence": decode(a.codes, a.lengths_bp),
+                "value": a.values,
+                "reference_value": a.reference_values,
+                "sum_of_contributions": a.contributions.sum(1, dtype=np.float64),
+                "completeness_error": a.completeness_errors,
+            }
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """All figures, ready for JSON."""
+        return {
+            "output": self.output,
+            "folder": self.folder,
+            "explained": self.unit,
+            "method": self.attributions.method,
+            "sequences": len(self.ids),
+            "source": self.source,
+            "completeness": self.completeness(),
+            "motifs": [
+                {name: None if value != value else value for name, value in row.items()}
+                for row in self.motif_table().to_dict("records")
+            ],
+            "planted_shares": self.shares,
+            "planted_motifs": [
+                {
+                    "motif": target.name,
+                    "found_as": self._name(match),
+                    "p_value": match.p_value if match else None,
+                    "q_value": match.q_value if match else None,
+                }
+                for target, match in self.planted
+            ],
+            "known": None if self.comparison is None else self.comparison.__dict__,
+            "notes": self.notes,
+            "warnings": self.warnings,
+            "timings_s": {name: round(seconds, 2) for name, seconds in self.timings_s.items()},
+        }
+
+    def _name(self, match: Match | None) -> str | None:
+        return self.discovery.motifs[match.query].name if match and self.discovery else None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a request resolves to: the model's folder, its predictor, the outputs to explain, and where files go."""
+
+    folder: Path
+    predictor: Predictor
+    outputs: list[int]
+    candidates: Candidates
+    out: Path
+
+
+def open_request(request: ExplainRequest) -> Opened:
+    """Find model and sequences, and read what else is named. All mistakes that can be known without computing end here."""
+    folder = find_arm(request.run, request.task, request.arm)
+    predictor = load_predictor(folder)
+    outputs = choose_output(predictor.task, request.output)
+    for name in request.databases or ():
+        databases.read_database(name)
+    if request.known is not None:
+        known.read_list(request.known)
+    if request.sequences is not None:
+        candidates = read_candidates(predictor, request.sequences, request.sequence_column)
+    else:
+        candidates = open_candidates(predictor, folder, request.top)
+    if request.truth is not None:
+        truth.read_sites(request.truth, candidates.ids)
+    out = request.out or find_folder(folder)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); name another folder with --out") from None
+    if not os.access(out, os.W_OK):
+        raise UserError(f"{out}: may not be written to; name another folder with --out")
+    return Opened(folder, predictor, outputs, candidates, out)
+
+
+def explain_output(
+    request: ExplainRequest,
+    opened: Opened,
+    output: int,
+    *,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Explanation:
+    """Explain one output. `progress` is told what is done, and how much of how much."""
+    task = opened.predictor.task
+    label = task.labels[output]
+    weights = make_weights(task, output)
+    timings_s: dict[str, float] = {}
+    clock = _Clock(timings_s)
+    explained = ExplainedOutput(opened.predictor.model, weights).to(request.device).eval()
+    progress("scoring", 0, len(opened.candidates.ids))
+    chosen = choose_top(
+        opened.candidates, lambda codes, lengths: evaluate(explained, codes, lengths, request.device), request.top
+    )
+    clock.note("choose sequences")
+    n = len(chosen.ids)
+    attributions = attribute(
+        opened.predictor.model,
+        chosen.codes,
+        chosen.lengths_bp,
+        weights,
+        method=request.method,
+        n_references=request.n_references,
+        seed=request.seed,
+        rc_average=request.rc_average,
+        output=label,
+        device=request.device,
+        steps=request.steps,
+        progress=lambda done: progress("contributions", done, n),
+    )
+    clock.note("contributions")
+    notes = [f"{n:,} sequences of {len(opened.candidates.ids):,} ({chosen.source}), those with the highest value."]
+    warnings = _find_warnings(attributions)
+    discovery: Discovery | None = None
+    if request.with_motifs:
+        progress("motifs", 0, 1)
+        core_bp, flank_bp = choose_seqlet(chosen.lengths_bp)
+        settings = MotifSettings(
+            core_bp=request.core_bp or core_bp,
+            flank_bp=flank_bp if request.flank_bp is None else request.flank_bp,
+            min_seqlets=request.min_seqlets,
+            max_seqlets=request.max_seqlets,
+        )
+        discovery = discover_motifs(attributions, settings)
+        clock.note("motifs")
+        notes.append(_describe_discovery(discovery, settings, n))
+    targets, told = _read_targets(request)
+    notes += [told] if told and discovery and discovery.motifs else []
+    sites, planted_motifs = _read_truth(request, task, label, chosen)
+    progress("names", 0, 1)
+    queries = [motif.ppm for motif in discovery.motifs] if discovery else []
+    found = databases.match_motifs(queries, [*planted_motifs, *targets], seed=request.seed)
+    clock.note("names")
+    matches = [match for match in found if match.q_value < Q_BELOW]
+    planted = [(target, _best(found, target)) for target in planted_motifs]
+    progress("names", 1, 1)
+    return Explanation(
+        output=label,
+        unit=describe_output(task, output),
+        ids=chosen.ids,
+        source=chosen.source,
+        attributions=attributions,
+        discovery=discovery,
+        matches=matches,
+        sites=sites,
+        shares=_measure_shares(attributions, sites, label),
+        planted=planted,
+        comparison=_compare(request, task, label, discovery, matches, planted_motifs),
+        notes=notes,
+        warnings=warnings,
+        timings_s=timings_s,
+    )
+
+
+def write_files(explanation: Explanation, out: Path) -> None:
+    """Write an output's folder in `out` anew, whole or not at all: arrays, tables, motifs and logos.
+
+    `one_hot.npz` and `hypothetical.npz` (n, 4, length) are what `modisco motifs` reads, `motifs.h5` is what it writes.
+    """
+    from l2g_ray.explain.logos import plot_logo, to_information
+    from l2g_ray.results.figures import save
+
+    folder = out / explanation.folder
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        a = explanation.attributions
+        np.savez_compressed(scratch / "one_hot.npz", a.one_hot.transpose(0, 2, 1).astype(np.int8))
+        np.savez_compressed(scratch / "hypothetical.npz", a.hypothetical.transpose(0, 2, 1))
+        _write_csv(explanation.sequence_table(), scratch / "sequences.csv")
+        if explanation.discovery is not None:
+            _write_csv(explanation.motif_table(), scratch / "motifs.csv")
+            motifs = explanation.discovery.motifs
+            save_hdf5(explanation.discovery, scratch / "motifs.h5")
+            (scratch / "motifs.meme").write_text(format_meme(motifs, _letter_shares(a.codes)))
+            for motif in motifs:
+                save(plot_logo(to_information(motif.ppm), "bits"), scratch / "logos" / f"{motif.name}_bits")
+                save(plot_logo(motif.cwm, "contribution"), scratch / "logos" / f"{motif.name}_contribution")
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); name another folder with --out"
+        ) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Clock:
+    def __init__(self, timings_s: dict[str, float]) -> None:
+        self.timings_s = timings_s
+        self.last = time.perf_counter()
+
+    def note(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timings_s[name] = now - self.last
+        self.last = now
+
+
+def _find_warnings(attributions: Attributions) -> list[str]:
+    median = float(np.median(attributions.completeness_errors))
+    if median <= WARN_ABOVE:
+        return []
+    return [
+        f"The contributions of {attributions.method} do not add up: their sum misses the difference that they explain by "
+        f"{median:.0%} (median). Do not read them as shares of the prediction."
+    ]
+
+
+def _describe_discovery(discovery: Discovery, settings: MotifSettings, n: int) -> str:
+    window = settings.core_bp + 2 * settings.flank_bp
+    if discovery.motifs:
+        return f"Motifs by TF-MoDISco from seqlets of {settings.core_bp} bp with {settings.flank_bp} bp on either side."
+    return (
+        f"No motif: too few seqlets of {window} bp stand out or resemble each other in {n:,} sequences (at least "
+        f"{settings.min_seqlets} of a sign are needed, {settings.min_cluster_seqlets} for a motif)."
+        f"{f' TF-MoDISco stopped with {discovery.reason}.' if discovery.reason else ''}"
+    )
+
+
+def _read_targets(request: ExplainRequest) -> tuple[list[KnownMotif], str]:
+    names = request.databases
+    if names is None:
+        if not databases.has_jaspar():
+            return [], "Motifs are not named: JASPAR is not installed (pip install 'l2g-ray[explain]')."
+        names = ("jaspar:vertebrates",)
+    found = [motif for name in names for motif in databases.read_database(name)]
+    return found, f"Named by TOMTOM against {', '.join(names)} ({len(found):,} motifs), q < {Q_BELOW}."
+
+
+def _read_truth(
+    request: ExplainRequest, task: Task, label: str, chosen: Candidates
+) -> tuple[list[Site], list[KnownMotif]]:
+    """All planted sites of the chosen sequences, and as motifs those that drive this output."""
+    path = request.truth or shipped_truth(task)
+    if path is None:
+        return [], []
+    sites = truth.read_sites(path, chosen.ids)
+    own = [site for site in sites if site.output == label]
+    return sites, truth.build_motifs(own, chosen.codes, "planted")
+
+
+def shipped_truth(task: Task) -> Path | None:
+    """`truth.parquet` beside the data that the package brings for a task, if there is one."""
+    import l2g_ray
+
+    path = Path(l2g_ray.__file__).parent / "data" / (task.folder or "") / "truth.parquet"
+    return path if task.folder and path.is_file() else None
+
+
+def _measure_shares(attributions: Attributions, sites: Sequence[Site], label: str) -> dict[str, dict[str, float]]:
+    if not sites:
+        return {}
+    shape = attributions.codes.shape
+    own = [site for site in sites if site.output == label]
+    return {
+        "sites of this output": truth.measure_share(attributions, truth.cover(own, shape)),
+        "all sites": truth.measure_share(attributions, truth.cover(sites, shape)),
+    }
+
+
+def _compare(
+    request: ExplainRequest,
+    task: Task,
+    label: str,
+    discovery: Discovery | None,
+    matches: list[Match],
+    planted: list[KnownMotif],
+) -> known.Comparison | None:
+    if discovery is None:
+        return None
+    entry = known.read_list(request.known) if request.known else known.find_list(f"{task.bench}/{task.name}", label)
+    if entry is None and planted:
+        entry = known.KnownList(
+            title="Planted motifs", motifs=tuple(known.KnownName(motif=motif.name) for motif in planted)
+        )
+    return None if entry is None else known.compare(entry, len(discovery.motifs), matches)
+
+
+def _best(matches: Sequence[Match], target: KnownMotif) -> Match | None:
+    return min((match for match in matches if match.target is target), key=lambda match: match.p_value, default=None)
+
+
+def _letter_shares(codes: np.ndarray) -> np.ndarray:
+    counts = np.bincount(codes[codes != N_CODE], minlength=4)[:4].astype(float)
+    return counts / max(counts.sum(), 1)
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    text = io.StringIO()
+    frame.to_csv(text, index=False, float_format="%.6g")
+    path.write_text(text.getvalue())
+
+
+def pick_device() -> str:
+    """The accelerator, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

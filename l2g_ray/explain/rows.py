@@ -1,0 +1,118 @@
+"""Which model and which sequences are explained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from l2g_ray.data.dataset import PreparedTask, open_prepared
+from l2g_ray.data.readers import read_table
+from l2g_ray.errors import UserError
+from l2g_ray.predict import Predictor, find_model
+from l2g_ray.sequence import encode
+
+ARMS = ("l2g", "embedder_only")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Sequences to choose from: `ids`, `codes` (n, length) right-padded, `lengths_bp` (n,); `source` says where from."""
+
+    ids: list[str]
+    codes: np.ndarray
+    lengths_bp: np.ndarray
+    source: str
+
+    def take(self, rows: np.ndarray) -> Candidates:
+        """Some of them, as far padded as they need."""
+        lengths_bp = self.lengths_bp[rows]
+        width = int(lengths_bp.max()) if len(rows) else 0
+        return Candidates([self.ids[row] for row in rows], self.codes[rows, :width], lengths_bp, self.source)
+
+
+def find_arm(run: Path, task: str | None, arm: str) -> Path:
+    """The folder of a run's model, or of its control. Raises UserError where it is not there."""
+    folder = find_model(run, task)
+    if arm == "l2g" or folder.name != "model":
+        return folder
+    control = folder.parent / arm
+    if not control.is_dir():
+        raise UserError(f"{control}: this run has no control model; leave --arm out, or run its suite again")
+    return control
+
+
+def find_folder(model_folder: Path) -> Path:
+    """Where explanations of a model go: `explain/l2g` or `explain/embedder_only` of the task's folder."""
+    name = "l2g" if model_folder.name == "model" else model_folder.name
+    return model_folder.absolute().parent / "explain" / name
+
+
+def read_candidates(predictor: Predictor, path: Path, sequence_column: str | None) -> Candidates:
+    """The sequences of a file. Raises UserError as `Predictor.clean`."""
+    table = read_table(path, sequence_column=sequence_column or predictor.task.sequence_column)
+    return _encode(predictor, table, str(path))
+
+
+def open_candidates(predictor: Predictor, model_folder: Path, wanted: int) -> Candidates:
+    """The run's own rows: those of validation, and those of training too where these are fewer than four times `wanted`.
+
+    Raises UserError where the run's data is not there any more.
+    """
+    prepared = find_prepared(model_folder.absolute().parent)
+    splits = ["valid"] if prepared.n_rows("valid") >= 4 * wanted else ["valid", "train"]
+    tables = [prepared.table(split, ["id", "sequence"]) for split in splits]
+    return _encode(predictor, pa.concat_tables(tables), f"{' and '.join(splits)} of the run's data")
+
+
+def find_prepared(task_folder: Path) -> PreparedTask:
+    """The prepared rows of a finished task, beside its run, found by their fingerprints.
+
+    Raises UserError where they are not there.
+    """
+    try:
+        splits = json.loads((task_folder / "task.json").read_text())["splits"]
+        wanted = {split: splits[split]["fingerprint"] for split in ("train", "valid")}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{task_folder}: no task.json of a finished task, so its data is not known; give --sequences FILE"
+        ) from None
+    for path in sorted(task_folder.parent.parent.glob("prepared/*/*/task.json")):
+        try:
+            prepared = open_prepared(path.parent)
+        except UserError:
+            continue
+        if all(prepared.fingerprint(split) == mark for split, mark in wanted.items()):
+            return prepared
+    raise UserError(
+        f"{task_folder}: the data of this run is not in {task_folder.parent.parent / 'prepared'}, or was prepared by an "
+        "older version; give --sequences FILE"
+    )
+
+
+def choose_top(
+    candidates: Candidates, score: Callable[[np.ndarray, np.ndarray], np.ndarray], top: int, batch_rows: int = 512
+) -> Candidates:
+    """The `top` candidates with the highest score, in their order; `score` takes codes and lengths to values (n,)."""
+    n = len(candidates.ids)
+    if n <= top:
+        return candidates.take(np.arange(n))
+    order = np.argsort(candidates.lengths_bp, kind="stable")
+    values = np.empty(n)
+    for start in range(0, n, batch_rows):
+        rows = order[start : start + batch_rows]
+        some = candidates.take(rows)
+        values[rows] = score(some.codes, some.lengths_bp)
+    return candidates.take(np.sort(np.argsort(-values, kind="stable")[:top]))
+
+
+def _encode(predictor: Predictor, table: pa.Table, source: str) -> Candidates:
+    clean = predictor.clean(table["sequence"], source)
+    if not len(clean):
+        raise UserError(f"{source}: no sequence; give a file with at least one")
+    codes, lengths_bp = encode(clean)
+    return Candidates(table["id"].to_pylist(), codes, lengths_bp, source)

@@ -1,0 +1,154 @@
+"""A DeepLIFT rule for every operation of our models, or a refusal that names the module without one.
+
+`tangermeme` has the rules (rescale for activations and pooling; LayerNorm, softmax and bilinear products decomposed into
+steps with exact multipliers) and hangs them on modules. What a language model computes between modules, attention's
+softmax and its two matrix products, is put into modules here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2g_ray.errors import UserError
+from l2g_ray.models import backbones, embedder, l2g, language_model, layers
+
+# Modules that are linear in evaluation mode: their gradient is their multiplier.
+_LINEAR = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+    nn.Identity,
+    nn.Upsample,
+    nn.Embedding,
+)
+# Modules that only compose others, and linear steps, in their forward.
+_CONTAINERS = (
+    nn.ModuleList,
+    nn.Sequential,
+    backbones.ConvUnit,
+    backbones.ResidualBlock,
+    backbones.ResNet,
+    backbones.DoubleConv,
+    backbones.UNet,
+    backbones.DeepSEA,
+    layers.MaskedMaxPool1d,
+    layers.MaskedUpsample1d,
+    embedder.Embedder,
+    embedder.EmbedderNet,
+    embedder.Predictor,
+    l2g.L2GModel,
+    language_model.LanguageModel,
+    language_model.PassThrough,
+)
+# Of transformers, by name, so that nothing of it is imported for a model without a language model.
+_FAMILIES = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet"}
+_FAMILY_CONTAINERS = ("Model", "Embeddings", "Encoder", "Layer", "Attention", "SelfOutput", "Intermediate", "Output")
+_ACTIVATIONS = {
+    "GELUActivation",
+    "GELUTanh",
+    "NewGELUActivation",
+    "SiLUActivation",
+    "FastGELUActivation",
+    "QuickGELUActivation",
+    "AccurateGELUActivation",
+    "MishActivation",
+}
+
+
+class RuledAttention(nn.Module):
+    """Self-attention of BERT, RoBERTa or MPNet whose softmax and products are modules, and so can carry rules.
+
+    Takes the projections of the module that it replaces; same inputs, same outputs.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        from tangermeme.deep_lift_shap import BilinearOp
+
+        self.n_heads = int(attention.num_attention_heads)
+        mpnet = isinstance(getattr(attention, "q", None), nn.Linear)
+        names = ("q", "k", "v") if mpnet else ("query", "key", "value")
+        self.query, self.key, self.value = (getattr(attention, name) for name in names)
+        self.output = attention.o if mpnet else None
+        self.score, self.softmax, self.mix = BilinearOp(), nn.Softmax(-1), BilinearOp()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        **ignored: Any,
+    ) -> tuple[torch.Tensor, ...]:
+        """Hidden states (batch, N, D) and an additive mask (batch, 1, N, N) to those after attention."""
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        scores = self.score(query / math.sqrt(query.shape[-1]), key.transpose(2, 3))
+        if position_bias is not None:
+            scores = scores + position_bias
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        mixed = self.mix(self.softmax(scores), value).transpose(1, 2).flatten(2)
+        return (mixed, None) if self.output is None else (self.output(mixed),)  # type: ignore[return-value]
+
+
+def apply_rules(model: nn.Module) -> nn.Module:
+    """A copy of a stored model (`L2GModel` or `EmbedderNet`), in evaluation mode, on which every rule finds its place.
+
+    Same outputs as the model's. Raises UserError for a module that has no rule, by its name.
+    """
+    ruled = copy.deepcopy(model).eval()
+    for module in list(ruled.modules()):
+        for name, child in list(module.named_children()):
+            if _family_part(child) == "SelfAttention":
+                setattr(module, name, RuledAttention(child))
+    if isinstance(ruled, l2g.L2GModel):
+        # The form whose mask is a number to add.
+        ruled.language_model.transformer.config._attn_implementation = "eager"
+    for name, module in ruled.named_modules():
+        _refuse_unruled(name, module)
+    return ruled.requires_grad_(False)
+
+
+def extra_rules(model: nn.Module) -> dict[type[nn.Module], Any]:
+    """Rules for the activations of `transformers` in a model: the rescale rule, for they work element by element."""
+    from tangermeme.deep_lift_shap import _nonlinear
+
+    return {type(module): _nonlinear for module in model.modules() if _is_transformers_activation(module)}
+
+
+def _refuse_unruled(name: str, module: nn.Module) -> None:
+    from tangermeme._deep_lift_utils import _build_nonlinear_ops
+
+    # By exact type: a subclass may compute something else. Our own convolutions and norms do not.
+    if type(module) in (*_build_nonlinear_ops(), *_CONTAINERS, RuledAttention):
+        return
+    if isinstance(module, _LINEAR) or _is_transformers_activation(module):
+        return
+    if type(module).__name__ == "BilinearOp" or _family_part(module) in _FAMILY_CONTAINERS:
+        return
+    raise UserError(
+        f"module '{name}' ({type(module).__name__}) has no DeepLIFT rule, so contributions would not add up; "
+        "use --method integrated-gradients"
+    )
+
+
+def _is_transformers_activation(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind.__module__ == "transformers.activations" and kind.__name__ in _ACTIVATIONS
+
+
+def _family_part(module: nn.Module) -> str:
+    """'Layer' for a BertLayer, RobertaLayer or MPNetLayer of transformers, and so on; '' for anything else."""
+    kind = type(module)
+    for package, prefix in _FAMILIES.items():
+        if kind.__module__.startswith(f"transformers.models.{package}.") and kind.__name__.startswith(prefix):
+            return kind.__name__.removeprefix(prefix)
+    return ""
