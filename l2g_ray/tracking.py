@@ -178,6 +178,20 @@ class Tracker:
             log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
             log(run.run_id, str(path), artifact_path)
 
+    def replace_artifacts(self, key: str, paths: Mapping[Path, str | None]) -> bool:
+        """Store files, or all files of folders, anew in a run that may have ended long ago: what is made of it later.
+
+        `paths` maps each to its artifact folder. False, and nothing done, when the store has no run of this key.
+        """
+        with self._lock, speaking_to(self.uri):
+            run = self._find(key)
+            if run is None:
+                return False
+            for path, artifact_path in paths.items():
+                log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+                log(run.run_id, str(path), artifact_path)
+            return True
+
     def log_model(self, key: str, model_folder: Path, registered_name: str | None = None) -> str:
         """Store a model folder as an MLflow pyfunc model of this run, and register it when a name is given.
 

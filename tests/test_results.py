@@ -309,6 +309,12 @@ def test_verdict_of_the_difference(metric: str, ci95: list | None, verdict: str)
 # --- figures and report ---
 
 
+TRIALS = [
+    {"trial": {"alpha": 1.0, "batch_size": 16}, "epochs": epochs, "best_score": 0.7 - 0.01 * i, "error": ""}
+    for i, epochs in enumerate((6, 1, 3, 6))
+]
+
+
 def _history() -> list[dict[str, Any]]:
     records = []
     for stage, reached in (("select", [1, 1]), ("search", [4]), ("finetune", [6, 1, 3, 6])):
@@ -332,6 +338,7 @@ def _details() -> list[TaskDetails]:
         TaskDetails(
             "splice_junction", "multiclass", CLASSES, title="<script>alert(1)</script>", source="UCI",
             licence="CC BY 4.0", metrics=arms, history=_history(), predictions=classified, manifest={"train": 2297},
+            trials=TRIALS, rungs=(1, 3), findings=[{"level": "warning", "text": "labels follow <GC>"}],
         ),
         TaskDetails("enhancer_grammar", "regression", outputs, predictions=pd.DataFrame(measured)),
     ]  # fmt: skip
@@ -369,7 +376,8 @@ def test_report_is_self_contained_and_well_named(run_folder: Path) -> None:
     page.feed(text)
     assert all(link.startswith(("#", "data:image/")) for link in page.links)
     assert not re.search(r"url\((?!#)|@import", text)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # sorting and filtering, inline
+    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none';", text)
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert page.unnamed_pictures == 0
@@ -383,7 +391,7 @@ def test_report_tells_scores_warnings_cost_and_how_to_reproduce(run_folder: Path
     text = (run_folder / "report.html").read_text()
     for expected in (
         "[0.921, 0.961]", "100 &lt;test&gt; sequences stood in train", "synthetic", "3 min 4 s wall", "CC BY 4.0",
-        "l2g-ray suite --bench demo", "abc1234", "2.13.0", "NT-Multispecies (2.5B)", "&lt;script&gt;", "2,297 train",
+        "l2g-ray suite --bench demo", "abc1234", "2.13.0", "labels follow &lt;GC&gt;", "stopped at the rung of epoch 3", "NT-Multispecies (2.5B)", "&lt;script&gt;", "2,297 train",
     ):  # fmt: skip
         assert expected in text
 
@@ -402,9 +410,18 @@ def test_confusion_figure_shows_the_counts() -> None:
 
 
 def test_trials_figure_ranks_trials_and_their_epochs() -> None:
-    figure = figures.plot_trials(_history())
+    figure = figures.plot_trials(_history(), rungs=(1, 3))
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"finetune-{i}" for i in (0, 3, 2, 1)]
+    assert [text.get_text() for text in axes.texts] == [
+        "0.750",
+        "0.720",
+        "0.580 stopped",
+        "0.490 stopped",
+        "rung",
+        "rung",
+    ]
+    assert [line.get_xdata()[0] for line in axes.lines] == [1, 3]
     assert [bar.get_width() for bar in axes.patches] == [6, 6, 3, 1]
 
 

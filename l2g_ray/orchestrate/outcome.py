@@ -17,7 +17,6 @@ from l2g_ray.models.stored import load_config
 from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
-from l2g_ray.results.report import TaskDetails
 from l2g_ray.stages.metrics import HIGHER_IS_BETTER
 from l2g_ray.tasks.published import published_scores
 from l2g_ray.tasks.stored import write_task_file
@@ -31,7 +30,9 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     evaluation = outcome.evaluation.values
-    refit, alone = (max(results, key=lambda r: r.values["score"]) for results in (outcome.refits, outcome.embedders))
+    number = max(range(len(outcome.refits)), key=lambda i: outcome.refits[i].values["score"])
+    refit, align = outcome.refits[number], outcome.aligned[number]
+    alone = max(outcome.embedders, key=lambda r: r.values["score"])
     length_bp = load_config(alone.folder)["embedder"]["length_bp"]
     for name, source in (("model", refit), ("embedder_only", alone)):
         (staging / name).mkdir()
@@ -56,6 +57,13 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         "spent": [one.to_dict() for one in outcome.spent],
         "results": {
             f"{r.stage}/{r.key}": str(r.folder) for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]
+        },
+        # How the deployed model came to be: for `embed`, which looks at it before and after each stage.
+        "deployed": {
+            "seed": outcome.seeds[number],
+            "align": str(align.folder),
+            "refit": str(best.folder),
+            "prepared": str(prepared.folder.absolute()),
         },
     }
     (staging / "stages.json").write_text(json.dumps(_finite(stages), indent=1))
@@ -91,6 +99,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "kind": task.kind,
         "metric": task.metric,
         "synthetic": task.synthetic,
+        "group": task.group,
         "test": arms.summarise("l2g"),
         "validation": {"mean": float(np.mean(validation)), "per_seed": validation},
         "embedder_only": arms.summarise("embedder_only"),
@@ -155,38 +164,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
-
-
-def task_details(prepared: PreparedTask, outcome: TaskOutcome, folder: Path, row: dict[str, Any]) -> TaskDetails:
-    """What the report shows of a task beyond its row: one model's predictions, all learning curves, the data's facts."""
-    task = prepared.task
-    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
-    history = [
-        {
-            "stage": name.split("/")[0],
-            "trial": name.split("/")[1],
-            "epoch": epoch["epoch"] + 1,
-            "metric": task.metric,
-            "value": sign * epoch["score"] if np.isfinite(epoch["score"]) else None,
-            "loss": epoch["train_loss"],
-        }
-        for name, epochs in outcome.histories.items()
-        for epoch in epochs
-    ]
-    frame = pd.read_parquet(folder / "predictions.parquet")
-    best = max(range(len(outcome.refits)), key=lambda i: outcome.refits[i].values["score"])
-    seeds = sorted(frame["seed"].unique())
-    manifest = prepared.manifest
-    return TaskDetails(
-        task=task.name,
-        kind=task.kind,
-        labels=task.labels,
-        title=task.title,
-        description=" ".join([task.description, *task.notes, f"Aligned to {outcome.aligned_to}."]).strip(),
-        source=task.source,
-        licence=task.licence,
-        metrics={"L2G": row["metrics"]["l2g"], "embedder only": row["metrics"]["embedder_only"]},
-        history=history,
-        predictions=frame[(frame["arm"] == "l2g") & (frame["seed"] == seeds[best])],
-        manifest={name: manifest[name] for name in ("splits", "valid", "leakage")} | {"cpu_s": outcome.cost},
-    )

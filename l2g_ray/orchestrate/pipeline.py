@@ -26,6 +26,7 @@ class TaskOutcome:
     """All that one task's pipeline found; the leaderboard row is made of it."""
 
     task: str
+    seeds: list[int]
     backbone: str
     select_scores: dict[str, float]
     architecture: list[tuple[int, int]]
@@ -33,6 +34,7 @@ class TaskOutcome:
     trials: list[dict[str, Any]]
     best_trial: dict[str, Any]
     refits: list[StageResult]
+    aligned: list[StageResult]
     embedders: list[StageResult]
     baselines: dict[str, StageResult]
     evaluation: StageResult
@@ -115,7 +117,7 @@ class Pipeline:
             aligned = self._run("align", [self._align(shape, a, first, warm) for a in self.settings.align.alphas])
             inputs = {f"align:{a}": r for a, r in zip(self.settings.align.alphas, aligned, strict=True)}
             trials, best = self._finetune(shape, inputs)
-            refits = self._refit(shape, best["trial"], {first: inputs})
+            refits, used = self._refit(shape, best["trial"], {first: inputs})
         finally:  # of a failure too: what a pipeline has started ends before it does
             begun = wait_for_controls()
         self._keep(begun)
@@ -123,6 +125,7 @@ class Pipeline:
         evaluation = self._evaluate(refits, embedders, baselines)
         return TaskOutcome(
             task=self.prepared.task.name,
+            seeds=self.seeds,
             backbone=backbone,
             select_scores=scores,
             architecture=architecture,
@@ -130,6 +133,7 @@ class Pipeline:
             trials=trials,
             best_trial=best,
             refits=refits,
+            aligned=used,
             embedders=embedders,
             baselines=baselines,
             evaluation=evaluation,
@@ -278,7 +282,8 @@ class Pipeline:
 
     def _refit(
         self, shape: dict[str, Any], trial: dict[str, Any], aligned: dict[int, dict[str, StageResult]]
-    ) -> list[StageResult]:
+    ) -> tuple[list[StageResult], list[StageResult]]:
+        """The refits, one a seed, and the alignments that they go on from."""
         alpha, others = trial["alpha"], self.seeds[1:]
         if others:  # further seeds repeat stage 2 too, so that the spread is that of the whole method
             warm: list[StageResult | None] = [None] * len(others)
@@ -294,7 +299,8 @@ class Pipeline:
             jobs.append(
                 Job("refit", f"seed-{seed}", {"trial": trial, "seed": seed}, folders, self._finetune_parts(source))
             )
-        return self._run("refit", jobs, runner="train")
+        used = [aligned[seed][f"align:{alpha}"] for seed in self.seeds]
+        return self._run("refit", jobs, runner="train"), used
 
     def _evaluate(
         self, refits: list[StageResult], embedders: list[StageResult], baselines: dict[str, StageResult]

@@ -25,14 +25,16 @@ from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
+from l2g_ray.orchestrate.details import read_details
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.locks import hold_file, hold_suite
-from l2g_ray.orchestrate.outcome import assemble_row, task_details, write_task_folder
+from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.plan_rows import rows_of_manifest
 from l2g_ray.orchestrate.prepared import prepared_folder
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress
 from l2g_ray.orchestrate.record import Recorder
+from l2g_ray.orchestrate.reporting import count_parameters
 from l2g_ray.orchestrate.slot_use import SlotLog, SlotUse
 from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.results.leaderboard import write_leaderboard
@@ -319,7 +321,7 @@ class _Run:
         task_folder = self.folder / name
         write_task_folder(task_folder, self.prepared[name], outcome)
         self.rows[name] = assemble_row(self.prepared[name], self.settings[name], outcome, task_folder)
-        self.details[name] = task_details(self.prepared[name], outcome, task_folder, self.rows[name])
+        self.details[name] = read_details(task_folder, self.rows[name], self.settings[name].model_dump(mode="json"))
         recorder.log_task(name, task_folder, self.rows[name], self.request.register)
         test = self.rows[name]["test"]
         low, high = test["ci95"]
@@ -343,7 +345,8 @@ class _Run:
             recorder.log_slots(self.use.to_dict())
         write_leaderboard(board, self.folder)
         self._write_suite_file("reporting", recorder.uri)
-        write_report(self.folder, board, [self.details[name] for name in order if name in self.details])
+        details = [self.details[name] for name in order if name in self.details]
+        write_report(self.folder, board, details, parameters=count_parameters(self.folder, board))
         recorder.log_suite(self.folder)
         sent = recorder.close("FINISHED" if not self.failures else "FAILED")
         # Last of all: "finished" means that a second run has nothing to do, MLflow included.

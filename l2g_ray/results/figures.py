@@ -117,8 +117,11 @@ def plot_learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @_styled
-def plot_trials(history: Sequence[Mapping[str, Any]], stage: str = "finetune") -> Figure:
-    """The ASHA search: for every trial of a stage, best first, the epochs that it reached and its best score."""
+def plot_trials(history: Sequence[Mapping[str, Any]], stage: str = "finetune", rungs: Sequence[int] = ()) -> Figure:
+    """The ASHA search: for every trial of a stage, best first, the epochs that it reached and its best score.
+
+    `rungs` are the epochs after which a trial is compared with others and may be stopped.
+    """
     frame = _to_frame(history)
     frame = frame[(frame["stage"] == stage) & frame["value"].notna()]
     trials = frame.groupby("trial").agg(epochs=("epoch", "nunique"), score=("value", _pick_best(frame)))
@@ -129,12 +132,16 @@ def plot_trials(history: Sequence[Mapping[str, Any]], stage: str = "finetune") -
     colours = [BLUE if epochs == most else GREY for epochs in trials["epochs"]]
     axes.barh(ys, trials["epochs"], color=colours, height=0.66)
     for y, epochs, score in zip(ys, trials["epochs"], trials["score"], strict=True):
-        axes.text(epochs + 0.02 * most, y, f"{score:.3f}", va="center", fontsize=8)
+        ending = " stopped" if epochs < most else ""
+        axes.text(epochs + 0.02 * most, y, f"{score:.3f}{ending}", va="center", fontsize=8)
+    for rung in rungs:
+        axes.axvline(rung, color=VERMILION, linewidth=1, linestyle=":")
+        axes.text(rung, 1.0, "rung", transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=7.5)
     axes.set_yticks(ys, [str(name) for name in trials.index])
-    axes.set_xlim(0, most * 1.15)
+    axes.set_xlim(0, most * 1.25)
     _use_whole_numbers(axes)
     metric = frame["metric"].iloc[0] if len(frame) else "score"
-    axes.set_xlabel(f"epochs reached (grey: stopped early; numbers: best validation {metric})")
+    axes.set_xlabel(f"epochs reached (numbers: best validation {metric})")
     axes.set_ylabel("trial, best first")
     return figure
 
@@ -220,23 +227,27 @@ def save(figure: Figure, path_stem: Path) -> tuple[Path, Path]:
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as one `<svg>` element for an HTML page: text in the page's colour, ids that start with `name`."""
-    import html
-
     import matplotlib
 
     out = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None})
-    svg = out.getvalue()
+    return re.sub(INK, "currentColor", embed_svg(out.getvalue(), name, description), flags=re.IGNORECASE)
+
+
+def embed_svg(svg: str, name: str, description: str) -> str:
+    """A stored SVG file's text as an `<svg>` element for an HTML page, in its own colours; ids start with `name`."""
+    import html
+
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
     # Ids must differ between the figures of one page.
     svg = re.sub(r'(\bid="|href="#|url\(#)', lambda match: f"{match[1]}{name}-", svg)
-    svg = re.sub(INK, "currentColor", svg, flags=re.IGNORECASE)
     width = re.search(r'width="([\d.]+)pt"', svg)
     view = re.sub(r' (width|height)="[\d.]+pt"', "", svg.split(">", 1)[0]) + ' role="img"'
-    view += f' aria-label="{html.escape(description)}" style="max-width:{float(width[1]) if width else 500:.0f}pt"'
+    natural = f"{float(width[1]) if width else 500:.0f}pt"
+    view += f' aria-label="{html.escape(description)}" style="max-width:{natural};--natural:{natural}"'
     return f"{view}>{svg.split('>', 1)[1]}"
 
 

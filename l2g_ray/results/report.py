@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from l2g_ray.results import figures
+from l2g_ray.results import figures, suite_figures
+from l2g_ray.results import report_tables as tables
+from l2g_ray.results.explained import Part
 from l2g_ray.results.leaderboard import (
     best_published,
     describe_slots,
@@ -20,6 +22,7 @@ from l2g_ray.results.leaderboard import (
     subtract_arms,
     write_atomically,
 )
+from l2g_ray.results.report_tables import Table
 from l2g_ray.results.schema import validate_leaderboard
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ class TaskDetails:
     to its metrics; a metric is a number or a score {mean, ci95}. `history` holds the records that `figures` draws.
     `predictions` has one row a test sequence: classification, the class names in the columns `label` and
     `prediction`; regression, the columns `label_<output>` and `prediction_<output>`. Other frames are not drawn.
+    `group` is the type of task that means are taken over. `trials` are those of the fine-tuning search in order (`trial`
+    its settings, `epochs`, `best_score`, `error`), `rungs` the epochs at which they were compared. `findings` are those
+    of the data check (`level`, `text`), `explained` what was made of the model later (see `explained`).
     `manifest` is shown as it is: counts, splits, dropped rows.
     """
 
@@ -47,36 +53,52 @@ class TaskDetails:
     description: str = ""
     source: str = ""
     licence: str = ""
+    group: str = ""
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     predictions: pd.DataFrame | None = None
+    trials: Sequence[Mapping[str, Any]] = ()
+    rungs: Sequence[int] = ()
+    findings: Sequence[Mapping[str, Any]] = ()
+    explained: Sequence[Part] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Picture:
+    """A figure of ours with the table behind it."""
+
     name: str
     figure: Figure
     caption: str
+    table: Table
 
     @property
     def svg(self) -> str:
         return figures.inline_svg(self.figure, self.name, self.caption)
 
 
-def write_report(run_folder: Path, board: Mapping[str, Any], details: Sequence[TaskDetails]) -> Path:
+def write_report(
+    run_folder: Path,
+    board: Mapping[str, Any],
+    details: Sequence[TaskDetails],
+    *,
+    parameters: Mapping[str, float] | None = None,
+    studies: Sequence[Part] = (),
+) -> Path:
     """Write `report.html`, and its figures as SVG and PNG below `figures/`.
 
     How to reproduce the run is read from `suite.json` in the folder, or from keys of the board (`REPRODUCE_KEYS`).
-    Tasks without details get their row only. Returns the report's path. Raises UserError for a board that does
-    not fit the schema, or a folder that cannot be written to.
+    Tasks without details get their row only. `parameters` are the sizes of L2G and of the embedder only; `studies` are
+    ablations (`explained.read_study`). Returns the report's path. Raises UserError for a board
+    that does not fit the schema, or a folder that cannot be written to.
     """
     import jinja2
     from markupsafe import Markup
 
     plain = validate_leaderboard(board)
     by_name = {detail.task: detail for detail in details}
-    overview = _Picture("scores", figures.plot_scores(plain), "Test scores of every task with 95 % intervals.")
+    overview = _draw_overview(plain, by_name, parameters)
     sections = []
     for number, row in enumerate(plain["tasks"]):
         detail = by_name.get(row["task"]) or TaskDetails(row["task"], row["kind"], ())
@@ -85,7 +107,8 @@ def write_report(run_folder: Path, board: Mapping[str, Any], details: Sequence[T
         for picture in pictures:
             stem = picture.name.removeprefix(f"task{number}-")
             figures.save(picture.figure, Path(run_folder) / "figures" / row["task"] / stem)
-    figures.save(overview.figure, Path(run_folder) / "figures" / overview.name)
+    for picture in overview:
+        figures.save(picture.figure, Path(run_folder) / "figures" / picture.name)
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("l2g_ray", "results"),
@@ -98,21 +121,31 @@ def write_report(run_folder: Path, board: Mapping[str, Any], details: Sequence[T
         "number": format_number,
         "interval": format_interval,
         "best_published": best_published,
+        "best_other": best_other,
         "name_task": name_task,
         "subtract_arms": subtract_arms,
         "duration": format_duration,
         # Drawn by us, with its texts escaped by matplotlib.
         "draw": lambda picture: Markup(picture.svg),
+        "draw_stored": lambda shown, name: Markup(figures.embed_svg(shown.svg, name, shown.caption)),
     }
     template = environment.get_template("report_template.html")
     page = template.render(
         board=plain,
         overview=overview,
         sections=sections,
+        studies=studies,
+        costs=_tabulate_costs(plain),
         reproduce=_read_reproduce(run_folder, plain),
         slots_sentence=describe_slots(plain),
     )
     return write_atomically(Path(run_folder) / "report.html", page)
+
+
+def best_other(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The best published score of a row that is not comparable, where none is."""
+    known = [p for p in row["published"] if p["value"] is not None]
+    return None if best_published(row) else max(known, key=lambda p: p["value"], default=None)
 
 
 def format_duration(seconds: float) -> str:
@@ -125,33 +158,93 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def _draw_overview(
+    board: Mapping[str, Any],
+    details: Mapping[str, TaskDetails],
+    parameters: Mapping[str, float] | None,
+) -> list[_Picture]:
+    scores = figures.plot_scores(board)
+    pictures = [
+        _Picture("scores", scores, "Test scores of every task with 95 % intervals.", tables.tabulate_scores(board))
+    ]
+    standings = suite_figures.gather_standings(board, parameters)
+    tasks, complete = suite_figures.common_tasks(standings)
+    open_marks = " Hollow: at least one score is of other data, another split or another protocol."
+    if len(complete) > 2:
+        figure = suite_figures.plot_mean_scores(complete, tasks)
+        caption = (
+            f"Mean score over {', '.join(tasks)} by model and size; models with a score for each of them.{open_marks} "
+            "Sizes are parameters, where a model's name tells them; the amount of DNA seen in pre-training is not in the "
+            "published tables that ship here (L2G: none)."
+        )
+        pictures.append(_Picture("mean-scores", figure, caption, tables.tabulate_means(complete, tasks)))
+    types = {row["task"]: _group(row, details) for row in board["tasks"] if not row["metric"].startswith("mse")}
+    if len(set(types.values()) - {""}) > 1:
+        types = {task: group or "other" for task, group in types.items()}
+        figure = suite_figures.plot_task_types(standings, types)
+        table = tables.tabulate_types(standings, types)
+        pictures.append(_Picture("task-types", figure, f"Mean score by type of task.{open_marks}", table))
+    if len(tasks) > 2 and len(complete) > 1:
+        figure = suite_figures.plot_profile(complete, tasks)
+        caption = (
+            "Performance profile: on which share of the tasks a model is within tau of the best score of all models; "
+            f"drawn are ours and the {suite_figures.MAX_LINES} published ones with the best means."
+        )
+        pictures.append(_Picture("profile", figure, caption, tables.tabulate_profile(complete, tasks)))
+    return pictures
+
+
+def _group(row: Mapping[str, Any], details: Mapping[str, TaskDetails]) -> str:
+    detail = details.get(row["task"])
+    return row.get("group") or (detail.group if detail else "")
+
+
 def _draw_task(row: Mapping[str, Any], detail: TaskDetails, prefix: str) -> list[_Picture]:
     pictures = []
 
-    def add(name: str, figure: Figure, caption: str) -> None:
-        pictures.append(_Picture(f"{prefix}-{name}", figure, caption))
+    def add(name: str, figure: Figure, caption: str, table: Table) -> None:
+        pictures.append(_Picture(f"{prefix}-{name}", figure, caption, table))
 
     frame = detail.predictions
     if frame is not None and detail.kind in ("binary", "multiclass"):
-        figure = figures.plot_confusion(frame["label"], frame["prediction"], detail.labels)
-        add("confusion", figure, f"Confusion matrix of {row['task']} on {len(frame):,} test sequences.")
+        names = (frame["label"], frame["prediction"], detail.labels)
+        caption = f"Confusion matrix of {row['task']} on {len(frame):,} test sequences."
+        add("confusion", figures.plot_confusion(*names), caption, tables.tabulate_confusion(*names))
     if frame is not None and detail.kind == "regression":
         measured, predicted = (frame[[f"{kind}_{o}" for o in detail.labels]] for kind in ("label", "prediction"))
-        figure = figures.plot_measured(measured.to_numpy(), predicted.to_numpy(), detail.labels)
         add(
             "measured",
-            figure,
+            figures.plot_measured(measured.to_numpy(), predicted.to_numpy(), detail.labels),
             f"Predicted against measured values of {row['task']}; dashed: equality. Brighter: more sequences.",
+            tables.tabulate_measured(measured, predicted, detail.labels),
         )
-    if detail.history:
-        caption = "Training loss (above) and validation score (below) of every stage; blue: the best trial."
-        add("learning", figures.plot_learning_curves(detail.history), caption)
-    if any(record["stage"] == "finetune" and record.get("value") is not None for record in detail.history):
-        add("trials", figures.plot_trials(detail.history), "The fine-tuning search (ASHA): bad trials stop early.")
+    history = detail.history
+    if any(record["stage"] == "finetune" and record.get("value") is not None for record in history):
+        caption = "The fine-tuning search (ASHA): at a rung, trials that are behind the others stop."
+        table = tables.tabulate_trials(detail.trials, detail.rungs, history)
+        add("trials", figures.plot_trials(history, rungs=detail.rungs), caption, table)
     if row["architecture"]:
-        caption = "The searched kernels: one line a layer, one dot a tap."
-        add("architecture", figures.plot_architecture(row["architecture"]), caption)
+        found = row.get("architecture_from", "searched")
+        origin = "the searched kernels" if found == "searched" else f"kernels of the uniform network {found}, which won"
+        caption = f"The architecture, {origin}: one line a layer, one dot a tap."
+        table = tables.tabulate_architecture(row["architecture"])
+        add("architecture", figures.plot_architecture(row["architecture"]), caption, table)
+    if history:
+        caption = "Training loss (above) and validation score (below) of every stage; blue: the best trial."
+        add("learning", figures.plot_learning_curves(history), caption, tables.tabulate_learning(history))
     return pictures
+
+
+def _tabulate_costs(board: Mapping[str, Any]) -> Table:
+    lines = []
+    for row in board["tasks"]:
+        for stage, cost in (row.get("costs") or {}).items():
+            seconds = [cost.get("wall_s"), cost.get("cpu_s"), cost.get("gpu_s")]
+            shown = [None if value is None else format_duration(value) for value in seconds]
+            lines.append([row["task"], stage, cost.get("trials"), cost.get("epochs"), *shown])
+        shown = [format_duration(row[name]) for name in ("wall_s", "cpu_s", "gpu_s")]
+        lines.append([row["task"], "all, in this run", row["trials"], None, *shown])
+    return tables.make_table(["Task", "Stage", "Trials", "Epochs", "Wall", "CPU", "GPU"], lines)
 
 
 def _tabulate(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Task(BaseModel):
     hub, `hub_filter` (column to value) says which of its rows are this task's; `url` is where to get the files
     otherwise. In these fields `{name}` stands for the task's name.
     `strand_specific`: the label belongs to the strand that is given, so no reverse-complement augmentation and no
-    strand averaging. `overrides` maps a preset's name (or `all`) to settings that this task wants there.
+    strand averaging. `group` is the type of task that a report takes means over. `overrides` maps a preset's name (or
+    `all`) to settings that this task wants there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +55,7 @@ class Task(BaseModel):
     length_bp: int | None = Field(default=None, gt=0)
     strand_specific: bool = False
     synthetic: bool = False
+    group: str = ""
     comparable: bool = False
     title: str = ""
     description: str = ""

@@ -1,0 +1,77 @@
+"""What a report tells of a finished task, read from the task's folder, when a suite ends or long after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.halving import rung_epochs
+from l2g_ray.results.explained import read_explained
+from l2g_ray.results.report import TaskDetails
+from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+
+
+def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, Any]) -> TaskDetails:
+    """From stages.json, task.json and predictions.parquet; `row` is the task's of the leaderboard, `settings` its own.
+
+    Raises UserError for a folder in which one of them is missing or not readable.
+    """
+    try:
+        stages = json.loads((folder / "stages.json").read_text())
+        manifest = json.loads((folder / "task.json").read_text())
+        frame = pd.read_parquet(folder / "predictions.parquet")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be read ({error}); give the folder of a finished run") from None
+    task = manifest["task"]
+    sign = 1.0 if HIGHER_IS_BETTER[row["metric"]] else -1.0
+    seed = stages.get("deployed", {}).get("seed", frame["seed"].min())
+    finetune = settings.get("finetune", {})
+    # A label of many outputs is one column a name there.
+    labels = tuple(task["labels"])
+    told = [task.get("description", ""), *task.get("notes", ())]
+    if row.get("aligned_to"):
+        told.append(f"Aligned to {row['aligned_to']}.")
+    return TaskDetails(
+        task=row["task"],
+        kind=row["kind"],
+        labels=labels,
+        title=task.get("title", ""),
+        description=" ".join(told).strip(),
+        source=task.get("source", ""),
+        licence=task.get("licence", ""),
+        group=task.get("group", ""),
+        metrics={"L2G": row["metrics"]["l2g"], "embedder only": row["metrics"]["embedder_only"]},
+        history=_read_history(stages, row["metric"], sign),
+        predictions=frame[(frame["arm"] == "l2g") & (frame["seed"] == seed)],
+        trials=[
+            {**trial, "best_score": None if trial.get("best_score") is None else sign * trial["best_score"]}
+            for trial in stages["trials"]
+        ],
+        rungs=rung_epochs(finetune["grace_epochs"], finetune["epochs"], finetune["reduction_factor"])
+        if {"grace_epochs", "epochs", "reduction_factor"} <= set(finetune)
+        else (),
+        findings=list(manifest.get("check", {}).get("findings", [])),
+        explained=read_explained(folder),
+        manifest={name: manifest[name] for name in ("splits", "valid", "leakage")} | {"cpu_s": stages["cpu_s"]},
+    )
+
+
+def _read_history(stages: Mapping[str, Any], metric: str, sign: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": name.split("/")[0],
+            "trial": name.split("/")[1],
+            "epoch": epoch["epoch"] + 1,
+            "metric": metric,
+            # stages.json has null where a score was not finite.
+            "value": None if epoch["score"] is None else sign * epoch["score"],
+            "loss": epoch["train_loss"],
+        }
+        for name, epochs in stages["histories"].items()
+        for epoch in epochs
+    ]

@@ -1,0 +1,230 @@
+"""The report: means over models, what was made later, and what a real browser makes of the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Cli
+
+from l2g_ray.results import suite_figures
+from l2g_ray.results.explained import read_explained
+from l2g_ray.results.report import TaskDetails, write_report
+from l2g_ray.results.report_tables import tabulate_profile, tabulate_types
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+SVG = (
+    '<?xml version="1.0"?><svg width="72pt" height="36pt" viewBox="0 0 72 36" xmlns="http://www.w3.org/2000/svg">'
+    '<defs><clipPath id="c"><rect width="70" height="30"/></clipPath></defs><g clip-path="url(#c)"><path d="M0 0h9v9z"/></g></svg>'
+)
+
+
+def make_row(task: str, score: float, published: dict[str, tuple[float, bool]], **changes: Any) -> dict[str, Any]:
+    return {
+        "task": task,
+        "kind": "binary",
+        "metric": "mcc",
+        "test": {"mean": score, "ci95": [score - 0.1, score + 0.1], "per_seed": [score]},
+        "validation": {"mean": score},
+        "embedder_only": {"mean": score - 0.05, "ci95": [score - 0.15, score + 0.05], "per_seed": [score - 0.05]},
+        "n_train": 100,
+        "n_test": 50,
+        "published": [{"model": m, "value": v, "comparable": c, "source": "s"} for m, (v, c) in published.items()],
+        "backbone": "resnet",
+        "architecture": [{"kernel_size": 3, "dilation": 1}],
+        "trials": 2,
+        "wall_s": 1.0,
+        "cpu_s": 1.0,
+        "gpu_s": 0.0,
+        "model_uri": None,
+        "warnings": [],
+    } | changes
+
+
+def make_board() -> dict[str, Any]:
+    rows = [
+        make_row("beta", 0.7, {"Big (2.5B)": (0.8, True), "Partial": (0.99, True)}, group="marks"),
+        make_row("alpha", 0.9, {"Big (2.5B)": (0.8, True), "Other 500M": (0.6, False)}, group="marks", backbone="unet"),
+        make_row(
+            "gamma", 0.5, {"Big (2.5B)": (0.6, True), "Other 500M": (0.7, False)}, kind="multiclass", group="sites"
+        ),
+        make_row("delta", 0.95, {}, warnings=["odd"]),
+    ]
+    return {"schema": 1, "bench": "toy", "preset": "fast", "language_model": "tiny", "tasks": rows}
+
+
+def test_means_are_over_the_same_tasks() -> None:
+    standings = suite_figures.gather_standings(make_board(), {"L2G": 5e6})
+    tasks, complete = suite_figures.common_tasks(standings)
+    assert tasks == ["beta", "alpha", "gamma"]  # delta: nobody else has it
+    assert {s.model: (round(s.mean(tasks), 3), s.comparable, s.parameters) for s in complete} == {
+        "L2G": (0.7, True, 5e6),
+        "embedder only": (0.65, True, None),
+        "Big (2.5B)": (0.733, True, 2.5e9),
+    }
+    assert [suite_figures.read_size(n) for n in ("NT 500M", "HyenaDNA-1kb", "x (1.6M), own", "None")] == [
+        5e8,
+        None,
+        1.6e6,
+        None,
+    ]
+    profile = suite_figures.measure_profile(complete, tasks)
+    assert profile["L2G"] == pytest.approx([0, 0.1, 0.1])
+    assert tabulate_profile(complete, tasks).lines[0] == ["L2G", "33%", "33%", "33%", "33%", "100%"]
+    types = {"beta": "marks", "alpha": "marks", "gamma": "sites"}
+    assert ["sites", "1", "Other 500M", "0.7", "no"] in tabulate_types(standings, types).lines
+    assert not any("Partial" in line for line in tabulate_types(standings, types).lines)
+
+
+def write_explanation(task_folder: Path, **changes: Any) -> Path:
+    """Files as `l2g-ray explain` leaves them."""
+    folder = task_folder / "explain" / "l2g"
+    (folder / "present" / "logos").mkdir(parents=True, exist_ok=True)
+    (folder / "present" / "logos" / "pos_0_contribution.svg").write_text(SVG)
+    motif = {
+        "motif": "pos_0", "seqlets": 12, "mean_contribution": 0.4, "consensus": "TGACTCA", "match": "AP-1", "q_value": 1e-4,
+    }  # fmt: skip
+    summary = {
+        "output": "present", "folder": "present", "explained": "log-odds", "method": "deeplift-shap", "motifs": [motif],
+        "completeness": {"median": 1e-6, "max": 1e-3}, "notes": ["50 sequences."], "warnings": [],
+    }  # fmt: skip
+    path = folder / "explain.json"
+    path.write_text(json.dumps({"schema": 1, "facts": {}, "outputs": [summary | changes]}))
+    return path
+
+
+def test_explained_parts_are_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    path = write_explanation(tmp_path)
+    (part,) = read_explained(tmp_path)
+    assert part.tables[0][1].lines == [["pos_0", "12", "0.4", "TGACTCA", "AP-1", "1.0e-04"]]
+    assert [shown.svg for shown in part.pictures] == [SVG]
+    assert "median 1.0e-06" in part.text[0]
+    write_explanation(tmp_path, motifs=[], notes=["No motif: too few seqlets."])
+    (part,) = read_explained(tmp_path)
+    assert part.tables == []
+    assert "No motif: too few seqlets." in part.text
+    path.write_text("{")
+    assert "explain.json could not be read" in read_explained(tmp_path)[0].warnings[0]
+
+
+def test_command_makes_the_report_anew(cli: Cli, suite_of_three: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(suite_of_three, out, ignore=shutil.ignore_patterns("tune"))
+    run, first = out / "three", (suite_of_three / "three" / "report.html").read_text()
+    # The copy's store, so that the shared suite is not written to.
+    meta = json.loads((run / "suite.json").read_text())
+    meta["tracking_uri"] = f"sqlite:///{out / 'gone.db'}"
+    (run / "suite.json").write_text(json.dumps(meta))
+    said = cli("report", run)
+    assert said.code == 0, said.err
+    assert "not put into MLflow" in said.out
+    again = (run / "report.html").read_text()
+    # The same page but for the store's address.
+    assert again.replace("gone.db", "mlflow.db").replace(str(out), str(suite_of_three)) == first
+    assert cli("mutate", run, "--task", "planted", "--sequence", "ACGTTGACTCATTGCA").code == 0
+    study = tmp_path / "study"
+    study.mkdir()
+    assert "study.json: no such file; give the folder of a finished study" in cli("report", run, "--study", study).err
+    score = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    compared = [
+        {"task": "planted", "metric": "mcc", "arm": arm, "test": score, "difference": None} for arm in ("dash", "orca")
+    ]
+    compared[1]["difference"] = {"mean": -0.1, "ci95": [-0.2, 0.0]}
+    (study / "study.svg").write_text(SVG)
+    (study / "study.json").write_text(
+        json.dumps({"study": "embedder", "about": "What DASH adds", "compared": compared})
+    )
+    assert cli("report", run, "--study", study, "--no-mlflow").code == 0
+    text = (run / "report.html").read_text()
+    assert "Mutagenesis of sequence" in text
+    assert "What DASH adds" in text
+    assert "-0.100 [-0.200, 0.000]" in text
+    assert "give the suite's folder" in cli("report", run / "planted").err
+    assert "leaderboard.json: no such file" in cli("report", tmp_path).err
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_explanation(folder / "alpha", warnings=["does not add up"])
+    details = TaskDetails("alpha", "binary", ("no", "yes"), explained=read_explained(folder / "alpha"))
+    return write_report(folder, make_board(), [details])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no browser: apt-get install chromium")
+    with api.sync_playwright() as play:
+        # In a container root has no sandbox; the page is our own.
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.browser
+def test_a_browser_sorts_and_filters_without_errors_or_requests(browser: Any, page_path: Path) -> None:
+    page = browser.new_page()
+    problems: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(page_path.as_uri())
+
+    def shown() -> list[str]:
+        return page.eval_on_selector_all("#board tbody tr:not([hidden])", "rows => rows.map(r => r.dataset.task)")
+
+    assert shown() == ["beta", "alpha", "gamma", "delta"]
+    page.get_by_role("button", name="L2G").click()
+    assert shown() == ["delta", "alpha", "beta", "gamma"]
+    assert page.get_by_role("columnheader", name="L2G").get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="L2G").press("Enter")  # by keyboard
+    assert shown() == ["gamma", "beta", "alpha", "delta"]
+    page.get_by_role("button", name="Published").click()
+    assert shown()[-1] == "delta"  # what is not known stays at the end
+    page.get_by_role("button", name="Published").click()
+    assert shown()[-1] == "delta"
+    page.get_by_role("button", name="Task").click()
+    assert shown() == ["alpha", "beta", "delta", "gamma"]
+    page.get_by_label("Task or backbone").fill("UNET")
+    assert shown() == ["alpha"]
+    assert page.get_by_role("status").inner_text() == "1 of 4 tasks"
+    page.get_by_label("Task or backbone").fill("")
+    page.get_by_label("Kind").select_option("multiclass")
+    assert shown() == ["gamma"]
+    page.get_by_label("Kind").select_option("")
+    assert len(shown()) == 4
+    page.locator("summary").first.click()
+    assert page.get_by_role("cell", name="0.900", exact=True).first.is_visible()
+    assert problems == []
+    assert requests == [page_path.as_uri()]
+    page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_and_the_dark_are_readable(browser: Any, page_path: Path, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page.goto(page_path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360  # only tables scroll sideways
+    luminance = """selector => {
+      const told = getComputedStyle(document.querySelector(selector));
+      const of = text => { const c = text.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126*c[0] + 0.7152*c[1] + 0.0722*c[2]; };
+      const ground = getComputedStyle(document.body).backgroundColor;
+      const [a, b] = [of(told.color), of(ground)].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05); }"""
+    # WCAG AA for text; figures take the text's colour.
+    for selector in ("body", ".soft", "a", "summary", "figcaption", "svg text"):
+        assert page.evaluate(luminance, selector) >= 4.5, selector
+    assert (page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)") == (
+        scheme == "light"
+    )
+    page.close()
