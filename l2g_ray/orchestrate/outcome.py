@@ -62,7 +62,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         "deployed": {
             "seed": outcome.seeds[number],
             "align": str(align.folder),
-            "refit": str(best.folder),
+            "refit": str(refit.folder),
             "prepared": str(prepared.folder.absolute()),
         },
     }

@@ -110,6 +110,11 @@ def choose_arm(task: Task, outputs: Outputs, labels: np.ndarray) -> dict[str, An
     return {"arm": best, "validation": scores}
 
 
+def read_evaluated_rows(prepared: PreparedTask) -> pa.Table:
+    """The test rows (id, sequence, label) for a picture of a model that is finished; nothing may be chosen by it."""
+    return prepared.open_test()
+
+
 def _tabulate(
     task: Task,
     ids: pa.ChunkedArray,

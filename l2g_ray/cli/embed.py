@@ -1,0 +1,92 @@
+"""`l2g-ray embed`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--task", help="Which task, where the run has several.")
+@click.option(
+    "--split",
+    type=click.Choice(["valid", "train", "test"]),
+    default="valid",
+    show_default=True,
+    help="Whose rows; test only when named.",
+)
+@click.option(
+    "--output", help="Which label of a multilabel task, or which output of a regression.  [default: the first]"
+)
+@click.option("--metric", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True)
+@click.option("--max-rows", type=click.IntRange(min=2), default=5000, show_default=True, help="Of more, a sample.")
+@click.option("--seed", default=0, show_default=True, help="Of the sample.")
+@click.option("--data", type=click.Path(path_type=Path), help="The prepared rows, where they were moved.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: embeddings in the task's folder]"
+)
+def embed(
+    run: Path,
+    task: str | None,
+    split: str,
+    output: str | None,
+    metric: str,
+    max_rows: int,
+    seed: int,
+    data: Path | None,
+    out: Path | None,
+) -> None:
+    """Embeddings of a finished RUN before and after each stage: silhouette scores and a picture.
+
+    Writes the embeddings (NPZ), a summary (JSON) and principal components (SVG, PNG).
+
+    \b
+    Example:
+      l2g-ray embed runs/demo-fast --task splice_junction
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from l2g_ray.data.dataset import open_prepared
+    from l2g_ray.explain.embedding_files import LAYER_NAMES, find_prepared, read_rows, write_embeddings
+    from l2g_ray.explain.embeddings import load_points
+    from l2g_ray.predict import find_model
+
+    model_folder = find_model(run, task)
+    task_folder = model_folder.parent
+    prepared = find_prepared(task_folder) if data is None else open_prepared(data)
+    notes: list[str] = []
+    points = load_points(task_folder, _read_settings(task_folder, prepared.task.name), notes.append)
+    rows = read_rows(prepared, split, output, max_rows, seed)
+    folder = out or task_folder / "embeddings"
+    console = Console(stderr=True, highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        shown = progress.add_task("embedding", total=len(points) * len(rows.ids))
+        facts: dict[str, Any] = {"task": prepared.task.name, "notes": notes, "vanilla": None}
+        if len(rows.ids) < rows.total:
+            facts["sample_seed"] = seed
+        summary = write_embeddings(
+            points, rows, folder, facts, metric, lambda done: progress.update(shown, completed=done)
+        )
+    n, total = len(rows.ids), rows.total
+    sample = f"all {n:,}" if n == total else f"a sample (seed {seed}) of {n:,} of the {total:,}"
+    where = "TEST split, opened for this picture only" if split == "test" else f"{split} split"
+    click.echo(f"{sample} rows of the {where}; silhouette: {metric}, exact on these rows")
+    for entry in summary["embeddings"]:
+        score = "–" if entry["silhouette"] is None else f"{entry['silhouette']:+.3f}"
+        click.echo(f"  {entry['point']:<16} {LAYER_NAMES[entry['layer']]:<15} {score}")
+    for note in notes:
+        click.echo(f"note: {note}")
+    click.echo("note: the run has no arm of vanilla fine-tuning, so there is nothing of it to show")
+    click.echo(f"in {folder}")
+
+
+def _read_settings(task_folder: Path, name: str) -> dict[str, Any]:
+    try:
+        return json.loads((task_folder.parent / "suite.json").read_text())["settings"][name]
+    except (OSError, ValueError, KeyError):
+        return {}

@@ -1,0 +1,192 @@
+"""Embeddings of sequences before and after each stage, and how well they separate the classes (paper, Fig. S2).
+
+The paper gives neither the layer nor the split nor the size of the sample; here all three layers are told: the backbone's
+features, the embedder's tokens, and the language model's last hidden state, each as the masked mean over positions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from l2g_ray.errors import UserError
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.l2g import L2GModel, load_model
+from l2g_ray.models.language_model import LanguageModel, load_transformer
+from l2g_ray.models.layers import masked_mean
+from l2g_ray.sequence import encode
+
+LAYERS = ("backbone", "tokens", "language_model")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model at one moment of its training. `language_model` is None where that is not known or not asked."""
+
+    name: str
+    net: EmbedderNet
+    language_model: LanguageModel | None
+
+
+def load_points(
+    task_folder: Path, settings: dict[str, Any], say: Callable[[str], None] = lambda sentence: None
+) -> list[Point]:
+    """The deployed model of a finished task before training, after align and after finetune, and the control.
+
+    `settings` are the task's, from `suite.json`; they tell whether the language model was pretrained. What is missing
+    is told as a sentence through `say`, and left out. Raises UserError where the finished model itself is missing.
+    """
+    finetuned = load_model(task_folder / "model")
+    if not isinstance(finetuned, L2GModel):
+        raise UserError(
+            f"{task_folder / 'model'}: is no L2G model; give the folder of a task that l2g-ray has finished"
+        )
+    points = []
+    deployed = _read_deployed(task_folder)
+    language_model = _load_language_model(finetuned, settings, deployed.get("seed", 0), say)
+    if "seed" in deployed:
+        points.append(
+            Point("before training", _untrained(finetuned.net.config, language_model, deployed["seed"]), None)
+        )
+    else:
+        say(
+            f"{task_folder / 'stages.json'}: does not tell the seed (an earlier version wrote it), so 'before training' is left out"
+        )
+    aligned = _load_stage(deployed.get("align"), "align", say)
+    if aligned is not None:
+        points.append(Point("after align", aligned, None))
+    joined = [Point(p.name, p.net, language_model[0] if language_model else None) for p in points]
+    joined.append(Point("after finetune", finetuned.net, finetuned.language_model))
+    control = task_folder / "embedder_only"
+    if (control / "config.json").exists():
+        net = load_model(control)
+        assert isinstance(net, EmbedderNet)
+        joined.append(Point("embedder only", net, None))
+    return joined
+
+
+def _read_deployed(task_folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((task_folder / "stages.json").read_text()).get("deployed", {})
+    except (OSError, ValueError):
+        raise UserError(
+            f"{task_folder / 'stages.json'}: missing or not readable; give the folder of a finished task"
+        ) from None
+
+
+def _load_language_model(
+    finetuned: L2GModel, settings: dict[str, Any], seed: int, say: Callable[[str], None]
+) -> tuple[LanguageModel, torch.Tensor, torch.Tensor] | None:
+    """The language model as it was before finetune, and its embedding LayerNorm (weight, bias)."""
+    config = finetuned.config
+    try:
+        transformer = load_transformer(
+            config.language_model, settings.get("model", {}).get("language_model_init", "pretrained"), seed
+        )
+    except UserError as error:
+        say(f"the language model before finetune cannot be had, so its layer is left out there: {error}")
+        return None
+    norm = transformer.embeddings.LayerNorm
+    weight, bias = norm.weight.detach().clone(), norm.bias.detach().clone()
+    model = LanguageModel(transformer, config.positions, config.language_model_layers)
+    return model.eval(), weight, bias
+
+
+def _untrained(
+    config: EmbedderConfig, language_model: tuple[LanguageModel, torch.Tensor, torch.Tensor] | None, seed: int
+) -> EmbedderNet:
+    """The very weights that the alignment of this seed started from (`stages.common.build_net`)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = EmbedderNet(config)
+    if language_model is not None:
+        with torch.no_grad():
+            net.embedder.norm.weight.copy_(language_model[1])
+            net.embedder.norm.bias.copy_(language_model[2])
+    return net.eval()
+
+
+def _load_stage(folder: str | None, stage: str, say: Callable[[str], None]) -> EmbedderNet | None:
+    if folder is None:
+        say(
+            f"the run does not tell which result of stage '{stage}' its model went on from (an earlier version wrote it), "
+            f"so 'after {stage}' is left out"
+        )
+        return None
+    if not (Path(folder) / "config.json").exists():
+        say(
+            f"{folder}: the result of stage '{stage}' is not there any more, so 'after {stage}' is left out; delete "
+            "suite.json and run the suite's command again to make it anew"
+        )
+        return None
+    net = load_model(Path(folder))
+    assert isinstance(net, EmbedderNet)
+    return net
+
+
+def embed(
+    point: Point,
+    sequences: pa.Array | pa.ChunkedArray,
+    batch_size: int = 256,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, np.ndarray]:
+    """Masked means over positions (n, width) float32, by layer; 'language_model' only where the point has one."""
+    parts: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for start in range(0, len(sequences), batch_size):
+            codes, lengths = map(torch.from_numpy, encode(sequences.slice(start, batch_size)))
+            embedding = point.net.embedder(*point.net.encode(codes, lengths))
+            found = {"backbone": embedding.pooled_features(), "tokens": embedding.pooled_tokens()}
+            if point.language_model is not None:
+                hidden = point.language_model(embedding.tokens, embedding.token_mask)
+                mask = None if embedding.token_mask is None else embedding.token_mask[..., None]
+                found["language_model"] = masked_mean(hidden, mask, 1)
+            for layer, values in found.items():
+                parts.setdefault(layer, []).append(values.float().numpy())
+            progress(min(start + batch_size, len(sequences)))
+    return {layer: np.concatenate(values) for layer, values in parts.items()}
+
+
+def measure_silhouette(values: np.ndarray, classes: np.ndarray, metric: str = "euclidean") -> float | None:
+    """Mean silhouette coefficient (-1 to 1) of points (n, width) by their classes (n,), exact, by scikit-learn.
+
+    None where it is undefined: fewer than two classes, or as many as points.
+    """
+    from sklearn.metrics import silhouette_score
+
+    if not 2 <= len(np.unique(classes)) < len(classes):
+        return None
+    return float(silhouette_score(values.astype(np.float64), classes, metric=metric))
+
+
+def sample_rows(classes: np.ndarray, max_rows: int, seed: int) -> np.ndarray:
+    """Sorted rows: all, or about `max_rows` of them, each class in its share and with at least two rows where it has."""
+    if len(classes) <= max_rows:
+        return np.arange(len(classes))
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for value in np.unique(classes):
+        of_class = np.flatnonzero(classes == value)
+        wanted = max(round(max_rows * len(of_class) / len(classes)), min(2, len(of_class)))
+        chosen.append(rng.choice(of_class, wanted, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def project(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first two principal components (n, 2), and the shares of variance that they hold (2,)."""
+    from sklearn.decomposition import PCA
+
+    n_components = min(2, *values.shape)
+    pca = PCA(n_components, svd_solver="full")
+    found = np.zeros((len(values), 2))
+    shares = np.zeros(2)
+    found[:, :n_components] = pca.fit_transform(values.astype(np.float64))
+    shares[:n_components] = np.nan_to_num(pca.explained_variance_ratio_)
+    return found, shares

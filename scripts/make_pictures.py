@@ -1,0 +1,74 @@
+"""Make the pictures of docs/pictures from a finished demo: `python scripts/make_pictures.py runs/demo-fast`.
+
+Needs the extras `dev` and `explain`, and Chromium. The run's folder gets what `mutate`, `embed` and `report` leave there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from l2g_ray.explain.embedding_files import find_prepared
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+EMBEDDED, MUTATED = "splice_junction", "enhancer_grammar"
+
+
+def make_pictures(run: Path, target: Path) -> list[Path]:
+    """Run the commands, take the pictures; returns their paths."""
+    target.mkdir(parents=True, exist_ok=True)
+    name, sequence = choose_sequence(run / MUTATED)
+    command = [sys.executable, "-m", "l2g_ray.cli.main"]
+    place = run / MUTATED / "mutagenesis" / name
+    options = ["--sequence", sequence, "--output", "developmental", "--out", str(place)]
+    subprocess.run([*command, "mutate", str(run), "--task", MUTATED, *options], check=True)
+    subprocess.run([*command, "embed", str(run), "--task", EMBEDDED], check=True)
+    subprocess.run([*command, "report", str(run), "--no-mlflow"], check=True)
+    stored = {
+        "heatmap.png": place / "heatmap.png",
+        "logo.png": place / "logo.png",
+        "embeddings.png": run / EMBEDDED / "embeddings" / "embeddings.png",
+    }
+    made = [Path(shutil.copy(path, target / file)) for file, path in stored.items()]
+    return made + photograph(run / "report.html", target)
+
+
+def choose_sequence(task_folder: Path) -> tuple[str, str]:
+    """The validation sequence with the highest label: something for the model to read."""
+    prepared = find_prepared(task_folder)
+    table = prepared.table("valid")
+    labels = table["label"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)[:, 0]
+    row = int(labels.argmax())
+    return table["id"][row].as_py(), table["sequence"][row].as_py()
+
+
+def photograph(report: Path, target: Path) -> list[Path]:
+    """The report on a desk by day and by night, and on a phone."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("no browser: apt-get install chromium")
+    made = []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for name, width, height, scheme in (
+            ("report.png", 1100, 760, "light"),
+            ("report_dark.png", 1100, 760, "dark"),
+            ("report_phone.png", 390, 760, "light"),
+        ):
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+            page.goto(report.resolve().as_uri())
+            page.screenshot(path=target / name)
+            made.append(target / name)
+        browser.close()
+    return made
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python scripts/make_pictures.py RUN")
+    for path in make_pictures(Path(sys.argv[1]), PICTURES):
+        print(path)

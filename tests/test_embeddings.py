@@ -1,0 +1,127 @@
+"""Embeddings at each point of training, their silhouette, and the command on a real small run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import Cli
+from toys import plant, tiny_reference, tiny_settings, toy_data
+
+from l2g_ray.explain.embeddings import Point, _untrained, embed, measure_silhouette, project, sample_rows
+from l2g_ray.models.language_model import LanguageModel, load_transformer
+from l2g_ray.stages.common import build_net, make_embedder_config
+
+
+def double_loop(values: np.ndarray, classes: np.ndarray) -> float:
+    found = []
+    for i in range(len(values)):
+        distances = np.sqrt(((values - values[i]) ** 2).sum(1))
+        own = (classes == classes[i]) & (np.arange(len(values)) != i)
+        if not own.any():
+            found.append(0.0)
+            continue
+        a = distances[own].mean()
+        b = min(distances[classes == other].mean() for other in set(classes) - {classes[i]})
+        found.append((b - a) / max(a, b))
+    return float(np.mean(found))
+
+
+def test_e2_silhouette_equals_a_double_loop() -> None:
+    rng = np.random.default_rng(0)
+    classes = np.array(["a", "b", "c"])[rng.integers(0, 3, 80)]
+    classes[0] = "alone"
+    values = rng.normal(size=(80, 5)) + (classes == "a")[:, None]
+    assert measure_silhouette(values, classes) == pytest.approx(double_loop(values, classes), abs=1e-9)
+    assert measure_silhouette(values, np.full(80, "one")) is None
+
+
+def test_a_sample_keeps_the_shares_and_its_seed() -> None:
+    classes = np.array(["many"] * 900 + ["few"] * 95 + ["rare"] * 5)
+    rows = sample_rows(classes, 100, 1)
+    kinds, counts = np.unique(classes[rows], return_counts=True)
+    assert dict(zip(kinds, counts, strict=True)) == {"many": 90, "few": 10, "rare": 2}
+    assert (rows == sample_rows(classes, 100, 1)).all()
+    assert (rows != sample_rows(classes, 100, 2)).any()
+    assert (sample_rows(classes, 1000, 1) == np.arange(1000)).all()
+
+
+def test_components_are_those_of_the_covariance() -> None:
+    values = np.random.default_rng(0).normal(size=(50, 4)) * [5, 2, 1, 0.1]
+    places, shares = project(values)
+    eigenvalues = np.linalg.eigvalsh(np.cov(values.T))[::-1]
+    np.testing.assert_allclose(places.var(0, ddof=1), eigenvalues[:2])
+    np.testing.assert_allclose(shares, eigenvalues[:2] / eigenvalues.sum())
+
+
+def test_padding_does_not_change_an_embedding_and_the_untrained_net_is_the_one_that_align_starts_from(
+    tiny_lm: Path,
+) -> None:
+    data = toy_data()
+    config = make_embedder_config(tiny_settings(tiny_lm), data, tiny_reference(), "resnet")
+    language_model = LanguageModel(load_transformer(str(tiny_lm))).eval()
+    reference = tiny_reference()
+    started = build_net(config, data, reference, 5)
+    net = _untrained(config, (language_model, reference.norm_weight, reference.norm_bias), 5)
+    for name, tensor in started.embedder.state_dict().items():
+        assert torch.equal(tensor, net.embedder.state_dict()[name]), name
+    table = plant(6)
+    point = Point("x", net, language_model)
+    alone = embed(point, table["sequence"].slice(0, 1))
+    import pyarrow as pa
+
+    longer = pa.chunked_array([pa.array([table["sequence"][0].as_py()[:30], table["sequence"][1].as_py()])])
+    short = embed(point, longer.slice(0, 1))
+    among = embed(point, longer)
+    for layer in ("backbone", "tokens", "language_model"):
+        assert alone[layer].shape == (1, net.embedder.backbone.out_channels if layer == "backbone" else 16)
+        np.testing.assert_allclose(among[layer][0], short[layer][0], atol=1e-5)
+
+
+def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(suite_of_three, out, ignore=shutil.ignore_patterns("mlartifacts", "tune"))
+    run = out / "three"
+    said = cli("embed", run, "--task", "planted")
+    assert said.code == 0, said.err
+    assert "all 16 rows of the valid split; silhouette: euclidean" in said.out
+    summary = json.loads((run / "planted" / "embeddings" / "embeddings.json").read_text())
+    found = {(e["point"], e["layer"]) for e in summary["embeddings"]}
+    points = ("before training", "after align", "after finetune")
+    assert found == {(p, la) for p in points for la in ("backbone", "tokens", "language_model")} | {
+        ("embedder only", "backbone"),
+        ("embedder only", "tokens"),
+    }
+    stored = np.load(run / "planted" / "embeddings" / "embeddings.npz")
+    for entry in summary["embeddings"]:
+        expected = double_loop(stored[f"{entry['point']}/{entry['layer']}"].astype(float), stored["labels"])
+        assert entry["silhouette"] == pytest.approx(expected, abs=1e-6)
+    assert not np.allclose(stored["before training/tokens"], stored["after align/tokens"])
+    assert not np.allclose(stored["after align/tokens"], stored["after finetune/tokens"])
+    assert (run / "planted" / "embeddings" / "embeddings.png").stat().st_size > 5000
+
+    test = cli("embed", run, "--task", "planted", "--split", "test", "--max-rows", 10, "--out", tmp_path / "test")
+    assert "a sample (seed 0) of 10 of the 40 rows of the TEST split, opened for this picture only" in test.out
+    values = cli("embed", run, "--task", "composition", "--output", "a")
+    assert values.code == 0, values.err
+    assert "–" in values.out
+    assert "no such output" in cli("embed", run, "--task", "composition", "--output", "b").err
+
+    # A stage's result that was deleted, and rows that are gone.
+    aligned = json.loads((run / "planted" / "stages.json").read_text())["deployed"]["align"]
+    assert Path(aligned).parent == suite_of_three / "stages" / "align"
+    stages = json.loads((run / "planted" / "stages.json").read_text())
+    stages["deployed"]["align"] = str(out / "stages" / "align" / "gone")
+    stages["deployed"]["prepared"] = str(out / "gone")
+    (run / "planted" / "stages.json").write_text(json.dumps(stages))
+    said = cli("embed", run, "--task", "planted")
+    assert "align/gone: the result of stage 'align' is not there any more" in said.out
+    assert "after align" not in said.out.split("note:")[0]
+    shutil.rmtree(out / "prepared")
+    said = cli("embed", run, "--task", "planted")
+    assert said.code == 2
+    assert "the rows that it was trained on are not there any more" in said.err
