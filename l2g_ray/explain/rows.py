@@ -37,13 +37,7 @@ class Candidates:
 
 def find_arm(run: Path, task: str | None, arm: str) -> Path:
     """The folder of a run's model, or of its control. Raises UserError where it is not there."""
-    folder = find_model(run, task)
-    if arm == "l2g" or folder.name != "model":
-        return folder
-    control = folder.parent / arm
-    if not control.is_dir():
-        raise UserError(f"{control}: this run has no control model; leave --arm out, or run its suite again")
-    return control
+    return find_model(run, task, arm)
 
 
 def find_folder(model_folder: Path) -> Path:
