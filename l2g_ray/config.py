@@ -86,9 +86,10 @@ class SelectSettings(_Settings):
 
 
 class SearchSettings(_Settings):
-    """DASH (spec 4)."""
+    """DASH (spec 4). `form`: how the mixed convolutions are computed; 'auto' measures which is fastest, once a machine."""
 
     enabled: bool = True
+    form: Literal["auto", "by_dilation", "naive", "dense", "fft", "blocks"] = "auto"
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9, 11)
     dilations: tuple[int, ...] = (1, 3, 5, 7)
     epochs: int = Field(default=80, ge=1)

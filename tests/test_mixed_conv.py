@@ -69,7 +69,7 @@ def run_form(mixed: MixedConv1d, form: str, x: Tensor, cotangent: Tensor) -> dic
 @pytest.mark.parametrize("causal", [False, True], ids=["centred", "causal"])
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", SETS)
-def test_a1_four_forms_agree(name: str, layer: str, causal: bool, length: int, dtype: torch.dtype) -> None:
+def test_a1_all_forms_agree(name: str, layer: str, causal: bool, length: int, dtype: torch.dtype) -> None:
     mixed = make_layer(SETS[name], layer, dtype, causal=causal)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3, mixed.in_channels, length, generator=generator, dtype=dtype)

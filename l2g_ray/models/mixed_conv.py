@@ -2,11 +2,11 @@
 
 A mixed convolution computes ``y = sum_o c_o * conv(x, W_o; dilation d_o) + b`` over an operation set, where
 the coefficients ``c`` are a Gumbel-softmax of trainable logits. Convolution is linear in its kernel, so the
-sum equals one convolution with one aggregated kernel; four forms of the same numbers are offered, because
-which is fastest depends on width, dilations and device.
+sum equals one convolution with one aggregated kernel; five forms of the same numbers are offered, because
+which is fastest depends on width, length and device (`form_choice` measures it).
 
 Source: DASH, "Efficient Architecture Search for Diverse Tasks" (Shen, Khodak, Talwalkar 2022), as L2G uses
-it. The grouping by dilation and the causal alignment are ours.
+it. The grouping by dilation, the transforms of short blocks and the causal alignment are ours.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FORMS = ("by_dilation", "naive", "dense", "fft")
+from l2g_ray.models.block_dft import correlate_blocks
+
+FORMS = ("by_dilation", "naive", "dense", "fft", "blocks")
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class MixedConv1d(nn.Module):
     (out,). Taps lead, so that mixing is a batched matrix product without a copy of the weights.
 
     ``form``: "by_dilation" (one convolution a dilation; default), "naive" (one an operation), "dense" (one,
-    with the aggregated kernel of length 2R + 1) or "fft" (default for depthwise layers); all give the same
-    output. ``weight_std``: of normal initial weights (DASH: 0.01); None is the rule of `nn.Conv1d` with each
+    with the aggregated kernel of length 2R + 1), "fft" (default for depthwise layers) or "blocks" (transforms of
+    short blocks, `block_dft`); all give the same output. ``weight_std``: of normal initial weights (DASH: 0.01); None is the rule of `nn.Conv1d` with each
     operation's own fan-in. The bias starts at 0. ``generator``: a CPU generator for the initial values.
 
     Raises ValueError for an unknown form, a temperature that is not positive, or channels that groups do not
@@ -163,6 +164,7 @@ class MixedConv1d(nn.Module):
         for plane, d in zip(placement, dilations, strict=True):
             free = self._span - d * (k_max - 1)
             plane[torch.arange(k_max), (free if causal else free // 2) + d * torch.arange(k_max)] = 1
+        self._offsets = tuple(placement.argmax(-1).flatten().tolist())
         self.register_buffer("tap_mask", tap_mask, persistent=False)
         self.register_buffer("placement", placement, persistent=False)
         self.register_buffer("fields", torch.tensor(operation_set.fields, dtype=torch.float32), persistent=False)
@@ -186,6 +188,10 @@ class MixedConv1d(nn.Module):
         self.logits.normal_(0, 1e-3, generator=generator)
         if self.bias is not None:
             self.bias.zero_()
+
+    def candidates(self) -> tuple[str, ...]:
+        """The forms that can be the fastest somewhere; one convolution an operation never is."""
+        return tuple(form for form in FORMS if form != "naive" and not (form == "blocks" and self._depthwise))
 
     def coefficients(self) -> Tensor:
         """Mixture coefficients (|O|,), non-negative, sum 1; Gumbel noise (global RNG) only in training."""
@@ -211,6 +217,8 @@ class MixedConv1d(nn.Module):
             else:
                 mixed = self._mix(coefficients)
                 kernels, dilations = [k.permute(1, 2, 0) for k in mixed], list(self.operation_set.dilations)
+            if self.form == "blocks":
+                return self._add_bias(self._correlate_by_blocks(input, mixed.flatten(0, 1)))
             if self.form in ("dense", "fft"):
                 # The aggregated kernel, (out, in / groups, 2R + 1).
                 kernels, dilations = [torch.einsum("dtoi,dtr->oir", mixed, self.placement)], [1]
@@ -220,6 +228,9 @@ class MixedConv1d(nn.Module):
             output = self._convolve(input, kernels[0], dilations[0])
             for kernel, dilation in zip(kernels[1:], dilations[1:], strict=True):
                 output = output + self._convolve(input, kernel, dilation)
+        return self._add_bias(output)
+
+    def _add_bias(self, output: Tensor) -> Tensor:
         return output if self.bias is None else output + self.bias.to(output.dtype)[:, None]
 
     def _mix(self, coefficients: Tensor) -> Tensor:
@@ -234,9 +245,14 @@ class MixedConv1d(nn.Module):
             return F.conv1d(F.pad(input, (span, 0)), kernel, dilation=dilation, groups=self.groups)
         return F.conv1d(input, kernel, padding=span // 2, dilation=dilation, groups=self.groups)
 
+    def _correlate_by_blocks(self, input: Tensor, taps: Tensor) -> Tensor:
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        before = self._span if self.causal else self._span // 2
+        return correlate_blocks(input.to(dtype), taps.to(dtype), self._offsets, before, self.groups).to(input.dtype)
+
     def _correlate_by_fft(self, input: Tensor, kernel: Tensor) -> Tensor:
         length = input.shape[-1]
-        size = next_fast_len(length + self._span, real=True)  # at least L + 2R, so that nothing wraps around
+        size = _fast_size(length + self._span)  # at least L + 2R, so that nothing wraps around
         with torch.autocast(device_type=input.device.type, enabled=False):
             # bfloat16 has no FFT, float16 only for powers of two on CUDA.
             dtype = torch.promote_types(input.dtype, torch.float32)
@@ -285,6 +301,19 @@ class MixedConv1d(nn.Module):
         """What `print` shows of the layer."""
         shape = f"{self.in_channels}, {self.out_channels}, groups={self.groups}"
         return f"{shape}, {self.operation_set}, causal={self.causal}, form={self.form}"
+
+
+def _fast_size(least: int) -> int:
+    """The least even number with no prime factor above 5 that is not below `least`: transforms of it are fast."""
+    size = least + least % 2
+    while True:
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 2
 
 
 def replace_convolutions(

@@ -197,7 +197,7 @@ def _search(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     found = search_architecture(
         context.data, context.settings, context.reference, context.runtime, backbone=args["backbone"], seed=args["seed"]
     )
-    return _summary(found.training) | {"architecture": found.architecture}
+    return _summary(found.training) | {"architecture": found.architecture, "forms": found.forms}
 
 
 def _warmup(context: Context, args: dict[str, Any]) -> dict[str, Any]:

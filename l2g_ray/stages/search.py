@@ -13,6 +13,7 @@ from torch import nn
 from l2g_ray.config import OptimSettings, SearchSettings, Settings
 from l2g_ray.data.batches import count_batches
 from l2g_ray.models.embedder import EmbedderNet
+from l2g_ray.models.form_choice import choose_forms
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions
 from l2g_ray.stages.common import (
     Reference,
@@ -30,10 +31,12 @@ from l2g_ray.stages.optim import make_schedule
 
 @dataclass
 class SearchResult:
-    """The architecture, one (kernel size, dilation) a layer, and how training the supernet went."""
+    """The architecture, one (kernel size, dilation) a layer; how training the supernet went; and the form of each mixed
+    convolution, which changes speed and rounding, nothing else."""
 
     architecture: list[tuple[int, int]]
     training: TrainResult
+    forms: dict[str, str]
 
 
 def search_architecture(
@@ -47,6 +50,7 @@ def search_architecture(
     net = build_net(make_embedder_config(settings, data, reference, backbone), data, reference, seed)
     mixed = build_supernet(net, settings, seed)
     net.to(runtime.device)
+    forms = set_forms(net, settings, data.length_bp, runtime)
     per_epoch = batches_per_epoch(stage, data.train.n_rows)
     steps = count_steps(data, stage.batch_size, max_batches=per_epoch)
     optim = OptimSettings(
@@ -68,7 +72,16 @@ def search_architecture(
         validate=make_validate(net, data, runtime),
         before_step=scale_gradients,
     )
-    return SearchResult([layer.best() for layer in mixed.values()], training)
+    return SearchResult([layer.best() for layer in mixed.values()], training, forms)
+
+
+def set_forms(net: EmbedderNet, settings: Settings, length_bp: int, runtime: Runtime) -> dict[str, str]:
+    """Set the form of each mixed convolution as `search.form` says, for batches of the search at this length."""
+    stage, backbone = settings.search, net.embedder.backbone
+    if stage.form != "auto":
+        return {name: m.form for name, m in backbone.named_modules() if isinstance(m, MixedConv1d)}
+    row = torch.zeros(1, settings.data.channels, length_bp, device=runtime.device)
+    return choose_forms(backbone, lambda: backbone(row, None), stage.batch_size, runtime.precision)
 
 
 def batches_per_epoch(stage: SearchSettings, n_rows: int) -> int:
@@ -84,6 +97,7 @@ def build_supernet(net: EmbedderNet, settings: Settings, seed: int) -> dict[str,
         net.embedder.backbone,
         operations,
         separable=settings.search.separable,
+        form=None if settings.search.form == "auto" else settings.search.form,
         temperature=settings.search.temperature,
         generator=torch.Generator().manual_seed(seed),
     )
@@ -99,4 +113,6 @@ def make_search_optimizer(net: nn.Module, mixed: dict[str, MixedConv1d], setting
         {"params": weights, "lr": stage.lr, "initial_lr": stage.lr},
         {"params": logits, "lr": stage.logit_lr, "initial_lr": stage.logit_lr},
     ]
-    return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=True, weight_decay=stage.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=stage.lr, momentum=stage.momentum, nesterov=True, weight_decay=stage.weight_decay, fused=True
+    )
