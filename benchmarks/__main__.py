@@ -16,7 +16,7 @@ from rich.table import Table
 import benchmarks
 from benchmarks.measure import Options, describe_machine
 
-_NO_BENCHMARK = {"__main__", "measure"}
+_NO_BENCHMARK = {"__main__", "measure", "synthetic"}
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -34,7 +34,8 @@ def list_benchmarks() -> list[str]:
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"), show_default=True)
 @click.option("--quick", is_flag=True, help="Measure less: only to see that a benchmark runs.")
-def main(names: tuple[str, ...], data_dir: Path, out: Path, quick: bool) -> None:
+@click.option("--threads", default=1, show_default=True, help="Of each side; a trial has one.")
+def main(names: tuple[str, ...], data_dir: Path, out: Path, quick: bool, threads: int) -> None:
     """Run the named benchmarks, all by default; a table here, NAME.json in --out."""
     known = list_benchmarks()
     for name in names:
@@ -46,7 +47,7 @@ def main(names: tuple[str, ...], data_dir: Path, out: Path, quick: bool) -> None
         module = importlib.import_module(f"benchmarks.{name}")
         console.print(f"[bold]{name}[/bold]: {(module.__doc__ or '').strip().splitlines()[0]}")
         begun = time.monotonic()
-        rows = module.run(Options(data_dir, quick, out))
+        rows = module.run(Options(data_dir, quick, out, threads))
         if not rows:
             console.print(f"  nothing measured: no data at {data_dir}")
             continue

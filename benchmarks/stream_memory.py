@@ -16,13 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from benchmarks.measure import Options
+from benchmarks.synthetic import write_prepared
 
-LENGTH_BP, LABELS, ROWS_PER_SHARD, VALID_ROWS = 1_000, 919, 10_000, 500
+LENGTH_BP, LABELS = 1_000, 919
 
 
 def run(options: Options) -> list[dict[str, Any]]:
@@ -30,7 +27,7 @@ def run(options: Options) -> list[dict[str, Any]]:
     sizes = (2_000, 10_000) if options.quick else (200_000, 1_000_000)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        prepared = {n_rows: write_prepared(Path(folder) / str(n_rows), n_rows) for n_rows in sizes}
+        prepared = {n_rows: write_prepared(Path(folder) / str(n_rows), n_rows, LENGTH_BP, LABELS) for n_rows in sizes}
         for way in ("shards", "ray"):
             for n_rows in sizes:
                 rows.append({"fed by": way, "rows": n_rows} | _measure(prepared[n_rows], way))
@@ -39,41 +36,6 @@ def run(options: Options) -> list[dict[str, Any]]:
         least = next(r["peak private MiB"] for r in rows if r["fed by"] == row["fed by"])
         row["beside the fewest"] = row["peak private MiB"] / least
     return sorted(rows, key=lambda row: str(row["fed by"]))
-
-
-def write_prepared(folder: Path, n_rows: int) -> Path:
-    """Shards and manifest as `prepare` writes them, without its checks: the rows are drawn here."""
-    generator = np.random.default_rng(0)
-    splits, shards = {}, {}
-    for split, rows in (("train", n_rows), ("valid", VALID_ROWS)):
-        (folder / split).mkdir(parents=True)
-        shards[split] = []
-        for shard, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
-            name = f"{split}/part-{shard:05d}.parquet"
-            pq.write_table(_draw(generator, min(ROWS_PER_SHARD, rows - start)), folder / name, compression="zstd")
-            shards[split].append(name)
-        length = {"min": LENGTH_BP, "median": LENGTH_BP, "max": LENGTH_BP}
-        letters = {"A": rows * LENGTH_BP}
-        splits[split] = {"rows": rows, "length_bp": length, "letters": letters, "fingerprint": f"{split}{rows}"}
-    names = [f"target_{i:03d}" for i in range(LABELS)]
-    task = {"bench": "user", "name": "synthetic", "kind": "multilabel", "labels": names, "label_columns": ["label"]}
-    manifest = {"schema": 2, "key": "", "task": task | {"synthetic": True}, "splits": splits, "shards": shards}
-    (folder / "task.json").write_text(json.dumps(manifest | {"warnings": []}))
-    return folder
-
-
-def _draw(generator: np.random.Generator, rows: int) -> pa.Table:
-    letters = np.frombuffer(b"ACGT", np.uint8)[generator.integers(0, 4, (rows, LENGTH_BP), dtype=np.uint8)]
-    offsets = pa.py_buffer(np.arange(0, (rows + 1) * LENGTH_BP, LENGTH_BP, dtype=np.int64))
-    sequences = pa.LargeStringArray.from_buffers(rows, offsets, pa.py_buffer(letters.tobytes()))
-    labels = (generator.random((rows, LABELS), np.float32) < 0.02).astype(np.float32)
-    return pa.table(
-        {
-            "id": pa.array([str(i) for i in range(rows)]),
-            "sequence": sequences,
-            "label": pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1)), LABELS),
-        }
-    )
 
 
 def _measure(prepared: Path, way: str) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from l2g_ray.errors import UserError
 
-if TYPE_CHECKING:  # seconds that reading and checking data, in processes without a model, can do without
+if TYPE_CHECKING:  # data is read and checked without a model, and a model is fed with codes, not strings
+    import pyarrow as pa
     import torch
 
 ALPHABET = "ACGT"
@@ -39,6 +39,8 @@ _TRANSLATION = CODE_TABLE.tobytes()
 
 def bytes_and_offsets(sequences: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """The character buffer (uint8) and the n + 1 offsets of a string array, without a Python loop."""
+    import pyarrow as pa
+
     if isinstance(sequences, pa.ChunkedArray):
         sequences = sequences.combine_chunks()
         if isinstance(sequences, pa.ChunkedArray):
@@ -75,6 +77,8 @@ def encode(
     UserError : a letter that is no nucleotide; the message gives row and position, both counted from 0.
     """
     if isinstance(sequences, list):
+        import pyarrow as pa
+
         sequences = pa.array(sequences, pa.large_string())
     raw, offsets = bytes_and_offsets(sequences)
     # bytes.translate is several times faster than indexing a table with an array.

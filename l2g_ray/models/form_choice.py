@@ -24,7 +24,7 @@ from l2g_ray.models.mixed_conv import MixedConv1d
 
 # Another form must be so much faster than the rule's own before it is taken: timings are noisy, choices should not be.
 MARGIN = 1.15
-ROWS, ROUNDS, HOPELESS = 16, 3, 3.0
+ROWS, ROUNDS, HOPELESS = 16, 2, 3.0
 
 _chosen: dict[str, str] = {}
 

@@ -190,8 +190,15 @@ class MixedConv1d(nn.Module):
             self.bias.zero_()
 
     def candidates(self) -> tuple[str, ...]:
-        """The forms that can be the fastest somewhere; one convolution an operation never is."""
-        return tuple(form for form in FORMS if form != "naive" and not (form == "blocks" and self._depthwise))
+        """The forms that can be the fastest here; one convolution an operation never is.
+
+        On CPUs transforms of blocks need channels to multiply over, and one dense kernel has too many taps but for few
+        channels; whole transforms are for depthwise and narrow layers.
+        """
+        if self.weight.is_cuda:
+            return tuple(form for form in FORMS if form != "naive" and not (form == "blocks" and self._depthwise))
+        wide = self.in_channels // self.groups > 8
+        return ("by_dilation", "blocks") if wide else ("by_dilation", "dense", "fft")
 
     def coefficients(self) -> Tensor:
         """Mixture coefficients (|O|,), non-negative, sum 1; Gumbel noise (global RNG) only in training."""
