@@ -161,10 +161,12 @@ class MixedConv1d(nn.Module):
         # 0/1 tensor that puts the taps of each dilation into the dense kernel; a product with it is
         # deterministic on CUDA, an index_add is not.
         placement = torch.zeros(len(dilations), k_max, self._span + 1)
+        self._offsets: tuple[int, ...] = ()
         for plane, d in zip(placement, dilations, strict=True):
             free = self._span - d * (k_max - 1)
-            plane[torch.arange(k_max), (free if causal else free // 2) + d * torch.arange(k_max)] = 1
-        self._offsets = tuple(placement.argmax(-1).flatten().tolist())
+            first = free if causal else free // 2
+            plane[torch.arange(k_max), first + d * torch.arange(k_max)] = 1
+            self._offsets += tuple(first + d * j for j in range(k_max))
         self.register_buffer("tap_mask", tap_mask, persistent=False)
         self.register_buffer("placement", placement, persistent=False)
         self.register_buffer("fields", torch.tensor(operation_set.fields, dtype=torch.float32), persistent=False)
