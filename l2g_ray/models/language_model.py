@@ -84,7 +84,7 @@ def attend(
 
     query, key, value (batch, heads, N, width); the result is (batch, N, heads, width).
     """
-    if not dropout or query.device.type != "cpu":
+    if not dropout or query.device.type != "cpu" or torch.compiler.is_compiling():
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)

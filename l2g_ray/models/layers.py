@@ -96,7 +96,8 @@ def drop(x: torch.Tensor, p: float) -> torch.Tensor:
     Bernoulli draws, which take a tenth of a fine-tuning step.
     """
     limit = round(p * 65536)
-    plain = x.device.type == "cpu" and type(x) is torch.Tensor  # fake tensors, which only have shapes, are not
+    # Fake tensors, which only have shapes, and torch.compile cannot draw numbers outside of torch.
+    plain = x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
     if not plain or not 0 < limit < 65536:
         return nn.functional.dropout(x, p)
     bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-x.numel() // 4)).view(np.uint16)
