@@ -262,9 +262,12 @@ def _finetune(bench: Bench, name: str) -> None:
     codes, _ = _draw_codes(bench, rows)
     model = _make_model(bench, name)
     flops = _count(_make_train_step(bench, model, model.forward_one_hot, codes))[0]
+    backend = "eager" if bench.smoke else "inductor"  # a smoke run traces, which needs no C++ compiler and no minutes
     forms: dict[str, Callable[[], Step]] = {
         "eager": lambda: _make_train_step(bench, model, model.forward_one_hot, codes),
-        "torch.compile": lambda: _make_train_step(bench, model, torch.compile(model.forward_one_hot), codes),
+        "torch.compile": lambda: _make_train_step(
+            bench, model, torch.compile(model.forward_one_hot, backend=backend), codes
+        ),
     }
     if bench.device == "cuda":
         forms["CUDA graph"] = lambda: _capture(forms["eager"]())
