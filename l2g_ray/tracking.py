@@ -27,6 +27,7 @@ from l2g_ray.tracking_store import (
     open_store,
     register_model,
     speaking_to,
+    split_login,
     upload_model,
     without_secrets,
 )
@@ -73,6 +74,13 @@ class Tracker:
         self._runs: dict[str, _Run] = {}
         self.experiment = experiment
         self.uri, self._client, self.experiment_id = open_store(uri, experiment, home)
+
+    @property
+    def link(self) -> str:
+        """Where the runs stand in the browser, without a login; empty for a store without a server."""
+        if not self.uri.startswith(("http://", "https://")):
+            return ""
+        return f"{split_login(self.uri)[0].rstrip('/')}/#/experiments/{self.experiment_id}"
 
     def start(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l2g_ray.cli.suite import make_request, show_result, with_common
+from l2g_ray.cli.suite import make_request, run_stoppable, show_result, with_common
 from l2g_ray.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def ablate(
     for study in chosen:
         name = f"ablate-{study.name}-{'-'.join(task.name for task in found)}"[:80]
         request = make_request("ablation", found, {}, name, options, suffix=study.name if len(chosen) > 1 else "")
-        result = run_study(request, study, sources, console)
+        result = run_stoppable(lambda request=request, study=study: run_study(request, study, sources, console))
         show_result(result.suite, console, table=False)
         console.print()
         console.print(render_study(result.to_dict(request)))

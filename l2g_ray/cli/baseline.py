@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from l2g_ray.cli.ablate import find_tasks_and_sources
-from l2g_ray.cli.suite import make_request, show_result, with_common
+from l2g_ray.cli.suite import make_request, run_stoppable, show_result, with_common
 from l2g_ray.errors import UserError, nearest
 
 
@@ -62,7 +62,7 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
     known = read_baseline_arms()
     study = Study("baseline", "L2G beside other methods", {"l2g": {}} | {arm: known[arm]["set"] for arm in arms})
     request.assignments["baselines.names"] = simple
-    ran = run_study(request, study, sources, console)
+    ran = run_stoppable(lambda: run_study(request, study, sources, console))
     show_result(ran.suite, console, table=False)
     console.print()
     console.print(render_study(ran.to_dict(request)))

@@ -20,6 +20,7 @@ class _Lazy(click.Group):
     MODULES = {  # noqa: RUF012 - a constant table
         "suite": "l2g_ray.cli.suite:suite",
         "run": "l2g_ray.cli.suite:run_one",
+        "status": "l2g_ray.cli.status:status",
         "plan": "l2g_ray.cli.plan:plan",
         "ablate": "l2g_ray.cli.ablate:ablate",
         "baseline": "l2g_ray.cli.baseline:baseline",
@@ -38,6 +39,7 @@ class _Lazy(click.Group):
     SUMMARIES = {  # noqa: RUF012
         "suite": "All tasks of a benchmark, side by side on a Ray cluster.",
         "run": "One task of the catalogue, or files of your own.",
+        "status": "Where a suite stands, from any shell.",
         "plan": "What a run will take, before it starts; what a finished one took.",
         "ablate": "What a part of the method adds: the same tasks with and without it.",
         "baseline": "Simple models and other methods on the same splits.",

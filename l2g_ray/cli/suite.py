@@ -12,6 +12,7 @@ import click
 
 from l2g_ray.cli.source import find_source, with_source_flags
 
+EXIT_INTERRUPTED = 130
 COMMON = [
     click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper."),
     click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files."),
@@ -101,10 +102,22 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: s
 
     request = make_request(bench, chosen, sources, default_name, options)
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    result = run_suite(request, console)
+    result = run_stoppable(lambda: run_suite(request, console))
     show_result(result, console)
     if result.failures:
         sys.exit(1)
+
+
+def run_stoppable(call: Callable[[], Any]) -> Any:
+    """What `call` returns; a suite that is stopped from outside says how it stands, and ends with exit code 130."""
+    from l2g_ray.orchestrate.interrupts import SuiteStopped, sigterm_interrupts
+
+    try:
+        with sigterm_interrupts():
+            return call()
+    except SuiteStopped as stopped:
+        click.echo(str(stopped), err=True)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def make_request(

@@ -79,6 +79,13 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
     return ray
 
 
+def find_dashboard(ray: Any) -> str:
+    """The address of the cluster's dashboard as this machine sees it; empty where there is none."""
+    # `ray.init` returns it too, but only to whoever called it first.
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else ""
+
+
 def measure_slots(nodes: list[dict[str, float]], cpus: int = 1, gpus: float = 0.0) -> Slots:
     """Trials that fit at once into a cluster, from the resources of each of its nodes; a trial runs on one node.
 

@@ -18,8 +18,10 @@ BESIDE = ("embedder", "embedder_only")  # the stage's name, and that of its tria
 @dataclass
 class _TaskView:
     stage: str = "waiting"
-    state: str = ""
+    state: str = "waiting"
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    n_trials: int = 0
+    failures: int = 0
     best: float = -math.inf
     begun: float = field(default_factory=time.monotonic)
     ended: float | None = None
@@ -49,6 +51,7 @@ class Progress(_Shown):
         self.title = title
         self.views = {task: _TaskView() for task in tasks}
         self.begun = time.monotonic()
+        self.epoch = time.time() - self.begun  # of the monotonic clock, in seconds since 1970
         self.live = (
             Live(console=console, refresh_per_second=4, get_renderable=self.render) if console.is_terminal else None
         )
@@ -59,23 +62,49 @@ class Progress(_Shown):
             self.say(escape(event["text"]))
             return
         view = self.views[event["task"]]
+        view.state = "running"
         if event["type"] == "stage":
             # A stage that runs beside the others does not take their place in the table.
             if event["state"] == "running" and event["stage"] not in BESIDE:
                 view.stage, view.trials, view.best = event["stage"], {}, -math.inf
+                view.n_trials = event["trials"]
             if self.live is None:
                 self._say_stage(event, view)
         elif event["type"] == "trial" and event["stage"] not in BESIDE:
             row = event["row"]
-            view.trials[event["trial"]] = row
+            view.trials[event["key"]] = row
             view.best = max(view.best, row.get("best_score", -math.inf))
+        elif event["type"] == "failure":
+            view.failures += 1
+            self.say(escape(describe_event(event)))
 
-    def finish(self, task: str, result: str) -> None:
+    def finish(self, task: str, result: str, failed: bool = False) -> None:
         """A task is over; `result` is its last word."""
         view = self.views[task]
         view.stage, view.result, view.ended = "done", result, time.monotonic()
+        view.state = "failed" if failed else "done"
         if self.live is None:
             self.say(escape(f"{task}: {result}"))
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """How each task stands, ready for JSON; 'begun' and 'ended' in seconds since 1970."""
+        found: dict[str, dict[str, Any]] = {}
+        for task, view in self.views.items():
+            found[task] = {"state": view.state}
+            if view.state == "waiting":
+                continue
+            found[task] |= {"stage": view.stage, "begun": view.begun + self.epoch, "failures": view.failures}
+            if view.ended is not None:
+                found[task] |= {"result": view.result, "ended": view.ended + self.epoch}
+                continue
+            epochs = [int(row["epoch"]) + 1 for row in view.trials.values() if "epoch" in row]
+            found[task] |= {
+                "trials": view.n_trials,
+                "trials_begun": len(view.trials),
+                "epoch": max(epochs, default=0),
+                "best": view.best if math.isfinite(view.best) else None,
+            }
+        return found
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -121,6 +150,19 @@ class Progress(_Shown):
                 clock,
             )
         return table
+
+
+def describe_event(event: dict[str, Any]) -> str:
+    """An event of the board as one line."""
+    if event["type"] == "note":
+        return event["text"]
+    place = f"{event['task']}: {event['stage']}"
+    if event["type"] == "stage":
+        return f"{place} {'begins' if event['state'] == 'running' else 'done'}"
+    if event["type"] == "failure":
+        then = "begins again from its last epoch" if event["again"] else "given up"
+        return f"{place} {event['trial']} failed: {event['reason']}; {then}"
+    return f"{place} {event['trial']}, epoch {int(event['row']['epoch']) + 1}"
 
 
 def _clock(seconds: float) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from l2g_ray.config import Settings
 from l2g_ray.errors import UserError
 from l2g_ray.tracking import Tracker
+from l2g_ray.tracking_store import redact
 from l2g_ray.tracking_writer import JOURNAL, TrackingWriter
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Recorder:
         self.say = say
         self.unsent: int | None = None  # known when closed
         tracker = Tracker(None, request.experiment, request.out)
-        self.uri = tracker.uri
+        self.uri, self.link = tracker.uri, tracker.link
         self.writer = TrackingWriter(tracker, folder / JOURNAL, say)
         self.root = f"suite-{key}"
         self.bench = request.bench
@@ -74,8 +75,9 @@ class Recorder:
         return f"{self.root}/{name}"
 
     def record(self, event: dict[str, Any]) -> None:
-        """Take one event of the board: an epoch of a trial is a row of metrics in the trial's own run."""
-        if event["type"] != "trial":
+        """Take one event of the board: an epoch of a trial is a row of metrics in the trial's own run, a failure its
+        artifact `failure.txt`."""
+        if event["type"] not in ("trial", "failure"):
             return
         key = f"{self._task(event['task'])}/{event['stage']}/{event['key']}"
         if key not in self.trials[event["task"]]:
@@ -88,6 +90,12 @@ class Recorder:
                 tags={"l2g_ray.level": "trial", "l2g_ray.stage": event["stage"]},
                 params=event.get("params") or {},
             )
+        if event["type"] == "failure":
+            self.writer.put("log_text", key, text=redact(event["text"]), artifact_file="failure.txt")
+            if not event["again"]:
+                self.writer.put("end", key, status="FAILED")
+                self.trials[event["task"]].discard(key)  # ended: the end of the task says nothing more of it
+            return
         row = {name: value for name, value in event["row"].items() if name != "epoch"}
         self._log_metrics(key, row, step=int(event["row"]["epoch"]))
 
@@ -138,6 +146,10 @@ class Recorder:
         waiting = self.writer.wait(self.wait_s)
         self.wait_s = max(0.0, self.wait_s - (time.monotonic() - begun))
         return waiting
+
+    def count_waiting(self) -> int:
+        """Events that MLflow has not got yet."""
+        return self.writer.wait(0.0)
 
     def close(self, status: str) -> bool:
         """End the suite's run, and with it all that is still open; whether all of it has arrived in MLflow."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -24,18 +23,21 @@ from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
-from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
+from l2g_ray.orchestrate.cluster import Slots, connect, find_dashboard, measure_slots
 from l2g_ray.orchestrate.details import read_details
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
+from l2g_ray.orchestrate.interrupts import SuiteStopped, sigterm_interrupts
 from l2g_ray.orchestrate.locks import hold_file, hold_suite
+from l2g_ray.orchestrate.metrics import SuiteMetrics
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.plan_rows import rows_of_manifest
 from l2g_ray.orchestrate.prepared import prepared_folder
-from l2g_ray.orchestrate.progress import Progress, ReadingProgress
+from l2g_ray.orchestrate.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.orchestrate.record import Recorder
 from l2g_ray.orchestrate.reporting import count_parameters
 from l2g_ray.orchestrate.slot_use import SlotLog, SlotUse
+from l2g_ray.orchestrate.status import SUITE_FILE, StatusWriter
 from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
@@ -43,7 +45,6 @@ from l2g_ray.tasks.schema import NAME_PATTERN, Task
 from l2g_ray.tracking_store import refuse_file_store, resolve_uri
 
 POLL_S = 0.3
-SUITE_FILE = "suite.json"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ class SuiteResult:
 def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
     """Run all tasks side by side. What is finished is not run again; a task that fails leaves the others running.
 
-    Raises UserError for anything that can be known before training starts.
+    Raises
+    ------
+    UserError : anything that can be known before training starts.
+    SuiteStopped : interrupted by Ctrl-C or SIGTERM, after all has been put in order.
     """
     begun = time.monotonic()
     check_name(request.name)
@@ -186,6 +190,11 @@ class _Run:
         """Connect, run, write; an interrupt marks the MLflow runs as killed and leaves all finished stages in place."""
         request = self.request
         ray = connect(request.verbose, request.cpus)
+        with sigterm_interrupts():
+            return self._run_connected(ray)
+
+    def _run_connected(self, ray: Any) -> SuiteResult:
+        request = self.request
         slots = self._slots(ray)
         refuse_file_store(resolve_uri(None, request.out), sum(node["Alive"] for node in ray.nodes()))
         self.environment = describe_environment(ray)
@@ -207,17 +216,16 @@ class _Run:
                     highlight=False,
                     soft_wrap=True,
                 )
-        previous = signal.signal(signal.SIGTERM, _interrupt) if _in_main_thread() else None
+        links = self._show_links(ray, recorder)
+        self.status = StatusWriter(self.folder, list(self.prepared), links)
         try:
             self._run_tasks(ray, slots, recorder)
             board = self._finish(recorder)
-        except BaseException:
-            recorder.close("KILLED")
+        except BaseException as error:
+            self._stop(error, recorder)
             raise
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
         return SuiteResult(board, self.folder, recorder.uri, True, time.monotonic() - self.begun, self.failures)
 
     def _say(self, sentence: str) -> None:
@@ -230,6 +238,35 @@ class _Run:
         for stale in tune.glob(f"{self.request.name}-{'[0-9a-f]' * 8}"):
             shutil.rmtree(stale, ignore_errors=True)
         self.scratch.mkdir(mode=0o700)
+
+    def _show_links(self, ray: Any, recorder: Recorder) -> dict[str, str]:
+        """Say where to look on, and return the addresses by name."""
+        dashboard = find_dashboard(ray)
+        links = {"dashboard": dashboard} if dashboard else {}
+        links["mlflow"] = recorder.link or f"l2g-ray ui {self.folder}"
+        for name, link in (links | {"status": f"l2g-ray status {self.folder}"}).items():
+            self.console.print(f"{name:<10} {escape(link)}", highlight=False, soft_wrap=True)
+        return links
+
+    def _stop(self, error: BaseException, recorder: Recorder) -> None:
+        """Leave all in order, the files first: whoever stopped the suite may not wait long for the rest.
+
+        Raises SuiteStopped, which says how the suite stands, if `error` is an interrupt.
+        """
+        by_hand = isinstance(error, KeyboardInterrupt)
+        reason = (str(error) or "Ctrl-C") if by_hand else type(error).__name__
+        with contextlib.suppress(OSError):
+            self._write_suite_file("stopped", recorder.uri)
+        self.status.tell(f"stopped by {reason}")
+        self.status.close("stopped")
+        sent = recorder.close("KILLED")
+        if not by_hand:
+            return
+        marked = "its MLflow runs are marked KILLED" if sent else "its MLflow runs will be marked when MLflow answers"
+        again = f": {self.request.command}" if self.request.command else ""
+        raise SuiteStopped(
+            f"interrupted ({reason}); {marked}, finished stages are kept, the same command goes on from here{again}"
+        ) from None
 
     def _slots(self, ray: Any) -> Slots:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -270,6 +307,8 @@ class _Run:
                 spec = waiting.pop(0) | common
                 running[remote.remote(spec, board)] = spec["task"]
 
+        metrics = SuiteMetrics(self.request.name)
+        self.status.say("trains")
         with Progress(self.console, list(self.prepared), self.request.name) as progress:
             try:
                 start_tasks()
@@ -279,10 +318,16 @@ class _Run:
                         progress.update(event)
                         recorder.record(event)
                         slot_log.take(event)
+                        metrics.record(event)
+                        if event["type"] != "slots":  # no news: a reckoning for the end
+                            self.status.tell(describe_event(event))
                     ended = {reference: running.pop(reference) for reference in done}
                     start_tasks()  # first: a row takes the driver seconds
                     for reference, name in ended.items():
                         self._take(ray, reference, name, progress, recorder)
+                    standing = progress.snapshot()
+                    self.status.show(standing)
+                    metrics.show(standing, recorder.count_waiting())
                 self.use = slot_log.measure(slots.count)
             except BaseException:
                 for reference in running:
@@ -316,7 +361,7 @@ class _Run:
                 )
                 recorder.log_failure(name, str(error))
             recorder.end_task(name, "FAILED")
-            progress.finish(name, f"failed: {self.failures[name]}")
+            progress.finish(name, f"failed: {self.failures[name]}", failed=True)
             return
         task_folder = self.folder / name
         write_task_folder(task_folder, self.prepared[name], outcome)
@@ -328,7 +373,9 @@ class _Run:
         progress.finish(name, f"test {self.rows[name]['metric']} {test['mean']:.3f} [{low:.3f}, {high:.3f}]")
 
     def _finish(self, recorder: Recorder) -> dict[str, Any]:
+        self.status.say("waits for MLflow")
         recorder.wait()  # for the models' URIs
+        self.status.say("reports")
         for name, row in self.rows.items():
             row["model_uri"] = recorder.model_uri(name)
         order = [task.name for task in self.request.tasks]
@@ -352,6 +399,7 @@ class _Run:
         # Last of all: "finished" means that a second run has nothing to do, MLflow included.
         state = "failed" if self.failures else "finished" if sent else "unsent"
         self._write_suite_file(state, recorder.uri)
+        self.status.close(state)
         return board
 
     def _write_suite_file(self, state: str, uri: str) -> None:
@@ -379,11 +427,3 @@ class _Run:
         temporary = self.folder / f".{SUITE_FILE}.tmp"
         temporary.write_text(json.dumps(meta, indent=1))
         os.replace(temporary, self.folder / SUITE_FILE)
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

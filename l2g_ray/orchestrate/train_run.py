@@ -57,7 +57,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     from l2g_ray.data.stream import RayDataSource
     from l2g_ray.orchestrate.board import make_trial_event
     from l2g_ray.orchestrate.jobs import run_job
+    from l2g_ray.orchestrate.trial_logs import note_logs
 
+    note_logs(config["spec"])  # it computes here, not in the trial's own process
     board = config["board"]
     sources = {split: RayDataSource(config["datasets"][split], n) for split, n in config["rows"].items()}
     total = 0.0

@@ -17,6 +17,7 @@ from l2g_ray.orchestrate.board import Emit, make_trial_event
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.store import StageResult, Store
+from l2g_ray.orchestrate.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.warm import find_cause, run_jobs_warm
 
 TUNED = frozenset({"select", "search", "rival", "warmup", "align"})
@@ -96,9 +97,29 @@ def _note_failure(place: Place, job: Job, error: Exception, again: bool) -> None
     if isinstance(cause, UserError):  # the task ends with it, and says so
         return
     first = (str(cause).strip().splitlines() or ["without a message"])[0]
-    then = "begins again from its last epoch" if again else "given up"
-    text = f"{place.task}: {job.stage} {job.label} failed: {type(cause).__name__}: {first}; {then}"
-    place.emit({"type": "note", "task": place.task, "text": text})
+    emit_failure(place, job.stage, job.key, f"{type(cause).__name__}: {first}", str(error), again)
+
+
+def emit_failure(place: Place, stage: str, note: str, reason: str, error: str, again: bool) -> None:
+    """Tell that a trial failed: the reason as one line, the whole error, and the last lines that its process wrote.
+
+    `note` is the name under which the trial noted where it writes; `stage` stands in for a trial that never began.
+    """
+    noted = read_note(place.scratch, note)
+    where = f"node {noted['node']}, process {noted['pid']}\n" if noted else ""
+    place.emit(
+        {
+            "type": "failure",
+            "task": place.task,
+            "stage": noted.get("stage", stage),
+            "trial": noted.get("label", note),
+            "key": noted.get("key", note),
+            "params": noted.get("params"),
+            "again": again,
+            "reason": reason[:300],
+            "text": f"{where}--- error\n{error.rstrip()}\n{fetch_last_lines(noted)}",
+        }
+    )
 
 
 def raise_first_error(errors: Iterable[BaseException | None], task: str, stage: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -14,7 +15,7 @@ from l2g_ray.config import FinetuneSettings
 from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
 from l2g_ray.orchestrate.board import make_trial_event
 from l2g_ray.orchestrate.job import Job
-from l2g_ray.orchestrate.trials import Place, emit_slots, raise_first_error
+from l2g_ray.orchestrate.trials import Place, emit_failure, emit_slots, raise_first_error
 from l2g_ray.orchestrate.worker import make_search_trainable, make_trainable
 
 MAX_FAILURES = 2
@@ -41,7 +42,7 @@ def _experiment(place: Place, stage: str) -> Iterator[tuple[tune.RunConfig, Hist
 
 
 class _EmitRows(Callback):
-    """Passes each trial's epochs on as events, and keeps them by the job's key."""
+    """Passes each trial's epochs and failures on as events, and keeps the epochs by the job's key."""
 
     def __init__(self, place: Place, histories: Histories) -> None:
         self.place, self.histories = place, histories
@@ -57,6 +58,20 @@ class _EmitRows(Callback):
                 return
             rows.append(event["row"])
             self.place.emit(event)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed, and is started again."""
+        self._emit_failure(trial, again=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed for good."""
+        self._emit_failure(trial, again=False)
+
+    def _emit_failure(self, trial: Any, again: bool) -> None:
+        # The errors of all attempts so far, with their tracebacks; the last line is the last one's own.
+        error = Path(trial.error_file).read_text() if trial.error_file else "no error was kept"
+        reason = error.strip().splitlines()[-1].strip()
+        emit_failure(self.place, "trial", trial.trial_id, reason, error, again)
 
 
 def run_trials(place: Place, stage: str, specs: list[dict[str, Any]], runner: str) -> list[Exception]:

@@ -15,6 +15,7 @@ from typing import Any
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.board import make_trial_event
 from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.trial_logs import note_logs
 
 MAX_FAILURES = 2
 # A process is replaced after so many jobs, whatever a library may have kept in it.
@@ -101,6 +102,8 @@ def run_warm(spec: dict[str, Any], runner: str, slots: Slots, held: dict[str, An
     """Run one job, in this process or as a Ray Train run, and put its epochs on the board."""
     import ray
 
+    spec = spec | {"note": spec["key"]}
+    note_logs(spec)
     told: list[Any] = []
     try:
         if runner == "train":

@@ -11,6 +11,7 @@ from ray import tune
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.residence import Held, open_held
+from l2g_ray.orchestrate.trial_logs import note_logs
 
 NEXT_TO_NOTHING = tune.PlacementGroupFactory([{"memory": 1}])  # Tune refuses a trial that asks for nothing
 
@@ -49,6 +50,8 @@ def _finish(trial: Callable[..., Any], runner: str, slots: Slots, held: Held) ->
 def run_reporting(spec: dict[str, Any], runner: str, slots: Slots, held: Held) -> None:
     """Run one job, in this process or as a Ray Train run, and report its epochs to Tune."""
     fixed = {"label": spec["label"], "params": spec["params"], "key": spec["key"], "stage": spec["stage"]}
+    spec = spec | {"note": tune.get_context().get_trial_id()}
+    note_logs(spec)
     total = 0.0
 
     def report(row: dict[str, Any]) -> None:

@@ -1,0 +1,162 @@
+"""`l2g-ray status` from what the driver wrote down: running, stopped, killed, failed and finished suites."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Cli
+from rich.console import Console
+
+from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.progress import Progress
+from l2g_ray.orchestrate.status import SILENT_S, STATUS_FILE, StatusWriter, find_runs, read_status
+
+COMMAND = "l2g-ray suite --bench toy"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a suite that says that it runs."""
+    folder = tmp_path / "toy-fast"
+    folder.mkdir()
+    say(folder, "running")
+    return folder
+
+
+def say(folder: Path, state: str) -> None:
+    (folder / "suite.json").write_text(json.dumps({"name": folder.name, "state": state, "command": COMMAND}))
+
+
+def change(folder: Path, **facts: Any) -> None:
+    path = folder / STATUS_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def progress_of_two() -> Progress:
+    """`a` in its second stage with a trial that failed once, `b` failed, `c` waiting."""
+    progress = Progress(Console(quiet=True), ["a", "b", "c"], "toy")
+    begin = {"type": "stage", "state": "running"}
+    progress.update(begin | {"task": "a", "stage": "select", "trials": 1})
+    progress.update(begin | {"task": "a", "stage": "align", "trials": 3})
+    row = {"epoch": 4, "best_score": 0.75}
+    progress.update({"type": "trial", "task": "a", "stage": "align", "trial": "x", "key": "k", "row": row})
+    failure = {"type": "failure", "stage": "align", "trial": "y", "again": True, "reason": "ValueError: no"}
+    progress.update(failure | {"task": "a"})
+    progress.update(begin | {"task": "b", "stage": "select", "trials": 1})
+    progress.finish("b", "failed: ValueError: no", failed=True)
+    return progress
+
+
+def test_a_running_suite_and_then_its_end(run: Path, cli: Cli) -> None:
+    writer = StatusWriter(run, ["a", "b", "c"], {"dashboard": "http://127.0.0.1:8265"})
+    assert [task["state"] for task in read_status(run)["tasks"]] == ["waiting"] * 3
+    writer.say("trains")
+    writer.show(progress_of_two().snapshot())
+    writer.tell("a: align x, epoch 5")
+    limit = time.monotonic() + 10
+    while read_status(run)["last_event"] is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    found = json.loads(cli("status", run, "--json").out)
+    assert (found["state"], found["doing"], found["driver"]["alive"]) == ("running", "trains", True)
+    a, b, c = found["tasks"]
+    assert (a["stage"], a["trials_begun"], a["trials"], a["epoch"], a["best"]) == ("align", 1, 3, 5, 0.75)
+    assert a["failures"] == 1
+    assert (b["state"], b["result"]) == ("failed", "failed: ValueError: no")
+    assert c == {"task": "c", "state": "waiting"}
+    said = cli("status", run).out
+    for part in ("toy-fast: running", "1 of 3", "0.750", "a: align x, epoch 5", "http://127.0.0.1:8265", "alive"):
+        assert part in said
+
+    writer.close("failed")
+    say(run, "failed")
+    found = read_status(run)
+    assert (found["state"], found["driver"]["alive"]) == ("failed", False)
+    assert found["next"] == f"mend what failed (b), then run `{COMMAND}`: it repeats only that"
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_a_killed_driver_is_not_taken_for_a_living_one(run: Path) -> None:
+    """The number of a process alone says nothing: it is given out again."""
+    script = (
+        "import sys, os; from pathlib import Path; from l2g_ray.orchestrate.status import StatusWriter\n"
+        "writer = StatusWriter(Path(sys.argv[1]), ['a'], {}); writer.show({'a': {'state': 'running', 'begun': 0.0}})\n"
+        "writer.say('trains'); writer._write(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(run)], check=False, timeout=60)
+    found = read_status(run)
+    assert (found["state"], found["driver"]["alive"]) == ("killed", False)
+    assert found["tasks"][0]["state"] == "interrupted"
+    assert found["next"].startswith(f"run `{COMMAND}`: finished stages are kept")
+    change(run, pid=os.getpid())
+    assert read_status(run)["state"] == "killed"
+
+
+def test_a_driver_elsewhere_is_known_by_its_last_beat(run: Path) -> None:
+    StatusWriter(run, ["a"], {}).close("trains")
+    change(run, host=f"not-{socket.gethostname()}", at=time.time() - SILENT_S / 2)
+    assert read_status(run)["state"] == "running"
+    change(run, at=time.time() - 2 * SILENT_S)
+    assert read_status(run)["state"] == "killed"
+
+
+@pytest.mark.parametrize(
+    ("state", "advice"), [("finished", "report.html"), ("stopped", COMMAND), ("unsent", "sends the rest")]
+)
+def test_ends_say_what_to_do_next(run: Path, state: str, advice: str) -> None:
+    StatusWriter(run, ["a"], {}).close(state)
+    say(run, state)
+    found = read_status(run)
+    assert found["state"] == state
+    assert advice in found["next"]
+
+
+def test_a_run_of_an_older_version_has_no_status_file(run: Path) -> None:
+    say(run, "finished")
+    assert read_status(run)["state"] == "finished"
+
+
+def test_a_folder_of_runs_shows_all_of_them(run: Path, cli: Cli) -> None:
+    StatusWriter(run, ["a"], {}).close("stopped")
+    other = run.with_name("other")
+    other.mkdir()
+    say(other, "finished")
+    assert find_runs(run.parent) == [run, other]
+    found = json.loads(cli("status", run.parent, "--json").out)
+    assert [(one["name"], one["state"]) for one in found] == [("toy-fast", "killed"), ("other", "finished")]
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path, cli: Cli) -> None:
+    with pytest.raises(UserError, match="no suite has started here"):
+        find_runs(tmp_path)
+    assert cli("status", tmp_path / "nowhere").code == 2
+
+
+def test_a_folder_that_refuses_writes_does_not_end_the_suite(run: Path) -> None:
+    writer = StatusWriter(run, ["a"], {})
+    (run / STATUS_FILE).unlink()
+    run.rename(run.with_name("away"))
+    run.write_text("in the way")
+    writer.tell("lost")
+    writer._write()
+    run.unlink()
+    run.with_name("away").rename(run)
+    writer.tell("back")
+    writer.close("trains")
+    assert read_status(run)["last_event"]["text"] == "back"
+
+
+def test_status_imports_neither_torch_nor_ray_nor_mlflow(run: Path) -> None:
+    script = (
+        "import sys; sys.argv = ['l2g-ray', 'status', sys.argv[1]]; from l2g_ray.cli.main import main\n"
+        "main.main(standalone_mode=False); print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(run)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip().endswith("set()"), done.stdout + done.stderr
