@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 from runs import Driver, Sources, execute, read_board, stage_folders, without_times
 from test_suite import Tree, check_task
+
+from l2g_ray.orchestrate.status import read_status
 
 # When a stage has begun to compute, and how the run is ended then; SIGKILL leaves it no time for anything.
 INTERRUPTIONS = [
@@ -42,10 +43,12 @@ def test_a_run_killed_in_several_stages_ends_like_one_that_was_not(
             assert code == -signal.SIGKILL
         else:
             assert code == INTERRUPTED
-            assert "interrupted; finished stages are kept, the same command goes on from here" in said
+            assert "interrupted (SIGTERM); its MLflow runs are marked KILLED, finished stages are kept" in said
+            assert "the same command goes on from here: l2g-ray run " in said.splitlines()[-1]
             assert Tree(run).suite.info.status == "KILLED"
         assert not (run / "leaderboard.json").exists()
-        assert json.loads((run / "suite.json").read_text())["state"] == "running"
+        state = "killed" if number == signal.SIGKILL else "stopped"
+        assert read_status(run)["state"] == state
         found = stage_folders(out)
         assert found.items() >= kept.items(), "a stage that was finished was made again"
         assert len(found) > len(kept)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from l2g_ray.config import DataSettings
+from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.data.prepare import Progress, prepare
 from l2g_ray.data.raw import RawTask
 from l2g_ray.orchestrate.environment import hash_content
+from l2g_ray.orchestrate.locks import hold_file
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.schema import Task
 
@@ -16,3 +20,16 @@ def prepared_folder(out: Path, task: Task, source: RawTask, settings: DataSettin
     files = {name: str(as_location(f).absolute()) for name, f in source.files.items()}
     mark = hash_content([files, source.options.model_dump(mode="json"), settings.model_dump(mode="json")])[:8]
     return out / "prepared" / task.bench / f"{task.name}-{mark}"
+
+
+def prepare_for_runs(
+    out: Path, task: Task, source: RawTask, settings: DataSettings, progress: Progress = lambda doing, rows: None
+) -> PreparedTask:
+    """Prepare `source` as `task` where all runs of `out` look for it; what is there already is not made again.
+
+    Raises UserError as `prepare` does.
+    """
+    folder = prepared_folder(out, task, source, settings)
+    # Suites of other names may prepare the same task: one does, the others find it.
+    with hold_file(folder.with_name(f".{folder.name}.lock")):
+        return prepare(replace(source, task=task), folder, settings, progress=progress)

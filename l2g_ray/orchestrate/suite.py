@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from rich.markup import escape
 
 from l2g_ray.config import Settings, resolve
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
@@ -28,11 +27,11 @@ from l2g_ray.orchestrate.details import read_details
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.interrupts import SuiteStopped, sigterm_interrupts
-from l2g_ray.orchestrate.locks import hold_file, hold_suite
+from l2g_ray.orchestrate.locks import hold_suite
 from l2g_ray.orchestrate.metrics import SuiteMetrics
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.plan_rows import rows_of_manifest
-from l2g_ray.orchestrate.prepared import prepared_folder
+from l2g_ray.orchestrate.prepared import prepare_for_runs
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.orchestrate.record import Recorder
 from l2g_ray.orchestrate.reporting import count_parameters
@@ -123,10 +122,8 @@ def prepare_task(request: SuiteRequest, task: Task, settings: Settings, console:
     source = request.sources[task.name]
     if isinstance(source, PreparedTask):
         return source
-    folder = prepared_folder(request.out, task, source, settings.data)
-    # Suites of other names may prepare the same task: one does, the others find it.
-    with hold_file(folder.with_name(f".{folder.name}.lock")), ReadingProgress(console, task.name) as progress:
-        return prepare(replace(source, task=task), folder, settings.data, progress=progress.advance)
+    with ReadingProgress(console, task.name) as progress:
+        return prepare_for_runs(request.out, task, source, settings.data, progress.advance)
 
 
 def _suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ def note_logs(spec: dict[str, Any]) -> None:
     """Note where this process writes, under the name `spec['note']`. Called by the process that computes."""
     import ray
 
+    with contextlib.suppress(AttributeError):  # a killed process takes with it what it has not written
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     files = {}
     for name, descriptor in STREAMS.items():
         with contextlib.suppress(OSError):
