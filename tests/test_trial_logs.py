@@ -15,20 +15,23 @@ from ray import tune
 from rich.console import Console
 from toys import make_task, tiny_settings
 
+from l2g_ray.orchestrate.board import Board
 from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.progress import Progress
 from l2g_ray.orchestrate.record import Recorder
 from l2g_ray.orchestrate.store import Store
 from l2g_ray.orchestrate.suite import SuiteRequest
 from l2g_ray.orchestrate.trial_logs import note_logs, read_last_lines
-from l2g_ray.orchestrate.trials import MAX_FAILURES, Place
+from l2g_ray.orchestrate.trials import Place, StageFailed, run_jobs
+from l2g_ray.orchestrate.tuning import MAX_FAILURES, _experiment
 
 ENVIRONMENT = {"git_revision": None, "machine": {"processor": ""}, "versions": {}}
 
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """What a Tune run told the board: `ends` is well, `raises` and `dies` do as they say at each attempt."""
+    """What was told of a Tune run, in which `ends` is well and `raises` and `dies` do as they say, and of a job `broken`."""
     started = not ray.is_initialized()
     if started:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -37,23 +40,37 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, 
     def trial(config: dict[str, Any]) -> None:
         label = ["ends", "raises", "dies"][config["index"]]
         spec = {"stage": "align", "label": label, "key": f"key-{label}", "params": {"alpha": 1.0}}
-        note_logs(spec | {"scratch": str(scratch), "trial_id": tune.get_context().get_trial_id()})
+        note_logs(spec | {"scratch": str(scratch), "note": tune.get_context().get_trial_id()})
         print(f"{label} has begun")
         if label == "raises":
             raise ValueError("no such kernel; store is http://me:hidden@store")
         if label == "dies":
             print("dies has a last word", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        tune.report({"label": label, "key": f"key-{label}", "stage": "align", "epoch": 0, "score": 0.5})
+        tune.report({"label": label, "key": f"key-{label}", "stage": "align", "params": {}, "epoch": 0, "score": 0.5})
 
     told: list[dict[str, Any]] = []
-    place = Place("planted", Store(scratch / "stages"), {}, Slots(2, 1, 0.0), told.append, scratch)
-    with place.experiment("align") as (run_config, _):
+    store = Store(scratch / "stages")
+    common = {"root": str(store.root), "scratch": str(scratch), "threads": 1, "device": "cpu", "precision": "fp32"}
+    board = ray.remote(num_cpus=0)(Board).remote()
+    place = Place("planted", store, common | {"settings": {"bogus": 1}}, Slots(2, 1, 0.0), board, told.append, scratch)
+    with _experiment(place, "align") as (run_config, _):
         space = {"index": tune.grid_search([0, 1, 2])}
         tune.Tuner(tune.with_resources(trial, {"cpu": 1}), param_space=space, run_config=run_config).fit()
+    with pytest.raises(StageFailed, match="ValidationError"):
+        run_jobs(place, "select", [Job("select", "broken", {}, {}, {})])
     yield told
     if started:
         ray.shutdown()
+
+
+def test_a_job_outside_of_a_search_is_told_too(events: list[dict[str, Any]]) -> None:
+    failures = [event for event in events if event["type"] == "failure" and event["trial"] == "broken"]
+    assert [event["again"] for event in failures] == [True] * MAX_FAILURES + [False]
+    for event in failures:
+        assert event["stage"] == "select"
+        assert event["reason"].startswith("ValidationError: ")
+        assert "Traceback" in event["text"]
 
 
 @pytest.mark.parametrize(("label", "words"), [("raises", "ValueError: no such kernel"), ("dies", "worker")])
@@ -77,7 +94,7 @@ def test_the_failures_stand_in_mlflow_and_in_the_status(events: list[dict[str, A
     for event in events:
         progress.update(event)
         recorder.record(event)
-    assert progress.snapshot()["planted"]["failures"] == 2 * (MAX_FAILURES + 1)
+    assert progress.snapshot()["planted"]["failures"] == 3 * (MAX_FAILURES + 1)
     recorder.end_task("planted", "FINISHED")
     assert recorder.close("FINISHED")
     client = MlflowClient(recorder.uri, recorder.uri)
