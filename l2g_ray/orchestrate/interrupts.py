@@ -15,7 +15,7 @@ class SuiteStopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, with the signal's name as its text. Does nothing outside of the main thread.
+    """SIGTERM raises KeyboardInterrupt. Does nothing outside of the main thread.
 
     Schedulers, `kill` and `ray job stop` send SIGTERM. To be entered again after `ray.init`, which takes the signal for
     itself.
@@ -30,7 +30,16 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def name_interrupt() -> str:
+    """What interrupted this process: SIGTERM, or Ctrl-C. Ray raises KeyboardInterrupts of its own, which do not say."""
+    return _told[-1] if _told else "Ctrl-C"
+
+
+_told: list[str] = []
+
+
 def _interrupt(signum: int, frame: Any) -> None:
+    _told.append(signal.Signals(signum).name)
     # Whoever is told once is putting things in order; a second telling must not break that.
     signal.signal(signum, signal.SIG_IGN)
-    raise KeyboardInterrupt(signal.Signals(signum).name)
+    raise KeyboardInterrupt

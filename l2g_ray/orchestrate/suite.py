@@ -26,7 +26,7 @@ from l2g_ray.orchestrate.cluster import Slots, connect, find_dashboard, measure_
 from l2g_ray.orchestrate.details import read_details
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
-from l2g_ray.orchestrate.interrupts import SuiteStopped, sigterm_interrupts
+from l2g_ray.orchestrate.interrupts import SuiteStopped, name_interrupt, sigterm_interrupts
 from l2g_ray.orchestrate.locks import hold_suite
 from l2g_ray.orchestrate.metrics import SuiteMetrics
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
@@ -251,7 +251,7 @@ class _Run:
         Raises SuiteStopped, which says how the suite stands, if `error` is an interrupt.
         """
         by_hand = isinstance(error, KeyboardInterrupt)
-        reason = (str(error) or "Ctrl-C") if by_hand else type(error).__name__
+        reason = name_interrupt() if by_hand else type(error).__name__
         with contextlib.suppress(OSError):
             self._write_suite_file("stopped", recorder.uri)
         self.status.tell(f"stopped by {reason}")
