@@ -7,7 +7,7 @@ memory or through Ray Data gives the same batches, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from l2g_ray.sequence import encode, reverse_complement, shift
+from l2g_ray.sequence import N_CODE, encode, reverse_complement, shift
 from l2g_ray.tasks.schema import Kind
 
 # First word of each seed, so that shuffling, augmentation and bucketing never draw from one stream.
@@ -52,6 +52,31 @@ class InMemorySource:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which rows of a whole batch a worker or a micro-batch sees: `start` up to `stop` of `n_rows`.
+
+    `n_labels` is how many labels the whole batch has (missing ones left out), what its mean loss is divided by.
+    `micro` counts the micro-batches of one worker, from 0.
+    """
+
+    start: int
+    stop: int
+    n_rows: int
+    n_labels: int
+    micro: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all rows."""
+        return self.stop - self.start == self.n_rows
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether these are no rows at all."""
+        return self.stop == self.start
+
+
+@dataclass(frozen=True)
 class Batch:
     """B rows.
 
@@ -59,16 +84,62 @@ class Batch:
     lengths_bp : (B,) int64, real positions of each row.
     labels : (B,) int64 codes for classification, (B, C) float32 with NaN = missing otherwise; (0,) without labels.
     row_index : (B,) int64, each row's place in the stream, from 0.
+    part : which rows of a larger batch these are; None for a batch of its own. A part without rows has one row of
+        length 0 in their place, all padding, since models want a row; `n_own` does not count it.
     """
 
     codes: torch.Tensor
     lengths_bp: torch.Tensor
     labels: torch.Tensor
     row_index: torch.Tensor
+    part: Part | None = None
+
+    @property
+    def n_whole(self) -> int:
+        """Rows of the whole batch."""
+        return self.part.n_rows if self.part else len(self.codes)
+
+    @property
+    def n_own(self) -> int:
+        """Rows of this part."""
+        return self.part.stop - self.part.start if self.part else len(self.codes)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(*(tensor.to(device) for tensor in (self.codes, self.lengths_bp, self.labels, self.row_index)))
+        return replace(
+            self,
+            codes=self.codes.to(device),
+            lengths_bp=self.lengths_bp.to(device),
+            labels=self.labels.to(device),
+            row_index=self.row_index.to(device),
+        )
+
+    def split(self, n: int) -> list[Batch]:
+        """The same rows in `n` micro-batches of like size, in order; some are empty where there are fewer rows."""
+        whole = self.part or Part(0, len(self.codes), len(self.codes), count_labels(self.labels))
+        pieces = []
+        for i in range(n):
+            start, stop = cut_rows(self.n_own, i, n)
+            part = replace(whole, start=whole.start + start, stop=whole.start + stop, micro=i)
+            pieces.append(self._take(start, stop, part))
+        return pieces
+
+    def _take(self, start: int, stop: int, part: Part) -> Batch:
+        if start < stop:
+            rows = slice(start, stop)
+            return Batch(self.codes[rows], self.lengths_bp[rows], self.labels[rows], self.row_index[rows], part)
+        codes = torch.full_like(self.codes[:1], N_CODE)
+        return Batch(codes, torch.zeros_like(self.lengths_bp[:1]), self.labels[:1], self.row_index[:1], part)
+
+
+def cut_rows(n_rows: int, index: int, n: int) -> tuple[int, int]:
+    """Start and stop of part `index` of `n` parts of like size; the first one is never empty."""
+    return -(-n_rows * index // n), -(-n_rows * (index + 1) // n)
+
+
+def count_labels(labels: torch.Tensor) -> int:
+    """Labels of a batch that are not missing."""
+    return int(torch.isfinite(labels).sum()) if labels.is_floating_point() else labels.numel()
 
 
 def iter_batches(
@@ -85,6 +156,7 @@ def iter_batches(
     bucket_batches: int = 0,
     drop_last: bool = False,
     max_batches: int | None = None,
+    worker: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Training batches of one epoch.
 
@@ -99,6 +171,7 @@ def iter_batches(
     drop_last : leave out a last batch of one row, for which batch norm has no variance (training wants this). Larger
         unfilled batches stay. `count_batches` counts the same.
     max_batches : stop after so many.
+    worker : (rank, number of workers): only this worker's rows of every batch, as the whole batch would have them.
 
     Raises
     ------
@@ -112,19 +185,37 @@ def iter_batches(
             return
         if drop_last and table.num_rows == 1 < batch_size:
             return
-        batch = make_batch(table, kind, length_bp)
+        batch = make_part(table, kind, length_bp, worker)
         yield _augment(batch, rc_augment, shift_bp, seed, epoch, index)
 
 
-def iter_evaluation_batches(tables: Iterable[pa.Table], *, kind: Kind, batch_size: int) -> Iterator[Batch]:
+def iter_evaluation_batches(
+    tables: Iterable[pa.Table], *, kind: Kind, batch_size: int, worker: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
     """All rows in order, as they are; the last batch may be smaller. L is each batch's longest sequence.
+
+    `worker` (rank, number of workers) gives that worker's rows of every batch.
 
     Raises
     ------
     UserError : a letter that is no nucleotide.
     """
     for table in _cut(_number(tables), batch_size):
-        yield make_batch(table, kind)
+        yield make_part(table, kind, None, worker)
+
+
+def make_part(table: pa.Table, kind: Kind, length_bp: int | None, worker: tuple[int, int]) -> Batch:
+    """A worker's rows of the batch that `table` is, as wide as the whole batch. Only these rows are encoded."""
+    rank, n_workers = worker
+    if n_workers == 1:
+        return make_batch(table, kind, length_bp)
+    if length_bp is None:
+        length_bp = int(pc.max(pc.binary_length(table["sequence"])).as_py())
+    start, stop = cut_rows(table.num_rows, rank, n_workers)
+    labels = _read_labels(table, kind)
+    # An empty part encodes some row too, for its width.
+    batch = make_batch(table.slice(min(start, table.num_rows - 1), max(1, stop - start)), kind, length_bp)
+    return batch._take(0, stop - start, Part(start, stop, table.num_rows, count_labels(labels)))
 
 
 def count_batches(n_rows: int, batch_size: int, drop_last: bool = False) -> int:
@@ -213,16 +304,20 @@ def _bucket(tables: Iterable[pa.Table], batch_size: int, n_batches: int, seed: i
 
 
 def _augment(batch: Batch, rc_augment: bool, shift_bp: int, seed: int, epoch: int, index: int) -> Batch:
-    if not rc_augment and not shift_bp:
+    if not (rc_augment or shift_bp) or not batch.n_own:
         return batch
     word = np.random.SeedSequence([_AUGMENT, seed, epoch, index]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(word >> np.uint64(1)))
-    codes, n_rows = batch.codes, len(batch.codes)
-    # Both are drawn always, so that turning one off leaves the other as it was.
+    codes, n_rows = batch.codes, batch.n_whole
+    # Both are drawn always, so that turning one off leaves the other as it was; and for the whole batch, so that a
+    # row's draw does not depend on the worker that has it.
     flip = torch.rand(n_rows, generator=generator) < 0.5
     offsets = torch.randint(-shift_bp, shift_bp + 1, (n_rows,), generator=generator)
+    if batch.part:
+        own = slice(batch.part.start, batch.part.stop)
+        flip, offsets = flip[own], offsets[own]
     if rc_augment:
         codes = torch.where(flip[:, None], reverse_complement(codes, batch.lengths_bp), codes)
     if shift_bp:
         codes = shift(codes, batch.lengths_bp, offsets)
-    return Batch(codes, batch.lengths_bp, batch.labels, batch.row_index)
+    return replace(batch, codes=codes)

@@ -106,7 +106,8 @@ class Predictor(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (batch, in_features) to (batch, n_outputs)."""
-        return self.linear(self.hidden(x)).float() * self.scale + self.offset
+        read = self.linear(self.hidden(x))
+        return read.to(torch.promote_types(read.dtype, torch.float32)) * self.scale + self.offset
 
 
 class Embedder(nn.Module):

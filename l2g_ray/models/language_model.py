@@ -163,5 +163,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens (batch, N, D) and mask (batch, N), 1 = real, to the last hidden state (batch, N, D)."""
-        attention = None if mask is None else mask.long()
+        attention: torch.Tensor | None = None
+        if mask is not None:  # a row without tokens attends to its padding, for a softmax over nothing is no number
+            attention = torch.where(mask.bool().any(1, keepdim=True), mask.long(), 1)
         return self.transformer(inputs_embeds=tokens, attention_mask=attention).last_hidden_state

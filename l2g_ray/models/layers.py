@@ -6,23 +6,31 @@ import numpy as np
 import torch
 from torch import nn
 
+from l2g_ray.models.team import ALONE, Team
+
 
 class MaskedBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d whose training statistics leave padding out.
+    """BatchNorm1d whose training statistics leave padding out, and span all workers of a team.
 
-    forward(x (batch, channels, length), mask (batch, 1, length) float or None). Without a mask, and in evaluation
-    mode, it is exactly `nn.BatchNorm1d`.
+    forward(x (batch, channels, length), mask (batch, 1, length) float or None). Alone without a mask, and in evaluation
+    mode, it is exactly `nn.BatchNorm1d`. (`nn.SyncBatchNorm` knows no mask and wants a GPU.)
     """
+
+    team: Team = ALONE
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
         """x (batch, channels, length), mask (batch, 1, length) float or None, to the normalised x."""
-        if mask is None or not self.training:
+        if not self.training or (mask is None and self.team.size == 1):
             return super().forward(x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if mask is None:
+            mask = wide.new_ones(len(x), 1, x.shape[2])
         count = mask.sum().clamp(min=1)
-        wide = x.float()
         mean = (wide * mask).sum((0, 2)) / count
         centred = (wide - mean[None, :, None]) * mask
         variance = centred.square().sum((0, 2)) / count
+        if self.team.size > 1:
+            count, mean, variance = self._pool(mask.sum(), mean, variance)
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.num_batches_tracked is not None
@@ -33,6 +41,27 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
                 self.running_var.lerp_(unbiased, momentum)
         normal = (wide - mean[None, :, None]) * torch.rsqrt(variance + self.eps)[None, :, None]
         return (normal * self.weight[None, :, None] + self.bias[None, :, None]).to(x.dtype)
+
+    def _pool(
+        self, count: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Count, means and variances (channels,) of all workers' positions from each worker's own.
+
+        By deviations from the means (Chan, Golub, LeVeque 1979), not by squares, which would cancel digits.
+        """
+        stacked = self.team.stack(torch.cat([mean, variance, count[None].to(mean.dtype)]))
+        n, means, variances = stacked[:, -1:], stacked[:, : len(mean)], stacked[:, len(mean) : -1]
+        total = n.sum().clamp(min=1)
+        pooled = (n * means).sum(0) / total
+        spread = (n * (variances + (means - pooled).square())).sum(0) / total
+        return total, pooled, spread
+
+
+def join_team(model: nn.Module, team: Team) -> None:
+    """Let all batch norms of a model take their training statistics over all workers."""
+    for module in model.modules():
+        if isinstance(module, MaskedBatchNorm1d):
+            module.team = team
 
 
 def apply_mask(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -203,9 +203,12 @@ class MixedConv1d(nn.Module):
         return ("by_dilation", "blocks") if wide else ("by_dilation", "dense", "fft")
 
     def coefficients(self) -> Tensor:
-        """Mixture coefficients (|O|,), non-negative, sum 1; Gumbel noise (global RNG) only in training."""
+        """Mixture coefficients (|O|,), non-negative, sum 1; Gumbel noise (the CPU's global RNG) only in training."""
         if self.training:
-            return F.gumbel_softmax(self.logits.log_softmax(-1), tau=self.temperature, hard=False, dim=-1)
+            # As F.gumbel_softmax, but drawn on the CPU, whose generator is the same on all workers of a team.
+            noise = -torch.empty(self.logits.shape, dtype=self.logits.dtype).exponential_().log()
+            scores = self.logits.log_softmax(-1) + noise.to(self.logits.device)
+            return torch.softmax(scores / self.temperature, -1)
         return torch.softmax(self.logits / self.temperature, -1)
 
     def operation_weight(self, index: int) -> Tensor:

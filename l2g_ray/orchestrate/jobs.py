@@ -5,6 +5,7 @@ Its spec (see `job`) is run by a Ray task, by Tune, by Ray Train, or in a test w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import write_reference
+from l2g_ray.models.team import ALONE, Team
 from l2g_ray.orchestrate.store import Store
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.baseline import NotApplicable, fit_baseline
@@ -83,25 +85,33 @@ def load_data(prepared: PreparedTask, train: Source | None = None, valid: Source
 
 
 def run_job(
-    spec: dict[str, Any], report: Report, train: Source | None = None, valid: Source | None = None
+    spec: dict[str, Any],
+    report: Report,
+    train: Source | None = None,
+    valid: Source | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Run a job to its end, or go on with one that was interrupted, and store the result.
 
     A finished job only reports its history again; rows of one that runs also say when it began (`began_at`) and when
-    they were reported (`at`), in seconds since 1970.
+    they were reported (`at`), in seconds since 1970. All workers of a `team` call this; the first one holds the lock and
+    writes the result.
     """
     store = Store(Path(spec["root"]))
-    with store.locked(spec["stage"], spec["key"]):
-        found = store.find(spec["stage"], spec["key"])
-        if found is None:
-            return _run_locked(spec, report, store, train, valid)
-    for row in found.values.get("history", []):
+    with contextlib.ExitStack() as held:
+        if team.is_first:
+            held.enter_context(store.locked(spec["stage"], spec["key"]))
+            found = store.find(spec["stage"], spec["key"])
+        values = team.share(found.values if team.is_first and found else None)
+        if values is None:
+            return _run_locked(spec, report, store, train, valid, team)
+    for row in values.get("history", []):
         report(row)
-    return found.values
+    return values
 
 
 def _run_locked(
-    spec: dict[str, Any], report: Report, store: Store, train: Source | None, valid: Source | None
+    spec: dict[str, Any], report: Report, store: Store, train: Source | None, valid: Source | None, team: Team
 ) -> dict[str, Any]:
     torch.set_num_threads(int(spec["threads"]))
     work = store.open_work(spec["stage"], spec["key"])
@@ -111,7 +121,7 @@ def _run_locked(
     def report_timed(row: dict[str, Any]) -> None:
         report(row | {"began_at": began_at, "at": time.time()})
 
-    runtime = Runtime(spec["device"], spec["precision"], report_timed, work / "state.pt")
+    runtime = Runtime(spec["device"], spec["precision"], report_timed, work / "state.pt", team)
     if spec["stage"] == "reference":
         values = _reference(settings, work, spec["data_dir"])
     else:
@@ -128,8 +138,11 @@ def _run_locked(
         values = STAGES[spec["stage"]](context, spec["args"])
     # A stage that trains counts its epochs itself, those before an interruption too.
     values = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu} | values
-    values["gpu_s"] = values["wall_s"] * spec.get("gpus", 0.0) if spec["device"] == "cuda" else 0.0
+    gpus = spec.get("gpus", 0.0) * team.size
+    values["gpu_s"] = values["wall_s"] * gpus if spec["device"] == "cuda" else 0.0
     values |= {"began_at": began_at, "ended_at": time.time()}
+    if not team.is_first:
+        return values
     return store.commit(spec["stage"], spec["key"], values).values
 
 
@@ -146,6 +159,8 @@ def _summary(training: TrainResult, inherited_epochs: int = 0) -> dict[str, Any]
 
 
 def _save_net(context: Context, config: EmbedderConfig, training: TrainResult) -> None:
+    if not context.runtime.team.is_first:
+        return
     net = EmbedderNet(config)
     net.load_state_dict(training.best_state)
     save_model(net, context.work)
@@ -212,17 +227,19 @@ def _warmup(context: Context, args: dict[str, Any]) -> dict[str, Any]:
         seed=args["seed"],
         last_epoch=last,
     )
-    os.replace(context.work / "state.pt", context.work / "warm.pt")
+    if context.runtime.team.is_first:
+        os.replace(context.work / "state.pt", context.work / "warm.pt")
     return _summary(training)
 
 
 def _align(context: Context, args: dict[str, Any]) -> dict[str, Any]:
-    state = context.runtime.state_path
+    state, team = context.runtime.state_path, context.runtime.team
     warm = context.inputs.get("warmup")
-    if state is not None and warm is not None and not state.exists():
+    if team.is_first and state is not None and warm is not None and not state.exists():
         temporary = state.with_suffix(".copy")
         shutil.copyfile(warm / "warm.pt", temporary)
         os.replace(temporary, state)
+    team.wait()
     config = _config(context, args)
     if not context.settings.align.enabled:
         save_model(build_net(config, context.data, context.reference, args["seed"]), context.work)
@@ -272,6 +289,8 @@ def _trial(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 def _refit(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     training, config, state = _finetune(context, args)
+    if not context.runtime.team.is_first:
+        return _summary(training)
     model = build_model(
         context.data, context.settings, context.reference, config=config, embedder_state=state, seed=args["seed"]
     )

@@ -8,21 +8,24 @@ import torch
 
 from l2g_ray.config import AlignSettings, Settings
 from l2g_ray.data.batches import Batch
-from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Embedding
+from l2g_ray.models.team import ALONE, Team
 from l2g_ray.stages.common import (
     Reference,
     TaskData,
     build_net,
+    count_rows,
     count_steps,
     make_batches,
     make_validate,
+    part_loss,
     with_dropout,
 )
 from l2g_ray.stages.coral import coral
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
-from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.mmd import mmd, sample_rows
 from l2g_ray.stages.optim import make_optimizer, make_schedule
+from l2g_ray.stages.parts import Draws, kept_buffers
 
 DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"mmd": mmd, "coral": coral}
 
@@ -74,39 +77,101 @@ def train_aligned(
             select_from_epoch=first_joint,
         ),
         runtime,
-        batches=make_batches(settings, data, stage.batch_size, seed),
-        losses=make_joint_losses(net, data, reference.features.to(runtime.device), stage, alpha),
+        batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),
+        losses=make_joint_losses(net, data, reference.features.to(runtime.device), stage, alpha, runtime.team),
         validate=make_validate(net, data, runtime),
     )
 
 
 def make_joint_losses(
-    net: EmbedderNet, data: TaskData, features: torch.Tensor, stage: AlignSettings, alpha: float
+    net: EmbedderNet,
+    data: TaskData,
+    features: torch.Tensor,
+    stage: AlignSettings,
+    alpha: float,
+    team: Team = ALONE,
 ) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
     """One loss a group: batch norm sees each batch by itself, MMD sees all rows of the group together (spec 5.3).
 
     Source rows are drawn anew each step, as many as target rows, with replacement; targets are masked means over
-    tokens after LayerNorm (spec 5.2).
+    tokens after LayerNorm (spec 5.2). Workers of a team compare the same source rows with the pooled tokens of all of
+    them, each counting its share of the result.
+
+    Micro-batches, which are there because memory did not suffice for a group, are back-propagated one at a time. MMD
+    needs all rows at once, so they are pooled without a graph first, and MMD's gradient is handed to each in its turn.
     """
+
+    def align(pooled: list[torch.Tensor], group: list[Batch]) -> torch.Tensor:
+        """This worker's share of MMD, from its own rows of each whole batch."""
+        whole = [
+            team.gather_rows(_widen(rows), batch.part.start, batch.part.n_rows) if batch.part else rows
+            for rows, batch in zip(pooled, group, strict=True)
+        ]
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
+        target = torch.cat(whole)
+        return DISTANCES[stage.distance](sample_rows(features, len(target), generator), target) / team.size
+
+    def task_loss(embedding: Embedding, batch: Batch, n_rows: int) -> torch.Tensor:
+        return (batch.n_whole / n_rows) * part_loss(data.task, net.predict(embedding), batch, data.label_scale)
 
     def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
         alpha_e = alpha_at(epoch, alpha, stage.task_only_epochs)
-        n_rows = sum(len(batch.codes) for batch in group)
-        task_loss = torch.zeros((), device=features.device)
+        n_rows, draws = count_rows(group), Draws()
+        if any(batch.part and batch.part.micro for batch in group):
+            yield from in_turn(group, alpha_e, n_rows)
+            return
+        total = torch.zeros((), device=features.device)
         pooled = []
         for batch in group:
-            embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
-            outputs = net.predict(embedding)
-            weight = len(batch.codes) / n_rows
-            task_loss = task_loss + weight * compute_task_loss(
-                data.task.kind, outputs, batch.labels, data.label_scale.to(outputs.device)
-            )
-            pooled.append(embedding.pooled_tokens())
-        loss = stage.beta * task_loss
+            with draws.of(batch):
+                embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
+            total = total + task_loss(embedding, batch, n_rows)
+            pooled.append(embedding.pooled_tokens()[: batch.n_own])
+        loss = stage.beta * total
         if alpha_e > 0:
-            generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
-            distance = DISTANCES[stage.distance]
-            loss = loss + alpha_e * distance(sample_rows(features, n_rows, generator), torch.cat(pooled))
+            loss = loss + alpha_e * align(pooled, group)
         yield loss
 
+    def in_turn(group: list[Batch], alpha_e: float, n_rows: int) -> Iterator[torch.Tensor]:
+        """The same, one micro-batch's graph at a time."""
+        gradients: list[torch.Tensor | None] = [None] * len(group)
+        value, before, after = 0.0, torch.get_rng_state(), None
+        if alpha_e > 0:
+            pooled, value = pool_first(group, alpha_e)
+            gradients = [rows.grad for rows in pooled]
+            after = torch.get_rng_state()
+            torch.set_rng_state(before)
+        draws = Draws()
+        for batch, gradient in zip(group, gradients, strict=True):
+            with draws.of(batch):
+                embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
+            loss = stage.beta * task_loss(embedding, batch, n_rows)
+            if gradient is not None:
+                towards = (embedding.pooled_tokens()[: batch.n_own] * gradient).sum()
+                # Its gradient is MMD's, its value is not: the value is told once.
+                loss = loss + towards - towards.detach() + value
+                value = 0.0
+            yield loss
+        if after is not None:
+            torch.set_rng_state(after)
+
+    def pool_first(group: list[Batch], alpha_e: float) -> tuple[list[torch.Tensor], float]:
+        """Pooled tokens of each micro-batch with MMD's gradient, and this worker's share of MMD. Leaves the running
+        statistics of batch norms as they were."""
+        draws, pooled = Draws(), []
+        with torch.no_grad(), kept_buffers(net):
+            for batch in group:
+                with draws.of(batch):
+                    embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
+                pooled.append(_widen(embedding.pooled_tokens()[: batch.n_own]).requires_grad_())
+        firsts = [i for i, batch in enumerate(group) if batch.part is None or batch.part.micro == 0]
+        joined = [torch.cat(pooled[a:b]) for a, b in zip(firsts, [*firsts[1:], len(group)], strict=True)]
+        share = alpha_e * align(joined, [group[i] for i in firsts])
+        share.backward()  # type: ignore[no-untyped-call]
+        return pooled, float(share.detach())
+
     return losses
+
+
+def _widen(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -15,10 +15,12 @@ from torch import nn
 from l2g_ray.config import ModelSettings, Settings
 from l2g_ray.data.batches import Batch, Source, count_batches, iter_batches, iter_evaluation_batches
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.team import ALONE, Team
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss, to_predictions
 from l2g_ray.stages.metrics import HIGHER_IS_BETTER, score
+from l2g_ray.stages.parts import Draws, release_memory
 from l2g_ray.tasks.schema import Task
 
 
@@ -141,8 +143,9 @@ def make_batches(
     *,
     augment: bool = True,
     max_batches: int | None = None,
+    team: Team = ALONE,
 ) -> Callable[[int], Iterator[Batch]]:
-    """Epoch to shuffled, augmented training batches."""
+    """Epoch to shuffled, augmented training batches, or to this worker's rows of each."""
 
     def batches(epoch: int) -> Iterator[Batch]:
         return iter_batches(
@@ -158,6 +161,7 @@ def make_batches(
             bucket_batches=settings.data.bucket_batches,
             drop_last=True,
             max_batches=max_batches,
+            worker=team.worker,
         )
 
     return batches
@@ -172,16 +176,28 @@ def count_steps(data: TaskData, batch_size: int, group: int = 1, max_batches: in
 def make_losses(
     model: nn.Module, task: Task, scale: torch.Tensor
 ) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
-    """The plain task loss of a group, a batch at a time, weighted by its rows (acceptance D5)."""
+    """The plain task loss of a group, a batch (or a part of one) at a time, weighted by its rows (acceptance D5)."""
 
     def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
-        n_rows = sum(len(batch.codes) for batch in group)
+        n_rows, draws = count_rows(group), Draws()
         for batch in group:
-            outputs = model(batch.codes, batch.lengths_bp)
-            weight = len(batch.codes) / n_rows
-            yield weight * compute_task_loss(task.kind, outputs, batch.labels, scale.to(outputs.device))
+            with draws.of(batch):
+                outputs = model(batch.codes, batch.lengths_bp)
+            yield (batch.n_whole / n_rows) * part_loss(task, outputs, batch, scale)
 
     return losses
+
+
+def part_loss(task: Task, outputs: torch.Tensor, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+    """The task loss of a batch; of a part of one, its share, so that the shares of all parts add up to the whole's."""
+    n_labels = batch.part.n_labels if batch.part else None
+    own = slice(batch.n_own)
+    return compute_task_loss(task.kind, outputs[own], batch.labels[own], scale.to(outputs.device), n_labels)
+
+
+def count_rows(group: list[Batch]) -> int:
+    """Rows of the whole batches that a group is made of, each counted once."""
+    return sum(batch.n_whole for batch in group if batch.part is None or batch.part.micro == 0)
 
 
 def predict_source(
@@ -192,18 +208,38 @@ def predict_source(
     `rc_average` means over both strands: probabilities for classification, values for regression (spec 6.5).
     """
     model.eval()
-    predictions, labels = [], []
+    predictions, labels, team = [], [], runtime.team
+
+    def predict(batch: Batch) -> torch.Tensor:
+        with runtime.autocast():
+            outputs = to_predictions(task.kind, model(batch.codes, batch.lengths_bp))
+            if rc_average:
+                flipped = reverse_complement(batch.codes, batch.lengths_bp)
+                outputs = (outputs + to_predictions(task.kind, model(flipped, batch.lengths_bp))) / 2
+        return outputs.float()
+
     with torch.no_grad():
-        for batch in iter_evaluation_batches(source.tables(), kind=task.kind, batch_size=batch_size):
-            batch = batch.to(runtime.device)
-            with runtime.autocast():
-                outputs = to_predictions(task.kind, model(batch.codes, batch.lengths_bp))
-                if rc_average:
-                    flipped = reverse_complement(batch.codes, batch.lengths_bp)
-                    outputs = (outputs + to_predictions(task.kind, model(flipped, batch.lengths_bp))) / 2
-            predictions.append(outputs.float().cpu().numpy())
-            labels.append(batch.labels.cpu().numpy())
+        for batch in iter_evaluation_batches(
+            source.tables(), kind=task.kind, batch_size=batch_size, worker=team.worker
+        ):
+            outputs, known = predict_in_halves(predict, batch.to(runtime.device)), batch.labels.to(runtime.device)
+            if batch.part:
+                own, place = slice(batch.n_own), (batch.part.start, batch.part.n_rows)
+                outputs, known = (team.gather_rows(x[own], *place) for x in (outputs, known))
+            predictions.append(outputs.cpu().numpy())
+            labels.append(known.cpu().numpy())
     return np.concatenate(predictions), np.concatenate(labels)
+
+
+def predict_in_halves(predict: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
+    """`predict(batch)`, in halves of halves where memory does not suffice; rows do not depend on each other there."""
+    try:
+        return predict(batch)
+    except torch.OutOfMemoryError:
+        if len(batch.codes) < 2:
+            raise
+    release_memory()
+    return torch.cat([predict_in_halves(predict, half) for half in batch.split(2)])
 
 
 def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:

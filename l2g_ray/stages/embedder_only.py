@@ -31,7 +31,7 @@ def train_embedder_only(
         make_schedule(stage.optim, stage.epochs, steps),
         LoopSettings(stage.epochs, steps, seed, clip_norm=stage.optim.clip_norm, patience_epochs=stage.patience_epochs),
         runtime,
-        batches=make_batches(settings, data, stage.batch_size, seed),
+        batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),
         losses=make_losses(net, data.task, data.label_scale),
         validate=make_validate(net, data, runtime),
     )

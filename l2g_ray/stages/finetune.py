@@ -118,7 +118,7 @@ def finetune(
         make_schedule(optim, stage.epochs, steps),
         LoopSettings(stage.epochs, steps, seed, clip_norm=optim.clip_norm),
         runtime,
-        batches=make_batches(settings, data, trial.batch_size, seed),
+        batches=make_batches(settings, data, trial.batch_size, seed, team=runtime.team),
         losses=make_losses(model, data.task, data.label_scale),
         validate=make_validate(model, data, runtime),
     )

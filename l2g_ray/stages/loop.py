@@ -3,11 +3,16 @@
 Randomness is drawn anew from (seed, epoch) at the start of every epoch, so a run that stops after an epoch and goes on
 is bit-equal to one that never stopped (acceptance D4). History is reported again on resume, so that a scheduler sees
 the same trial whether it was interrupted or not.
+
+Workers of a team each train on their rows of every batch; gradients are summed before the one optimiser step that all take.
+A step that runs out of memory is done again with its batches cut into micro-batches, whose gradients accumulate: the same
+effective batch, except that batch norm takes the statistics of each micro-batch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import time
@@ -20,19 +25,25 @@ import torch
 from torch import nn
 
 from l2g_ray.data.batches import Batch
+from l2g_ray.errors import UserError
+from l2g_ray.models.layers import join_team
+from l2g_ray.models.team import ALONE, Team
 from l2g_ray.stages.optim import Schedule, set_learning_rates
+from l2g_ray.stages.parts import copy_buffers, release_memory, restore_buffers, seed_epoch
 
 Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a stage computes. `report` gets one dict an epoch; `state_path` makes the run resumable."""
+    """Where and how a stage computes. `report` gets one dict an epoch; `state_path` makes the run resumable. Workers of a
+    `team` share the state's folder."""
 
     device: str = "cpu"
     precision: str = "fp32"
     report: Report = lambda metrics: None
     state_path: Path | None = None
+    team: Team = ALONE
 
     def autocast(self) -> Any:
         """Autocast to bfloat16 where the precision asks for it."""
@@ -72,6 +83,7 @@ class _State:
     best_state: dict[str, torch.Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
+    micro_batches: int = 1
 
 
 def train(
@@ -96,23 +108,43 @@ def train(
     validate : the model as it is, in evaluation mode, to metrics; 'score' is maximised.
     before_step : called after the backward passes and before clipping (DASH scales its logits' gradients there).
 
-    A loss that is not finite ends the run with score -inf for that epoch; the best earlier epoch stands.
+    A loss that is not finite ends the run with score -inf for that epoch; the best earlier epoch stands. A history row has
+    'micro_batches' if its batches had to be cut to fit into memory, and what `measure_memory` gives on a GPU.
+
+    Raises
+    ------
+    UserError : memory does not suffice even for micro-batches of a few rows.
+    torch.OutOfMemoryError : on a worker of a team, whose others wait for it: started again, all of them go on in smaller
+        micro-batches.
     """
+    team = runtime.team
+    if runtime.device == "cuda":  # processes are used again: what an earlier trial took is not this one's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     state = _load(runtime.state_path, model, optimizer)
+    state.micro_batches = max(state.micro_batches, read_micro_batches(runtime.state_path))
+    if team.size > 1:
+        team.copy_from_first(model)
+        join_team(model, team)
     for past in state.history:
         runtime.report(past)
     while state.epoch < settings.epochs and not state.stopped:
         epoch = state.epoch
         wall, cpu = time.perf_counter(), time.process_time()
-        torch.manual_seed(settings.seed * 1_000_003 + epoch)
-        loss = _train_epoch(model, optimizer, schedule, settings, runtime, batches, losses, before_step, epoch)
+        seed_epoch(settings.seed, epoch, team)
+        loss = _train_epoch(model, optimizer, schedule, settings, runtime, batches, losses, before_step, state)
         row: dict[str, Any] = {"epoch": epoch, "train_loss": loss, "score": -math.inf}
+        row["train_s"] = time.perf_counter() - wall
         if math.isfinite(loss):
             model.eval()
             with torch.no_grad():
                 row |= validate()
         row |= {"lr": optimizer.param_groups[0]["lr"], "wall_s": time.perf_counter() - wall}
-        row["cpu_s"] = time.process_time() - cpu
+        row["cpu_s"] = team.sum_number(time.process_time() - cpu, runtime.device)
+        if state.micro_batches > 1:
+            row["micro_batches"] = state.micro_batches
+        if runtime.device == "cuda":
+            row |= measure_memory()
         if epoch >= settings.select_from_epoch and (row["score"] > state.best_score or state.best_epoch < 0):
             state.best_score, state.best_epoch = row["score"], epoch
             state.best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
@@ -123,9 +155,18 @@ def train(
         state.stopped = not math.isfinite(loss) or (
             settings.patience_epochs is not None and waited >= settings.patience_epochs
         )
-        _save(runtime.state_path, state, model, optimizer)
+        if team.is_first:
+            _save(runtime.state_path, state, model, optimizer)
         runtime.report(row)
     return TrainResult(state.best_state, state.best_epoch, state.best_score, state.history)
+
+
+def measure_memory() -> dict[str, float]:
+    """'gpu_bytes' of the current GPU, and 'peak_bytes' of it that this process took: the allocator's largest reserve and
+    what lies outside of it (the CUDA context). Only right while no other process uses the GPU."""
+    free, total = torch.cuda.mem_get_info()
+    outside = max(0, total - free - torch.cuda.memory_reserved())
+    return {"peak_bytes": torch.cuda.max_memory_reserved() + outside, "gpu_bytes": total}
 
 
 def _train_epoch(
@@ -137,24 +178,20 @@ def _train_epoch(
     batches: Callable[[int], Iterable[Batch]],
     losses: Callable[[list[Batch], int], Iterator[torch.Tensor]],
     before_step: Callable[[], None] | None,
-    epoch: int,
+    state: _State,
 ) -> float:
     model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    epoch, team = state.epoch, runtime.team
     total, rows, step = 0.0, 0, epoch * settings.steps_per_epoch
     for group in group_batches(batches(epoch), settings.group, runtime.device):
         set_learning_rates(optimizer, schedule(step))
-        optimizer.zero_grad(set_to_none=True)
-        n_rows = sum(len(batch.codes) for batch in group)
-        with runtime.autocast():
-            partial_losses = losses(group, epoch)
-            value = 0.0
-            for partial in partial_losses:
-                with torch.autocast(runtime.device, enabled=False):
-                    partial.backward()
-                value += float(partial.detach())
+        n_rows = sum(batch.n_whole for batch in group)
+        value = _backward(model, optimizer, runtime, lambda pieces: losses(pieces, epoch), group, state)
+        value = team.sum_number(value, runtime.device)
         if not math.isfinite(value):
             return math.nan
+        team.sum_gradients(parameters)
         if before_step is not None:
             before_step()
         if settings.clip_norm is not None:
@@ -162,6 +199,71 @@ def _train_epoch(
         optimizer.step()
         total, rows, step = total + value * n_rows, rows + n_rows, step + 1
     return total / max(1, rows)
+
+
+def _backward(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime,
+    losses: Callable[[list[Batch]], Iterator[torch.Tensor]],
+    group: list[Batch],
+    state: _State,
+) -> float:
+    """Gradients of a group and its loss, in as many micro-batches as memory wants; `state` remembers how many."""
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        pieces = group
+        if state.micro_batches > 1:
+            pieces = [piece for batch in group for piece in batch.split(state.micro_batches)]
+            if runtime.team.size == 1:  # a team's workers must all take the same steps
+                pieces = [piece for piece in pieces if piece.n_own]
+        generator, buffers = torch.get_rng_state(), copy_buffers(model)
+        try:
+            with runtime.autocast():
+                value = 0.0
+                for partial in losses(pieces):
+                    with torch.autocast(runtime.device, enabled=False):
+                        partial.backward()
+                    value += float(partial.detach())
+            return value
+        except torch.OutOfMemoryError:
+            smaller = _halve(max(len(batch.codes) for batch in group), state.micro_batches)
+            if runtime.team.size > 1:
+                _write_micro_batches(runtime.state_path, smaller)
+                raise
+        # Outside of the handler, which keeps the failed step's tensors alive.
+        state.micro_batches = smaller
+        torch.set_rng_state(generator)
+        restore_buffers(model, buffers)
+        release_memory()
+
+
+def _halve(n_rows: int, micro_batches: int) -> int:
+    """Twice as many micro-batches of at least two rows each. Raises UserError where that is not possible."""
+    if n_rows < 4 * micro_batches:
+        raise UserError(
+            f"memory does not suffice even for {-(-n_rows // micro_batches)} rows at once; give trials more of a GPU with "
+            "--gpus-per-trial, or lower data.max_length_bp or model.target_tokens"
+        )
+    return 2 * micro_batches
+
+
+def _micro_batches_file(state_path: Path) -> Path:
+    return state_path.with_name("micro_batches.json")
+
+
+def read_micro_batches(state_path: Path | None) -> int:
+    """What a team that ran out of memory has left for its next start; 1 for nothing."""
+    if state_path is None or not _micro_batches_file(state_path).exists():
+        return 1
+    return int(json.loads(_micro_batches_file(state_path).read_text()))
+
+
+def _write_micro_batches(state_path: Path | None, n: int) -> None:
+    if state_path is not None:
+        temporary = _micro_batches_file(state_path).with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(n))
+        os.replace(temporary, _micro_batches_file(state_path))
 
 
 def group_batches(batches: Iterable[Batch], size: int, device: str) -> Iterator[list[Batch]]:

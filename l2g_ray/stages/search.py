@@ -67,7 +67,9 @@ def search_architecture(
         make_schedule(optim, stage.epochs, steps),
         LoopSettings(stage.epochs, steps, seed, clip_norm=stage.clip_norm),
         runtime,
-        batches=make_batches(settings, data, stage.batch_size, seed, augment=stage.augment, max_batches=per_epoch),
+        batches=make_batches(
+            settings, data, stage.batch_size, seed, augment=stage.augment, max_batches=per_epoch, team=runtime.team
+        ),
         losses=make_losses(net, data.task, data.label_scale),
         validate=make_validate(net, data, runtime),
         before_step=scale_gradients,

@@ -45,7 +45,7 @@ def train_backbone(
         make_schedule(stage.optim, epochs, steps),
         LoopSettings(epochs, steps, seed, clip_norm=stage.optim.clip_norm),
         runtime,
-        batches=make_batches(settings, data, stage.batch_size, seed),
+        batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),
         losses=make_losses(net, data.task, data.label_scale),
         validate=make_validate(net, data, runtime),
     )
