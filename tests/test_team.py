@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pyarrow.csv import write_csv
+from safetensors.torch import save_file
 from torch import distributed, multiprocessing, nn
 from toys import make_data, make_task, plant, tiny_config, tiny_reference, tiny_settings
 
-from l2g_ray.config import OptimSettings
+from l2g_ray.config import DataSettings, OptimSettings
 from l2g_ray.data.batches import iter_batches, iter_evaluation_batches
+from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.prepare import prepare
+from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.models.layers import MaskedBatchNorm1d, join_team
 from l2g_ray.models.team import ALONE, Team
+from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.stages import finetune as finetune_module
 from l2g_ray.stages.align import make_joint_losses, train_aligned
 from l2g_ray.stages.common import (
@@ -152,6 +160,7 @@ def work(rank: int, folder: str, language_model: str) -> None:
         found["layer"] = one_layer(team)
         net = build_net(tiny_config(binary(), tiny_settings()), binary(), tiny_reference(), 0)
         found["predictions"] = predict_source(net, binary().valid, make_task(), Runtime(team=team), batch_size=8)
+    found["told"] = run_both_jobs(Path(folder), team)
     others = [None] * WORKERS
     distributed.all_gather_object(others, {name: found[name]["loss"] for name in found if "torch" in name})
     assert all(other == others[0] for other in others), "all workers report the same losses"
@@ -182,13 +191,49 @@ def one_layer(team: Team) -> dict[str, torch.Tensor]:
     }
 
 
+def prepare_jobs(folder: Path) -> None:
+    """A prepared task and a reference in `folder`, as a pipeline leaves them."""
+    source = folder / "source"
+    source.mkdir()
+    for seed, (split, rows) in enumerate((("train", ROWS), ("valid", 21), ("test", 8))):
+        write_csv(plant(rows, 60, seed), source / f"{split}.csv")
+    prepare(open_source([source], SourceOptions()), folder / "prepared", DataSettings())
+    reference = tiny_reference()
+    (folder / "reference").mkdir()
+    tensors = {name: getattr(reference, name) for name in ("norm_weight", "norm_bias", "features")}
+    save_file(tensors, str(folder / "reference" / "reference.safetensors"))
+
+
+def run_both_jobs(folder: Path, team: Team) -> list[int]:
+    """Warm-up, and an alignment that goes on from it, and the latter again; the epochs that were reported."""
+    common = {
+        "root": str(folder / f"store-{team.size}"),
+        "prepared": str(folder / "prepared"),
+        "settings": tiny_settings(align__epochs=3, align__task_only_epochs=2).model_dump(mode="json"),
+        "threads": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "reference": str(folder / "reference"),
+        "reference_facts": {"width": 16, "max_tokens": 64, "norm_eps": 1e-12},
+    }
+    args = {"backbone": "resnet", "architecture": [[3, 1]] * 9, "seed": 0}
+    warm, told = Job("warmup", "w", args, {}, {}), []
+    run_job(warm.spec(common), lambda row: told.append(row["epoch"]), team=team)
+    inputs = {"warmup": str(folder / f"store-{team.size}" / "warmup" / warm.key)}
+    for _ in range(2):
+        align = Job("align", "a", args | {"alpha": 1.0}, inputs, {})
+        run_job(align.spec(common), lambda row: told.append(row["epoch"]), team=team)
+    return told
+
+
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> dict[str, Any]:
     """What two gloo processes found."""
     folder = tmp_path_factory.mktemp("team")
     sys.path.insert(0, str(Path(__file__).parent))
+    prepare_jobs(folder)
     multiprocessing.start_processes(work, (str(folder), str(tiny_lm)), nprocs=WORKERS, start_method="spawn")
-    return torch.load(folder / "found.pt", weights_only=False)
+    return torch.load(folder / "found.pt", weights_only=False) | {"folder": folder}
 
 
 def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float:
@@ -235,6 +280,25 @@ def test_workers_predict_all_rows_in_their_order(together: dict[str, Any]) -> No
         predictions, labels = predict_source(net, binary().valid, make_task(), Runtime(), batch_size=8)
     np.testing.assert_allclose(together["predictions"][0], predictions, atol=1e-6)
     np.testing.assert_array_equal(together["predictions"][1], labels)
+
+
+def test_workers_make_one_result_together(together: dict[str, Any]) -> None:
+    """Lock, state and result are the first one's; the epochs are those of one process."""
+    folder = together["folder"]
+    told = run_both_jobs(folder, ALONE)
+    assert together["told"] == told == [0, 1, 0, 1, 2, 0, 1, 2]
+    results = {}
+    for size in (1, WORKERS):
+        store = folder / f"store-{size}"
+        assert not list(store.rglob("*.work"))
+        for path in store.glob("*/*/result.json"):
+            results[size, path.parent.parent.name] = json.loads(path.read_text())
+        (model,) = store.glob("align/*/model.safetensors")
+        assert model.stat().st_size > 0
+        assert [path.name for path in store.glob("warmup/*/warm.pt")] == ["warm.pt"]
+    for stage in ("warmup", "align"):
+        losses = [[row["train_loss"] for row in results[size, stage]["history"]] for size in (1, WORKERS)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 # ---- parts of batches ------------------------------------------------------------------------------------------------
