@@ -34,6 +34,13 @@ COMMON = [
         "--gpus-per-trial", type=click.FloatRange(0), help="1 where the cluster has GPUs; fractions share one."
     ),
     click.option(
+        "--workers-per-trial",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Processes that train one model together, each with its share of every batch and its own GPU.",
+    ),
+    click.option(
         "--keep-duplicates", is_flag=True, help="Keep train rows that stand in test; the leaderboard says so."
     ),
     click.option("--register", is_flag=True, help="Register each task's model in MLflow."),
@@ -156,6 +163,7 @@ def make_request(
         verbose=options["verbose"],
         cpus=options["cpus"],
         gpus_per_trial=options["gpus_per_trial"],
+        workers_per_trial=options["workers_per_trial"],
     )
 
 

@@ -5,8 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from l2g_ray.orchestrate.cuts import describe_cut
+
 Emit = Callable[[dict[str, Any]], None]
-ROW_KEYS = frozenset({"epoch", "train_loss", "score", "best_score", "best_epoch", "lr", "wall_s", "cpu_s"})
+ROW_KEYS = frozenset(
+    {
+        "epoch",
+        "train_loss",
+        "score",
+        "best_score",
+        "best_epoch",
+        "lr",
+        "train_s",
+        "wall_s",
+        "cpu_s",
+        "micro_batches",
+        "peak_bytes",
+        "gpu_bytes",
+    }
+)
 
 
 def make_trial_event(spec: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -26,6 +43,7 @@ class Board:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.told: dict[tuple[str, str, str], int] = {}
+        self.cuts: dict[tuple[str, str, str], int] = {}
 
     def put(self, event: dict[str, Any]) -> None:
         """Add one event. A trial that was started again tells its first epochs anew: these are left out."""
@@ -34,7 +52,15 @@ class Board:
             if epoch <= self.told.get(trial, -1):
                 return
             self.told[trial] = epoch
+            self._note_cut(trial, event)
         self.events.append(event)
+
+    def _note_cut(self, trial: tuple[str, str, str], event: dict[str, Any]) -> None:
+        micro_batches = int(event["row"].get("micro_batches", 1))
+        if micro_batches > self.cuts.get(trial, 1):
+            self.cuts[trial] = micro_batches
+            text = describe_cut(f"{event['task']}: {event['stage']} {event['trial']}", event["row"])
+            self.events.append({"type": "note", "task": event["task"], "text": text})
 
     def drain(self) -> list[dict[str, Any]]:
         """All events since the last call."""

@@ -28,11 +28,12 @@ RAY_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Slots:
-    """How many trials run at once, and what each takes."""
+    """How many trials run at once, and what each of a trial's workers takes."""
 
     count: int
     cpus: int
     gpus: float
+    workers: int = 1
 
 
 def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
@@ -86,8 +87,8 @@ def find_dashboard(ray: Any) -> str:
     return f"http://{url}" if url else ""
 
 
-def measure_slots(nodes: list[dict[str, float]], cpus: int = 1, gpus: float = 0.0) -> Slots:
-    """Trials that fit at once into a cluster, from the resources of each of its nodes; a trial runs on one node.
+def measure_slots(nodes: list[dict[str, float]], cpus: int = 1, gpus: float = 0.0, workers: int = 1) -> Slots:
+    """Trials that fit at once into a cluster, from the resources of each of its nodes; a worker runs on one node.
 
     Raises
     ------
@@ -111,4 +112,9 @@ def measure_slots(nodes: list[dict[str, float]], cpus: int = 1, gpus: float = 0.
             f"a trial needs {cpus} CPU and {gpus:g} GPU, but {machines} has {there['CPU']:g} CPU and {there['GPU']:g} GPU "
             f"(missing: {', '.join(missing)}); add a machine that has it, or ask for less with --gpus-per-trial"
         )
-    return Slots(sum(fitting), cpus, gpus)
+    if sum(fitting) < workers:
+        raise UserError(
+            f"a trial of {workers} workers needs {workers} times {cpus} CPU and {gpus:g} GPU, but the cluster has room for "
+            f"{sum(fitting)}; add machines, or lower --workers-per-trial"
+        )
+    return Slots(sum(fitting) // workers, cpus, gpus, workers)

@@ -15,6 +15,7 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.stored import load_config
 from l2g_ray.orchestrate.compare import ArmScores
+from l2g_ray.orchestrate.cuts import warn_of_cuts
 from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
 from l2g_ray.stages.metrics import HIGHER_IS_BETTER
@@ -132,7 +133,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "aligned_to": outcome.aligned_to,
         "notes": [*task.notes, *(r.values["skipped"] for r in outcome.baselines.values() if "skipped" in r.values)],
         "model_uri": "",
-        "warnings": list(prepared.manifest["warnings"]),
+        "warnings": [*prepared.manifest["warnings"], *warn_of_cuts(outcome.histories)],
     }
     return _finite(row)
 

@@ -144,10 +144,16 @@ class Pipeline:
             wall_s=time.monotonic() - start,
         )
 
-    def _run(self, name: str, jobs: list[Job], runner: str = "process") -> list[StageResult]:
+    def _run(self, name: str, jobs: list[Job], runner: str = "auto") -> list[StageResult]:
+        if runner == "auto":
+            runner = "process" if name == "evaluate" else self._trial_runner()
         results = run_jobs(self.place, name, jobs, runner)
         self._keep(results)
         return results
+
+    def _trial_runner(self) -> str:
+        """What a trial runs in by default: a process of its own, or a Ray Train run where it has several workers."""
+        return "train" if self.place.slots.workers > 1 else "process"
 
     def _keep(self, results: list[StageResult]) -> None:
         self.results += [r for r in results if r not in self.results]
@@ -251,7 +257,8 @@ class Pipeline:
                 run_search,
             )  # a second of imports that a finished stage can do without
 
-            runner = "process" if stage.trial_runner == "auto" else stage.trial_runner
+            runner = self._trial_runner() if stage.trial_runner == "auto" else stage.trial_runner
+            runner = "train" if self.place.slots.workers > 1 else runner  # workers of a team exist in Train runs only
             trials = run_search(self.place, stage, base, self._space(), seed, runner)
             keys = [t["key"] for t in trials if t.get("key")]
             self.place.store.open_work("finetune", key)

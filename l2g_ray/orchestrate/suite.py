@@ -64,6 +64,7 @@ class SuiteRequest:
     verbose: bool = False
     cpus: int | None = None
     gpus_per_trial: float | None = None
+    workers_per_trial: int = 1
     # Settings of single tasks, above `assignments`: the arms of an ablation.
     task_assignments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -270,7 +271,7 @@ class _Run:
         gpus = self.request.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-        return measure_slots(nodes, 1, gpus)
+        return measure_slots(nodes, 1, gpus, self.request.workers_per_trial)
 
     def _run_tasks(self, ray: Any, slots: Slots, recorder: Recorder) -> None:
         from l2g_ray.orchestrate.board import Board

@@ -145,7 +145,7 @@ def run_search(
                 "epochs": int(metrics["epoch"]) + 1,
                 "cpu_s": metrics["cpu_s_total"],
                 "wall_s": wall_s,
-                "gpu_s": wall_s * place.slots.gpus,
+                "gpu_s": wall_s * place.slots.gpus * place.slots.workers,
                 "error": str(result.error) if result.error else "",
                 "history": history,
             }

@@ -1,0 +1,283 @@
+"""Scaling of fine-tuning, measured: Ray Train runs of several workers, strong and weak, and trials side by side.
+
+The measured runs are the very jobs of a suite (`trials.run_jobs`), on random sequences and an embedder that has learned
+nothing: time depends on shapes, not on what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow.csv import write_csv
+
+from l2g_ray.config import Settings, resolve_precision
+from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.prepare import prepare
+from l2g_ray.data.sources import open_source
+from l2g_ray.errors import UserError
+from l2g_ray.models.l2g import save_model
+from l2g_ray.orchestrate.board import Board
+from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
+from l2g_ray.orchestrate.environment import describe_environment, hash_content
+from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate.jobs import load_data, run_job
+from l2g_ray.orchestrate.store import Store
+from l2g_ray.stages.common import build_net, make_embedder_config, read_reference
+
+N_VALID, N_TEST = 64, 2
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ScaleRequest:
+    """What to measure. `rows` and `batch_size` are those of one worker; strong scaling keeps them, weak scaling
+    multiplies both by the workers. `slots`: how many trials at once, each of one worker, `trials` in all."""
+
+    workers: tuple[int, ...]
+    slots: tuple[int, ...]
+    trials: int
+    rows: int
+    length_bp: int
+    batch_size: int
+    epochs: int
+    settings: Settings
+    out: Path
+    name: str
+    gpus_per_worker: float | None = None
+    cpus: int | None = None
+    verbose: bool = False
+    command: str = ""
+
+
+def measure_scaling(request: ScaleRequest, say: Say) -> dict[str, Any]:
+    """Run all measurements and return them as plain numbers, the form of `scaling.json`.
+
+    Raises
+    ------
+    UserError : a batch that is smaller than the workers, a folder that cannot be written, or a cluster without room for
+        the largest team or for as many trials at once; nothing is measured then.
+    """
+    if request.batch_size < max(request.workers):
+        raise UserError(
+            f"--batch-size {request.batch_size} is less than {max(request.workers)} workers; give each a row at least"
+        )
+    if request.epochs < 2:
+        raise UserError("--epochs: at least 2, since the first one warms up and is not counted")
+    ray = connect(request.verbose, request.cpus)
+    gpus = _find_room(ray, request)
+    folder = request.out / request.name
+    scratch = (request.out / "tune" / f"{request.name}-{uuid.uuid4().hex[:8]}").resolve()
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
+    bench = _Bench(request, gpus, scratch, ray.remote(num_cpus=0)(Board).remote(), say)
+    try:
+        strong = [bench.train(workers, request.rows, request.batch_size, "strong") for workers in request.workers]
+        weak = [
+            bench.train(workers, request.rows * workers, request.batch_size * workers, "weak")
+            for workers in request.workers
+        ]
+        trials = [bench.run_trials(slots) for slots in request.slots]
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    found = {
+        "schema": 1,
+        "command": request.command,
+        "shape": {
+            "rows": request.rows,
+            "length_bp": request.length_bp,
+            "batch_size": request.batch_size,
+            "epochs": request.epochs,
+            "language_model": request.settings.model.language_model,
+            "gpus_per_worker": gpus,
+        },
+        "settings": request.settings.model_dump(mode="json"),
+        **describe_environment(ray),
+        **compare(strong, weak, trials),
+    }
+    temporary = folder / ".scaling.json.tmp"
+    temporary.write_text(json.dumps(found, indent=1))
+    os.replace(temporary, folder / "scaling.json")
+    return found
+
+
+def compare(
+    strong: list[dict[str, Any]], weak: list[dict[str, Any]], trials: list[dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Speed-up and efficiency of each measurement against the first of its kind.
+
+    Strong: n workers that are n times as fast have efficiency 1. Weak: n workers that take n times the rows in the same
+    time have efficiency 1. Trials: n slots with n times the trials a minute have efficiency 1.
+    """
+
+    def against_first(rows: list[dict[str, Any]], speed: str, size: str) -> list[dict[str, Any]]:
+        compared = []
+        for row in rows:
+            speedup = row[speed] / rows[0][speed]
+            compared.append(row | {"speedup": speedup, "efficiency": speedup / (row[size] / rows[0][size])})
+        return compared
+
+    return {
+        "strong": against_first(strong, "rows_per_s", "workers"),
+        "weak": against_first(weak, "rows_per_s", "workers"),
+        "trials": against_first(trials, "trials_per_min", "slots"),
+    }
+
+
+def _find_room(ray: Any, request: ScaleRequest) -> float:
+    """GPUs of a worker. Raises UserError where the largest measurement does not fit."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = request.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    room = measure_slots(nodes, 1, gpus).count
+    for flag, sizes in (("--workers", request.workers), ("--slots", request.slots)):
+        if max(sizes) > room:
+            raise UserError(
+                f"{flag} {max(sizes)}: the cluster has room for {room} workers of 1 CPU and {gpus:g} GPU; give smaller "
+                "numbers, or add machines"
+            )
+    return gpus
+
+
+class _Bench:
+    """The common ground of all measurements: data, reference, an untrained embedder."""
+
+    def __init__(self, request: ScaleRequest, gpus: float, scratch: Path, board: Any, say: Say) -> None:
+        self.request, self.gpus, self.scratch, self.board, self.say = request, gpus, scratch, board, say
+        self.device = "cuda" if gpus else "cpu"
+        self.prepared: dict[int, PreparedTask] = {}
+        self.trained: dict[tuple[int, int, int], dict[str, Any]] = {}
+
+    def train(self, workers: int, rows: int, batch_size: int, kind: str) -> dict[str, Any]:
+        """One Ray Train run of so many workers; the first epoch warms up and is not counted. The same is run once."""
+        size = (workers, rows, batch_size)
+        if size not in self.trained:
+            self.trained[size] = self._train(workers, rows, batch_size, kind)
+        return self.trained[size]
+
+    def _train(self, workers: int, rows: int, batch_size: int, kind: str) -> dict[str, Any]:
+        self.say(f"{kind} scaling: {workers} worker{'s' if workers > 1 else ''}, {rows} rows, batch {batch_size}")
+        job, common, store = self._job(f"{kind}-{workers}", rows, batch_size, seed=0)
+        begun = time.perf_counter()
+        history = self._run([job], common, store, Slots(1, 1, self.gpus, workers), "train")[0]["history"]
+        wall_s = time.perf_counter() - begun
+        epochs_s = [row["train_s"] for row in history[1:]]
+        seen = rows - 1 if rows % batch_size == 1 else rows
+        epoch_s = statistics.median(epochs_s)
+        return {
+            "workers": workers,
+            "rows": rows,
+            "batch_size": batch_size,
+            "epoch_s": epoch_s,
+            "epochs_s": epochs_s,
+            "rows_per_s": seen / epoch_s,
+            "start_s": wall_s - sum(row["wall_s"] for row in history),
+            "train_loss": [row["train_loss"] for row in history],
+        }
+
+    def run_trials(self, slots: int) -> dict[str, Any]:
+        """The same trials, so many at once."""
+        request = self.request
+        self.say(f"throughput: {request.trials} trials, {slots} at once")
+        made = [self._job(f"slots-{slots}", request.rows, request.batch_size, seed) for seed in range(request.trials)]
+        _, common, store = made[0]
+        begun = time.perf_counter()
+        self._run([job for job, _, _ in made], common, store, Slots(slots, 1, self.gpus), "process")
+        wall_s = time.perf_counter() - begun
+        return {
+            "slots": slots,
+            "trials": request.trials,
+            "wall_s": wall_s,
+            "trials_per_min": 60 * request.trials / wall_s,
+        }
+
+    def _run(
+        self, jobs: list[Job], common: dict[str, Any], store: Store, slots: Slots, runner: str
+    ) -> list[dict[str, Any]]:
+        from l2g_ray.orchestrate.trials import Place, run_jobs
+
+        place = Place("scale", store, common, slots, self.board, lambda event: None, self.scratch)
+        return [result.values for result in run_jobs(place, jobs[0].parts["scale"], jobs, runner)]
+
+    def _job(self, kind: str, rows: int, batch_size: int, seed: int) -> tuple[Job, dict[str, Any], Store]:
+        """A refit in a store of its own, so that no measurement finds another's result."""
+        prepared = self._prepare(rows)
+        store = Store(self.scratch / kind)
+        settings = self.request.settings
+        settings = settings.model_copy(
+            update={"finetune": settings.finetune.model_copy(update={"epochs": self.request.epochs})}
+        )
+        reference, facts = self._reference(prepared, settings)
+        trial = {
+            "lr_embedder": 1e-4,
+            "lr_language_model": 1e-5,
+            "weight_decay": 1e-3,
+            "dropout": 0.1,
+            "batch_size": batch_size,
+            "train_layers": "all",
+            "alpha": 0.0,
+        }
+        job = Job("refit", kind, {"trial": trial, "seed": seed}, {"align:0.0": str(reference)}, {"scale": kind})
+        common = {
+            "root": str(store.root),
+            "prepared": str(prepared.folder),
+            "settings": settings.model_dump(mode="json"),
+            "threads": 1,
+            "device": self.device,
+            "gpus": self.gpus,
+            "precision": resolve_precision(settings.precision, self.device),
+            "scratch": str(self.scratch),
+            "reference": str(reference),
+            "reference_facts": facts,
+        }
+        return job, common, store
+
+    def _prepare(self, rows: int) -> PreparedTask:
+        if rows not in self.prepared:
+            source, rng = self.scratch / f"rows-{rows}", np.random.default_rng(0)
+            source.mkdir()
+            for split, n in (("train", rows), ("valid", N_VALID), ("test", N_TEST)):
+                letters = rng.choice(list("ACGT"), (n, self.request.length_bp))
+                table = pa.table({"sequence": ["".join(row) for row in letters], "label": np.arange(n) % 2})
+                write_csv(table, source / f"{split}.csv")
+            raw = open_source([source], SourceOptions())
+            self.prepared[rows] = prepare(raw, self.scratch / f"prepared-{rows}", self.request.settings.data)
+            if self.prepared[rows].n_rows("train") != rows:
+                raise UserError(f"--length-bp {self.request.length_bp}: random sequences repeat; give longer ones")
+        return self.prepared[rows]
+
+    def _reference(self, prepared: PreparedTask, settings: Settings) -> tuple[Path, dict[str, Any]]:
+        """The folder with the language model's reference and an untrained embedder, as stage 2 leaves one."""
+        store = Store(self.scratch / "reference")
+        key = hash_content(settings.model.model_dump(mode="json"))
+        job = Job("reference", settings.model.language_model, {}, {}, {"key": key})
+        common = {
+            "root": str(store.root),
+            "settings": settings.model_dump(mode="json"),
+            "threads": 1,
+            "device": "cpu",
+            "precision": "fp32",
+            "data_dir": None,
+        }
+        facts = run_job(job.spec(common), lambda row: None)
+        folder = store.folder("reference", job.key)
+        if not (folder / "config.json").exists():
+            reference, data = read_reference(folder, facts), load_data(prepared)
+            config = make_embedder_config(settings, data, reference, settings.select.backbones[0])
+            save_model(build_net(config, data, reference, 0), folder)
+        return folder, facts
