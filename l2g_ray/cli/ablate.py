@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def ablate(
     for study in chosen:
         name = f"ablate-{study.name}-{'-'.join(task.name for task in found)}"[:80]
         request = make_request("ablation", found, {}, name, options, suffix=study.name if len(chosen) > 1 else "")
-        result = run_stoppable(lambda request=request, study=study: run_study(request, study, sources, console))
+        result = run_stoppable(partial(run_study, request, study, sources, console))
         show_result(result.suite, console, table=False)
         console.print()
         console.print(render_study(result.to_dict(request)))

@@ -111,7 +111,13 @@ class Pipeline:
         names: list[str] = list(self.settings.baselines.names)
         controls = [self._embedder_only(shape, seed) for seed in self.seeds]
         simple = [make_baseline_job(self.prepared, self.settings, name) for name in names]
-        wait_for_controls = self._beside(lambda: run_jobs(self.place, "embedder", [*controls, *simple]))
+        runner = self._trial_runner()
+        wait_for_controls = self._beside(
+            lambda: [
+                *run_jobs(self.place, "baseline", simple),
+                *run_jobs(self.place, "embedder", controls, runner),
+            ]
+        )
         try:
             warm = self._run("warmup", [self._warmup(shape, first)])[0] if self._shares_warmup() else None
             aligned = self._run("align", [self._align(shape, a, first, warm) for a in self.settings.align.alphas])
@@ -121,7 +127,7 @@ class Pipeline:
         finally:  # of a failure too: what a pipeline has started ends before it does
             begun = wait_for_controls()
         self._keep(begun)
-        embedders, baselines = begun[: len(controls)], dict(zip(names, begun[len(controls) :], strict=True))
+        embedders, baselines = begun[len(simple) :], dict(zip(names, begun[: len(simple)], strict=True))
         evaluation = self._evaluate(refits, embedders, baselines)
         return TaskOutcome(
             task=self.prepared.task.name,
