@@ -1,202 +1,26 @@
+"""BED and narrowPeak: intervals read back, and the tasks that are made of them."""
+
 from __future__ import annotations
 
 import gzip
-import os
 import pickle
-import tempfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from Bio import bgzf
+from genome_files import CHROMOSOMES, flip, message, random_peaks, rows_of, write_bed, write_genome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l2g_ray.data import genome as genome_module
-from l2g_ray.data.genome import Genome
 from l2g_ray.data.intervals import read_intervals
-from l2g_ray.data.negatives import MAX_UNKNOWN, draw_negatives
 from l2g_ray.data.options import SourceOptions
-from l2g_ray.data.raw import RawTask
 from l2g_ray.data.sources.bed import is_bed, open_bed
 from l2g_ray.errors import UserError
-
-PAIRS = dict(zip("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN", strict=True))
-
-
-def make_chromosome(length: int, seed: int) -> str:
-    """GC content that changes along the way, soft-masked parts, runs of N, a few IUPAC letters."""
-    generator = np.random.default_rng(seed)
-    gc = 0.5 + 0.25 * np.sin(np.arange(length) / 900)
-    strong = generator.random(length) < gc
-    letters = np.where(strong, generator.choice(list("GC"), length), generator.choice(list("AT"), length))
-    letters[:150] = "N"
-    letters[length // 2 : length // 2 + 700] = "N"
-    letters[generator.integers(200, length, 20)] = generator.choice(list("RYSWKMBDHV"), 20)
-    masked = (np.arange(length) // 400) % 3 == 0
-    return "".join(np.where(masked, np.char.lower(letters), letters))
-
-
-CHROMOSOMES = {
-    "chr1": make_chromosome(50_000, 1),
-    "chr2": make_chromosome(40_020, 2),
-    "chrM": make_chromosome(6_001, 3),
-}
-
-
-def fasta_text(chromosomes: dict[str, str] = CHROMOSOMES, newline: str = "\n") -> str:
-    records = []
-    for name, text in chromosomes.items():
-        lines = [text[i : i + 60] for i in range(0, len(text), 60)]
-        records.append(newline.join([f">{name} a toy", *lines, ""]))
-    return "".join(records)
 
 
 @pytest.fixture
 def fasta(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.fa"
-    path.write_text(fasta_text())
-    return path
-
-
-def write_bgzip(path: Path, text: str) -> Path:
-    with bgzf.BgzfWriter(str(path)) as file:
-        file.write(text)
-    return path
-
-
-def write_bed(path: Path, rows: list[tuple]) -> Path:
-    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
-    return path
-
-
-def flip(text: str) -> str:
-    return "".join(PAIRS[letter] for letter in reversed(text))
-
-
-def rows_of(raw: RawTask, piece: int) -> list[dict]:
-    return pa.concat_tables(raw.splits["all"][piece].tables()).to_pylist()
-
-
-def random_peaks(n: int, seed: int = 0, widths: tuple[int, int] = (80, 300)) -> list[tuple]:
-    generator = np.random.default_rng(seed)
-    rows = []
-    for i in range(n):
-        chrom = ("chr1", "chr2")[i % 2]
-        start, width = int(generator.integers(200, 19_000)), int(generator.integers(*widths))
-        rows.append((chrom, start, start + width, f"p{i}", 0, "+-"[i % 3 == 0]))
-    return rows
-
-
-def message(call, *arguments) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-# ---- genome ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", ["plain", "crlf", "bgzip", "bgz"])
-def test_fetch_equals_slicing(tmp_path: Path, form: str) -> None:
-    path = tmp_path / {"bgzip": "toy.fa.gz", "bgz": "toy.fa.bgz"}.get(form, "toy.fa")
-    if form.startswith("bg"):
-        write_bgzip(path, fasta_text())
-    else:
-        path.write_bytes(fasta_text(newline="\r\n" if form == "crlf" else "\n").encode())
-    generator = np.random.default_rng(4)
-    for _ in range(2):  # the second opens the index that the first has written
-        with Genome(path) as genome:
-            assert genome.chromosomes() == {name: len(text) for name, text in CHROMOSOMES.items()}
-            for name, text in CHROMOSOMES.items():
-                ends = [(0, len(text)), (0, 1), (len(text) - 1, len(text)), (59, 61), (60, 120)]
-                for a, b in [*ends, *np.sort(generator.integers(0, len(text), (40, 2))).tolist()]:
-                    if a < b:
-                        assert genome.fetch(name, a, b) == text[a:b].upper()
-                        assert genome.fetch(name, a, b, "-") == flip(text[a:b].upper())
-
-
-def test_fetch_at_every_place_of_a_full_block(tmp_path: Path) -> None:
-    """pyfaidx alone fails where a place is the first byte of a block that follows one of 65,536 bytes."""
-    path = write_bgzip(tmp_path / "toy.fa.gz", fasta_text())
-    for _ in range(2):
-        with Genome(path) as genome:
-            for name, text in CHROMOSOMES.items():
-                for a in range(0, len(text) - 5):
-                    if genome.fetch(name, a, a + 5) != text[a : a + 5].upper():
-                        pytest.fail(f"{name}:{a}")
-
-
-def test_chromosome_names_are_resolved_both_ways(tmp_path: Path, fasta: Path) -> None:
-    with Genome(fasta) as genome:
-        assert [genome.find_chromosome(name) for name in ("chr1", "1", "Chr1", "MT", "M", "chrMT")] == [
-            *["chr1"] * 3,
-            *["chrM"] * 3,
-        ]
-        assert genome.fetch("1", 500, 600) == CHROMOSOMES["chr1"][500:600].upper()
-        assert "chr10" in message(genome.find_chromosome, "chr10")
-        assert "did you mean 'chr1'?" in message(genome.find_chromosome, "chr10")
-        assert "is not within chr1, which is 50,000 bp long" in message(genome.fetch, "chr1", 49_990, 50_001)
-        assert "give the genome" in message(genome.fetch, "chr1", -1, 5)
-    bare = tmp_path / "bare.fa"
-    bare.write_text(">1\nACGT\n>MT\nGGCC\n>2\nAA\n>chr2\nCC\n")
-    with Genome(bare) as genome:
-        assert (genome.find_chromosome("chr1"), genome.find_chromosome("chrM")) == ("1", "MT")
-        assert (genome.find_chromosome("2"), genome.find_chromosome("chr2")) == ("2", "chr2")
-        assert "no chromosome 'CHR2'" in message(genome.find_chromosome, "CHR2")
-
-
-def test_genomes_that_cannot_be_read(tmp_path: Path) -> None:
-    def put(name: str, content: bytes) -> Path:
-        (tmp_path / name).write_bytes(content)
-        return tmp_path / name
-
-    assert "nothing.fa: no such file; give" in message(Genome, tmp_path / "nothing.fa")
-    assert "is a folder; give" in message(Genome, tmp_path)
-    assert "empty.fa: the file is empty; give" in message(Genome, put("empty.fa", b""))
-    assert "is no FASTA file" in message(Genome, put("table.fa", b"sequence,label\nACGT,1\n"))
-    gzipped = put("toy.fa.gz", gzip.compress(fasta_text().encode()))
-    assert "toy.fa.gz: is compressed by gzip" in (text := message(Genome, gzipped))
-    assert "bgzip" in text
-    assert "rename it" in message(Genome, put("plain.fa.gz", b">a\nACGT\n"))
-    uneven = put("uneven.fa", b">a\nACGT\nAC\nACGT\n")
-    assert "uneven.fa: cannot be indexed" in (text := message(Genome, uneven))
-    assert "one length" in text
-    assert "two chromosomes are named 'a'; rename" in message(Genome, put("twice.fa", b">a\nACGT\n>a\nACGT\n"))
-    whole = write_bgzip(tmp_path / "whole.fa.gz", fasta_text()).read_bytes()
-    assert "copy" in message(Genome, put("cut.fa.gz", whole[: len(whole) // 2]))
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".index")]
-
-
-def test_index_goes_elsewhere_when_the_folder_is_read_only(
-    tmp_path: Path, fasta: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_folder = tempfile.TemporaryDirectory
-
-    def refuse(dir: Path, prefix: str) -> tempfile.TemporaryDirectory:  # the tests may run as root, who can write
-        if Path(dir) == fasta.parent:
-            raise PermissionError(dir)
-        return make_folder(dir=dir, prefix=prefix)
-
-    monkeypatch.setattr(genome_module.tempfile, "TemporaryDirectory", refuse)
-    monkeypatch.setattr(genome_module.tempfile, "gettempdir", lambda: str(tmp_path / "scratch"))
-    for _ in range(2):
-        with Genome(fasta) as genome:
-            assert genome.fetch("chr2", 300, 310) == CHROMOSOMES["chr2"][300:310].upper()
-    assert not (tmp_path / "toy.fa.fai").exists()
-    assert [path.name for path in (tmp_path / "scratch").rglob("*.fai")] == ["toy.fa.fai"]
-
-
-def test_an_older_index_is_made_anew(fasta: Path) -> None:
-    Genome(fasta).close()
-    fasta.write_text(">chr9\nACGTACGT\n")
-    later = fasta.stat().st_mtime + 10
-    os.utime(fasta, (later, later))
-    with Genome(fasta) as genome:
-        assert genome.chromosomes() == {"chr9": 8}
+    return write_genome(tmp_path)
 
 
 # ---- intervals -------------------------------------------------------------------------------------------------------
@@ -309,94 +133,6 @@ def test_valid_intervals_come_back(tmp_path: Path, rows: list[tuple], newline: s
     columns = (intervals.chrom, intervals.start, intervals.end - intervals.start, intervals.name, intervals.strand)
     assert list(zip(*(column.tolist() for column in columns), strict=True)) == rows
     assert intervals.line.tolist() == list(range(1, len(rows) + 1))
-
-
-# ---- negatives -------------------------------------------------------------------------------------------------------
-
-
-def gc_share(text: str) -> float:
-    known = sum(text.count(letter) for letter in "ACGT")
-    return (text.count("G") + text.count("C")) / known
-
-
-def test_negatives_match_their_peaks(tmp_path: Path, fasta: Path) -> None:
-    rows = random_peaks(60)
-    bed = write_bed(tmp_path / "peaks.bed", rows)
-    options = SourceOptions(genome=fasta, negatives_per_peak=2.5, gc_tolerance=0.05, seed=3)
-    raw = open_bed([bed], options)
-    peaks, drawn = rows_of(raw, 0), rows_of(raw, 1)
-    assert (len(peaks), len(drawn)) == (60, 150)
-    assert len(raw.notes) == 1  # none widened, none moved
-    assert "150 negatives (2.5 per peak, 60 peaks, rounded to a whole number)" in raw.notes[0]
-    for row in drawn:
-        text = CHROMOSOMES[row["chrom"]][row["start"] : row["end"]].upper()
-        assert row["sequence"] == text
-        assert text.count("N") <= MAX_UNKNOWN * len(text)
-        assert row["label"] == "background"
-        assert row["strand"] == "+"
-        for chrom, start, end, *_ in rows:
-            assert row["chrom"] != chrom or row["end"] <= start or row["start"] >= end
-    assert len({(row["chrom"], row["start"]) for row in drawn}) == 150
-    # Two or three each, in the order of the peaks, of the same chromosome and width and close in GC content.
-    at, shares = 0, []
-    for row in peaks:
-        same = 0
-        while at < len(drawn) and same < 3:
-            other = drawn[at]
-            if (other["chrom"], len(other["sequence"])) != (row["chrom"], len(row["sequence"])):
-                break
-            assert abs(gc_share(other["sequence"]) - gc_share(row["sequence"])) <= 0.05 + 1e-12
-            at, same = at + 1, same + 1
-        shares.append(same)
-    assert at == 150
-    assert set(shares) == {2, 3}
-
-
-def test_negatives_follow_from_the_seed(tmp_path: Path, fasta: Path) -> None:
-    bed = write_bed(tmp_path / "peaks.bed", random_peaks(40))
-    drawn = [rows_of(open_bed([bed], SourceOptions(genome=fasta, window_bp=101, seed=seed)), 1) for seed in (5, 5, 6)]
-    assert drawn[0] == drawn[1]
-    assert drawn[0] != drawn[2]
-
-
-def test_a_tolerance_that_cannot_be_met_is_widened(tmp_path: Path) -> None:
-    fasta = tmp_path / "two.fa"
-    fasta.write_text(fasta_text({"a": "G" * 600 + "AT" * 5000}))
-    bed = write_bed(tmp_path / "peaks.bed", [("a", 0, 300), ("a", 300, 600)])
-    raw = open_bed([bed], SourceOptions(genome=fasta))
-    assert [gc_share(row["sequence"]) for row in rows_of(raw, 1)] == [0, 0]
-    assert "2 of 2 negatives are further than 0.02 from their peak's GC content, by 1.000 at most" in raw.notes[1]
-
-
-def test_peaks_of_unknown_letters_are_told(tmp_path: Path, fasta: Path) -> None:
-    bed = write_bed(tmp_path / "peaks.bed", [("chr1", 25_100, 25_300), ("chr1", 1000, 1200)])
-    raw = open_bed([bed], SourceOptions(genome=fasta, gc_tolerance=0.1))
-    assert all("N" * 21 not in row["sequence"] for row in rows_of(raw, 1))
-    assert raw.notes[1:] == ("1 of 2 peaks have more than 10% N, which no negative has",)
-
-
-def test_a_full_chromosome_gives_way_to_another(tmp_path: Path) -> None:
-    fasta = tmp_path / "two.fa"
-    fasta.write_text(fasta_text({"full": "ACGT" * 100, "free": "ACGT" * 1000, "other": "ACGT" * 1000}))
-    bed = write_bed(tmp_path / "peaks.bed", [("full", 0, 380), ("free", 100, 200), ("full", 10, 60)])
-    raw = open_bed([bed], SourceOptions(genome=fasta))
-    assert [row["chrom"] for row in rows_of(raw, 1)] == ["free"] * 3  # not 'other', where there are no peaks
-    assert "2 of 3 negatives lie on another chromosome than their peak, for want of room" in raw.notes
-
-
-def test_the_last_places_are_found_and_then_there_is_no_room(tmp_path: Path) -> None:
-    fasta = tmp_path / "one.fa"
-    fasta.write_text(fasta_text({"a": "ACGTTGCA" * 1000}))
-    bed = write_bed(tmp_path / "peaks.bed", [("a", 0, 3998), ("a", 4010, 8000), ("a", 0, 10)])
-    with Genome(fasta) as genome:
-        names = np.array(["a", "a", "a"], dtype=object)
-        ends = {"a": np.array([[0, 3998], [4010, 8000]])}
-        starts, stops = np.array([0, 20, 40]), np.array([10, 30, 50])
-        drawn = draw_negatives(genome, names, starts, stops, ends, 3, 0.5, np.random.default_rng(0))
-        assert sorted(drawn.start) == [3998, 3999, 4000]
-    text = message(open_bed, [bed], SourceOptions(genome=fasta))
-    assert "one.fa: no room outside the peaks for 2 of 3 negatives" in text
-    assert "ask for fewer" in text
 
 
 # ---- the task --------------------------------------------------------------------------------------------------------
