@@ -36,7 +36,7 @@ def run(options: Options) -> list[dict[str, Any]]:
     """A row a set of sequences: seconds of an epoch over the same rows, operations a second beside the matrix rate."""
     torch.set_num_threads(options.threads)
     generator = np.random.default_rng(0)
-    n_rows = (2 if options.quick else 6) * BATCH_SIZE
+    n_rows = (1 if options.quick else 6) * BATCH_SIZE
     sets = {
         "25 tokens (200 bp)": (draw_table(generator, n_rows, 200), 200, 25),
         "128 tokens (512 bp)": (draw_table(generator, n_rows // 6, 512), 512, 128),

@@ -32,7 +32,7 @@ STAGE_VERSIONS = {
     "trial": 2,
     "finetune": 2,
     "refit": 2,
-    "baseline": 1,
+    "baseline": 2,
     "evaluate": 2,
 }
 
