@@ -23,7 +23,9 @@ def note_logs(spec: dict[str, Any]) -> None:
     """Note where this process writes, under the name `spec['note']`. Called by the process that computes."""
     import ray
 
-    with contextlib.suppress(AttributeError):  # a killed process takes with it what it has not written
+    with contextlib.suppress(
+        AttributeError, OSError, ValueError
+    ):  # a killed process takes with it what it has not written
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     files = {}
     for name, descriptor in STREAMS.items():
