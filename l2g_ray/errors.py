@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class ClusterLost(Exception):
+    """The Ray cluster went away under a run. The command line prints the message and exits with code 1."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming the closest of `known`, or all of them when none is close."""
     options = sorted(known)

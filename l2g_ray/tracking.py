@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
+from l2g_ray.redaction import redact, without_secrets
 from l2g_ray.tracking_store import (
     MODEL_TAG,
     open_store,
@@ -29,7 +30,6 @@ from l2g_ray.tracking_store import (
     speaking_to,
     split_login,
     upload_model,
-    without_secrets,
 )
 
 KEY_TAG = "l2g_ray.key"
@@ -168,7 +168,7 @@ class Tracker:
         with self._lock, speaking_to(self.uri):
             run = self._get(key)
             if not run.finished:
-                self._client.log_text(run.run_id, text, artifact_file)
+                self._client.log_text(run.run_id, redact(text), artifact_file)
 
     def log_dict(self, key: str, obj: Mapping[str, Any], artifact_file: str) -> None:
         """Store a mapping as JSON (`.json`) or YAML (`.yaml`), without its secrets."""

@@ -6,19 +6,19 @@ import fcntl
 import importlib.metadata
 import logging
 import os
-import re
 import tempfile
 import threading
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from l2g_ray.errors import UserError
+from l2g_ray.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,8 +33,6 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# `token` only at the end of a word: `target_tokens` and `tokenizer` are settings, `hf_token` is not.
-SECRET = re.compile(r"(secret|passw(or)?d|api[_-]?key|credential|token(?![a-z]))", re.IGNORECASE)
 MODEL_REQUIREMENTS = (
     "l2g-ray",
     "mlflow",
@@ -180,18 +178,6 @@ def register_model(client: MlflowClient, uri: str, name: str, model_uri: str, ru
     client.create_model_version(name, source=source, run_id=run_id, tags={MODEL_TAG: model_uri}, model_id=model_id)
 
 
-def without_secrets(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without the keys that name a secret, and without passwords inside URLs."""
-    return {key: _clean(value) for key, value in nested.items() if not SECRET.search(str(key))}
-
-
-def redact(text: str) -> str:
-    """The text with the user and password of its URLs replaced by `***`."""
-    # Up to the last '@', and past '/', since SQLAlchemy takes both inside a password.
-    text = re.sub(r"://([^/\s]+|[^/\s:]*:[^@\s]*)@", "://***@", text)
-    return re.sub(r"([?&]passw(?:or)?d=)[^&\s]+", r"\1***", text)
-
-
 def _first_line(error: Exception) -> str:
     return redact(str(error).strip().splitlines()[0][:300]) if str(error).strip() else type(error).__name__
 
@@ -202,14 +188,6 @@ def split_login(url: str) -> tuple[str, str, str]:
     login, at, place = rest.rpartition("@")
     user, _, password = login.partition(":")
     return (f"{scheme}://{place}", unquote(user), unquote(password)) if at else (url, "", "")
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return without_secrets(value)
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
-    return redact(value) if isinstance(value, str) else value
 
 
 def _probe_server(uri: str) -> None:

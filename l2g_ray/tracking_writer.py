@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
+from l2g_ray.redaction import redact, without_secrets
 from l2g_ray.tracking import Tracker
-from l2g_ray.tracking_store import StoreUnavailable, redact, without_secrets
+from l2g_ray.tracking_store import StoreUnavailable
 
 JOURNAL = "mlflow-events.jsonl"
 METHODS = ("start", "log_metrics", "log_text", "log_dict", "log_artifacts", "log_model", "end", "close_open_runs")
@@ -56,10 +57,12 @@ class TrackingWriter:
         if method not in METHODS:
             raise ValueError(f"{method!r} is not a call that can be queued")
         # The journal is a file as any other: what the Tracker would not log must not stand there either.
-        cleaned = {
+        cleaned: dict[str, Any] = {
             name: without_secrets(value) if isinstance(value, Mapping) and name != "metrics" else value
             for name, value in arguments.items()
         }
+        if "text" in cleaned:
+            cleaned["text"] = redact(cleaned["text"])
         event = {"method": method, "key": key, "arguments": cleaned}
         with self._changed:
             self._events.append(event)

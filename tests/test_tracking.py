@@ -19,8 +19,8 @@ import pytest
 from mlflow import MlflowClient
 
 from l2g_ray.errors import UserError
+from l2g_ray.redaction import without_secrets
 from l2g_ray.tracking import KEY_TAG, Tracker
-from l2g_ray.tracking_store import without_secrets
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 
 import click
 
 from l2g_ray import __version__
-from l2g_ray.errors import UserError
+from l2g_ray.errors import ClusterLost, UserError
+from l2g_ray.redaction import redact
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
@@ -93,16 +96,26 @@ def run() -> None:
     try:
         main.main(prog_name="l2g-ray", standalone_mode=False)
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {redact(str(error))}", err=True)
         sys.exit(EXIT_USER_ERROR)
+    except ClusterLost as error:
+        click.echo(f"error: {error}", err=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)  # Ray would take a minute to find nobody to say goodbye to
     except click.ClickException as error:
-        click.echo(_describe(error), err=True)
+        click.echo(redact(_describe(error)), err=True)
         sys.exit(EXIT_USER_ERROR)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; finished stages are kept, the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+    except Exception:
+        # What nobody foresaw; an exception of a library may quote an address with its login.
+        click.echo(redact(traceback.format_exc()), err=True, nl=False)
+        click.echo("failed by the error above; what is finished is kept, the same command goes on from here", err=True)
+        sys.exit(EXIT_FAILED)
 
 
 def _describe(error: click.ClickException) -> str:

@@ -75,9 +75,9 @@ def start(
       l2g-ray server --host 0.0.0.0 --allowed-hosts mlflow.lab --artifacts s3://bucket/mlflow
       MLFLOW_BACKEND_STORE_URI=postgresql://mlflow:...@db/mlflow l2g-ray server
     """
+    from l2g_ray.redaction import redact
     from l2g_ray.server.process import serve
     from l2g_ray.server.settings import ServerSettings, split_hosts
-    from l2g_ray.tracking_store import redact
 
     if store in sys.argv and redact(store) != store and ":" in store.partition("://")[2].partition("@")[0]:
         click.echo(

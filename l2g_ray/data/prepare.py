@@ -25,6 +25,7 @@ from l2g_ray.data.shards import MANIFEST, scratch_folder, write_prepared
 from l2g_ray.data.splits import cut_validation, find_key_column, hash_indices, part_rows
 from l2g_ray.data.spool import Selection, Spool, spool_pieces
 from l2g_ray.errors import UserError
+from l2g_ray.redaction import redact
 from l2g_ray.storage import Location, as_location
 from l2g_ray.tasks.schema import Task
 
@@ -86,7 +87,7 @@ def prepare(
             "schema": MANIFEST_SCHEMA,
             "key": key,
             "task": task.model_dump(mode="json"),
-            "source": {name: {"file": str(f), "sha256": f.fingerprint()} for name, f in _files(raw).items()},
+            "source": {name: {"file": redact(str(f)), "sha256": f.fingerprint()} for name, f in _files(raw).items()},
             "options": raw.options.model_dump(mode="json", exclude_defaults=True),
             "settings": settings.model_dump(mode="json", include=_USED_SETTINGS),
             "splits": {split: _describe(splits[split], task) for split in ("train", "valid", "test")},

@@ -8,8 +8,8 @@ import sqlite3
 from pathlib import Path
 
 from l2g_ray.errors import UserError
+from l2g_ray.redaction import redact
 from l2g_ray.server.store import resolve_store, sqlite_path
-from l2g_ray.tracking_store import redact
 
 DATABASE, ARTIFACTS = "mlflow.db", "artifacts"
 

@@ -9,7 +9,8 @@ import urllib.error
 import urllib.request
 
 from l2g_ray.errors import UserError
-from l2g_ray.tracking_store import redact, split_login
+from l2g_ray.redaction import redact
+from l2g_ray.tracking_store import split_login
 
 TIMEOUT_S = 5.0
 

@@ -17,13 +17,21 @@ from types import FrameType
 from urllib.parse import quote, unquote
 
 from l2g_ray.errors import UserError
+from l2g_ray.redaction import redact
 from l2g_ray.server.settings import ServerSettings, check_settings, read_auth_file
 from l2g_ray.server.store import prepare_store, resolve_store
-from l2g_ray.tracking_store import redact
 
 START_S = 120.0
 STOP_S = 15.0
 POLL_S = 0.2
+# Linux ends MLflow with this process however it dies, SIGKILL included (prctl(2), PR_SET_PDEATHSIG; kept by exec).
+DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -64,7 +72,7 @@ def serve(settings: ServerSettings, upgrade: bool, say: Callable[[str], None]) -
             signal.signal(number, stop)
     # A session of its own: Ctrl-C then reaches this process alone, which ends the others in order.
     child = subprocess.Popen(
-        settings.command(sys.executable),
+        [sys.executable, "-c", DIE_WITH_PARENT, str(os.getpid()), *settings.command(sys.executable)],
         env=settings.environment(os.environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

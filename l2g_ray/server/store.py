@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.tracking_store import redact
+from l2g_ray.redaction import redact
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
