@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-cluster lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/l2g-ray suite --bench demo --out $(OUT)
 
 test: $(VENV)/.installed lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
+
+# Killed processes, lost machines, full disks: minutes each.
+test-cluster: $(VENV)/.installed
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -220,6 +220,18 @@ class BaselinesSettings(_Settings):
         return self
 
 
+class ClusterSettings(_Settings):
+    """What a run bears with; no result depends on it.
+
+    `stall_limit_s`: a trial that ends no epoch for so long (or, where a stage has none, does not end) is taken to hang;
+    its process is ended and begun again from the last epoch, twice at most. None: no limit. `storage_wait_s`: how long a
+    trial waits for storage that refuses writes.
+    """
+
+    stall_limit_s: float | None = Field(default=None, gt=0)
+    storage_wait_s: float = Field(default=600.0, ge=0)
+
+
 class Settings(_Settings):
     """Everything that a run can be told."""
 
@@ -236,6 +248,7 @@ class Settings(_Settings):
     embedder_only: EmbedderOnlySettings = EmbedderOnlySettings()
     baselines: BaselinesSettings = BaselinesSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     @property
     def reference_init(self) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -22,9 +24,12 @@ from l2g_ray.models.l2g import load_model
 from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.stages.evaluate import prediction_columns
 from l2g_ray.stages.losses import to_predictions
+from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import Task
 from l2g_ray.tasks.stored import TASK_FILE, TASK_SCHEMA
 
+MODEL_FILES = ("model.safetensors", "config.json", TASK_FILE)
+MODEL_FOLDERS = ("best", "model", "embedder_only")
 STREAM_ROWS = 4096  # read, predicted and written at once
 
 
@@ -109,6 +114,31 @@ def find_model(run: Path, task: str | None = None, arm: str = "best") -> Path:
     if task is None and len(found) > 1:
         raise UserError(f"{run}: several tasks here, choose one with --task: {', '.join(found)}")
     return found[task] if task else next(iter(found.values()))
+
+
+@contextlib.contextmanager
+def fetch_model(run: Location, task: str | None = None, arm: str = "best") -> Iterator[Path]:
+    """As `find_model`, for a run in an object store: a copy of the model's folder, which is gone afterwards.
+
+    Only what a model needs is fetched. Raises UserError as `find_model` does, or for a store that does not answer.
+    """
+    files = {name for name in run.files() if ".." not in PurePosixPath(name).parts}
+    with tempfile.TemporaryDirectory(prefix="l2g-ray-") as scratch:
+        copy = Path(scratch) / (run.name or "run")
+        for name in files:
+            folder = PurePosixPath(name).parent
+            # The names alone first: `find_model` chooses, or says what there is.
+            if PurePosixPath(name).name in MODEL_FILES and (len(folder.parts) == 0 or folder.name in MODEL_FOLDERS):
+                (copy / folder).mkdir(parents=True, exist_ok=True)
+                (copy / name).touch()
+        if not copy.exists():
+            raise UserError(f"{run}: no finished model here; run `l2g-ray suite` or `l2g-ray run` first")
+        found = find_model(copy, task, arm)
+        for name in MODEL_FILES:
+            path = PurePosixPath(found.relative_to(copy).as_posix()) / name
+            if str(path) in files:
+                (run / str(path)).download(copy / path)
+        yield found
 
 
 def load_predictor(folder: Path) -> Predictor:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -24,7 +25,12 @@ import pyarrow.fs as pa_fs
 from l2g_ray.errors import UserError
 
 CONNECT_TIMEOUT_S = 3.0
+COPY_BYTES = 1 << 22
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+class StorageUnavailable(UserError):
+    """An object store does not answer, or does not take what it is given: the same request may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,49 @@ class Location:
         with self.open_output() as file:
             file.write(text.encode())
 
+    def files(self) -> list[str]:
+        """Paths of all files below a folder, relative to it, sorted; empty for none."""
+        system, path = self.filesystem
+        with self._told():
+            found = system.get_file_info(pa_fs.FileSelector(path, allow_not_found=True, recursive=True))
+        base = PurePosixPath(path)
+        return sorted(
+            str(PurePosixPath(info.path).relative_to(base)) for info in found if info.type == pa_fs.FileType.File
+        )
+
+    def upload(self, path: Path) -> None:
+        """Replace the file by a copy of a local one. Raises StorageUnavailable for a store that does not take it."""
+        with self._told(), path.open("rb") as source, self.open_output() as target:
+            shutil.copyfileobj(source, target, COPY_BYTES)
+
+    def download(self, path: Path) -> None:
+        """Copy the file to a local one. Raises StorageUnavailable, or FileNotFoundError where there is none."""
+        with self._told(), self.open_input() as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, COPY_BYTES)
+
+    def read_if_there(self) -> str | None:
+        """The whole file as UTF-8, None for none. Raises StorageUnavailable."""
+        try:
+            with self._told():
+                return self.read_text()
+        except FileNotFoundError:
+            return None
+
+    def replace_text(self, text: str) -> None:
+        """As `write_text`. Raises StorageUnavailable for a store that does not take it."""
+        with self._told():
+            self.write_text(text)
+
+    def delete(self) -> None:
+        """Remove a file, or a folder with all that it holds; nothing is no error. Raises StorageUnavailable."""
+        system, path = self.filesystem
+        with self._told():
+            kind = system.get_file_info(path).type
+            if kind == pa_fs.FileType.Directory:
+                system.delete_dir(path)
+            elif kind == pa_fs.FileType.File:
+                system.delete_file(path)
+
     def fingerprint(self) -> str:
         """sha256 of a local file's bytes; of size and time of change for a remote one, which is not fetched for it.
 
@@ -143,10 +192,12 @@ class Location:
     def _told(self) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError:
+            raise
         except OSError as error:
             if not self.is_remote:
                 raise
-            raise UserError(
+            raise StorageUnavailable(
                 f"{self.text}: the store does not answer as it should ({' '.join(str(error).split())[:200]}); "
                 "check the address, the credentials and AWS_ENDPOINT_URL"
             ) from None

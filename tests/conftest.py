@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from commands import Cli, Said
+from faults import command
 from runs import Sources, execute
+from servers import s3_bucket
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -99,6 +101,21 @@ def suite_of_three(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -
     log = execute([sys.executable, str(script), *map(str, folders)])
     (out / "log.txt").write_text(log)
     return out
+
+
+@pytest.fixture(scope="session")
+def undisturbed(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The --out folder of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    execute(command(sources, out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of an empty bucket; credentials and endpoint are in the environment, as on a cluster."""
+    with s3_bucket() as found:
+        yield found.uri
 
 
 @pytest.fixture

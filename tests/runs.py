@@ -64,9 +64,11 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
 
 
-def execute(command: list[str], expected: int = 0) -> str:
+def execute(command: list[str], expected: int = 0, **variables: str) -> str:
     """Run to the end and check the exit code; returns stdout."""
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    done = subprocess.run(
+        command, env=environment() | variables, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
     assert done.returncode == expected, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -74,10 +76,14 @@ def execute(command: list[str], expected: int = 0) -> str:
 class Driver:
     """A suite's process that a test may kill."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], **variables: str) -> None:
         # In a session of its own, as a job of a scheduler is.
         self.process = subprocess.Popen(
-            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment() | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def wait_for(self, pattern: str, out: Path) -> None:
@@ -88,26 +94,74 @@ class Driver:
             assert time.monotonic() < deadline, f"no {pattern} within {DEADLINE_S} s"
             time.sleep(0.01)
 
+    def wait_for_worker(self, stage: str, out: Path, stages: str = "stages") -> int:
+        """Until a process computes a job of this stage: the one that holds the lock of its key."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            for lock in out.glob(f"{stages}/{stage}/*.lock"):
+                if lock.with_suffix(".work").exists() and (found := find_holder(lock)):
+                    return found
+            assert self.process.poll() is None, f"ended before {stage}: {self.read()}"
+            assert time.monotonic() < deadline, f"no {stage} within {DEADLINE_S} s"
+            time.sleep(0.005)
+
+    def find(self, name: str) -> list[int]:
+        """Its processes of that name."""
+        return [pid for pid in _descendants(self.process.pid) if _name(pid).startswith(name)]
+
+    def finish(self, expected: int = 0) -> str:
+        """Wait for its own end; checks the exit code and that no process is left; what it has printed."""
+        seen: dict[int, str | None] = {}
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + DEADLINE_S
+        os.set_blocking(self.process.stdout.fileno(), False)
+        said = b""
+        while self.process.poll() is None:
+            seen |= _descendants(self.process.pid)
+            said += self.process.stdout.read() or b""
+            assert time.monotonic() < deadline, f"not over within {DEADLINE_S} s: {said.decode()[-4000:]}"
+            time.sleep(0.2)
+        said += self.process.stdout.read() or b""
+        text = said.decode()
+        assert self.process.returncode == expected, f"exit code {self.process.returncode}\n{text[-6000:]}"
+        wait_until_gone(seen)
+        return text
+
     def end(self, number: int) -> int:
         """Send a signal, wait until the process and all of its trials are gone; returns the exit code."""
         started = _descendants(self.process.pid)
-        # Ray's own agents look for their cluster for another minute; nobody waits for them.
-        agents = {pid for pid in started if _name(pid).endswith("Agent")}
         self.process.send_signal(number)
         code = self.process.wait(DEADLINE_S)
-        deadline = time.monotonic() + 60
-        while left := {pid for pid, begun in started.items() if _started(pid) == begun} - agents:
-            assert time.monotonic() < deadline, f"outlived their driver by a minute: {[_name(pid) for pid in left]}"
-            time.sleep(0.05)
-        for pid in agents:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        wait_until_gone(started)
         return code
 
     def read(self) -> str:
         """What it has printed, once it has ended."""
         assert self.process.stdout is not None
         return self.process.stdout.read().decode()
+
+
+def find_holder(lock: Path) -> int | None:
+    """The process that has a lock file open."""
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(entry) == str(lock) for entry in folder.iterdir()):
+                return int(folder.parent.name)
+    return None
+
+
+def wait_until_gone(started: dict[int, str | None]) -> None:
+    """Until none of some processes is left, within a minute. Ray's own agents look for their cluster for another one;
+    nobody waits for them."""
+    agents = {pid for pid in started if _name(pid).endswith("Agent")}
+    deadline = time.monotonic() + 60
+    while left := {pid for pid, begun in started.items() if _started(pid) == begun} - agents:
+        assert time.monotonic() < deadline, f"outlived their driver by a minute: {[_name(pid) for pid in left]}"
+        time.sleep(0.05)
+    for pid in agents:
+        if _started(pid) == started[pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _stat(pid: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +95,46 @@ def serving(
         yield served
     finally:
         served.stop()
+
+
+@dataclass
+class Bucket:
+    """An empty bucket of an S3 server on localhost, and the environment that leads to it."""
+
+    uri: str
+    environment: dict[str, str]
+    server: Any
+
+    def stop(self) -> None:
+        """The server does not answer any more; what it holds stays."""
+        self.server.stop()
+
+    def start(self) -> None:
+        self.server.start()
+
+
+@contextmanager
+def s3_bucket(name: str = "sequences") -> Iterator[Bucket]:
+    """A real S3 protocol server; skips the test where it is not installed."""
+    boto3 = pytest.importorskip("boto3")
+    module = pytest.importorskip("moto.server")
+    port = free_port()
+    server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    environment = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in environment.items():
+            patch.setenv(variable, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=name)
+        yield Bucket(f"s3://{name}", environment, server)
+    with contextlib.suppress(Exception):
+        server.stop()
 
 
 def find_postgres() -> Path:

@@ -128,11 +128,12 @@ def _rows(task: Task, found: Any, settings: Settings, out: Path) -> Any:
     from l2g_ray.data.dataset import PreparedTask, open_prepared
     from l2g_ray.orchestrate.plan_rows import assume_rows, count_rows
     from l2g_ray.orchestrate.prepared import prepared_folder
+    from l2g_ray.storage import as_location
 
     if found is None:
         return assume_rows(task, settings.data)
     if not isinstance(found, PreparedTask):
-        folder = prepared_folder(out, task, found, settings.data)
+        folder = prepared_folder(as_location(out), task, found, settings.data)
         if (folder / "task.json").is_file():
             found = open_prepared(folder)
     return count_rows(found, settings.data)

@@ -8,7 +8,7 @@ import click
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run")
 @click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="FASTA, CSV, TSV or Parquet.")
 @click.option("--output", "target", required=True, type=click.Path(path_type=Path), help="CSV, TSV or Parquet.")
 @click.option("--task", help="Which task's model, where the run has several.")
@@ -20,8 +20,8 @@ import click
     help="best: the arm that was best on validation.",
 )
 @click.option("--sequence-column", help="Column of the input that holds the sequences.")
-def predict(run: Path, source: Path, target: Path, task: str | None, arm: str, sequence_column: str | None) -> None:
-    """Predictions of a finished RUN, with label names and probabilities. Streams; Ray need not run.
+def predict(run: str, source: Path, target: Path, task: str | None, arm: str, sequence_column: str | None) -> None:
+    """Predictions of a finished RUN (a folder, here or in s3://), with label names and probabilities. Streams; Ray need not run.
 
     \b
     Example:
@@ -30,9 +30,15 @@ def predict(run: Path, source: Path, target: Path, task: str | None, arm: str, s
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    from l2g_ray.predict import find_model, load_predictor, predict_file
+    from l2g_ray.predict import fetch_model, find_model, load_predictor, predict_file
+    from l2g_ray.storage import Location
 
-    predictor = load_predictor(find_model(run, task, arm))
+    where = Location(run)
+    if where.is_remote:
+        with fetch_model(where, task, arm) as folder:
+            predictor = load_predictor(folder)
+    else:
+        predictor = load_predictor(find_model(where.local, task, arm))
     console = Console(stderr=True, highlight=False)
     columns = (SpinnerColumn(), TextColumn("{task.completed} sequences"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

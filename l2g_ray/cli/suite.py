@@ -25,9 +25,7 @@ COMMON = [
         metavar="KEY=VALUE",
         help="One setting, e.g. finetune.trials=8. Repeatable.",
     ),
-    click.option(
-        "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are kept."
-    ),
+    click.option("--out", default="runs", show_default=True, metavar="FOLDER|s3://...", help="Where runs are kept."),
     click.option("--name", help="Name of the run; made of benchmark and preset by default."),
     click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default."),
     click.option(
@@ -140,7 +138,9 @@ def make_request(
     Raises UserError for a setting that cannot be.
     """
     from l2g_ray.config import parse_assignments
+    from l2g_ray.orchestrate.mirror import work_folder
     from l2g_ray.orchestrate.suite import SuiteRequest
+    from l2g_ray.storage import Location
 
     assignments = parse_assignments(options["assignments"])
     if options["language_model"] is not None:
@@ -149,6 +149,7 @@ def make_request(
         assignments["data.keep_duplicates"] = True
     if options["seeds"] is not None:
         assignments["seeds"] = options["seeds"]
+    out = Location(options["out"])
     return SuiteRequest(
         name="-".join(part for part in (options["name"], suffix) if part) if options["name"] else default_name,
         bench=bench,
@@ -156,7 +157,8 @@ def make_request(
         sources=sources,
         preset=options["preset"],
         assignments=assignments,
-        out=options["out"],
+        out=work_folder(out) if out.is_remote else out.local,
+        remote=out if out.is_remote else None,
         data_dir=options["data_dir"],
         command=shlex.join(["l2g-ray", *sys.argv[1:]]),
         register=options["register"],
@@ -171,6 +173,7 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     """The end of a suite in the terminal: leaderboard (with `table`), failures, and where everything is."""
     from rich.markup import escape
 
+    from l2g_ray.redaction import redact
     from l2g_ray.results.leaderboard import describe_slots, render_table
 
     console.print()
@@ -182,6 +185,8 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
         console.print("Nothing to do: all of it was there already.")
     elif sentence := describe_slots(result.board):
         console.print(sentence, soft_wrap=True)
+    if result.stored is not None:
+        console.print(f"stored in    {redact(str(result.stored))}   (below: this machine's copy)", soft_wrap=True)
     folder = result.folder
     models = sorted(str(p.parent) for p in folder.glob("*/model/task.json"))
     console.print(f"report       {folder / 'report.html'}", soft_wrap=True)
@@ -190,3 +195,9 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
         console.print(f"model        {model}", soft_wrap=True)
     console.print(f"MLflow       {result.tracking_uri}   (browse: l2g-ray ui {folder})", soft_wrap=True)
     console.print(f"took         {result.wall_s:.1f} s")
+    if n_failed := len(result.failures):
+        console.print(
+            f"{n_failed} task{'s' if n_failed > 1 else ''} failed: mend what stands above and run the same command again; "
+            "finished stages are kept",
+            soft_wrap=True,
+        )

@@ -19,6 +19,7 @@ import torch
 from l2g_ray.config import Settings
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
+from l2g_ray.errors import UserError
 from l2g_ray.models.backbones import default_architecture
 from l2g_ray.models.corpus import find_corpus
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
@@ -26,7 +27,10 @@ from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import write_reference
 from l2g_ray.models.team import ALONE, Team
+from l2g_ray.orchestrate.guard import StallWatch, persist
+from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import Store
+from l2g_ray.redaction import redact
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.baseline import NotApplicable, fit_baseline
 from l2g_ray.stages.common import (
@@ -97,14 +101,34 @@ def run_job(
     they were reported (`at`), in seconds since 1970. All workers of a `team` call this; the first one holds the lock and
     writes the result.
     """
-    store = Store(Path(spec["root"]))
+    wait_s = Settings.model_validate(spec["settings"]).cluster.storage_wait_s
+    store = open_store(Path(spec["root"]), spec.get("remote"), wait_s)
+    told: set[int] = set()
+
+    def report_once(row: dict[str, Any]) -> None:
+        if row["epoch"] not in told:  # what is called again tells its first epochs again
+            told.add(row["epoch"])
+            report(row)
+
     with contextlib.ExitStack() as held:
+        found = None
         if team.is_first:
             held.enter_context(store.locked(spec["stage"], spec["key"]))
-            found = store.find(spec["stage"], spec["key"])
-        values = team.share(found.values if team.is_first and found else None)
+            found = store.find(spec["stage"], spec["key"]) or store.find_unshared(spec["stage"], spec["key"])
+        values = team.share(found.values if found else None)
         if values is None:
-            return _run_locked(spec, report, store, train, valid, team)
+            try:
+                if team.size > 1:  # one of several cannot begin again alone: Ray Train starts all of them again
+                    return _run_locked(spec, report, store, train, valid, team)
+                return persist(store.root, lambda: _run_locked(spec, report_once, store, train, valid, team), wait_s)
+            except Exception as error:
+                text = str(error)
+                if redact(text) == text:
+                    raise
+                # Ray writes it to its logs.
+                if isinstance(error, UserError):
+                    raise UserError(redact(text)) from None
+                raise RuntimeError(f"{type(error).__name__}: {redact(text)}") from None
     for row in values.get("history", []):
         report(row)
     return values
@@ -117,25 +141,30 @@ def _run_locked(
     work = store.open_work(spec["stage"], spec["key"])
     settings = Settings.model_validate(spec["settings"])
     began_at, wall, cpu = time.time(), time.perf_counter(), time.process_time()
+    with StallWatch(settings.cluster.stall_limit_s if team.is_first else None, work) as watch:
 
-    def report_timed(row: dict[str, Any]) -> None:
-        report(row | {"began_at": began_at, "at": time.time()})
+        def report_alive(row: dict[str, Any]) -> None:
+            watch.beat()
+            store.save_state(spec["stage"], spec["key"])
+            report(row | {"began_at": began_at, "at": time.time()})
 
-    runtime = Runtime(spec["device"], spec["precision"], report_timed, work / "state.pt", team)
-    if spec["stage"] == "reference":
-        values = _reference(settings, work, spec["data_dir"])
-    else:
-        prepared = open_prepared(spec["prepared"])
-        context = Context(
-            prepared,
-            load_data(prepared, train, valid),
-            settings,
-            read_reference(Path(spec["reference"]), spec["reference_facts"]) if "reference" in spec else None,
-            runtime,
-            work,
-            {name: Path(folder) for name, folder in spec["inputs"].items()},
-        )
-        values = STAGES[spec["stage"]](context, spec["args"])
+        runtime = Runtime(spec["device"], spec["precision"], report_alive, work / "state.pt", team)
+        if spec["stage"] == "reference":
+            values = _reference(settings, work, spec["data_dir"])
+        else:
+            prepared = open_prepared(spec["prepared"])
+            for folder in (*filter(None, [spec.get("reference")]), *spec["inputs"].values()):
+                store.need(Path(folder))
+            context = Context(
+                prepared,
+                load_data(prepared, train, valid),
+                settings,
+                read_reference(Path(spec["reference"]), spec["reference_facts"]) if "reference" in spec else None,
+                runtime,
+                work,
+                {name: Path(folder) for name, folder in spec["inputs"].items()},
+            )
+            values = STAGES[spec["stage"]](context, spec["args"])
     # A stage that trains counts its epochs itself, those before an interruption too.
     values = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu} | values
     gpus = spec.get("gpus", 0.0) * team.size

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -102,13 +103,14 @@ def _take_within(path: Path, wait_s: float) -> IO[str] | None:
 
 
 def _take(path: Path, blocking: bool = False) -> IO[str] | None:
-    while True:
+    for attempt in itertools.count():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
-        except FileNotFoundError:  # another's empty folder went between the two
-            continue
         except OSError as error:
+            # Another's empty folder went just now; what keeps standing in the way is an error.
+            if isinstance(error, FileNotFoundError | FileExistsError) and attempt < 100:
+                continue
             raise UserError(
                 f"{path.parent}: cannot be written ({error.strerror}); choose another folder with --out"
             ) from None
@@ -129,6 +131,7 @@ def _take(path: Path, blocking: bool = False) -> IO[str] | None:
                 ) from None
             raise
         file.close()  # removed by the one who held it
+    raise AssertionError("not reached")
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:

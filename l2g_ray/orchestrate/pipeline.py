@@ -13,6 +13,7 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.orchestrate.board import make_trial_event
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
+from l2g_ray.orchestrate.guard import persist
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.spent import Spent, list_spent
 from l2g_ray.orchestrate.store import StageResult, make_key
@@ -88,6 +89,7 @@ class Pipeline:
         self.prepared = prepared
         self.reference = reference
         self.settings = settings
+        self.wait_s = settings.cluster.storage_wait_s
         self.seeds = [settings.seed + i for i in range(settings.seeds)]
         self.results: list[StageResult] = []
         self.rivals: dict[str, float] = {}
@@ -267,8 +269,7 @@ class Pipeline:
             runner = "train" if self.place.slots.workers > 1 else runner  # workers of a team exist in Train runs only
             trials = run_search(self.place, stage, base, self._space(), seed, runner)
             keys = [t["key"] for t in trials if t.get("key")]
-            self.place.store.open_work("finetune", key)
-            found = self.place.store.commit("finetune", key, {"trials": trials, "history": []})
+            found = persist(self.place.store.root, lambda: self._keep_search(key, trials), self.wait_s)
             self.place.store.discard_work("trial", keys)
         else:
             for trial in found.values["trials"]:
@@ -281,6 +282,10 @@ class Pipeline:
         trials = found.values["trials"]
         self.results.append(found)
         return trials, max((t for t in trials if t["trial"]), key=lambda t: t["best_score"])
+
+    def _keep_search(self, key: str, trials: list[dict[str, Any]]) -> StageResult:
+        self.place.store.open_work("finetune", key)
+        return self.place.store.commit("finetune", key, {"trials": trials, "history": []})
 
     def _space(self) -> dict[str, Any]:
         from hyperopt import hp

@@ -11,11 +11,11 @@ from l2g_ray.data.prepare import Progress, prepare
 from l2g_ray.data.raw import RawTask
 from l2g_ray.orchestrate.environment import hash_content
 from l2g_ray.orchestrate.locks import hold_file
-from l2g_ray.storage import as_location
+from l2g_ray.storage import Location, as_location
 from l2g_ray.tasks.schema import Task
 
 
-def prepared_folder(out: Path, task: Task, source: RawTask, settings: DataSettings) -> Path:
+def prepared_folder(out: Location, task: Task, source: RawTask, settings: DataSettings) -> Location:
     """A folder a source, options and data settings, so that a run with others cannot pull the shards from under this one."""
     files = {name: str(as_location(f).absolute()) for name, f in source.files.items()}
     mark = hash_content([files, source.options.model_dump(mode="json"), settings.model_dump(mode="json")])[:8]
@@ -23,13 +23,19 @@ def prepared_folder(out: Path, task: Task, source: RawTask, settings: DataSettin
 
 
 def prepare_for_runs(
-    out: Path, task: Task, source: RawTask, settings: DataSettings, progress: Progress = lambda doing, rows: None
+    out: Path,
+    task: Task,
+    source: RawTask,
+    settings: DataSettings,
+    progress: Progress = lambda doing, rows: None,
+    remote: Location | None = None,
 ) -> PreparedTask:
-    """Prepare `source` as `task` where all runs of `out` look for it; what is there already is not made again.
+    """Prepare `source` as `task` where all runs of `out` (or of `remote`, whose working folder `out` then is) look for
+    it; what is there already is not made again.
 
     Raises UserError as `prepare` does.
     """
-    folder = prepared_folder(out, task, source, settings)
+    folder = prepared_folder(as_location(remote or out), task, source, settings)
     # Suites of other names may prepare the same task: one does, the others find it.
-    with hold_file(folder.with_name(f".{folder.name}.lock")):
+    with hold_file(out / "prepared" / task.bench / f".{folder.name}.lock"):
         return prepare(replace(source, task=task), folder, settings, progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.pipeline import TaskOutcome, run_pipeline
 from l2g_ray.orchestrate.residence import hold
-from l2g_ray.orchestrate.store import StageResult, Store
+from l2g_ray.orchestrate.shared_store import open_store
+from l2g_ray.orchestrate.store import StageResult
 from l2g_ray.orchestrate.trials import Place, raise_first_error
 from l2g_ray.orchestrate.warm import run_jobs_warm, warm_up
 
@@ -32,7 +34,7 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
     settings = Settings.model_validate(spec["settings"])
     prepared = open_prepared(spec["prepared"])
     out = Path(spec["out"])
-    store = Store(out / "stages")
+    store = open_store(out / "stages", spec["remote"], settings.cluster.storage_wait_s)
     slots = spec["slots"]
     # Here, not in the driver: Ray gives a pipeline an idle process too, and it would take one that is warm.
     warm_up(slots)
@@ -40,6 +42,7 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
     scratch = Path(spec["scratch"])
     common = {
         "root": str(store.root),
+        "remote": spec["remote"],
         "prepared": spec["prepared"],
         "settings": spec["settings"],
         "threads": slots.cpus,
@@ -54,6 +57,12 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
         pending.append(board.put.remote(event))
 
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    begun = scratch / f"{spec['task']}.begun"
+    if begun.exists():
+        text = f"{spec['task']}: lost its process or machine and begins again; finished stages are there already"
+        emit({"type": "note", "task": spec["task"], "text": text})
+    with contextlib.suppress(OSError):
+        begun.touch()
     held = hold(prepared, settings.data, spec["tasks_at_once"])
     place = Place(spec["task"], store, common, slots, board, emit, scratch, held)
     try:

@@ -68,6 +68,9 @@ class Store:
 
     def find(self, stage: str, key: str) -> StageResult | None:
         """The finished result, or None."""
+        return self._read(stage, key)
+
+    def _read(self, stage: str, key: str) -> StageResult | None:
         folder = self.folder(stage, key)
         try:
             return StageResult(stage, key, folder, json.loads((folder / "result.json").read_text()))
@@ -78,9 +81,13 @@ class Store:
                 f"{folder / 'result.json'}: not readable as JSON; delete the folder and run again"
             ) from None
 
+    def work_folder(self, stage: str, key: str) -> Path:
+        """Where an unfinished result stands."""
+        return self.root / stage / f"{key}.work"
+
     def open_work(self, stage: str, key: str) -> Path:
         """The folder where an unfinished result is made; it may hold the state of an interrupted run."""
-        folder = self.root / stage / f"{key}.work"
+        folder = self.work_folder(stage, key)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -90,9 +97,19 @@ class Store:
         with hold_file(self.root / stage / f"{key}.lock"):
             yield
 
+    def find_unshared(self, stage: str, key: str) -> StageResult | None:
+        """A finished result that `find` does not show, since only this machine knows it. There is none here."""
+        return None
+
+    def save_state(self, stage: str, key: str) -> None:
+        """Called after every epoch: keep the training state where another machine finds it. Here it is there already."""
+
+    def need(self, folder: Path) -> None:
+        """Make sure that the files of a result that another machine made are in `folder` on this one."""
+
     def commit(self, stage: str, key: str, values: dict[str, Any]) -> StageResult:
         """Make the work folder final, with `values` as its `result.json`. Training states are dropped."""
-        work, folder = self.open_work(stage, key), self.folder(stage, key)
+        work, folder = self.work_folder(stage, key), self.folder(stage, key)
         (work / "result.json").write_text(json.dumps(values, indent=1))
         if folder.exists():  # another run finished it meanwhile
             shutil.rmtree(work)
@@ -100,14 +117,14 @@ class Store:
             os.replace(work, folder)
         # Only now: a run that is killed before the rename goes on from its state.
         (folder / "state.pt").unlink(missing_ok=True)
-        found = self.find(stage, key)
+        found = self._read(stage, key)
         assert found is not None
         return found
 
     def discard_work(self, stage: str, keys: list[str]) -> None:
         """Remove the work folders of trials that are not needed any more, but those that another suite works in."""
         for key in keys:
-            work = self.root / stage / f"{key}.work"
+            work = self.work_folder(stage, key)
             if work.exists():
                 with try_file(self.root / stage / f"{key}.lock", DISCARD_WAIT_S) as ours:
                     if ours:

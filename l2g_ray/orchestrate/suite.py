@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,32 +24,42 @@ from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
 from l2g_ray.orchestrate.cluster import Slots, connect, find_dashboard, measure_slots
+from l2g_ray.orchestrate.cluster_watch import ClusterWatch
 from l2g_ray.orchestrate.details import read_details
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
+from l2g_ray.orchestrate.guard import StorageWatch, persist
 from l2g_ray.orchestrate.interrupts import SuiteStopped, name_interrupt, sigterm_interrupts
 from l2g_ray.orchestrate.locks import hold_suite
 from l2g_ray.orchestrate.metrics import SuiteMetrics
+from l2g_ray.orchestrate.mirror import lease, pull_finished, push
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.plan_rows import rows_of_manifest
 from l2g_ray.orchestrate.prepared import prepare_for_runs
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.orchestrate.record import Recorder
 from l2g_ray.orchestrate.reporting import count_parameters
+from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.slot_use import SlotLog, SlotUse
 from l2g_ray.orchestrate.status import SUITE_FILE, StatusWriter
 from l2g_ray.orchestrate.store import STAGE_VERSIONS
+from l2g_ray.redaction import clean, redact
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
+from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import NAME_PATTERN, Task
 from l2g_ray.tracking_store import refuse_file_store, resolve_uri
 
 POLL_S = 0.3
+PIPELINE_RETRIES = 3  # for a lost process or machine; an error of its own is not tried again
 
 
 @dataclass(frozen=True)
 class SuiteRequest:
-    """What a person asked for. `sources` maps a task's name to where its rows come from, prepared already or not."""
+    """What a person asked for. `sources` maps a task's name to where its rows come from, prepared already or not.
+
+    `remote` is an --out in an object store; `out` is then this machine's working folder for it.
+    """
 
     name: str
     bench: str
@@ -67,11 +78,12 @@ class SuiteRequest:
     workers_per_trial: int = 1
     # Settings of single tasks, above `assignments`: the arms of an ablation.
     task_assignments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remote: Location | None = None
 
 
 @dataclass
 class SuiteResult:
-    """Where everything is. `failures` maps a task's name to why it has no row."""
+    """Where everything is. `failures` maps a task's name to why it has no row; `stored` is in an object store."""
 
     board: dict[str, Any]
     folder: Path
@@ -79,6 +91,7 @@ class SuiteResult:
     fresh: bool
     wall_s: float
     failures: dict[str, str] = field(default_factory=dict)
+    stored: Location | None = None
 
 
 def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
@@ -96,13 +109,27 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
         locate(name)
     folder = request.out / request.name
     _check_writable(folder)
-    with hold_suite(request.out, request.name, lambda text: console.print(escape(text), soft_wrap=True)):
+
+    def say(text: str) -> None:
+        console.print(escape(redact(text)), highlight=False, soft_wrap=True)
+
+    def give_way() -> None:
+        say(f"{request.name}: another driver has taken this suite over while this one was cut off; this one ends")
+        _thread.interrupt_main()
+
+    stored = request.remote / request.name if request.remote else None
+    with contextlib.ExitStack() as held:
+        held.enter_context(hold_suite(request.out, request.name, say))
+        if request.remote is not None:
+            held.enter_context(lease(request.remote, request.name, say, give_way))
+            pull_finished(request.remote / request.name, folder)
         prepared = {task.name: prepare_task(request, task, settings[task.name], console) for task in request.tasks}
         key = _suite_key(request, settings, prepared)
         finished = _finished_board(folder, key)
         if finished is not None:
             meta = json.loads((folder / SUITE_FILE).read_text())
-            return SuiteResult(finished, folder, meta["tracking_uri"], False, time.monotonic() - begun)
+            took_s = time.monotonic() - begun
+            return SuiteResult(finished, folder, meta["tracking_uri"], False, took_s, stored=stored)
         return _Run(request, settings, prepared, folder, key, console, begun).run()
 
 
@@ -124,7 +151,7 @@ def prepare_task(request: SuiteRequest, task: Task, settings: Settings, console:
     if isinstance(source, PreparedTask):
         return source
     with ReadingProgress(console, task.name) as progress:
-        return prepare_for_runs(request.out, task, source, settings.data, progress.advance)
+        return prepare_for_runs(request.out, task, source, settings.data, progress.advance, request.remote)
 
 
 def _suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]) -> str:
@@ -132,7 +159,7 @@ def _suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: d
         {
             "bench": request.bench,
             "tasks": {task.name: task.model_dump(mode="json", exclude={"overrides"}) for task in request.tasks},
-            "settings": {name: s.model_dump(mode="json") for name, s in settings.items()},
+            "settings": {name: s.model_dump(mode="json", exclude={"cluster"}) for name, s in settings.items()},
             "language_models": sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
             "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
             "versions": STAGE_VERSIONS,
@@ -178,6 +205,9 @@ class _Run:
         # Tune's own files, a folder a process. Ray pickles its state there: nobody else may write it, and nothing that
         # was there before is read.
         self.scratch = (request.out / "tune" / f"{request.name}-{uuid.uuid4().hex[:8]}").resolve()
+        self.wait_s = max((s.cluster.storage_wait_s for s in settings.values()), default=0.0)
+        self.remote_stages = str(request.remote / "stages") if request.remote else None
+        self.store = open_store(request.out.resolve() / "stages", self.remote_stages, self.wait_s)
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.rows: dict[str, dict[str, Any]] = {}
         self.details: dict[str, Any] = {}
@@ -200,7 +230,8 @@ class _Run:
         self._write_suite_file("running", recorder.uri)
         self.console.print(
             f"[bold]{request.name}[/bold]: {len(request.tasks)} task{'s' if len(request.tasks) > 1 else ''}, "
-            f"preset {request.preset}, {slots.count} trial slot{'s' if slots.count > 1 else ''}; MLflow store {recorder.uri}",
+            f"preset {request.preset}, {slots.count} trial slot{'s' if slots.count > 1 else ''}; "
+            f"MLflow store {redact(recorder.uri)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -217,17 +248,20 @@ class _Run:
         links = self._show_links(ray, recorder)
         self.status = StatusWriter(self.folder, list(self.prepared), links)
         try:
-            self._run_tasks(ray, slots, recorder)
+            with ClusterWatch(ray.get_runtime_context().gcs_address):
+                self._run_tasks(ray, slots, recorder)
             board = self._finish(recorder)
         except BaseException as error:
             self._stop(error, recorder)
             raise
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
-        return SuiteResult(board, self.folder, recorder.uri, True, time.monotonic() - self.begun, self.failures)
+        took_s = time.monotonic() - self.begun
+        stored = request.remote / request.name if request.remote else None
+        return SuiteResult(board, self.folder, redact(recorder.uri), True, took_s, self.failures, stored)
 
     def _say(self, sentence: str) -> None:
-        self.console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]{escape(redact(sentence))}[/yellow]", highlight=False, soft_wrap=True)
 
     def _make_scratch(self) -> None:
         tune = self.scratch.parent
@@ -253,8 +287,8 @@ class _Run:
         """
         by_hand = isinstance(error, KeyboardInterrupt)
         reason = name_interrupt() if by_hand else type(error).__name__
-        with contextlib.suppress(OSError):
-            self._write_suite_file("stopped", recorder.uri)
+        with contextlib.suppress(OSError, UserError):
+            self._write_suite_file("stopped", recorder.uri, wait_s=0.0)
         self.status.tell(f"stopped by {reason}")
         self.status.close("stopped")
         sent = recorder.close("KILLED")
@@ -274,17 +308,22 @@ class _Run:
         return measure_slots(nodes, 1, gpus, self.request.workers_per_trial)
 
     def _run_tasks(self, ray: Any, slots: Slots, recorder: Recorder) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         from l2g_ray.orchestrate.board import Board
         from l2g_ray.orchestrate.remote import run_task
 
-        board = ray.remote(num_cpus=0)(Board).remote()
-        remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(run_task)
+        # Beside the driver: it must not go with a machine that only lends its slots.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+        remote = ray.remote(num_cpus=0, max_retries=PIPELINE_RETRIES, max_calls=1)(run_task)
         self._make_scratch()
         order, at_once = self._order(slots)
         slot_log = SlotLog()
         common: dict[str, Any] = {
             "scratch": str(self.scratch),
             "out": str(self.request.out.resolve()),
+            "remote": self.remote_stages,
             "data_dir": str(self.request.data_dir.resolve()) if self.request.data_dir else None,
             "slots": slots,
             "tasks_at_once": min(len(order), at_once),
@@ -307,11 +346,13 @@ class _Run:
 
         metrics = SuiteMetrics(self.request.name)
         self.status.say("trains")
+        storage = StorageWatch(self.request.remote or self.request.out, self._say)
         with Progress(self.console, list(self.prepared), self.request.name) as progress:
             try:
                 start_tasks()
                 while running:
                     done, _ = ray.wait(list(running), timeout=POLL_S)
+                    storage.look()
                     for event in ray.get(board.drain.remote()):
                         progress.update(event)
                         recorder.record(event)
@@ -347,25 +388,30 @@ class _Run:
         return order_tasks(lengths), count_at_once(lengths, slots.count)
 
     def _take(self, ray: Any, reference: Any, name: str, progress: Progress, recorder: Recorder) -> None:
+        from l2g_ray.orchestrate.trials import StageFailed
+
         try:
             outcome = ray.get(reference)
         except Exception as error:
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, UserError):
-                self.failures[name] = str(cause)
+                self.failures[name] = redact(str(cause))
             else:
-                self.failures[name] = (
-                    f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause) else ''}"
-                )
+                first = str(cause).strip().splitlines()[0] if str(cause) else ""
+                kind = "" if isinstance(cause, StageFailed) else f"{type(cause).__name__}: "
+                self.failures[name] = kind + redact(first)
                 recorder.log_failure(name, str(error))
             recorder.end_task(name, "FAILED")
             progress.finish(name, f"failed: {self.failures[name]}", failed=True)
             return
         task_folder = self.folder / name
-        write_task_folder(task_folder, self.prepared[name], outcome)
+        for result in (*outcome.refits, *outcome.embedders, outcome.evaluation):
+            self.store.need(result.folder)
+        self._persist(lambda: write_task_folder(task_folder, self.prepared[name], outcome))
         self.rows[name] = assemble_row(self.prepared[name], self.settings[name], outcome, task_folder)
         self.details[name] = read_details(task_folder, self.rows[name], self.settings[name].model_dump(mode="json"))
         recorder.log_task(name, task_folder, self.rows[name], self.request.register)
+        self._push(task_folder)
         test = self.rows[name]["test"]
         low, high = test["ci95"]
         progress.finish(name, f"test {self.rows[name]['metric']} {test['mean']:.3f} [{low:.3f}, {high:.3f}]")
@@ -388,19 +434,21 @@ class _Run:
         }
         if self.use:
             recorder.log_slots(self.use.to_dict())
-        write_leaderboard(board, self.folder)
+        self._persist(lambda: write_leaderboard(board, self.folder))
         self._write_suite_file("reporting", recorder.uri)
         details = [self.details[name] for name in order if name in self.details]
-        write_report(self.folder, board, details, parameters=count_parameters(self.folder, board))
+        parameters = count_parameters(self.folder, board)
+        self._persist(lambda: write_report(self.folder, board, details, parameters=parameters))
         recorder.log_suite(self.folder)
         sent = recorder.close("FINISHED" if not self.failures else "FAILED")
+        self._push(self.folder)
         # Last of all: "finished" means that a second run has nothing to do, MLflow included.
         state = "failed" if self.failures else "finished" if sent else "unsent"
         self._write_suite_file(state, recorder.uri)
         self.status.close(state)
         return board
 
-    def _write_suite_file(self, state: str, uri: str) -> None:
+    def _write_suite_file(self, state: str, uri: str, wait_s: float | None = None) -> None:
         meta = {
             "schema": 1,
             "state": state,
@@ -421,7 +469,23 @@ class _Run:
                 for name, p in self.prepared.items()
             },
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{SUITE_FILE}.tmp"
-        temporary.write_text(json.dumps(meta, indent=1))
-        os.replace(temporary, self.folder / SUITE_FILE)
+
+        def write() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / f".{SUITE_FILE}.tmp"
+            temporary.write_text(json.dumps(clean(meta), indent=1))
+            os.replace(temporary, self.folder / SUITE_FILE)
+
+        self._persist(write, wait_s)
+        if (remote := self.request.remote) is not None:
+            target = remote / self.request.name / SUITE_FILE
+            patience_s = self.wait_s if wait_s is None else wait_s
+            persist(remote, lambda: target.upload(self.folder / SUITE_FILE), patience_s, self._say)
+
+    def _persist(self, write: Callable[[], Any], wait_s: float | None = None) -> None:
+        persist(self.request.out, write, self.wait_s if wait_s is None else wait_s, self._say)
+
+    def _push(self, folder: Path) -> None:
+        if self.request.remote is not None:
+            there = self.request.remote / folder.relative_to(self.request.out).as_posix()
+            push(folder, there, self.wait_s, self._say)

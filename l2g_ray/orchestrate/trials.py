@@ -7,7 +7,7 @@ in processes that stay warm (`warm`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.board import Emit, make_trial_event
 from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.guard import read_stall
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.orchestrate.trial_logs import fetch_last_lines, read_note
-from l2g_ray.orchestrate.warm import find_cause, run_jobs_warm
+from l2g_ray.orchestrate.warm import MAX_FAILURES, find_cause, run_jobs_warm
+from l2g_ray.redaction import redact
 
 TUNED = frozenset({"select", "search", "rival", "warmup", "align"})
 
@@ -45,6 +47,12 @@ class Place:
         """What travels to a worker."""
         return job.spec(self.common) | {"task": self.task, "label": job.label, "params": job.args}
 
+    def find_stall(self, stage: str, key: str) -> str | None:
+        """Where a job hung, in words; None if it did not."""
+        stood = read_stall(self.store.work_folder(stage, key))
+        limit_s = self.common["settings"]["cluster"]["stall_limit_s"]
+        return f"no epoch ended within {limit_s:g} s (cluster.stall_limit_s), it stood in {stood}" if stood else None
+
 
 def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process") -> list[StageResult]:
     """Results of all jobs, in order; those that the store has are not run again, the others run as parallel trials.
@@ -60,7 +68,6 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
             _emit_history(place, job)
     if missing:
         place.emit({"type": "stage", "task": place.task, "stage": stage, "state": "running", "trials": len(missing)})
-        specs = [place.spec(job) for job in missing]
 
         def tell(index: int, error: Exception, again: bool) -> None:
             _note_failure(place, missing[index], error, again)
@@ -70,13 +77,17 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
             # Here: a second of imports that a finished stage can do without.
             from l2g_ray.orchestrate.tuning import run_trials
 
-            errors = run_trials(place, stage, specs, runner)
+            errors = run_trials(place, stage, missing, runner)
         else:
-            errors = run_jobs_warm(specs, runner, place.slots, place.held, place.board, tell)
+            errors = run_jobs_warm(
+                [place.spec(job) for job in missing], runner, place.slots, place.held, place.board, tell
+            )
         done = [result for job in missing if (result := place.store.find(job.stage, job.key))]
         emit_slots(place, {r.key: (r.values["began_at"], r.values["ended_at"]) for r in done})
-        raise_first_error(errors, place.task, stage)
+        raise_first_error(errors, place.task, stage, lambda error: _blame(place, missing, error))
     found = [place.store.find(job.stage, job.key) for job in jobs]
+    if lost := [job.label for job, result in zip(jobs, found, strict=True) if result is None]:
+        raise StageFailed(f"stage {stage}: no result of {', '.join(lost)} in {place.store.root}")
     place.emit({"type": "stage", "task": place.task, "stage": stage, "state": "done", "cached": not missing})
     return [result for result in found if result is not None]
 
@@ -106,6 +117,7 @@ def emit_failure(place: Place, stage: str, note: str, reason: str, error: str, a
     `note` is the name under which the trial noted where it writes; `stage` stands in for a trial that never began.
     """
     noted = read_note(place.scratch, note)
+    reason = place.find_stall(noted.get("stage", stage), noted.get("key", note)) or reason
     where = f"node {noted['node']}, process {noted['pid']}\n" if noted else ""
     place.emit(
         {
@@ -116,18 +128,32 @@ def emit_failure(place: Place, stage: str, note: str, reason: str, error: str, a
             "key": noted.get("key", note),
             "params": noted.get("params"),
             "again": again,
-            "reason": reason[:300],
-            "text": f"{where}--- error\n{error.rstrip()}\n{fetch_last_lines(noted)}",
+            "reason": redact(reason[:300]),
+            "text": redact(f"{where}--- error\n{error.rstrip()}\n{fetch_last_lines(noted)}"),
         }
     )
 
 
-def raise_first_error(errors: Iterable[BaseException | None], task: str, stage: str) -> None:
-    """Raise the UserError behind the first error, else StageFailed; nothing where all are None."""
+def _blame(place: Place, jobs: list[Job], error: BaseException) -> str:
+    # Tune does not say which of its trials an error belongs to; the first without a result is one of them.
+    job = next((job for job in jobs if place.store.find(job.stage, job.key) is None), jobs[0])
+    cause = find_cause(error)
+    reason = place.find_stall(job.stage, job.key) or f"{type(cause).__name__}: {redact(str(cause))}"
+    return f"{job.label} failed: {reason}; tried {MAX_FAILURES + 1} times"
+
+
+def raise_first_error(
+    errors: Iterable[BaseException | None],
+    task: str,
+    stage: str,
+    blame: Callable[[BaseException], str] | None = None,
+) -> None:
+    """Raise the UserError behind the first error, else StageFailed with what `blame` says; nothing where all are None."""
     for error in errors:
         if error is None:
             continue
         cause = find_cause(error)
         if isinstance(cause, UserError):
             raise cause
-        raise StageFailed(f"{task}, stage {stage}: {type(cause).__name__}: {cause}") from error
+        what = blame(error) if blame else f"{type(cause).__name__}: {redact(str(cause))}"
+        raise StageFailed(f"{task}, stage {stage}: {what}") from error

@@ -74,8 +74,9 @@ class _EmitRows(Callback):
         emit_failure(self.place, "trial", trial.trial_id, reason, error, again)
 
 
-def run_trials(place: Place, stage: str, specs: list[dict[str, Any]], runner: str) -> list[Exception]:
+def run_trials(place: Place, stage: str, jobs: list[Job], runner: str) -> list[Exception]:
     """Run jobs as the trials of one Tune run, as many at once as there are slots; the errors of those that failed for good."""
+    specs = [place.spec(job) for job in jobs]
     with _experiment(place, stage) as (run_config, _):
         results = tune.Tuner(
             make_trainable(specs, runner, place.slots, place.held),

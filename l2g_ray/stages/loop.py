@@ -16,6 +16,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,7 +291,13 @@ def _save(path: Path | None, state: _State, model: nn.Module, optimizer: torch.o
 def _load(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
     if path is None or not path.exists():
         return _State()
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Cut short by a machine that lost its power, or no state of ours: nothing in it is run.
+        warnings.warn(f"{path}: no readable state ({type(error).__name__}), training begins anew", stacklevel=2)
+        path.unlink()
+        return _State()
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     return _State(**content["loop"])
