@@ -110,6 +110,8 @@ class Store:
     def commit(self, stage: str, key: str, values: dict[str, Any]) -> StageResult:
         """Make the work folder final, with `values` as its `result.json`. Training states are dropped."""
         work, folder = self.work_folder(stage, key), self.folder(stage, key)
+        for left in work.glob("*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
         (work / "result.json").write_text(json.dumps(values, indent=1))
         if folder.exists():  # another run finished it meanwhile
             shutil.rmtree(work)

@@ -284,8 +284,11 @@ def _save(path: Path | None, state: _State, model: nn.Module, optimizer: torch.o
         return
     content = {"loop": vars(state), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    try:
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
