@@ -29,7 +29,9 @@ COMMON = [
     click.option("--name", help="Name of the run; made of benchmark and preset by default."),
     click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default."),
     click.option(
-        "--gpus-per-trial", type=click.FloatRange(0), help="1 where the cluster has GPUs; fractions share one."
+        "--gpus-per-trial",
+        type=click.FloatRange(0),
+        help="By default 1 where the cluster has GPUs, and less once a trial of the kind has been measured.",
     ),
     click.option(
         "--workers-per-trial",

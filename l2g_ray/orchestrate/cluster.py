@@ -28,12 +28,14 @@ RAY_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Slots:
-    """How many trials run at once, and what each of a trial's workers takes."""
+    """How many trials run at once, and what each of a trial's workers takes. `packed`: a Tune trial whose kind
+    has been measured takes only its share of a GPU."""
 
     count: int
     cpus: int
     gpus: float
     workers: int = 1
+    packed: bool = False
 
 
 def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:

@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +305,9 @@ class _Run:
         gpus = self.request.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-        return measure_slots(nodes, 1, gpus, self.request.workers_per_trial)
+        slots = measure_slots(nodes, 1, gpus, self.request.workers_per_trial)
+        # Only where nobody has said what a trial takes; workers of one trial each have a GPU of their own.
+        return replace(slots, packed=self.request.gpus_per_trial is None and gpus > 0 and slots.workers == 1)
 
     def _run_tasks(self, ray: Any, slots: Slots, recorder: Recorder) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

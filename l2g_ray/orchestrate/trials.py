@@ -17,6 +17,7 @@ from l2g_ray.orchestrate.board import Emit, make_trial_event
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.guard import read_stall
 from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate.memory import memory_key
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.orchestrate.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.warm import MAX_FAILURES, find_cause, run_jobs_warm
@@ -45,7 +46,12 @@ class Place:
 
     def spec(self, job: Job) -> dict[str, Any]:
         """What travels to a worker."""
-        return job.spec(self.common) | {"task": self.task, "label": job.label, "params": job.args}
+        return job.spec(self.common) | {
+            "task": self.task,
+            "label": job.label,
+            "params": job.args,
+            "kind": memory_key(job),
+        }
 
     def find_stall(self, stage: str, key: str) -> str | None:
         """Where a job hung, in words; None if it did not."""

@@ -15,6 +15,7 @@ from l2g_ray.config import FinetuneSettings
 from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
 from l2g_ray.orchestrate.board import make_trial_event
 from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate.memory import most_at_once
 from l2g_ray.orchestrate.trials import Place, emit_failure, emit_slots, raise_first_error
 from l2g_ray.orchestrate.worker import make_search_trainable, make_trainable
 
@@ -81,7 +82,9 @@ def run_trials(place: Place, stage: str, jobs: list[Job], runner: str) -> list[E
         results = tune.Tuner(
             make_trainable(specs, runner, place.slots, place.held),
             param_space={"index": tune.grid_search(list(range(len(specs))))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=min(len(specs), place.slots.count), reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=min(len(specs), most_at_once(place.slots)), reuse_actors=True
+            ),
             run_config=run_config,
         ).fit()
     return list(results.errors)
@@ -106,7 +109,7 @@ def run_search(
                 search_alg=search,
                 scheduler=OrderedASHA(search, settings.grace_epochs, settings.epochs, settings.reduction_factor),
                 num_samples=settings.trials,
-                max_concurrent_trials=min(settings.parallel_trials, place.slots.count),
+                max_concurrent_trials=min(settings.parallel_trials, most_at_once(place.slots)),
                 reuse_actors=True,
             ),
             run_config=run_config,
@@ -146,7 +149,7 @@ def run_search(
                 "epochs": int(metrics["epoch"]) + 1,
                 "cpu_s": metrics["cpu_s_total"],
                 "wall_s": wall_s,
-                "gpu_s": wall_s * place.slots.gpus * place.slots.workers,
+                "gpu_s": wall_s * metrics.get("gpus", place.slots.gpus) * place.slots.workers,
                 "error": str(result.error) if result.error else "",
                 "history": history,
             }
