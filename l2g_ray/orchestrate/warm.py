@@ -20,6 +20,7 @@ from l2g_ray.orchestrate.trial_logs import note_logs
 MAX_FAILURES = 2
 # A process is replaced after so many jobs, whatever a library may have kept in it.
 JOBS_PER_PROCESS = 64
+WARMED = 8
 
 
 def run_jobs_warm(
@@ -33,8 +34,8 @@ def run_jobs_warm(
     """Run jobs as Ray tasks, as many at once as there are slots; the error of each, None for those that are done.
 
     A job whose process dies, or that raises, is started again, at most `MAX_FAILURES` times, and goes on from its last
-    epoch; a user's mistake is not tried again. `on_failure` hears of each failure: the job's number, the error as Ray gives it, whether
-    it is started again. With `runner` 'train' a task starts a Ray Train run and waits for it.
+    epoch; a user's mistake is not tried again. `on_failure` hears of each failure: the job's number, the error as Ray
+    gives it, whether it is started again. With `runner` 'train' a task starts a Ray Train run and waits for it.
     """
     import ray
 
@@ -85,12 +86,12 @@ def _ask(runner: str, slots: Slots) -> dict[str, Any]:
 
 
 def warm_up(slots: Slots) -> None:
-    """Have as many processes as there are slots import what jobs need, while the caller goes on."""
+    """Have a process a slot, but not a whole large cluster, import what jobs need while the caller goes on."""
     import ray
 
     if not slots.gpus:  # see `_ask`
         remote = ray.remote(**_ask("process", slots))(_import_all)
-        for _ in range(slots.count):
+        for _ in range(min(slots.count, WARMED)):
             remote.remote()
 
 
