@@ -275,7 +275,7 @@ class _Run:
         """Say where to look on, and return the addresses by name."""
         dashboard = find_dashboard(ray)
         links = {"dashboard": dashboard} if dashboard else {}
-        links["mlflow"] = recorder.link or f"l2g-ray ui {self.folder}"
+        links["mlflow"] = redact(recorder.link) if recorder.link else f"l2g-ray ui {self.folder}"
         for name, link in (links | {"status": f"l2g-ray status {self.folder}"}).items():
             self.console.print(f"{name:<10} {escape(link)}", highlight=False, soft_wrap=True)
         return links
@@ -295,7 +295,7 @@ class _Run:
         if not by_hand:
             return
         marked = "its MLflow runs are marked KILLED" if sent else "its MLflow runs will be marked when MLflow answers"
-        again = f": {self.request.command}" if self.request.command else ""
+        again = f": {redact(self.request.command)}" if self.request.command else ""
         raise SuiteStopped(
             f"interrupted ({reason}); {marked}, finished stages are kept, the same command goes on from here{again}"
         ) from None
