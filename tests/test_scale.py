@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from commands import Cli
 from mlflow import MlflowClient
+from rich.console import Console
 from runs import execute
 
 from l2g_ray.orchestrate.scale import compare
-from l2g_ray.results.scale_table import list_rows
+from l2g_ray.results.scale_table import list_rows, render_scaling
 
 
 def trained(workers: int, rows: int, epoch_s: float) -> dict[str, Any]:
@@ -34,9 +35,13 @@ def test_speedup_and_efficiency_are_against_the_first() -> None:
     assert [row["speedup"] for row in found["weak"]] == pytest.approx([1, 1.6])
     assert [row["efficiency"] for row in found["weak"]] == pytest.approx([1, 0.8]), "against two workers, not one"
     assert [row["efficiency"] for row in found["trials"]] == [1, 1]
+    console = Console(width=110, record=True, quiet=True)
+    shape = {"language_model": "m", "length_bp": 200, "gpus_per_worker": 0.0}
+    console.print(render_scaling({**found, "shape": shape, "machine": {"cores": 2}}))
+    assert "strong: one batch" in console.export_text()
     shown = list_rows(found)
     assert shown[1][1:] == ("4", "1,000", "32", "5.00 s", "200 rows/s", "2.00", "50%", "9.0 s")
-    assert shown[5][1:6] == ("2", "8 trials", "", "30.0 s in all", "16 trials/min")
+    assert shown[5][1:6] == ("2", "8 trials", "", "30.0 s", "16 trials/min")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_scaling_of_two_workers_is_measured(tiny_lm: Path, tmp_path: Path) -> No
     assert strong[1]["train_loss"] == pytest.approx(strong[0]["train_loss"], rel=1e-4)
     assert all(row["rows_per_s"] == pytest.approx(row["rows"] / row["epoch_s"]) for row in strong + weak)
     assert [(row["slots"], row["trials"]) for row in trials] == [(2, 2)]
-    assert "strong: one batch for all" in said
+    assert "strong: one batch" in said
     for suffix in ("md", "svg", "png"):
         assert (out / "scaling" / f"scaling.{suffix}").stat().st_size > 0
     assert not list((out / "tune").iterdir())

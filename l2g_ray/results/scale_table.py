@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 KINDS = {
-    "strong": ("strong: one batch for all", "workers", "rows_per_s"),
+    "strong": ("strong: one batch", "workers", "rows_per_s"),
     "weak": ("weak: a batch each", "workers", "rows_per_s"),
     "trials": ("trials side by side", "slots", "trials_per_min"),
 }
-HEADINGS = ("Measured", "Workers or slots", "Rows", "Batch", "Epoch", "Speed", "Speed-up", "Efficiency", "Start")
+HEADINGS = ("Measured", "Number", "Rows", "Batch", "Epoch", "Speed", "Speed-up", "Efficiency", "Start")
 
 
 def list_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -33,7 +33,7 @@ def list_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
                     str(one[size]),
                     f"{one['rows']:,}" if trains else f"{one['trials']} trials",
                     str(one["batch_size"]) if trains else "",
-                    f"{one['epoch_s']:.2f} s" if trains else f"{one['wall_s']:.1f} s in all",
+                    f"{one['epoch_s']:.2f} s" if trains else f"{one['wall_s']:.1f} s",
                     f"{one[speed]:.3g} {unit}",
                     f"{one['speedup']:.2f}",
                     f"{one['efficiency']:.0%}",
@@ -54,6 +54,8 @@ def render_scaling(found: Mapping[str, Any]) -> Table:
         f"{shape['gpus_per_worker']:g} GPU a worker",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
     )
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "Measured" else "right", no_wrap=True)
