@@ -140,7 +140,7 @@ def test_no_motif_without_contributions_or_room() -> None:
 
 
 def test_seqlets_fit_the_sequences() -> None:
-    assert motifs.choose_seqlet(np.array([249, 249])) == (21, 10)
+    assert motifs.choose_seqlet(np.array([100, 249])) == (21, 10)
     assert motifs.choose_seqlet(np.array([60, 60, 500])) == (15, 5)
 
 

@@ -61,7 +61,7 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
 @click.option(
     "--core-bp",
     type=click.IntRange(min=5),
-    help="TF-MoDISco's window.  [default: 21, or 15 where sequences are shorter than 200 bp]",
+    help="TF-MoDISco's window.  [default: 21, or 15 where sequences are shorter than 100 bp]",
 )
 @click.option("--flank-bp", type=click.IntRange(min=1), help="On either side of it.  [default: 10, or 5]")
 @click.option(

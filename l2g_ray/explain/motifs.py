@@ -78,11 +78,11 @@ class Discovery:
 
 
 def choose_seqlet(lengths_bp: np.ndarray) -> tuple[int, int]:
-    """Core and flank of a seqlet in bp for sequences of these lengths: 21 + 2 x 10, the library's, from 200 bp on.
+    """Core and flank of a seqlet in bp for sequences of these lengths: 21 + 2 x 10, the library's, from 100 bp on.
 
     Shorter sequences have their motifs closer together, and a window of 21 would join neighbours.
     """
-    return (21, 10) if np.median(lengths_bp) >= 200 else (15, 5)
+    return (21, 10) if np.median(lengths_bp) >= 100 else (15, 5)
 
 
 def discover_motifs(attributions: Attributions, settings: MotifSettings) -> Discovery:
