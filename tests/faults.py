@@ -12,11 +12,17 @@ from runs import Sources, read_board, without_times
 
 RUN = "user-composition-smoke"
 STAGES = ("reference", "select", "search", "rival", "warmup", "embedder_only", "align", "trial", "refit", "evaluate")
+# Two candidates, so that there is something to select.
+SETTINGS_OF_FAULTS: dict[str, Any] = {
+    "select__backbones": ["resnet", "unet"],
+    "search__rivals": [[7, 1]],
+    "finetune__trials": 2,
+}
 BROKEN = Path(__file__).with_name("broken")
 
 
 def command(sources: Sources, out: Path, **changes: Any) -> list[str]:
-    return sources.command("composition", out, **{"search__rivals": [[7, 1]], "finetune__trials": 2} | changes)
+    return sources.command("composition", out, **SETTINGS_OF_FAULTS | changes)
 
 
 def check_same(out: Path, undisturbed: Path) -> None:
