@@ -106,6 +106,8 @@ def find_model(run: Path, task: str | None = None, arm: str = "best") -> Path:
         name = ARMS["l2g"]  # a run of an earlier version, which chose nothing
     if (run / name / TASK_FILE).exists():
         return run / name
+    if (run / ARMS["l2g"] / TASK_FILE).exists():
+        raise UserError(f"{run}: this run has no {arm} model; leave --arm out, or run its suite again")
     found = {folder.parent.parent.name: folder.parent for folder in sorted(run.glob(f"*/{name}/{TASK_FILE}"))}
     if task is not None and task not in found:
         raise UserError(f"{run}: no finished task '{task}' here; there are: {', '.join(found) or 'none'}")

@@ -229,7 +229,7 @@ def test_ray_s_state_is_in_a_folder_of_this_user_alone(tmp_path: Path, mark: Pat
     (stale / "composition-select").mkdir(parents=True)
     lay_beside(stale / "composition-select", mark)
     (tmp_path / "tune" / "mine-too-01234567").mkdir()
-    request: Any = SimpleNamespace(out=tmp_path, name="mine")
+    request: Any = SimpleNamespace(out=tmp_path, name="mine", remote=None)
     console: Any = None
     run = _Run(request, {}, {}, tmp_path / "mine", "key", console, 0.0)
     run._make_scratch()
