@@ -57,7 +57,7 @@ def simulate(
     world = _World(Clock(), slots, overheads or Overheads(), {one.name: one for one in scripts})
     run = _Run(world, given_order)
     with world.stood_in():
-        run._run_tasks(world, SlotCount(slots, 1, 0.0), SimpleNamespace(record=lambda event: None))
+        run._run_tasks(world, SlotCount(slots, 1, 0.0), SimpleNamespace(record=lambda event: None, count_waiting=int))
     use = measure_use(world.intervals, slots)
     assert use is not None
     return Simulated(use, world.intervals)
@@ -70,8 +70,11 @@ class _Run(suite._Run):
         self.world, self.given_order = world, given_order
         self.settings = {name: one.settings for name, one in world.scripts.items()}
         self.prepared = {name: SimpleNamespace(folder=Path(name)) for name in world.scripts}  # type: ignore[misc]
-        self.request = SimpleNamespace(name="simulation", out=Path(), data_dir=None, verbose=False)  # type: ignore[assignment]
-        self.scratch, self.console = Path(), Console(file=io.StringIO())
+        self.request = SimpleNamespace(  # type: ignore[assignment]
+            name="simulation", out=Path(), remote=None, data_dir=None, verbose=False
+        )
+        self.scratch, self.console, self.remote_stages = Path(), Console(file=io.StringIO()), None
+        self.status = mock.MagicMock()
 
     def _make_scratch(self) -> None:
         pass
@@ -106,6 +109,10 @@ class _World:
 
         return wrap
 
+    def get_runtime_context(self) -> Any:
+        """`ray.get_runtime_context`: the one machine."""
+        return SimpleNamespace(get_node_id=lambda: "0" * 56)
+
     def wait(self, references: list[Result], timeout: float) -> tuple[list[Result], list[Result]]:
         """`ray.wait`."""
         done = wait_any(self.clock, references, timeout)
@@ -122,6 +129,8 @@ class _World:
         """Have pipelines ask here."""
         with (
             mock.patch.object(suite, "POLL_S", 1e9),  # nothing to pick up from the board meanwhile
+            mock.patch.object(suite, "SuiteMetrics", mock.MagicMock()),
+            mock.patch.object(suite, "StorageWatch", mock.MagicMock()),
             mock.patch.object(pipeline, "run_jobs", self._run_jobs),
             mock.patch.object(pipeline.Pipeline, "_finetune", lambda pipe, shape, inputs: self._finetune(pipe)),
             mock.patch.object(pipeline.Pipeline, "_beside", lambda _, call: self.clock.spawn(call).get),

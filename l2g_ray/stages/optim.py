@@ -19,8 +19,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimiser over (parameters, learning rate) groups; frozen parameters are left out.
 
-    AdamW decays matrices only; Adam's coupled L2 and SGD decay everything, as the official code does. The fused form is
-    one pass over the weights, on a CPU too.
+    AdamW decays matrices only; Adam's coupled L2 and SGD decay everything, as the official code does. Adam's fused form
+    is one pass over the weights, on a CPU too.
     """
     param_groups: list[dict[str, Any]] = []
     for parameters, lr in groups:
@@ -31,9 +31,8 @@ def make_optimizer(
             if chosen:
                 param_groups.append({"params": chosen, "lr": lr, "initial_lr": lr, "weight_decay": weight_decay})
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            param_groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True
-        )
+        # Not fused: that form fails where a weight has its first gradient later than the others, as in stage 2.
+        return torch.optim.SGD(param_groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(param_groups, lr=settings.lr, betas=settings.betas, fused=True)
 
