@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from l2g_ray.models.team import ALONE, Team
 
@@ -124,14 +128,20 @@ def drop(x: torch.Tensor, p: float) -> torch.Tensor:
     On a CPU the mask is 16 bits of numpy's SFC64 an element, seeded by torch's random state: ten times as fast as torch's
     Bernoulli draws, which take a tenth of a fine-tuning step.
     """
-    limit = round(p * 65536)
+    if has_torch_function_unary(x):  # as torch's own: `stages.parts` draws for the whole batch there
+        return handle_torch_function(drop, (x,), x, p)
     # Fake tensors, which only have shapes, and torch.compile cannot draw numbers outside of torch.
     plain = x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
-    if not plain or not 0 < limit < 65536:
+    if not plain or not 0 < round(p * 65536) < 65536:
         return nn.functional.dropout(x, p)
-    bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-x.numel() // 4)).view(np.uint16)
-    kept = torch.from_numpy(bits[: x.numel()] >= limit).view(x.shape)
-    return x * (kept.to(x.dtype) * (65536 / (65536 - limit)))
+    return x * draw_kept(x.shape, p, x.dtype)
+
+
+def draw_kept(shape: Sequence[int], p: float, dtype: torch.dtype) -> torch.Tensor:
+    """What `drop` multiplies with: 0 with probability p, else 1 / (1 - p). Takes one number of torch's random state."""
+    limit, n = round(p * 65536), math.prod(shape)
+    bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-n // 4)).view(np.uint16)
+    return torch.from_numpy(bits[:n] >= limit).view(*shape).to(dtype) * (65536 / (65536 - limit))
 
 
 class Dropout(nn.Dropout):

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from l2g_ray.data.batches import Batch, Part
+from l2g_ray.models.layers import draw_kept, drop
 from l2g_ray.models.team import Team
 
 
@@ -92,6 +93,8 @@ class _RowDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is functional.dropout:
             return self._drop(*args, **kwargs)
+        if func is drop:
+            return self._drop_fast(*args, **kwargs)
         if func is functional.scaled_dot_product_attention and kwargs.get("dropout_p") and not kwargs.get("is_causal"):
             return self._attend(*args, **kwargs)
         return func(*args, **kwargs)
@@ -99,9 +102,16 @@ class _RowDropout(TorchFunctionMode):
     def _drop(self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
         if not training or p == 0:
             return input
-        noise = input.new_empty(self._part.n_rows, *input.shape[1:]).bernoulli_(1 - p).div_(1 - p)
+        return input * self._own(input.new_empty(self._part.n_rows, *input.shape[1:]).bernoulli_(1 - p).div_(1 - p))
+
+    def _drop_fast(self, x: torch.Tensor, p: float) -> torch.Tensor:
+        if not 0 < round(p * 65536) < 65536:
+            return self._drop(x, p)
+        return x * self._own(draw_kept((self._part.n_rows, *x.shape[1:]), p, x.dtype))
+
+    def _own(self, noise: torch.Tensor) -> torch.Tensor:
         # A part without rows has one that counts for nothing.
-        return input * (noise[:1] if self._part.is_empty else noise[self._part.start : self._part.stop])
+        return noise[:1] if self._part.is_empty else noise[self._part.start : self._part.stop]
 
     def _attend(
         self,
