@@ -19,6 +19,7 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_suite_of_trials_with_two_workers(suite_of_three: Path, sources: Sources, tmp_path: Path) -> None:
     """Regression, backbone selection, DASH, warm-up, MMD, ASHA, refit: each a Ray Train run of two workers."""
     out = tmp_path / "out"
