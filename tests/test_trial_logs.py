@@ -53,7 +53,8 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, 
     store = Store(scratch / "stages")
     common = {"root": str(store.root), "scratch": str(scratch), "threads": 1, "device": "cpu", "precision": "fp32"}
     board = ray.remote(num_cpus=0)(Board).remote()
-    place = Place("planted", store, common | {"settings": {"bogus": 1}}, Slots(2, 1, 0.0), board, told.append, scratch)
+    broken = {"bogus": 1, "cluster": {"stall_limit_s": None}}
+    place = Place("planted", store, common | {"settings": broken}, Slots(2, 1, 0.0), board, told.append, scratch)
     with _experiment(place, "align") as (run_config, _):
         space = {"index": tune.grid_search([0, 1, 2])}
         tune.Tuner(tune.with_resources(trial, {"cpu": 1}), param_space=space, run_config=run_config).fit()

@@ -140,7 +140,9 @@ def test_a_process_that_is_killed_is_replaced_and_goes_on(common: dict[str, Any]
 
 def test_what_is_tried_again(common: dict[str, Any]) -> None:
     """A fault of the program or the machine is, a mistake of the user is not; other jobs go on."""
-    mistaken = resolve("smoke", None, {"align.source": "text", "align.source_path": "nowhere.txt"})
+    language_model = common["settings"]["model"]["language_model"]
+    changes = {"align.source": "text", "align.source_path": "nowhere.txt", "model.language_model": language_model}
+    mistaken = resolve("smoke", None, changes)
     specs = [
         Job("reference", "", {}, {}, {"number": 1}).spec(common | {"settings": mistaken.model_dump(mode="json")}),
         Job("embedder_only", "", {"seed": 0}, {}, {"number": 2}).spec(common),  # without a backbone
