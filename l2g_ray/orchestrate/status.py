@@ -45,7 +45,7 @@ class StatusWriter:
             "tasks": {name: {"state": "waiting"} for name in tasks},
             "last_event": None,
         }
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._changed, self._ended = threading.Event(), threading.Event()
         self._write()
         self._thread = threading.Thread(target=self._beat, name="status-writer", daemon=True)
@@ -88,11 +88,11 @@ class StatusWriter:
             self._ended.wait(1.0)
 
     def _write(self) -> None:
-        with self._lock:
-            text = json.dumps(self._facts | {"at": time.time()}, indent=1)
         temporary = self.path.with_name(f".{STATUS_FILE}.{os.getpid()}")
         # A disk that is full or away for a while must not end the suite: the next beat tries again.
-        with contextlib.suppress(OSError):
+        with self._writing, contextlib.suppress(OSError):  # the beat and `close` have one temporary file
+            with self._lock:
+                text = json.dumps(self._facts | {"at": time.time()}, indent=1)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(text)
             os.replace(temporary, self.path)
