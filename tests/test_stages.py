@@ -397,7 +397,7 @@ def test_patience_ends_training_early() -> None:
     data = toy_data()
     settings = tiny_settings(embedder_only__epochs=30, embedder_only__patience_epochs=1, embedder_only__optim__lr=1e-9)
     result = run_embedder_only(data, settings, Runtime(), 0)
-    assert len(result.history) == 2
+    assert len(result.history) == 4
 
 
 def test_skip_and_lm_only_have_their_own_gradients(tiny_lm: Path) -> None:
@@ -409,3 +409,14 @@ def test_skip_and_lm_only_have_their_own_gradients(tiny_lm: Path) -> None:
         model = build_model(data, settings, tiny_reference(), config=config, embedder_state=state, seed=0)
         assert isinstance(model, L2GModel)
         assert all(p.requires_grad == trains_predictor_one for p in model.net.predictor.parameters())
+
+
+def test_a_step_may_have_batches_with_and_without_padding() -> None:
+    """Batches of like lengths are cut from buckets: some have no padding, and their backward pass comes last."""
+    long, short = plant(40, 60), plant(24, 40, seed=1)  # 16 rows a batch: one has both
+    table = pa.concat_tables([long, short])
+    data = make_data(make_task(), table, plant(40, seed=2))
+    settings = tiny_settings(align__max_samples=63, align__batch_size=16, align__epochs=4, align__alphas=[1.0])
+    result = run_align(data, settings, Runtime(), 0)
+    assert len(result.history) == 4
+    assert all(math.isfinite(row["train_loss"]) for row in result.history)

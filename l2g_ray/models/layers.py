@@ -41,8 +41,10 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
                 self.num_batches_tracked.add_(1)
                 momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
                 unbiased = variance * count / (count - 1).clamp(min=1)
-                self.running_mean.lerp_(mean, momentum)
-                self.running_var.lerp_(unbiased, momentum)
+                # Not in place: torch's own batch norm, which a batch without padding goes through, keeps both for its
+                # backward pass, and that comes after all batches of a step.
+                self.running_mean = torch.lerp(self.running_mean, mean, momentum)
+                self.running_var = torch.lerp(self.running_var, unbiased, momentum)
         normal = (wide - mean[None, :, None]) * torch.rsqrt(variance + self.eps)[None, :, None]
         return (normal * self.weight[None, :, None] + self.bias[None, :, None]).to(x.dtype)
 
