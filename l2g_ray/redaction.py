@@ -42,7 +42,8 @@ def clean(value: Any) -> Any:
 
 def _environment_secrets() -> list[str]:
     found = set()
-    for name, value in os.environ.items():
+    for name in list(os.environ):  # other threads add and remove some meanwhile: MLflow's telemetry does
+        value = os.environ.get(name, "")
         if SECRET.search(name):
             found.add(value)
         elif "://" in value and "@" in value:

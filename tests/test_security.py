@@ -181,6 +181,17 @@ def test_texts_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_secrets(nested) == {"command": "--set a=***", "list": [{"target_tokens": 8}]}
 
 
+def test_an_environment_that_changes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's telemetry removes a variable from a thread of its own."""
+
+    class Changing(dict[str, str]):
+        def __iter__(self) -> Iterator[str]:
+            return iter([*super().__iter__(), "GONE_MEANWHILE"])
+
+    monkeypatch.setattr(os, "environ", Changing(SOME_TOKEN="hidden-away"))
+    assert redact("said hidden-away") == "said ***"
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_no_secret_in_anything_that_a_run_leaves(sources: Sources, tmp_path: Path) -> None:
