@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import sqlite3
+from collections import UserDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ def test_texts_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_environment_that_changes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's telemetry removes a variable from a thread of its own."""
 
-    class Changing(dict[str, str]):
+    class Changing(UserDict[str, str]):
         def __iter__(self) -> Iterator[str]:
             return iter([*super().__iter__(), "GONE_MEANWHILE"])
 
