@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_speedup_and_efficiency_are_against_the_first() -> None:
     assert [row["speedup"] for row in found["weak"]] == pytest.approx([1, 1.6])
     assert [row["efficiency"] for row in found["weak"]] == pytest.approx([1, 0.8]), "against two workers, not one"
     assert [row["efficiency"] for row in found["trials"]] == [1, 1]
-    console = Console(width=110, record=True, quiet=True)
+    console = Console(width=110, record=True, file=io.StringIO())
     shape = {"language_model": "m", "length_bp": 200, "gpus_per_worker": 0.0}
     console.print(render_scaling({**found, "shape": shape, "machine": {"cores": 2}}))
     assert "strong: one batch" in console.export_text()
