@@ -21,6 +21,8 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
     """
 
     team: Team = ALONE
+    running_mean: torch.Tensor | None
+    running_var: torch.Tensor | None
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
         """x (batch, channels, length), mask (batch, 1, length) float or None, to the normalised x."""
