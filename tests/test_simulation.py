@@ -70,7 +70,7 @@ def test_recorded_tasks_and_the_shape_of_paper() -> None:
         assert 0 < recorded.chain < recorded.work
         assert len(paper.stages["trials"]) == paper.settings.finetune.trials == 24
         assert all(3 <= len(epochs) <= 25 for epochs in paper.stages["trials"])
-    # The plan's order is that of the seconds, but for near ties.
+    # Figures of benchmarks/simulation/recorded.json, nothing is timed here: the plan's order is theirs, but for near ties.
     seconds = {task.name: sum(map(sum, (e for trials in task.epochs_s.values() for e in trials))) for task in tasks}
     by_plan = sorted(tasks, key=lambda task: -task.work)
     assert by_plan[0].name == max(seconds, key=lambda name: seconds[name])
