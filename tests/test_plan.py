@@ -129,7 +129,8 @@ def test_weights_and_saved_tensors_are_those_of_the_real_model(tiny_lm: Path, ma
     data = toy_data()
     config = tiny_config(data, tiny_settings())
     net = build_net(config, data, tiny_reference(), 0).train()
-    own = {t.untyped_storage().data_ptr() for t in [*net.parameters(), *net.buffers()]}
+    storages = [t.untyped_storage() for t in [*net.parameters(), *net.buffers()]]  # kept: addresses are used again
+    own = {storage.data_ptr() for storage in storages}
     held: dict[int, Any] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

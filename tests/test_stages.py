@@ -397,7 +397,7 @@ def test_patience_ends_training_early() -> None:
     data = toy_data()
     settings = tiny_settings(embedder_only__epochs=30, embedder_only__patience_epochs=1, embedder_only__optim__lr=1e-9)
     result = run_embedder_only(data, settings, Runtime(), 0)
-    assert len(result.history) == 4
+    assert len(result.history) == result.best_epoch + 2 < 30
 
 
 def test_skip_and_lm_only_have_their_own_gradients(tiny_lm: Path) -> None:

@@ -227,8 +227,10 @@ def _count(model: nn.Module, call: Callable[[int], torch.Tensor], precision: str
 
 def _measure(model: nn.Module, call: Callable[[], torch.Tensor], precision: str) -> tuple[float, float, float]:
     """Forward FLOPs, forward and backward FLOPs, saved bytes of one call."""
-    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-    held: dict[int, Any] = {}  # the storages themselves: an address may be used again once they are gone
+    # The storages themselves: an address is used again once they are gone, and a forward pass replaces buffers.
+    storages = [tensor.untyped_storage() for tensor in [*model.parameters(), *model.buffers()]]
+    own = {storage._cdata for storage in storages}
+    held: dict[int, Any] = {}
     transforms: list[float] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
