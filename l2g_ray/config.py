@@ -225,11 +225,13 @@ class ClusterSettings(_Settings):
 
     `stall_limit_s`: a trial that ends no epoch for so long (or, where a stage has none, does not end) is taken to hang;
     its process is ended and begun again from the last epoch, twice at most. None: no limit. `storage_wait_s`: how long a
-    trial waits for storage that refuses writes.
+    trial waits for storage that refuses writes. `scale_wait_s`: how long a suite with --slots waits for a cluster's
+    first machine.
     """
 
     stall_limit_s: float | None = Field(default=None, gt=0)
     storage_wait_s: float = Field(default=600.0, ge=0)
+    scale_wait_s: float = Field(default=1200.0, ge=0)
 
 
 class Settings(_Settings):

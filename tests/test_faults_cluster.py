@@ -112,3 +112,25 @@ def test_the_mlflow_server_down_in_the_middle_of_a_suite(undisturbed: Path, sour
         assert "Nothing to do" in execute(command(sources, out))
     finally:
         served.stop()
+
+
+def test_a_cluster_that_begins_without_workers(sources: Sources, tmp_path: Path) -> None:
+    """As `cluster.yaml` does: the head has no CPU, and the autoscaler starts a machine when a suite asks for one."""
+    from ray.cluster_utils import AutoscalingCluster
+
+    kind = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1}
+    cluster = AutoscalingCluster(head_resources={"CPU": 0}, worker_node_types={"worker": kind})
+    environment = {"RAY_ADDRESS": "auto"}
+    asked = sources.command("planted", tmp_path / "out")
+    cluster.start()
+    try:
+        at_once = execute([*asked, "--name", "refused"], expected=2, **environment)
+        refused = Driver([*asked, "--slots", "2", "--set", "cluster.scale_wait_s=0"], **environment).finish(expected=2)
+        said = Driver([*asked, "--slots", "2"], **environment).finish()
+    finally:
+        cluster.shutdown()
+    assert at_once == ""
+    assert "missing: 1 CPU" in refused
+    assert "waited 0 s for one (cluster.scale_wait_s)" in refused
+    assert "waits up to 1200 s for the cluster to grow" in said
+    assert "2 trial slots" in said

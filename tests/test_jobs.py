@@ -236,7 +236,7 @@ def check_suite(run: Path, said: str) -> None:
     assert tree.suite.info.status == task.info.status == "FINISHED"
     assert task.data.metrics[f"test_{row['metric']}"] == pytest.approx(row["test"]["mean"])
     stages = [trial.data.tags["l2g_ray.stage"] for trial in tree.children(task)]
-    assert sorted(stages) == ["align", "embedder_only", "refit", "select", "trial", "warmup"]
+    assert sorted(stages) == ["align", "embedder_only", "refit", "trial", "warmup"]
     assert {trial.info.status for trial in tree.children(task)} == {"FINISHED"}
     status = read_status(run)
     assert (status["state"], status["driver"]["alive"]) == ("finished", False)

@@ -41,6 +41,11 @@ COMMON = [
         help="Processes that train one model together, each with its share of every batch and its own GPU.",
     ),
     click.option(
+        "--slots",
+        type=click.IntRange(1),
+        help="Trials at once: fewer than there is room for, or, on a cluster that grows by itself, as many as it may get.",
+    ),
+    click.option(
         "--keep-duplicates", is_flag=True, help="Keep train rows that stand in test; the leaderboard says so."
     ),
     click.option("--register", is_flag=True, help="Register each task's model in MLflow."),
@@ -168,6 +173,7 @@ def make_request(
         cpus=options["cpus"],
         gpus_per_trial=options["gpus_per_trial"],
         workers_per_trial=options["workers_per_trial"],
+        slots=options["slots"],
     )
 
 

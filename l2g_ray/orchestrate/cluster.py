@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +89,42 @@ def find_dashboard(ray: Any) -> str:
     # `ray.init` returns it too, but only to whoever called it first.
     url = ray._private.worker.get_dashboard_url()
     return f"http://{url}" if url else ""
+
+
+def read_nodes(ray: Any) -> list[dict[str, float]]:
+    """The resources of each machine that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def wait_for_room(ray: Any, gpus: float, workers: int, wait_s: float, say: Callable[[str], None]) -> None:
+    """Ask the cluster's autoscaler for the first trial's machines, and wait until they are there.
+
+    More come by themselves, as trials queue. Without an autoscaler it waits for machines that someone adds.
+
+    Raises
+    ------
+    UserError : as `measure_slots`, after `wait_s` seconds without them.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    until, said = time.monotonic() + wait_s, False
+    try:
+        while True:
+            try:
+                measure_slots(read_nodes(ray), 1, gpus, workers)
+                return
+            except UserError as error:
+                if time.monotonic() >= until:
+                    raise UserError(f"{error}; waited {wait_s:g} s for one (cluster.scale_wait_s)") from None
+            if not said:
+                said = True
+                say(f"waits up to {wait_s:g} s for the cluster to grow: no machine has room for a trial yet")
+                bundle = {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
+                request_resources(bundles=[bundle] * workers)
+            time.sleep(1.0)
+    finally:
+        if said:
+            request_resources(bundles=[])
 
 
 def measure_slots(nodes: list[dict[str, float]], cpus: int = 1, gpus: float = 0.0, workers: int = 1) -> Slots:

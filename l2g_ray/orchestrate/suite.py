@@ -23,7 +23,14 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
-from l2g_ray.orchestrate.cluster import Slots, connect, find_dashboard, measure_slots
+from l2g_ray.orchestrate.cluster import (
+    Slots,
+    connect,
+    find_dashboard,
+    measure_slots,
+    read_nodes,
+    wait_for_room,
+)
 from l2g_ray.orchestrate.cluster_watch import ClusterWatch
 from l2g_ray.orchestrate.details import read_details
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
@@ -76,6 +83,7 @@ class SuiteRequest:
     cpus: int | None = None
     gpus_per_trial: float | None = None
     workers_per_trial: int = 1
+    slots: int | None = None
     # Settings of single tasks, above `assignments`: the arms of an ablation.
     task_assignments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     remote: Location | None = None
@@ -301,11 +309,17 @@ class _Run:
         ) from None
 
     def _slots(self, ray: Any) -> Slots:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = self.request.gpus_per_trial
+        request = self.request
+        if request.slots is not None:
+            wait_s = max((s.cluster.scale_wait_s for s in self.settings.values()), default=0.0)
+            wait_for_room(ray, request.gpus_per_trial or 0.0, request.workers_per_trial, wait_s, self._say)
+        nodes = read_nodes(ray)
+        gpus = request.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-        slots = measure_slots(nodes, 1, gpus, self.request.workers_per_trial)
+        slots = measure_slots(nodes, 1, gpus, request.workers_per_trial)
+        if request.slots is not None:
+            slots = replace(slots, count=request.slots)
         # Only where nobody has said what a trial takes; workers of one trial each have a GPU of their own.
         return replace(slots, packed=self.request.gpus_per_trial is None and gpus > 0 and slots.workers == 1)
 
