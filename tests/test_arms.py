@@ -37,6 +37,7 @@ from l2g_ray.stages.common import build_net
 from l2g_ray.stages.coral import coral
 from l2g_ray.stages.finetune import FinetuneTrial, finetune
 from l2g_ray.stages.loop import Runtime
+from l2g_ray.storage import Location
 
 RUNTIME = Runtime("cpu", "fp32", lambda row: None, None)
 
@@ -264,6 +265,30 @@ def test_simple_baselines_without_ray(cli: Cli, tmp_path: Path, sources: Sources
     before = stage_folders(tmp_path)
     assert cli(*arguments).code == 0
     assert stage_folders(tmp_path) == before
+
+
+def test_simple_baselines_in_an_object_store(
+    cli: Cli, bucket: str, tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [
+        "baseline",
+        "majority",
+        sources.planted,
+        "--out",
+        f"{bucket}/simple",
+        "--name",
+        "b",
+        "--preset",
+        "smoke",
+    ]
+    for machine in ("one", "two"):  # the second takes the first one's results
+        monkeypatch.setenv("L2G_RAY_WORK_DIR", str(tmp_path / machine))
+        said = cli(*arguments)
+        assert said.code == 0, said.err
+        there = Location(f"{bucket}/simple/b").files()
+        assert {"study.json", "study.csv", "planted/predictions.parquet"} <= set(there)
+    one, two = (next((tmp_path / name).glob("*/stages/baseline/*/result.json")) for name in ("one", "two"))
+    assert one.read_text() == two.read_text()
 
 
 def test_a_study_end_to_end(tmp_path: Path, sources: Sources) -> None:

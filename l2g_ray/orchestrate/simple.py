@@ -16,7 +16,9 @@ from l2g_ray.orchestrate.arms import Compared, correct
 from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import run_job
+from l2g_ray.orchestrate.mirror import push
 from l2g_ray.orchestrate.pipeline import make_baseline_job
+from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.orchestrate.suite import SuiteRequest, prepare_task, resolve_task
 from l2g_ray.results.arms_table import write_study
@@ -58,6 +60,8 @@ def run_simple(request: SuiteRequest, names: list[str], console: Console) -> dic
     }
     plain: dict[str, Any] = json.loads(json.dumps(study, default=str))
     write_study(folder, plain)
+    if request.remote is not None:
+        push(folder, request.remote / request.name, settings.cluster.storage_wait_s)
     return plain
 
 
@@ -70,9 +74,11 @@ def _run_task(
     folder: Path,
     console: Console,
 ) -> list[Compared]:
-    store = Store((request.out / "stages").resolve())
+    remote = str(request.remote / "stages") if request.remote else None
+    store = open_store((request.out / "stages").resolve(), remote, settings.cluster.storage_wait_s)
     common = {
         "root": str(store.root),
+        "remote": remote,
         "prepared": str(prepared.folder.absolute()),
         "settings": settings.model_dump(mode="json"),
         "threads": request.cpus or 1,

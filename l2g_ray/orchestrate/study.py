@@ -14,6 +14,7 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.arms import Compared, Study, compare_arms, correct, make_variant
+from l2g_ray.orchestrate.mirror import push
 from l2g_ray.orchestrate.suite import SuiteRequest, SuiteResult, prepare_task, resolve_task, run_suite
 from l2g_ray.results.arms_table import write_study
 from l2g_ray.tasks.schema import Task
@@ -78,6 +79,9 @@ def run_study(
     suite = run_suite(replace(request, tasks=tasks, sources=rows, task_assignments=own), console)
     result = StudyResult(suite, study, _compare(request, study, suite))
     write_study(suite.folder, result.to_dict(request))
+    if request.remote is not None:
+        wait_s = resolve_task(request, request.tasks[0]).cluster.storage_wait_s
+        push(suite.folder, request.remote / request.name, wait_s)
     return result
 
 
