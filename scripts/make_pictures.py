@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from l2g_ray.explain.embedding_files import find_prepared
+from l2g_ray.explain.rows import find_prepared
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 EMBEDDED, MUTATED = "splice_junction", "enhancer_grammar"
@@ -37,7 +37,7 @@ def make_pictures(run: Path, target: Path) -> list[Path]:
 
 def choose_sequence(task_folder: Path) -> tuple[str, str]:
     """The validation sequence with the highest label: something for the model to read."""
-    prepared = find_prepared(task_folder)
+    prepared = find_prepared(task_folder, "run the demo again")
     table = prepared.table("valid")
     labels = table["label"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)[:, 0]
     row = int(labels.argmax())

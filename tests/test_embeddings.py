@@ -124,4 +124,4 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
     shutil.rmtree(out / "prepared")
     said = cli("embed", run, "--task", "planted")
     assert said.code == 2
-    assert "the rows that it was trained on are not there any more" in said.err
+    assert "the rows of this run are not there any more" in said.err

@@ -98,7 +98,7 @@ def test_mistakes_are_one_sentence(cli: Cli, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "motif": ["m"]}), tmp_path / "short.parquet")
     given = ["--sequences", tmp_path / "new.fa"]
     for options, part in {
-        (): "no task.json of a finished task.*give --sequences FILE",
+        (): "no readable task.json and stages.json of a finished task.*give --sequences FILE",
         (*given, "--arm", "embedder_only"): "this run has no embedder_only model",
         (*given, "--output", "absend"): r"--output 'absend' is no output \(did you mean 'absent'\?\)",
         (*given, "--database", "jaspar:insect"): "no group 'insect'; did you mean 'insects'",

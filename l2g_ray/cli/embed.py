@@ -52,13 +52,15 @@ def embed(
     from rich.progress import Progress
 
     from l2g_ray.data.dataset import open_prepared
-    from l2g_ray.explain.embedding_files import LAYER_NAMES, find_prepared, read_rows, write_embeddings
+    from l2g_ray.explain.embedding_files import LAYER_NAMES, read_rows, write_embeddings
     from l2g_ray.explain.embeddings import load_points
+    from l2g_ray.explain.rows import find_prepared
     from l2g_ray.predict import find_model
 
     model_folder = find_model(run, task)
     task_folder = model_folder.parent
-    prepared = find_prepared(task_folder) if data is None else open_prepared(data)
+    otherwise = "name the rows' folder with --data"
+    prepared = find_prepared(task_folder, otherwise) if data is None else open_prepared(data)
     notes: list[str] = []
     points = load_points(task_folder, _read_settings(task_folder, prepared.task.name), notes.append)
     rows = read_rows(prepared, split, output, max_rows, seed)

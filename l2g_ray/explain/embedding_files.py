@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from l2g_ray.data.dataset import PreparedTask, open_prepared
+from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.embeddings import LAYERS, Point, embed, measure_silhouette, project, sample_rows
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, VERMILION, _new_figure, _styled, save
@@ -38,35 +38,6 @@ class Rows:
     values: np.ndarray | None
     label: str
     total: int
-
-
-def find_prepared(task_folder: Path) -> PreparedTask:
-    """The prepared rows of a finished task: where its run had them, or beside the run, by their fingerprint.
-
-    Raises UserError where they are not there any more.
-    """
-    try:
-        manifest = json.loads((task_folder / "task.json").read_text())
-        known = json.loads((task_folder / "stages.json").read_text()).get("deployed", {}).get("prepared")
-    except (OSError, ValueError):
-        raise UserError(
-            f"{task_folder}: no readable task.json and stages.json; give the folder of a finished task"
-        ) from None
-    fingerprints = {split: facts["fingerprint"] for split, facts in manifest["splits"].items()}
-    beside = sorted(path.parent for path in task_folder.absolute().parent.parent.glob("prepared/*/*/task.json"))
-    reason = ""
-    for folder in [known, *beside] if known else beside:
-        try:
-            prepared = open_prepared(folder)
-        except UserError as error:
-            reason = f": {error}" if folder == known else reason
-            continue
-        if all(prepared.fingerprint(split) == mark for split, mark in fingerprints.items()):
-            return prepared
-    raise UserError(
-        f"{task_folder}: the rows that it was trained on are not there any more{reason}; "
-        "run the suite's command again, or name their folder with --data"
-    )
 
 
 def read_rows(prepared: PreparedTask, split: str, output: str | None, max_rows: int, seed: int) -> Rows:

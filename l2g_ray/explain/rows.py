@@ -57,34 +57,38 @@ def open_candidates(predictor: Predictor, model_folder: Path, wanted: int) -> Ca
 
     Raises UserError where the run's data is not there any more.
     """
-    prepared = find_prepared(model_folder.absolute().parent)
+    prepared = find_prepared(model_folder.absolute().parent, "give --sequences FILE")
     splits = ["valid"] if prepared.n_rows("valid") >= 4 * wanted else ["valid", "train"]
     tables = [prepared.table(split, ["id", "sequence"]) for split in splits]
     return _encode(predictor, pa.concat_tables(tables), f"{' and '.join(splits)} of the run's data")
 
 
-def find_prepared(task_folder: Path) -> PreparedTask:
-    """The prepared rows of a finished task, beside its run, found by their fingerprints.
+def find_prepared(task_folder: Path, otherwise: str) -> PreparedTask:
+    """The prepared rows of a finished task: where its run had them, or beside the run, by their fingerprints.
 
-    Raises UserError where they are not there.
+    Raises UserError where they are not there any more; it ends with what to do `otherwise`.
     """
     try:
         splits = json.loads((task_folder / "task.json").read_text())["splits"]
-        wanted = {split: splits[split]["fingerprint"] for split in ("train", "valid")}
-    except (OSError, ValueError, KeyError, TypeError):
+        wanted = {split: facts["fingerprint"] for split, facts in splits.items()}
+        known = json.loads((task_folder / "stages.json").read_text()).get("deployed", {}).get("prepared")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{task_folder}: no task.json of a finished task, so its data is not known; give --sequences FILE"
+            f"{task_folder}: no readable task.json and stages.json of a finished task, so its data is not known; {otherwise}"
         ) from None
-    for path in sorted(task_folder.parent.parent.glob("prepared/*/*/task.json")):
+    beside = sorted(path.parent for path in task_folder.absolute().parent.parent.glob("prepared/*/*/task.json"))
+    reason = ""
+    for folder in [Path(known), *beside] if known else beside:
         try:
-            prepared = open_prepared(path.parent)
-        except UserError:
+            prepared = open_prepared(folder)
+        except UserError as error:
+            reason = f" ({error})" if known and folder == Path(known) else reason
             continue
         if all(prepared.fingerprint(split) == mark for split, mark in wanted.items()):
             return prepared
     raise UserError(
-        f"{task_folder}: the data of this run is not in {task_folder.parent.parent / 'prepared'}, or was prepared by an "
-        "older version; give --sequences FILE"
+        f"{task_folder}: the rows of this run are not there any more, or were prepared by an older version{reason}; "
+        f"run the suite's command again, or {otherwise}"
     )
 
 
