@@ -4,13 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs
 
-.PHONY: demo test test-cluster lint types clean
+# Two processes; a file's tests stay together.
+TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test test-slow test-cluster lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/l2g-ray suite --bench demo --out $(OUT)
 
 test: $(VENV)/.installed lint types
-	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest $(TWO) -m "not slow and not cluster"
+
+# Whole suites, a page's commands one by one, servers that go away: the minutes that `make test` leaves out. CI runs both.
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest $(TWO) -m "slow and not cluster"
 
 # Killed processes, lost machines, full disks: minutes each.
 test-cluster: $(VENV)/.installed

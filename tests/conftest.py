@@ -17,6 +17,8 @@ from runs import Sources, execute
 from servers import s3_bucket
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Ray's own is 15: beside another worker's tests, which are at 0, its processes would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # What tests measure is not what the user's own runs shall remember.
@@ -24,6 +26,20 @@ os.environ["L2G_RAY_CACHE_DIR"] = tempfile.mkdtemp(prefix="l2g-ray-cache-")
 atexit.register(shutil.rmtree, os.environ["L2G_RAY_CACHE_DIR"], ignore_errors=True)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+# Those that take longest, so that no worker is left with one of them at the end.
+FIRST = ("suite", "test_own_data", "test_resume", "test_arms", "test_scale", "test_stages", "test_tracking_writer")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file run in one process, since they share Ray; those of the shared suite, which takes minutes, too."""
+    groups = {}
+    for item in items:
+        group = "suite" if "suite_of_three" in getattr(item, "fixturenames", ()) else item.path.stem
+        groups[item] = FIRST.index(group) if group in FIRST else len(FIRST)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=groups.__getitem__)
 
 
 @pytest.fixture(scope="session")

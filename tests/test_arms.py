@@ -291,6 +291,7 @@ def test_simple_baselines_in_an_object_store(
     assert one.read_text() == two.read_text()
 
 
+@pytest.mark.slow
 def test_a_study_end_to_end(tmp_path: Path, sources: Sources) -> None:
     own = SETTINGS | {
         "search.enabled": False,
