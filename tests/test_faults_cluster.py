@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,13 +116,16 @@ def test_the_mlflow_server_down_in_the_middle_of_a_suite(undisturbed: Path, sour
         served.stop()
 
 
-def test_a_cluster_that_begins_without_workers(sources: Sources, tmp_path: Path) -> None:
+def test_a_cluster_that_begins_without_workers(
+    sources: Sources, tracking: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As `cluster.yaml` does: the head has no CPU, and the autoscaler starts a machine when a suite asks for one."""
     from ray.cluster_utils import AutoscalingCluster
 
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it calls `ray`
     kind = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1}
     cluster = AutoscalingCluster(head_resources={"CPU": 0}, worker_node_types={"worker": kind})
-    environment = {"RAY_ADDRESS": "auto"}
+    environment = {"RAY_ADDRESS": "auto", "MLFLOW_TRACKING_URI": tracking.url}
     asked = sources.command("planted", tmp_path / "out")
     cluster.start()
     try:
