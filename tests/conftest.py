@@ -32,6 +32,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 FIRST = ("suite", "test_own_data", "test_resume", "test_arms", "test_scale", "test_stages", "test_tracking_writer")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file run in one process, since they share Ray; those of the shared suite, which takes minutes, too."""
     groups = {}
