@@ -215,7 +215,8 @@ def run_three(out: Path, planted: Path, composition: Path, language_model: Path)
 
     from l2g_ray.data.options import SourceOptions
     from l2g_ray.data.sources import open_source
-    from l2g_ray.orchestrate.suite import SuiteRequest, run_suite
+    from l2g_ray.orchestrate.request import SuiteRequest
+    from l2g_ray.orchestrate.suite import run_suite
 
     folders = {"planted": planted, "composition": composition, "lost": planted}
     sources = {name: open_source([folder], SourceOptions()) for name, folder in folders.items()}

@@ -16,8 +16,8 @@ import pytest
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate import locks
 from l2g_ray.orchestrate.locks import hold_file, hold_suite, try_file
+from l2g_ray.orchestrate.request import check_name
 from l2g_ray.orchestrate.store import Store
-from l2g_ray.orchestrate.suite import check_name
 
 HOLD = """
 import sys, time

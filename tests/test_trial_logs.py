@@ -20,8 +20,8 @@ from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.progress import Progress
 from l2g_ray.orchestrate.record import Recorder
+from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.orchestrate.store import Store
-from l2g_ray.orchestrate.suite import SuiteRequest
 from l2g_ray.orchestrate.trial_logs import note_logs, read_last_lines
 from l2g_ray.orchestrate.trials import Place, StageFailed, run_jobs
 from l2g_ray.orchestrate.tuning import MAX_FAILURES, _experiment

@@ -146,7 +146,7 @@ def make_request(
     """
     from l2g_ray.config import parse_assignments
     from l2g_ray.orchestrate.mirror import work_folder
-    from l2g_ray.orchestrate.suite import SuiteRequest
+    from l2g_ray.orchestrate.request import SuiteRequest
     from l2g_ray.storage import Location
 
     assignments = parse_assignments(options["assignments"])

@@ -6,16 +6,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l2g_ray.config import Settings
 from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.tracking import Tracker
 from l2g_ray.tracking_store import redact
 from l2g_ray.tracking_writer import JOURNAL, TrackingWriter
-
-if TYPE_CHECKING:
-    from l2g_ray.orchestrate.suite import SuiteRequest
 
 # How long a suite that is through waits for a server that does not answer; an interrupted one has a person waiting.
 WAIT_VARIABLE = "L2G_RAY_MLFLOW_WAIT_S"

@@ -15,7 +15,8 @@ from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.arms import Compared, Study, compare_arms, correct, make_variant
 from l2g_ray.orchestrate.mirror import push
-from l2g_ray.orchestrate.suite import SuiteRequest, SuiteResult, prepare_task, resolve_task, run_suite
+from l2g_ray.orchestrate.request import SuiteRequest, SuiteResult, prepare_task, resolve_task
+from l2g_ray.orchestrate.suite import run_suite
 from l2g_ray.results.arms_table import write_study
 from l2g_ray.tasks.schema import Task
 

@@ -7,20 +7,18 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from l2g_ray.config import Settings, resolve
+from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
 from l2g_ray.orchestrate.cluster import (
@@ -33,8 +31,7 @@ from l2g_ray.orchestrate.cluster import (
 )
 from l2g_ray.orchestrate.cluster_watch import ClusterWatch
 from l2g_ray.orchestrate.details import read_details
-from l2g_ray.orchestrate.environment import describe_environment, hash_content
-from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
+from l2g_ray.orchestrate.environment import describe_environment
 from l2g_ray.orchestrate.guard import StorageWatch, persist
 from l2g_ray.orchestrate.interrupts import SuiteStopped, name_interrupt, sigterm_interrupts
 from l2g_ray.orchestrate.locks import hold_suite
@@ -42,64 +39,29 @@ from l2g_ray.orchestrate.metrics import SuiteMetrics
 from l2g_ray.orchestrate.mirror import lease, pull_finished, push
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.plan_rows import rows_of_manifest
-from l2g_ray.orchestrate.prepared import prepare_for_runs
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.orchestrate.record import Recorder
 from l2g_ray.orchestrate.reporting import count_parameters
+from l2g_ray.orchestrate.request import (
+    SuiteRequest,
+    SuiteResult,
+    check_name,
+    check_writable,
+    make_suite_key,
+    prepare_task,
+    read_finished_board,
+    resolve_task,
+)
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.slot_use import SlotLog, SlotUse
 from l2g_ray.orchestrate.status import SUITE_FILE, StatusWriter
-from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.redaction import clean, redact
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
-from l2g_ray.storage import Location
-from l2g_ray.tasks.schema import NAME_PATTERN, Task
 from l2g_ray.tracking_store import refuse_file_store, resolve_uri
 
 POLL_S = 0.3
 PIPELINE_RETRIES = 3  # for a lost process or machine; an error of its own is not tried again
-
-
-@dataclass(frozen=True)
-class SuiteRequest:
-    """What a person asked for. `sources` maps a task's name to where its rows come from, prepared already or not.
-
-    `remote` is an --out in an object store; `out` is then this machine's working folder for it.
-    """
-
-    name: str
-    bench: str
-    tasks: list[Task]
-    sources: Mapping[str, RawTask | PreparedTask]
-    preset: str
-    assignments: dict[str, Any]
-    out: Path
-    data_dir: Path | None = None
-    command: str = ""
-    experiment: str = "l2g_ray"
-    register: bool = False
-    verbose: bool = False
-    cpus: int | None = None
-    gpus_per_trial: float | None = None
-    workers_per_trial: int = 1
-    slots: int | None = None
-    # Settings of single tasks, above `assignments`: the arms of an ablation.
-    task_assignments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    remote: Location | None = None
-
-
-@dataclass
-class SuiteResult:
-    """Where everything is. `failures` maps a task's name to why it has no row; `stored` is in an object store."""
-
-    board: dict[str, Any]
-    folder: Path
-    tracking_uri: str
-    fresh: bool
-    wall_s: float
-    failures: dict[str, str] = field(default_factory=dict)
-    stored: Location | None = None
 
 
 def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
@@ -116,7 +78,7 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
     for name in dict.fromkeys(s.model.language_model for s in settings.values()):
         locate(name)
     folder = request.out / request.name
-    _check_writable(folder)
+    check_writable(folder)
 
     def say(text: str) -> None:
         console.print(escape(redact(text)), highlight=False, soft_wrap=True)
@@ -132,67 +94,13 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
             held.enter_context(lease(request.remote, request.name, say, give_way))
             pull_finished(request.remote / request.name, folder)
         prepared = {task.name: prepare_task(request, task, settings[task.name], console) for task in request.tasks}
-        key = _suite_key(request, settings, prepared)
-        finished = _finished_board(folder, key)
+        key = make_suite_key(request, settings, prepared)
+        finished = read_finished_board(folder, key)
         if finished is not None:
             meta = json.loads((folder / SUITE_FILE).read_text())
             took_s = time.monotonic() - begun
             return SuiteResult(finished, folder, meta["tracking_uri"], False, took_s, stored=stored)
         return _Run(request, settings, prepared, folder, key, console, begun).run()
-
-
-def check_name(name: str) -> None:
-    """Refuse a run's name that is no plain name of a folder, so that no run leaves its --out. Raises UserError."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise UserError(f"--name {name}: only letters, digits, '.', '_' and '-', beginning with a letter or digit")
-
-
-def resolve_task(request: SuiteRequest, task: Task) -> Settings:
-    """The settings of one task of the suite. Raises UserError as `resolve`."""
-    own = request.task_assignments.get(task.name, {})
-    return resolve(request.preset, task.overrides, {**request.assignments, **own})
-
-
-def prepare_task(request: SuiteRequest, task: Task, settings: Settings, console: Console) -> PreparedTask:
-    """The rows of one task, prepared now unless they were before. Raises UserError for rows that cannot be used."""
-    source = request.sources[task.name]
-    if isinstance(source, PreparedTask):
-        return source
-    with ReadingProgress(console, task.name) as progress:
-        return prepare_for_runs(request.out, task, source, settings.data, progress.advance, request.remote)
-
-
-def _suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]) -> str:
-    return hash_content(
-        {
-            "bench": request.bench,
-            "tasks": {task.name: task.model_dump(mode="json", exclude={"overrides"}) for task in request.tasks},
-            "settings": {name: s.model_dump(mode="json", exclude={"cluster"}) for name, s in settings.items()},
-            "language_models": sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
-            "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
-            "versions": STAGE_VERSIONS,
-        }
-    )
-
-
-def _finished_board(folder: Path, key: str) -> dict[str, Any] | None:
-    try:
-        meta = json.loads((folder / SUITE_FILE).read_text())
-        if meta["key"] != key or meta["state"] != "finished":
-            return None
-        return json.loads((folder / "leaderboard.json").read_text())
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, and make nothing: the input is not checked yet."""
-    try:
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
 
 
 class _Run:
