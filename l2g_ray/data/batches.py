@@ -274,17 +274,27 @@ def _cut(tables: Iterable[pa.Table], n_rows: int) -> Iterator[pa.Table]:
             continue
         joined = pa.concat_tables(held)
         whole = n_held - n_held % n_rows
-        for start in range(0, whole, n_rows):
-            yield joined.slice(start, n_rows)
-        held, n_held = [joined.slice(whole)], n_held - whole
+        pieces = [joined.slice(start, n_rows) for start in range(0, whole, n_rows)][::-1]
+        held, n_held = [_copy(joined.slice(whole))], n_held - whole
+        # While the pieces are used, and the next table is made, nothing here keeps the rows that are done.
+        del joined, table
+        while pieces:
+            yield pieces.pop()
     if n_held:
         yield pa.concat_tables(held)
+
+
+def _copy(table: pa.Table) -> pa.Table:
+    """The same rows without the rest of what they were sliced from."""
+    return table.take(np.arange(table.num_rows))
 
 
 def _shuffle(tables: Iterable[pa.Table], window_rows: int, seed: int, epoch: int) -> Iterator[pa.Table]:
     for window, table in enumerate(_cut(tables, window_rows)):
         order = np.random.default_rng([_SHUFFLE, seed, epoch, window]).permutation(table.num_rows)
-        yield table.take(order)
+        shuffled = [table.take(order)]
+        del table  # of a window's memory, the next one must not find two copies
+        yield shuffled.pop()
 
 
 def _bucket(tables: Iterable[pa.Table], batch_size: int, n_batches: int, seed: int, epoch: int) -> Iterator[pa.Table]:
