@@ -20,6 +20,7 @@ from l2g_ray.tasks.schema import Kind
 
 # First word of each seed, so that shuffling, augmentation and bucketing never draw from one stream.
 _SHUFFLE, _AUGMENT, _BUCKET = 0, 1, 2
+_TAKE_ROWS = 4096
 
 
 class Source(Protocol):
@@ -290,11 +291,17 @@ def _copy(table: pa.Table) -> pa.Table:
 
 
 def _shuffle(tables: Iterable[pa.Table], window_rows: int, seed: int, epoch: int) -> Iterator[pa.Table]:
-    for window, table in enumerate(_cut(tables, window_rows)):
+    window = 0
+    for table in _cut(tables, window_rows):  # `enumerate` would keep the table
         order = np.random.default_rng([_SHUFFLE, seed, epoch, window]).permutation(table.num_rows)
-        shuffled = [table.take(order)]
-        del table  # of a window's memory, the next one must not find two copies
-        yield shuffled.pop()
+        joined = table.combine_chunks()  # once, or each `take` would do it
+        del table
+        pa.default_memory_pool().release_unused()
+        # Not all at once, which would need the window's memory twice more: for the result, and for an index of each label.
+        for start in range(0, len(order), _TAKE_ROWS):
+            yield joined.take(order[start : start + _TAKE_ROWS])
+        del joined
+        window += 1
 
 
 def _bucket(tables: Iterable[pa.Table], batch_size: int, n_batches: int, seed: int, epoch: int) -> Iterator[pa.Table]:
