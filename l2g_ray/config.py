@@ -124,7 +124,7 @@ class AlignSettings(_Settings):
     batch_size: int = Field(default=64, ge=2)
     max_samples: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    distance: Literal["mmd", "coral"] = "mmd"
+    distance: Literal["mmd", "coral", "otdd"] = "mmd"
     source: Literal["auto", "tokens", "text", "sentences", "shuffled", "gaussian", "vocabulary"] = "auto"
     source_path: str | None = None
     per_class: int = Field(default=350, ge=1)
