@@ -162,7 +162,10 @@ class FinetuneSettings(_Settings):
     weight_decay: tuple[float, float] = (1e-6, 1e-1)
     dropout: tuple[float, ...] = (0.0, 0.1, 0.2)
     batch_size: tuple[int, ...] = (32, 64)
-    train_layers: tuple[Literal["all", "top_half", "norms", "none"], ...] = ("all", "top_half")
+    # lora: the weights stay, and low-rank additions to them train.
+    train_layers: tuple[Literal["all", "top_half", "norms", "lora", "none"], ...] = ("all", "top_half")
+    lora_rank: int = Field(default=8, ge=1)
+    lora_alpha: float = Field(default=16.0, gt=0)
     trial_runner: Literal["auto", "process", "train"] = "auto"
     optim: OptimSettings = OptimSettings(warmup_fraction=0.1, decay="cosine")
 

@@ -102,7 +102,7 @@ def train_align(runtime: Runtime, language_model: Path) -> TrainResult:
 def train_otdd(runtime: Runtime, language_model: Path) -> TrainResult:
     """The same with OTDD, which asks for the classes of all workers' rows; of values, so they are found by clustering."""
     data = regression()
-    settings = tiny_settings(language_model, align__epochs=3, align__task_only_epochs=0, align__distance="otdd")
+    settings = tiny_settings(language_model, align__epochs=7, align__task_only_epochs=0, align__distance="otdd")
     config = tiny_config(data, settings)
     return train_aligned(data, settings, tiny_reference(), runtime, config=config, alpha=1.0, seed=1)
 

@@ -15,6 +15,7 @@ from torch import nn
 from l2g_ray.errors import UserError
 from l2g_ray.models.layers import Dropout, drop
 from l2g_ray.models.locate import locate
+from l2g_ray.models.lora import add_lora, merge_lora
 
 
 @contextlib.contextmanager
@@ -160,6 +161,17 @@ class LanguageModel(nn.Module):
         wanted = {"all": None, "top_half": top | norms, "norms": norms, "none": set()}[which]
         for parameter in self.transformer.parameters():
             parameter.requires_grad_(wanted is None or id(parameter) in wanted)
+
+    def add_lora(self, rank: int, alpha: float, seed: int) -> None:
+        """Freeze all weights and let low-rank additions to the layers' linear maps train; outputs stay as they are."""
+        added = add_lora(self.transformer.encoder, rank, alpha, seed)
+        self.transformer.requires_grad_(False)
+        for parameter in added:
+            parameter.requires_grad_(True)
+
+    def merge_lora(self) -> None:
+        """Make the low-rank additions part of the weights, under whose names they are then stored."""
+        merge_lora(self.transformer.encoder)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens (batch, N, D) and mask (batch, N), 1 = real, to the last hidden state (batch, N, D)."""

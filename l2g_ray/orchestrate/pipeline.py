@@ -21,6 +21,8 @@ from l2g_ray.orchestrate.trials import Place, run_jobs
 
 T = TypeVar("T")
 
+LORA_SETTINGS = ("lora_rank", "lora_alpha")
+
 
 @dataclass(frozen=True)
 class TaskOutcome:
@@ -77,6 +79,11 @@ def make_baseline_job(prepared: PreparedTask, settings: Settings, name: str) -> 
             "genomic_model": fingerprint_language_model(settings.baselines.genomic_model),
         }
     return Job("baseline", name, {"name": name, "seed": settings.seed}, {}, parts)
+
+
+def used_finetune(dumped: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tuning's settings without LoRA's where no trial uses it, so that keys without it do not depend on them."""
+    return {k: v for k, v in dumped.items() if k not in LORA_SETTINGS or "lora" in dumped["train_layers"]}
 
 
 class Pipeline:
@@ -248,8 +255,9 @@ class Pipeline:
 
     def _finetune_parts(self, inputs: dict[str, StageResult]) -> dict[str, Any]:
         parts = self._parts("model", **{name: r.key for name, r in inputs.items()})
-        stage = self.dumped["finetune"]
-        return parts | {"finetune": {k: stage[k] for k in ("epochs", "lr_predictor", "optim")}}
+        stage = used_finetune(self.dumped["finetune"])
+        names = ("epochs", "lr_predictor", "optim", *LORA_SETTINGS)
+        return parts | {"finetune": {k: stage[k] for k in names if k in stage}}
 
     def _finetune(
         self, shape: dict[str, Any], inputs: dict[str, StageResult]
@@ -257,7 +265,7 @@ class Pipeline:
         stage, seed = self.settings.finetune, self.seeds[0]
         folders = {name: str(r.folder) for name, r in inputs.items()}
         base = Job("trial", "trial", {"seed": seed}, folders, self._finetune_parts(inputs))
-        key = make_key("finetune", base.parts | {"search": self.dumped["finetune"], "seed": seed})
+        key = make_key("finetune", base.parts | {"search": used_finetune(self.dumped["finetune"]), "seed": seed})
         found = self.place.store.find("finetune", key)
         cached = found is not None
         if found is None:

@@ -47,7 +47,7 @@ STAGES = (
     "refit",
     "evaluate",
 )
-_LAYERS_BY_COST = ("all", "top_half", "norms", "none")
+_LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
 # Measured on prepared benchmarks: a base in a shard (zstd), and what else a row has.
 _SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
 
@@ -360,6 +360,7 @@ class _Sizer:
             v.train_layers,
             positions=model.positions,
             layers=model.language_model_layers,
+            lora_rank=self.settings.finetune.lora_rank,
             masked=self.rows.is_padded,
             precision=self.precision,
             on_gpu=self.on_gpu,

@@ -153,6 +153,7 @@ def count_language_model(
     *,
     positions: str = "none",
     layers: int | None = None,
+    lora_rank: int = 8,
     masked: bool = False,
     precision: str = "fp32",
     on_gpu: bool = True,
@@ -162,7 +163,11 @@ def count_language_model(
     A GPU's attention kernels keep no (tokens, tokens) matrix; a CPU's do as soon as attention has dropout.
     """
     model = _build_language_model(shape, positions, layers)
-    model.set_trainable(train_layers)
+    if train_layers == "lora":
+        with torch.device("meta"):
+            model.add_lora(lora_rank, 1.0, 0)
+    else:
+        model.set_trainable(train_layers)
     for name, module in model.named_modules():
         if on_gpu and name.endswith("attention.self.dropout") and isinstance(module, nn.Dropout):
             module.p = 0.0

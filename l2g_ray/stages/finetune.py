@@ -89,6 +89,9 @@ def finetune(
 
     Embedder, language model and head have learning rates of their own: one rate for all either leaves the head at
     chance or tears the language model apart (spec/lm_value.md).
+
+    With `train_layers` 'lora' the low-rank additions are merged at the end, so that the best state is always that of a model
+    that `build_model` makes.
     """
     stage = settings.finetune
     if settings.model.combine == "embedder":
@@ -96,7 +99,10 @@ def finetune(
     model = build_model(data, settings, reference, config=config, embedder_state=embedder_state, seed=seed)
     if isinstance(model, L2GModel):
         model.language_model.set_dropout(trial.dropout)
-        model.language_model.set_trainable(trial.train_layers)
+        if trial.train_layers == "lora":
+            model.language_model.add_lora(stage.lora_rank, stage.lora_alpha, seed)
+        else:
+            model.language_model.set_trainable(trial.train_layers)
     model.to(runtime.device)
     optim = stage.optim.model_copy(update={"weight_decay": trial.weight_decay})
     steps = count_steps(data, trial.batch_size)
@@ -112,7 +118,7 @@ def finetune(
             (model.predictor.parameters(), stage.lr_predictor),
         ]
     optimizer = make_optimizer(optim, groups)
-    return train(
+    result = train(
         model,
         optimizer,
         make_schedule(optim, stage.epochs, steps),
@@ -122,3 +128,8 @@ def finetune(
         losses=make_losses(model, data.task, data.label_scale),
         validate=make_validate(model, data, runtime),
     )
+    if isinstance(model, L2GModel) and trial.train_layers == "lora" and result.best_state:
+        model.load_state_dict(result.best_state)
+        model.to("cpu").language_model.merge_lora()
+        result.best_state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    return result
