@@ -75,6 +75,19 @@ class OptimSettings(_Settings):
     clip_norm: float | None = Field(default=1.0, gt=0)
 
 
+class PretrainSettings(_Settings):
+    """Continued pre-training of the language model on the training sequences, written as words of `word_bp` letters and
+    masked. Of sequences longer than `window_bp` a window is read, at another place in each epoch."""
+
+    enabled: bool = False
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=32, ge=2)
+    word_bp: int = Field(default=6, ge=1, le=12)
+    window_bp: int = Field(default=600, ge=12)
+    mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    optim: OptimSettings = OptimSettings(lr=5e-5, betas=(0.9, 0.999), decay="linear")
+
+
 class SelectSettings(_Settings):
     """Backbone selection (spec 3)."""
 
@@ -246,6 +259,7 @@ class Settings(_Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
+    pretrain: PretrainSettings = PretrainSettings()
     select: SelectSettings = SelectSettings()
     search: SearchSettings = SearchSettings()
     align: AlignSettings = AlignSettings()

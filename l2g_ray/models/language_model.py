@@ -33,34 +33,48 @@ def quiet_loading() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def load_transformer(name: str, init: str = "pretrained", seed: int = 0) -> Any:
-    """A `transformers` encoder in evaluation mode, float32.
+def load_transformer(name: str, init: str = "pretrained", seed: int = 0, masked: bool = False) -> Any:
+    """A `transformers` encoder in evaluation mode, float32; `masked`: with its head for masked modelling around it.
 
     `init` 'random' keeps the architecture and draws new weights from `seed` (the paper's weights ablation).
     Raises UserError where the model cannot be had or is no encoder that reads `inputs_embeds`.
     """
     folder = locate(name)
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+    kind = AutoModelForMaskedLM if masked else AutoModel
     with quiet_loading():
         try:
             if init == "random":
                 config = AutoConfig.from_pretrained(folder)
                 with torch.random.fork_rng():
                     torch.manual_seed(seed)
-                    model = AutoModel.from_config(config)
+                    model = kind.from_config(config)
             else:
-                model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+                model = kind.from_pretrained(folder, dtype=torch.float32)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"language model '{name}': cannot be loaded ({reason}); give another folder or hub id"
             ) from None
-    if not (hasattr(model, "embeddings") and hasattr(getattr(model, "encoder", None), "layer")):
+    encoder = model.base_model
+    if not (hasattr(encoder, "embeddings") and hasattr(getattr(encoder, "encoder", None), "layer")):
         raise UserError(
             f"language model '{name}': a {type(model).__name__} is not supported; use an encoder of the BERT, RoBERTa or MPNet family"
         )
     return model.eval()
+
+
+def load_tokenizer(name: str, remedy: str) -> Any:
+    """The fast tokenizer of a language model. Raises UserError, which ends with `remedy`, where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(locate(name), use_fast=True, add_prefix_space=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"language model '{name}': it has no tokenizer ({str(error).splitlines()[0]}); {remedy}"
+        ) from None
 
 
 class PassThrough(nn.Module):
@@ -98,7 +112,7 @@ def attend(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-def _speed_up(transformer: Any) -> None:
+def speed_up(transformer: Any) -> None:
     """Exchange dropout and attention for the forms that are fast on a CPU; weights and their names stay."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -142,7 +156,7 @@ class LanguageModel(nn.Module):
             transformer.embeddings = PassThrough()
         else:
             embeddings.word_embeddings = None  # never read with inputs_embeds, and the largest matrix of all
-        _speed_up(transformer)
+        speed_up(transformer)
         self.transformer = transformer
 
     def set_dropout(self, p: float) -> None:

@@ -212,6 +212,20 @@ def count_head(width: int, n_outputs: int) -> Counted:
     return Counted(forward, 3 * forward, BYTES * (width + n_outputs), 0.0, 0.0, weights, weights)
 
 
+def count_vocabulary(shape: LanguageModelShape, n_tokens: int) -> Counted:
+    """What masked modelling adds to the encoder over `n_tokens` tokens a row: token embeddings, and a head of a dense layer
+    and the scores of the whole vocabulary (whose matrix is that of the embeddings)."""
+    from transformers import AutoConfig
+
+    values = json.loads(shape.config)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    width, vocabulary = config.hidden_size, config.vocab_size
+    weights = width * (vocabulary + width)
+    forward = 2.0 * n_tokens * weights
+    saved = float(BYTES * n_tokens * (2 * vocabulary + 3 * width))
+    return Counted(forward, 3 * forward, saved, 0.0, 0.0, weights, weights)
+
+
 def _count(model: nn.Module, call: Callable[[int], torch.Tensor], precision: str) -> Counted:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").train()
