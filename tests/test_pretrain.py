@@ -365,6 +365,38 @@ def test_keys_depend_on_what_is_read_and_on_nothing_else(reader: Path) -> None:
     assert make_pipeline(results[0]).results == [results[0]], "its history and cost count"
 
 
+def test_the_text_goes_through_it_unless_told_otherwise(reader: Path) -> None:
+    """The reference's key, by a store in which all is found."""
+    from l2g_ray.orchestrate import remote
+
+    def key(pretrained: StageResult | None, **changes: Any) -> str:
+        store = SimpleNamespace(find=lambda stage, key: StageResult(stage, key, Path(), {}))
+        place: Any = SimpleNamespace(store=store)
+        return remote._reference(place, tiny_settings(reader, **changes), None, None, pretrained).key
+
+    plain, trained = key(None), key(StageResult("pretrain", "a", Path(), {}))
+    assert plain != trained
+    published = {"align__reference_weights": "pretrained"}
+    assert key(StageResult("pretrain", "a", Path(), {}), **published) == key(None, **published) == plain
+    place: Any = SimpleNamespace(common={"precision": "fp32"})
+    assert remote._pretrain(place, place, tiny_settings(reader)) is None
+
+
+def test_embed_looks_at_it_as_the_model_before_finetune(reader: Path, tmp_path: Path) -> None:
+    from l2g_ray.explain.embeddings import _load_language_model
+
+    model = load(reader, layers=2)
+    with torch.no_grad():
+        model.model.base_model.embeddings.LayerNorm.bias.add_(0.5)
+    model.save(tmp_path)
+    config: Any = SimpleNamespace(language_model=str(reader), positions="none", language_model_layers=2)
+    finetuned: Any = SimpleNamespace(config=config)
+    for folder, bias in ((str(tmp_path), 0.5), (None, 0.0)):
+        found = _load_language_model(finetuned, {"model": {"language_model_init": "pretrained"}}, 0, folder, print)
+        assert found is not None
+        assert torch.equal(found[2], torch.full((16,), bias))
+
+
 def test_the_plan_has_it_where_it_is_asked_for(reader: Path) -> None:
     shape, rows = read_shape(str(reader)), Rows(160, 40, 40, 60, 60.0, 60, True, "given")
     found = {}

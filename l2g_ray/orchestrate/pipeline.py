@@ -83,7 +83,7 @@ def make_baseline_job(prepared: PreparedTask, settings: Settings, name: str) -> 
 
 
 def make_pretrain_job(prepared: PreparedTask, settings: Settings, precision: str, threads: int) -> Job:
-    """Continued pre-training on the training rows: neither labels nor validation rows are in its key."""
+    """Continued pre-training on the training rows. Of validation, its key has no more than the range of lengths."""
     data = describe_data(prepared, settings)
     model = settings.model
     parts = {

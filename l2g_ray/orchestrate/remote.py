@@ -9,7 +9,7 @@ from typing import Any
 
 from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask, open_prepared
-from l2g_ray.models.corpus import find_corpus
+from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.pipeline import TaskOutcome, make_pretrain_job, run_pipeline
@@ -66,8 +66,11 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
     held = hold(prepared, settings.data, spec["tasks_at_once"])
     place = Place(spec["task"], store, common, slots, board, emit, scratch, held)
     try:
+        align, data_dir = settings.align, spec["data_dir"]
+        # First: where there is no such text, nothing begins.
+        corpus, _ = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
         pretrained = _pretrain(place, prepared, settings)
-        reference = _reference(place, settings, spec["data_dir"], pretrained)
+        reference = _reference(place, settings, data_dir, corpus, pretrained)
         text = f"{spec['task']}: aligns to {reference.values['described']}"
         emit({"type": "note", "task": spec["task"], "text": text})
         common |= {"reference": str(reference.folder), "reference_facts": reference.values}
@@ -88,12 +91,11 @@ def _pretrain(place: Place, prepared: PreparedTask, settings: Settings) -> Stage
 
 
 def _reference(
-    place: Place, settings: Settings, data_dir: str | None, pretrained: StageResult | None = None
+    place: Place, settings: Settings, data_dir: str | None, corpus: Corpus | None, pretrained: StageResult | None
 ) -> StageResult:
     align, model = settings.align, settings.model
     if align.reference_weights == "pretrained":  # the text goes through the weights from before
         pretrained = None
-    corpus, _ = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
     parts = {
         "language_model": fingerprint_language_model(model.language_model),
         "init": settings.reference_init,
