@@ -152,7 +152,8 @@ def _run_locked(
             report(row | {"began_at": began_at, "at": time.time()})
 
         runtime = Runtime(spec["device"], spec["precision"], report_alive, work / "state.pt", team)
-        if pretrained := spec.get("pretrained"):
+        pretrained = spec.get("pretrained") if spec["stage"] in ("reference", "trial", "refit") else None
+        if pretrained:
             store.need(Path(pretrained))
         if spec["stage"] == "reference":
             values = _reference(settings, work, spec["data_dir"], pretrained)
