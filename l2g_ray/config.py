@@ -75,6 +75,19 @@ class OptimSettings(_Settings):
     clip_norm: float | None = Field(default=1.0, gt=0)
 
 
+class PretrainSettings(_Settings):
+    """Continued pre-training of the language model on the training sequences, written as words of `word_bp` letters and
+    masked. Of sequences longer than `window_bp` a window is read, at another place in each epoch."""
+
+    enabled: bool = False
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=32, ge=2)
+    word_bp: int = Field(default=6, ge=1, le=12)
+    window_bp: int = Field(default=600, ge=12)
+    mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    optim: OptimSettings = OptimSettings(lr=5e-5, betas=(0.9, 0.999), decay="linear")
+
+
 class SelectSettings(_Settings):
     """Backbone selection (spec 3)."""
 
@@ -124,7 +137,7 @@ class AlignSettings(_Settings):
     batch_size: int = Field(default=64, ge=2)
     max_samples: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    distance: Literal["mmd", "coral"] = "mmd"
+    distance: Literal["mmd", "coral", "otdd"] = "mmd"
     source: Literal["auto", "tokens", "text", "sentences", "shuffled", "gaussian", "vocabulary"] = "auto"
     source_path: str | None = None
     per_class: int = Field(default=350, ge=1)
@@ -162,7 +175,10 @@ class FinetuneSettings(_Settings):
     weight_decay: tuple[float, float] = (1e-6, 1e-1)
     dropout: tuple[float, ...] = (0.0, 0.1, 0.2)
     batch_size: tuple[int, ...] = (32, 64)
-    train_layers: tuple[Literal["all", "top_half", "norms", "none"], ...] = ("all", "top_half")
+    # lora: the weights stay, and low-rank additions to them train.
+    train_layers: tuple[Literal["all", "top_half", "norms", "lora", "none"], ...] = ("all", "top_half")
+    lora_rank: int = Field(default=8, ge=1)
+    lora_alpha: float = Field(default=16.0, gt=0)
     trial_runner: Literal["auto", "process", "train"] = "auto"
     optim: OptimSettings = OptimSettings(warmup_fraction=0.1, decay="cosine")
 
@@ -243,6 +259,7 @@ class Settings(_Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
+    pretrain: PretrainSettings = PretrainSettings()
     select: SelectSettings = SelectSettings()
     search: SearchSettings = SearchSettings()
     align: AlignSettings = AlignSettings()

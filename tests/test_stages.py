@@ -21,10 +21,12 @@ from l2g_ray.models.mixed_conv import OperationSet, SearchableConv1d, replace_co
 from l2g_ray.orchestrate.pipeline import choose_backbone
 from l2g_ray.stages.align import alpha_at, group_size, make_joint_losses, train_aligned
 from l2g_ray.stages.common import build_net, make_losses
+from l2g_ray.stages.distances import SampleDistance
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.losses import compute_task_loss
+from l2g_ray.stages.mmd import mmd
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 from l2g_ray.stages.search import make_search_optimizer, search_architecture
 from l2g_ray.stages.select import train_backbone
@@ -86,7 +88,9 @@ def test_d2_stage_two_leaves_language_model_and_head_alone(tiny_lm: Path) -> Non
     model = build_model(data, settings, tiny_reference(), config=config, embedder_state=state, seed=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     batch = next(iter(iter_batches(data.train.tables(), kind="binary", batch_size=16, seed=0, epoch=0)))
-    losses = make_joint_losses(model.net, data, tiny_reference().features, settings.align, alpha=1.0)
+    losses = make_joint_losses(
+        model.net, data, SampleDistance(mmd, tiny_reference().features), settings.align, alpha=1.0
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # every parameter of the whole model, the LM's too
     for _ in range(3):
         optimizer.zero_grad()
@@ -103,8 +107,8 @@ def test_d2_alpha_is_a_step_after_the_task_only_epochs() -> None:
     data, settings = toy_data(), tiny_settings(align__epochs=3, align__task_only_epochs=2)
     net = build_net(tiny_config(data, settings), data, tiny_reference(), 0).eval()
     batch = next(iter(iter_batches(data.train.tables(), kind="binary", batch_size=16, seed=0, epoch=0)))
-    joint = make_joint_losses(net, data, tiny_reference().features, settings.align, alpha=1.0)
-    task_only = make_joint_losses(net, data, tiny_reference().features, settings.align, alpha=0.0)
+    joint = make_joint_losses(net, data, SampleDistance(mmd, tiny_reference().features), settings.align, alpha=1.0)
+    task_only = make_joint_losses(net, data, SampleDistance(mmd, tiny_reference().features), settings.align, alpha=0.0)
     value = {e: (float(next(joint([batch], e))), float(next(task_only([batch], e)))) for e in (1, 2)}
     assert value[1][0] == value[1][1], "before the switch MMD takes no part"
     assert value[2][0] > value[2][1] + 1e-3

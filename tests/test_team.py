@@ -40,8 +40,10 @@ from l2g_ray.stages.common import (
     predict_source,
     with_dropout,
 )
+from l2g_ray.stages.distances import SampleDistance
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
+from l2g_ray.stages.mmd import mmd
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 from l2g_ray.stages.search import search_architecture
 from l2g_ray.stages.select import train_backbone
@@ -97,6 +99,14 @@ def train_align(runtime: Runtime, language_model: Path) -> TrainResult:
     return train_aligned(data, settings, tiny_reference(), runtime, config=config, alpha=1.0, seed=1)
 
 
+def train_otdd(runtime: Runtime, language_model: Path) -> TrainResult:
+    """The same with OTDD, which asks for the classes of all workers' rows; of values, so they are found by clustering."""
+    data = regression()
+    settings = tiny_settings(language_model, align__epochs=7, align__task_only_epochs=0, align__distance="otdd")
+    config = tiny_config(data, settings)
+    return train_aligned(data, settings, tiny_reference(), runtime, config=config, alpha=1.0, seed=1)
+
+
 def train_search(runtime: Runtime, language_model: Path) -> TrainResult:
     """Gumbel noise over operations."""
     settings = tiny_settings(language_model, search__epochs=7, search__batch_fraction=1.0, search__lr=1e-2)
@@ -109,7 +119,13 @@ def train_unet(runtime: Runtime, language_model: Path) -> TrainResult:
     return train_backbone(binary(), settings, tiny_reference(), runtime, backbone="unet", seed=1)
 
 
-STAGES = {"finetune": train_finetune, "align": train_align, "search": train_search, "unet": train_unet}
+STAGES = {
+    "finetune": train_finetune,
+    "align": train_align,
+    "otdd": train_otdd,
+    "search": train_search,
+    "unet": train_unet,
+}
 CASES = [(name, torch.float64) for name in STAGES] + [("finetune", torch.float32), ("align", torch.float32)]
 
 
@@ -137,8 +153,6 @@ def numbers(result: TrainResult) -> dict[str, Any]:
 
 def naive_mmd(team: Team, n_own: int = 16) -> float:
     """MMD as a worker would compute it of its own rows, meaned over workers."""
-    from l2g_ray.stages.mmd import mmd
-
     generator = torch.Generator().manual_seed(3)
     source, target = torch.randn(32, 8, generator=generator), torch.randn(32, 8, generator=generator) + 0.5
     start, stop = n_own * team.rank, n_own * (team.rank + 1)
@@ -447,7 +461,9 @@ def test_joint_loss_in_micro_batches_equals_that_of_the_group(micro_batches: int
             for module in net.modules():
                 if isinstance(module, MaskedBatchNorm1d):
                     module.eval()
-            losses = make_joint_losses(net, data, tiny_reference().features, settings.align, alpha=1.0)
+            losses = make_joint_losses(
+                net, data, SampleDistance(mmd, tiny_reference().features), settings.align, alpha=1.0
+            )
             torch.manual_seed(4)
             value = 0.0
             for loss in losses(parts, 1):

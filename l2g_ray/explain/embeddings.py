@@ -50,7 +50,7 @@ def load_points(
         )
     points = []
     deployed = _read_deployed(task_folder)
-    language_model = _load_language_model(finetuned, settings, deployed.get("seed", 0), say)
+    language_model = _load_language_model(finetuned, settings, deployed.get("seed", 0), deployed.get("pretrain"), say)
     if "seed" in deployed:
         points.append(
             Point("before training", _untrained(finetuned.net.config, language_model, deployed["seed"]), None)
@@ -82,13 +82,15 @@ def _read_deployed(task_folder: Path) -> dict[str, Any]:
 
 
 def _load_language_model(
-    finetuned: L2GModel, settings: dict[str, Any], seed: int, say: Callable[[str], None]
+    finetuned: L2GModel, settings: dict[str, Any], seed: int, pretrained: str | None, say: Callable[[str], None]
 ) -> tuple[LanguageModel, torch.Tensor, torch.Tensor] | None:
-    """The language model as it was before finetune, and its embedding LayerNorm (weight, bias)."""
+    """The language model as it was before finetune, and its embedding LayerNorm (weight, bias). `pretrained` is the
+    folder of one that was trained further on the task's sequences."""
     config = finetuned.config
+    init = settings.get("model", {}).get("language_model_init", "pretrained")
     try:
-        transformer = load_transformer(
-            config.language_model, settings.get("model", {}).get("language_model_init", "pretrained"), seed
+        transformer = (
+            load_transformer(pretrained) if pretrained else load_transformer(config.language_model, init, seed)
         )
     except UserError as error:
         say(f"the language model before finetune cannot be had, so its layer is left out there: {error}")

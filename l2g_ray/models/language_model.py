@@ -15,6 +15,7 @@ from torch import nn
 from l2g_ray.errors import UserError
 from l2g_ray.models.layers import Dropout, drop
 from l2g_ray.models.locate import locate
+from l2g_ray.models.lora import add_lora, merge_lora
 
 
 @contextlib.contextmanager
@@ -32,34 +33,48 @@ def quiet_loading() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def load_transformer(name: str, init: str = "pretrained", seed: int = 0) -> Any:
-    """A `transformers` encoder in evaluation mode, float32.
+def load_transformer(name: str, init: str = "pretrained", seed: int = 0, masked: bool = False) -> Any:
+    """A `transformers` encoder in evaluation mode, float32; `masked`: with its head for masked modelling around it.
 
     `init` 'random' keeps the architecture and draws new weights from `seed` (the paper's weights ablation).
     Raises UserError where the model cannot be had or is no encoder that reads `inputs_embeds`.
     """
     folder = locate(name)
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+    kind = AutoModelForMaskedLM if masked else AutoModel
     with quiet_loading():
         try:
             if init == "random":
                 config = AutoConfig.from_pretrained(folder)
                 with torch.random.fork_rng():
                     torch.manual_seed(seed)
-                    model = AutoModel.from_config(config)
+                    model = kind.from_config(config)
             else:
-                model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+                model = kind.from_pretrained(folder, dtype=torch.float32)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"language model '{name}': cannot be loaded ({reason}); give another folder or hub id"
             ) from None
-    if not (hasattr(model, "embeddings") and hasattr(getattr(model, "encoder", None), "layer")):
+    encoder = model.base_model
+    if not (hasattr(encoder, "embeddings") and hasattr(getattr(encoder, "encoder", None), "layer")):
         raise UserError(
             f"language model '{name}': a {type(model).__name__} is not supported; use an encoder of the BERT, RoBERTa or MPNet family"
         )
     return model.eval()
+
+
+def load_tokenizer(name: str, remedy: str) -> Any:
+    """The fast tokenizer of a language model. Raises UserError, which ends with `remedy`, where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(locate(name), use_fast=True, add_prefix_space=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"language model '{name}': it has no tokenizer ({str(error).splitlines()[0]}); {remedy}"
+        ) from None
 
 
 class PassThrough(nn.Module):
@@ -97,7 +112,7 @@ def attend(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-def _speed_up(transformer: Any) -> None:
+def speed_up(transformer: Any) -> None:
     """Exchange dropout and attention for the forms that are fast on a CPU; weights and their names stay."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -141,7 +156,7 @@ class LanguageModel(nn.Module):
             transformer.embeddings = PassThrough()
         else:
             embeddings.word_embeddings = None  # never read with inputs_embeds, and the largest matrix of all
-        _speed_up(transformer)
+        speed_up(transformer)
         self.transformer = transformer
 
     def set_dropout(self, p: float) -> None:
@@ -160,6 +175,17 @@ class LanguageModel(nn.Module):
         wanted = {"all": None, "top_half": top | norms, "norms": norms, "none": set()}[which]
         for parameter in self.transformer.parameters():
             parameter.requires_grad_(wanted is None or id(parameter) in wanted)
+
+    def add_lora(self, rank: int, alpha: float, seed: int) -> None:
+        """Freeze all weights and let low-rank additions to the layers' linear maps train; outputs stay as they are."""
+        added = add_lora(self.transformer.encoder, rank, alpha, seed)
+        self.transformer.requires_grad_(False)
+        for parameter in added:
+            parameter.requires_grad_(True)
+
+    def merge_lora(self) -> None:
+        """Make the low-rank additions part of the weights, under whose names they are then stored."""
+        merge_lora(self.transformer.encoder)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens (batch, N, D) and mask (batch, N), 1 = real, to the last hidden state (batch, N, D)."""

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from l2g_ray.errors import UserError
 from l2g_ray.models.corpus import NER_TAGS, Corpus
-from l2g_ray.models.locate import locate
+from l2g_ray.models.language_model import load_tokenizer
 
 MAX_TOKENS = 128
 
@@ -114,15 +113,7 @@ def write_reference(
     if corpus is None:
         features = sample_vocabulary(transformer, per_class * len(NER_TAGS), seed)
     else:
-        from transformers import AutoTokenizer
-
-        folder_or_id = locate(language_model)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder_or_id, use_fast=True, add_prefix_space=True)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"language model '{language_model}': it has no tokenizer ({str(error).splitlines()[0]}); set align.source=vocabulary"
-            ) from None
+        tokenizer = load_tokenizer(language_model, "set align.source=vocabulary")
         if corpus.form == "sentences":
             features = sample_sentences(transformer, tokenizer, corpus, per_class * len(NER_TAGS), seed)
         else:

@@ -47,6 +47,7 @@ from l2g_ray.stages.evaluate import Contender, evaluate
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.genomic_lm import tune_genomic_lm
 from l2g_ray.stages.loop import Report, Runtime, TrainResult
+from l2g_ray.stages.pretrain import pretrain
 from l2g_ray.stages.search import search_architecture
 from l2g_ray.stages.select import train_backbone
 
@@ -62,10 +63,12 @@ class Context:
     runtime: Runtime
     work: Path
     inputs: dict[str, Path]
+    # The language model after continued pre-training, where there was any.
+    pretrained: Path | None = None
 
     @property
     def reference(self) -> Reference:
-        """What the stage needs of the language model; all stages but `baseline` and `evaluate` have one."""
+        """What the stage needs of the language model; all stages but `pretrain`, `baseline` and `evaluate` have one."""
         assert self.language_model is not None
         return self.language_model
 
@@ -149,8 +152,11 @@ def _run_locked(
             report(row | {"began_at": began_at, "at": time.time()})
 
         runtime = Runtime(spec["device"], spec["precision"], report_alive, work / "state.pt", team)
+        pretrained = spec.get("pretrained") if spec["stage"] in ("reference", "trial", "refit") else None
+        if pretrained:
+            store.need(Path(pretrained))
         if spec["stage"] == "reference":
-            values = _reference(settings, work, spec["data_dir"])
+            values = _reference(settings, work, spec["data_dir"], pretrained)
         else:
             prepared = open_prepared(spec["prepared"])
             for folder in (*filter(None, [spec.get("reference")]), *spec["inputs"].values()):
@@ -163,6 +169,7 @@ def _run_locked(
                 runtime,
                 work,
                 {name: Path(folder) for name, folder in spec["inputs"].items()},
+                Path(pretrained) if pretrained else None,
             )
             values = STAGES[spec["stage"]](context, spec["args"])
     # A stage that trains counts its epochs itself, those before an interruption too.
@@ -206,12 +213,19 @@ def _config(context: Context, args: dict[str, Any]) -> EmbedderConfig:
     return make_embedder_config(context.settings, context.data, context.reference, args["backbone"], architecture)
 
 
-def _reference(settings: Settings, work: Path, data_dir: str | None) -> dict[str, Any]:
-    model, align = settings.model, settings.align
-    transformer = load_transformer(model.language_model, settings.reference_init, settings.seed)
+def _reference(settings: Settings, work: Path, data_dir: str | None, pretrained: str | None) -> dict[str, Any]:
+    align = settings.align
+    name, init = pretrained or settings.model.language_model, "pretrained" if pretrained else settings.reference_init
+    transformer = load_transformer(name, init, settings.seed)
     corpus, described = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
-    facts = write_reference(work, transformer, model.language_model, corpus, align.per_class, settings.seed)
+    facts = write_reference(work, transformer, name, corpus, align.per_class, settings.seed)
     return facts | {"described": described}
+
+
+def _pretrain(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    model, training = pretrain(context.data, context.settings, context.runtime, args["seed"])
+    model.save(context.work)
+    return _summary(training)
 
 
 def _select(context: Context, args: dict[str, Any]) -> dict[str, Any]:
@@ -308,6 +322,7 @@ def _finetune(context: Context, args: dict[str, Any]) -> tuple[TrainResult, Embe
         embedder_state=state,
         trial=trial,
         seed=args["seed"],
+        pretrained=context.pretrained,
     )
     return training, config, state
 
@@ -321,7 +336,13 @@ def _refit(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     if not context.runtime.team.is_first:
         return _summary(training)
     model = build_model(
-        context.data, context.settings, context.reference, config=config, embedder_state=state, seed=args["seed"]
+        context.data,
+        context.settings,
+        context.reference,
+        config=config,
+        embedder_state=state,
+        seed=args["seed"],
+        pretrained=context.pretrained,
     )
     model.load_state_dict(training.best_state)
     save_model(model, context.work)
@@ -353,6 +374,7 @@ def _evaluate(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 
 STAGES: dict[str, Callable[[Context, dict[str, Any]], dict[str, Any]]] = {
+    "pretrain": _pretrain,
     "select": _select,
     "search": _search,
     "rival": _rival,

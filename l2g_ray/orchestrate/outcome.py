@@ -65,6 +65,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
             "align": str(align.folder),
             "refit": str(refit.folder),
             "prepared": str(prepared.folder.absolute()),
+            **({"pretrain": str(outcome.pretrained.folder)} if outcome.pretrained else {}),
         },
     }
     (staging / "stages.json").write_text(json.dumps(_finite(stages), indent=1))

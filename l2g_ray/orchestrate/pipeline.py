@@ -21,6 +21,8 @@ from l2g_ray.orchestrate.trials import Place, run_jobs
 
 T = TypeVar("T")
 
+LORA_SETTINGS = ("lora_rank", "lora_alpha")
+
 
 @dataclass(frozen=True)
 class TaskOutcome:
@@ -44,6 +46,7 @@ class TaskOutcome:
     spent: list[Spent]
     aligned_to: str
     wall_s: float
+    pretrained: StageResult | None = None
 
 
 def describe_data(prepared: PreparedTask, settings: Settings) -> dict[str, Any]:
@@ -79,11 +82,40 @@ def make_baseline_job(prepared: PreparedTask, settings: Settings, name: str) -> 
     return Job("baseline", name, {"name": name, "seed": settings.seed}, {}, parts)
 
 
+def make_pretrain_job(prepared: PreparedTask, settings: Settings, precision: str, threads: int) -> Job:
+    """Continued pre-training on the training rows. Of validation, its key has no more than the range of lengths."""
+    data = describe_data(prepared, settings)
+    model = settings.model
+    parts = {
+        "data": {"train": prepared.fingerprint("train")},
+        "strand_specific": prepared.task.strand_specific,
+        **{name: data[name] for name in ("length_bp", "data_settings")},
+        "language_model": fingerprint_language_model(model.language_model),
+        "init": model.language_model_init,
+        "layers": model.language_model_layers,
+        "settings": settings.pretrain.model_dump(mode="json"),
+        "precision": precision,
+        "threads": threads,
+    }
+    return Job("pretrain", f"seed-{settings.seed}", {"seed": settings.seed}, {}, parts)
+
+
+def used_finetune(dumped: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tuning's settings without LoRA's where no trial uses it, so that keys without it do not depend on them."""
+    return {k: v for k, v in dumped.items() if k not in LORA_SETTINGS or "lora" in dumped["train_layers"]}
+
+
 class Pipeline:
     """Builds each stage's jobs from what the stage before found, with the keys that make results reusable."""
 
     def __init__(
-        self, place: Place, prepared: PreparedTask, settings: Settings, reference: StageResult, precision: str
+        self,
+        place: Place,
+        prepared: PreparedTask,
+        settings: Settings,
+        reference: StageResult,
+        precision: str,
+        pretrained: StageResult | None = None,
     ) -> None:
         self.place = place
         self.prepared = prepared
@@ -91,7 +123,8 @@ class Pipeline:
         self.settings = settings
         self.wait_s = settings.cluster.storage_wait_s
         self.seeds = [settings.seed + i for i in range(settings.seeds)]
-        self.results: list[StageResult] = []
+        self.pretrained = pretrained
+        self.results: list[StageResult] = [pretrained] if pretrained else []
         self.rivals: dict[str, float] = {}
         dumped = settings.model_dump(mode="json")
         # What every training stage depends on; each job adds its own stage's settings and inputs.
@@ -150,6 +183,7 @@ class Pipeline:
             spent=list_spent([self.reference, *self.results]),
             aligned_to=self.reference.values["described"],
             wall_s=time.monotonic() - start,
+            pretrained=self.pretrained,
         )
 
     def _run(self, name: str, jobs: list[Job], runner: str = "auto") -> list[StageResult]:
@@ -248,8 +282,11 @@ class Pipeline:
 
     def _finetune_parts(self, inputs: dict[str, StageResult]) -> dict[str, Any]:
         parts = self._parts("model", **{name: r.key for name, r in inputs.items()})
-        stage = self.dumped["finetune"]
-        return parts | {"finetune": {k: stage[k] for k in ("epochs", "lr_predictor", "optim")}}
+        stage = used_finetune(self.dumped["finetune"])
+        names = ("epochs", "lr_predictor", "optim", *LORA_SETTINGS)
+        if self.pretrained is not None:  # not always in the reference's key (`align.reference_weights`)
+            parts |= {"pretrain": self.pretrained.key}
+        return parts | {"finetune": {k: stage[k] for k in names if k in stage}}
 
     def _finetune(
         self, shape: dict[str, Any], inputs: dict[str, StageResult]
@@ -257,7 +294,7 @@ class Pipeline:
         stage, seed = self.settings.finetune, self.seeds[0]
         folders = {name: str(r.folder) for name, r in inputs.items()}
         base = Job("trial", "trial", {"seed": seed}, folders, self._finetune_parts(inputs))
-        key = make_key("finetune", base.parts | {"search": self.dumped["finetune"], "seed": seed})
+        key = make_key("finetune", base.parts | {"search": used_finetune(self.dumped["finetune"]), "seed": seed})
         found = self.place.store.find("finetune", key)
         cached = found is not None
         if found is None:
@@ -357,7 +394,12 @@ def choose_backbone(scores: dict[str, float]) -> str:
 
 
 def run_pipeline(
-    place: Place, prepared: PreparedTask, settings: Settings, reference: StageResult, precision: str
+    place: Place,
+    prepared: PreparedTask,
+    settings: Settings,
+    reference: StageResult,
+    precision: str,
+    pretrained: StageResult | None = None,
 ) -> TaskOutcome:
     """Run one task to its end. See `Pipeline`."""
-    return Pipeline(place, prepared, settings, reference, precision).run()
+    return Pipeline(place, prepared, settings, reference, precision, pretrained).run()

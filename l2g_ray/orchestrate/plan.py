@@ -26,6 +26,7 @@ from l2g_ray.orchestrate.plan_flops import (
     count_head,
     count_language_model,
     count_net,
+    count_vocabulary,
     measure_shape,
 )
 from l2g_ray.orchestrate.plan_rows import Rows
@@ -36,6 +37,7 @@ from l2g_ray.stages.search import batches_per_epoch
 from l2g_ray.tasks.schema import Task
 
 STAGES = (
+    "pretrain",
     "reference",
     "select",
     "search",
@@ -47,9 +49,11 @@ STAGES = (
     "refit",
     "evaluate",
 )
-_LAYERS_BY_COST = ("all", "top_half", "norms", "none")
+_LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
 # Measured on prepared benchmarks: a base in a shard (zstd), and what else a row has.
 _SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
+# Measured on random words of six letters with BERT's vocabulary.
+_BASES_A_TOKEN = 1.8
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,8 @@ class _Sizer:
         """All stages; a stage that does not run has no trials."""
         amounts = dict.fromkeys(STAGES, Amount()) | {"reference": self._reference(), "select": self._select()}
         s, search = self.settings, self.settings.search
+        if s.pretrain.enabled:
+            amounts["pretrain"] = self._pretrain()
         net = self._net(v.backbone, v.architecture, s.align.dropout)
         if search.enabled:
             amounts["search"] = self._search(v.backbone)
@@ -254,6 +260,17 @@ class _Sizer:
     def _reference(self) -> Amount:
         # The embedding layer looks tokens up: no product, nothing for the encoder.
         return Amount(trials=1, disk_bytes=4.0 * self.width * (9 * self.settings.align.per_class + 2))
+
+    def _pretrain(self) -> Amount:
+        stage, layers = self.settings.pretrain, self.settings.model.language_model_layers
+        tokens = max(1, round(min(self.rows.mean_bp, stage.window_bp) / _BASES_A_TOKEN))
+        tokens = min(tokens, measure_shape(self.shape)[1])
+        options = {"positions": "lm", "layers": layers, "masked": True, "precision": self.precision}
+        model = count_language_model(self.shape, tokens, **options, on_gpu=self.on_gpu)
+        model = model + count_vocabulary(self.shape, tokens)
+        amount = self._train(model, stage.optim, 1, stage.epochs, stage.batch_size)
+        seen = stage.epochs * self.rows.train * tokens
+        return replace(amount, tokens=float(seen), disk_bytes=float(model.model_bytes))
 
     def _select(self) -> Amount:
         stage = self.settings.select
@@ -360,6 +377,7 @@ class _Sizer:
             v.train_layers,
             positions=model.positions,
             layers=model.language_model_layers,
+            lora_rank=self.settings.finetune.lora_rank,
             masked=self.rows.is_padded,
             precision=self.precision,
             on_gpu=self.on_gpu,

@@ -153,6 +153,7 @@ def count_language_model(
     *,
     positions: str = "none",
     layers: int | None = None,
+    lora_rank: int = 8,
     masked: bool = False,
     precision: str = "fp32",
     on_gpu: bool = True,
@@ -162,7 +163,11 @@ def count_language_model(
     A GPU's attention kernels keep no (tokens, tokens) matrix; a CPU's do as soon as attention has dropout.
     """
     model = _build_language_model(shape, positions, layers)
-    model.set_trainable(train_layers)
+    if train_layers == "lora":
+        with torch.device("meta"):
+            model.add_lora(lora_rank, 1.0, 0)
+    else:
+        model.set_trainable(train_layers)
     for name, module in model.named_modules():
         if on_gpu and name.endswith("attention.self.dropout") and isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -205,6 +210,20 @@ def count_head(width: int, n_outputs: int) -> Counted:
     """Costs of the linear read-out from a row's mean token."""
     weights, forward = width * n_outputs + n_outputs, 2.0 * width * n_outputs
     return Counted(forward, 3 * forward, BYTES * (width + n_outputs), 0.0, 0.0, weights, weights)
+
+
+def count_vocabulary(shape: LanguageModelShape, n_tokens: int) -> Counted:
+    """What masked modelling adds to the encoder over `n_tokens` tokens a row: token embeddings, and a head of a dense layer
+    and the scores of the whole vocabulary (whose matrix is that of the embeddings)."""
+    from transformers import AutoConfig
+
+    values = json.loads(shape.config)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    width, vocabulary = config.hidden_size, config.vocab_size
+    weights = width * (vocabulary + width)
+    forward = 2.0 * n_tokens * weights
+    saved = float(BYTES * n_tokens * (2 * vocabulary + 3 * width))
+    return Counted(forward, 3 * forward, saved, 0.0, 0.0, weights, weights)
 
 
 def _count(model: nn.Module, call: Callable[[int], torch.Tensor], precision: str) -> Counted:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.config import Settings, resolve_precision
-from l2g_ray.data.dataset import open_prepared
-from l2g_ray.models.corpus import find_corpus
+from l2g_ray.data.dataset import PreparedTask, open_prepared
+from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.job import Job
-from l2g_ray.orchestrate.pipeline import TaskOutcome, run_pipeline
+from l2g_ray.orchestrate.pipeline import TaskOutcome, make_pretrain_job, run_pipeline
 from l2g_ray.orchestrate.residence import hold
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import StageResult
-from l2g_ray.orchestrate.trials import Place, raise_first_error
+from l2g_ray.orchestrate.trials import Place, raise_first_error, run_jobs
 from l2g_ray.orchestrate.warm import run_jobs_warm, warm_up
 
 
@@ -66,18 +66,36 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
     held = hold(prepared, settings.data, spec["tasks_at_once"])
     place = Place(spec["task"], store, common, slots, board, emit, scratch, held)
     try:
-        reference = _reference(place, settings, spec["data_dir"])
+        align, data_dir = settings.align, spec["data_dir"]
+        # First: where there is no such text, nothing begins.
+        corpus, _ = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
+        pretrained = _pretrain(place, prepared, settings)
+        reference = _reference(place, settings, data_dir, corpus, pretrained)
         text = f"{spec['task']}: aligns to {reference.values['described']}"
         emit({"type": "note", "task": spec["task"], "text": text})
         common |= {"reference": str(reference.folder), "reference_facts": reference.values}
-        return run_pipeline(place, prepared, settings, reference, common["precision"])
+        if pretrained is not None:
+            common["pretrained"] = str(pretrained.folder)
+        return run_pipeline(place, prepared, settings, reference, common["precision"], pretrained)
     finally:
         ray.get(pending)  # also of a task that fails: an event after its end would find its MLflow runs closed
 
 
-def _reference(place: Place, settings: Settings, data_dir: str | None) -> StageResult:
+def _pretrain(place: Place, prepared: PreparedTask, settings: Settings) -> StageResult | None:
+    """The language model trained further on the task's training rows; None where that is not asked for."""
+    if not settings.pretrain.enabled:
+        return None
+    job = make_pretrain_job(prepared, settings, place.common["precision"], place.slots.cpus)
+    # One process, also where trials have several workers.
+    return run_jobs(place, job.stage, [job])[0]
+
+
+def _reference(
+    place: Place, settings: Settings, data_dir: str | None, corpus: Corpus | None, pretrained: StageResult | None
+) -> StageResult:
     align, model = settings.align, settings.model
-    corpus, _ = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
+    if align.reference_weights == "pretrained":  # the text goes through the weights from before
+        pretrained = None
     parts = {
         "language_model": fingerprint_language_model(model.language_model),
         "init": settings.reference_init,
@@ -86,11 +104,15 @@ def _reference(place: Place, settings: Settings, data_dir: str | None) -> StageR
         "corpus": corpus.fingerprint() if corpus else "vocabulary",
         "per_class": align.per_class,
     }
+    if pretrained is not None:
+        parts["pretrain"] = pretrained.key
     job = Job("reference", model.language_model, {}, {}, parts)
     found = place.store.find(job.stage, job.key)
     if found is None:
         # The data folder is where to look, not what was found, so it stays out of the key.
         spec = place.spec(job) | {"data_dir": data_dir}
+        if pretrained is not None:
+            spec["pretrained"] = str(pretrained.folder)
         errors = run_jobs_warm([spec], "process", place.slots, {}, place.board)
         raise_first_error(errors, place.task, job.stage)
         found = place.store.find(job.stage, job.key)

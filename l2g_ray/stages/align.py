@@ -1,4 +1,7 @@
-"""Stage 2: embedder pre-training, L = alpha_e MMD(text, DNA) + beta task, task loss first (spec 5)."""
+"""Stage 2: embedder pre-training, L = alpha_e MMD(text, DNA) + beta task, task loss first (spec 5).
+
+What is said of MMD holds for the other distances of `stages.distances` as well.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,10 @@ from l2g_ray.stages.common import (
     part_loss,
     with_dropout,
 )
-from l2g_ray.stages.coral import coral
+from l2g_ray.stages.distances import Distance, make_distance
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
-from l2g_ray.stages.mmd import mmd, sample_rows
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 from l2g_ray.stages.parts import Draws, kept_buffers
-
-DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"mmd": mmd, "coral": coral}
 
 
 def alpha_at(epoch: int, alpha: float, task_only_epochs: int) -> float:
@@ -64,6 +64,7 @@ def train_aligned(
         first_joint = stage.epochs - 1
     net = build_net(with_dropout(config, stage.dropout), data, reference, seed).to(runtime.device)
     steps = count_steps(data, stage.batch_size, group)
+    distance = make_distance(data, settings, reference, seed, runtime.team, runtime.device)
     return train(
         net,
         make_optimizer(stage.optim, [(net.parameters(), stage.optim.lr)]),
@@ -78,7 +79,7 @@ def train_aligned(
         ),
         runtime,
         batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),
-        losses=make_joint_losses(net, data, reference.features.to(runtime.device), stage, alpha, runtime.team),
+        losses=make_joint_losses(net, data, distance, stage, alpha, runtime.team),
         validate=make_validate(net, data, runtime),
     )
 
@@ -86,7 +87,7 @@ def train_aligned(
 def make_joint_losses(
     net: EmbedderNet,
     data: TaskData,
-    features: torch.Tensor,
+    distance: Distance,
     stage: AlignSettings,
     alpha: float,
     team: Team = ALONE,
@@ -101,15 +102,22 @@ def make_joint_losses(
     needs all rows at once, so they are pooled without a graph first, and MMD's gradient is handed to each in its turn.
     """
 
-    def align(pooled: list[torch.Tensor], group: list[Batch]) -> torch.Tensor:
-        """This worker's share of MMD, from its own rows of each whole batch."""
+    def align(pooled: list[torch.Tensor], classes: list[torch.Tensor | None], group: list[Batch]) -> torch.Tensor:
+        """This worker's share of MMD, from its own rows of each whole batch and their classes."""
         whole = [
             team.gather_rows(_widen(rows), batch.part.start, batch.part.n_rows) if batch.part else rows
             for rows, batch in zip(pooled, group, strict=True)
         ]
+        known = [
+            team.gather_rows(own, batch.part.start, batch.part.n_rows) if batch.part else own
+            for own, batch in zip(classes, group, strict=True)
+            if own is not None
+        ]
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
-        target = torch.cat(whole)
-        return DISTANCES[stage.distance](sample_rows(features, len(target), generator), target) / team.size
+        return distance(torch.cat(whole), torch.cat(known) if known else None, generator) / team.size
+
+    def classify(batch: Batch) -> torch.Tensor | None:
+        return distance.classify(batch.labels[: batch.n_own])
 
     def task_loss(embedding: Embedding, batch: Batch, n_rows: int) -> torch.Tensor:
         return (batch.n_whole / n_rows) * part_loss(data.task, net.predict(embedding), batch, data.label_scale)
@@ -120,7 +128,7 @@ def make_joint_losses(
         if any(batch.part and batch.part.micro for batch in group):
             yield from in_turn(group, alpha_e, n_rows)
             return
-        total = torch.zeros((), device=features.device)
+        total = torch.zeros((), device=group[0].codes.device)
         pooled = []
         for batch in group:
             with draws.of(batch):
@@ -129,7 +137,7 @@ def make_joint_losses(
             pooled.append(embedding.pooled_tokens()[: batch.n_own])
         loss = stage.beta * total
         if alpha_e > 0:
-            loss = loss + alpha_e * align(pooled, group)
+            loss = loss + alpha_e * align(pooled, [classify(batch) for batch in group], group)
         yield loss
 
     def in_turn(group: list[Batch], alpha_e: float, n_rows: int) -> Iterator[torch.Tensor]:
@@ -165,12 +173,19 @@ def make_joint_losses(
                     embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
                 pooled.append(_widen(embedding.pooled_tokens()[: batch.n_own]).requires_grad_())
         firsts = [i for i, batch in enumerate(group) if batch.part is None or batch.part.micro == 0]
-        joined = [torch.cat(pooled[a:b]) for a, b in zip(firsts, [*firsts[1:], len(group)], strict=True)]
-        share = alpha_e * align(joined, [group[i] for i in firsts])
+        spans = list(zip(firsts, [*firsts[1:], len(group)], strict=True))
+        joined = [torch.cat(pooled[a:b]) for a, b in spans]
+        classes = [_join([classify(batch) for batch in group[a:b]]) for a, b in spans]
+        share = alpha_e * align(joined, classes, [group[i] for i in firsts])
         share.backward()  # type: ignore[no-untyped-call]
         return pooled, float(share.detach())
 
     return losses
+
+
+def _join(classes: list[torch.Tensor | None]) -> torch.Tensor | None:
+    known = [own for own in classes if own is not None]
+    return torch.cat(known) if known else None
 
 
 def _widen(x: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,10 @@ def make_label_scale(
 @dataclass(frozen=True)
 class Reference:
     """What the CNN stages need of the language model, so that they never load it: width D, token limit, its embedding
-    LayerNorm, and the text features (n, D) that MMD aligns to."""
+    LayerNorm, and the text features (n, D) that MMD aligns to.
+
+    `classes` (n,) int64 are the features' tags, None where the text has none.
+    """
 
     width: int
     max_tokens: int
@@ -64,11 +67,14 @@ class Reference:
     norm_weight: torch.Tensor
     norm_bias: torch.Tensor
     features: torch.Tensor
+    classes: torch.Tensor | None = None
 
 
 def read_reference(folder: Path, facts: dict[str, Any]) -> Reference:
     """The reference that `models.reference.write_reference` wrote."""
     tensors = load_file(str(folder / "reference.safetensors"))
+    # The features stand class by class.
+    counts = torch.tensor(list(facts.get("classes", {}).values()), dtype=torch.int64)
     return Reference(
         width=int(facts["width"]),
         max_tokens=int(facts["max_tokens"]),
@@ -76,6 +82,7 @@ def read_reference(folder: Path, facts: dict[str, Any]) -> Reference:
         norm_weight=tensors["norm_weight"],
         norm_bias=tensors["norm_bias"],
         features=tensors["features"],
+        classes=torch.arange(len(counts)).repeat_interleave(counts) if len(counts) > 1 else None,
     )
 
 

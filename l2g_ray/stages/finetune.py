@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,16 +51,21 @@ def build_model(
     config: EmbedderConfig,
     embedder_state: dict[str, torch.Tensor],
     seed: int,
+    pretrained: Path | None = None,
 ) -> L2GModel | EmbedderNet:
     """The whole model: a trained embedder joined to the language model, with a fresh head.
 
+    `pretrained` is the folder of a language model that stands in for the one in the settings (`stages.pretrain`).
     With `model.combine` 'embedder' it is the embedder with its own predictor: the same search without the language model.
     """
     net = build_net(config, data, reference, seed)
     net.load_state_dict(embedder_state)
     if settings.model.combine == "embedder":
         return net
-    transformer = load_transformer(settings.model.language_model, settings.model.language_model_init, seed)
+    if pretrained is not None:
+        transformer = load_transformer(str(pretrained))
+    else:
+        transformer = load_transformer(settings.model.language_model, settings.model.language_model_init, seed)
     language_model = LanguageModel(transformer, settings.model.positions, settings.model.language_model_layers)
     return L2GModel(
         L2GConfig(
@@ -84,19 +90,28 @@ def finetune(
     embedder_state: dict[str, torch.Tensor],
     trial: FinetuneTrial,
     seed: int,
+    pretrained: Path | None = None,
 ) -> TrainResult:
-    """Fine-tune with one set of hyper-parameters; returns the best epoch on validation.
+    """Fine-tune with one set of hyper-parameters; returns the best epoch on validation. `pretrained`: see `build_model`.
 
     Embedder, language model and head have learning rates of their own: one rate for all either leaves the head at
     chance or tears the language model apart (spec/lm_value.md).
+
+    With `train_layers` 'lora' the low-rank additions are merged at the end, so that the best state is always that of a model
+    that `build_model` makes.
     """
     stage = settings.finetune
     if settings.model.combine == "embedder":
         config = with_dropout(config, trial.dropout)
-    model = build_model(data, settings, reference, config=config, embedder_state=embedder_state, seed=seed)
+    model = build_model(
+        data, settings, reference, config=config, embedder_state=embedder_state, seed=seed, pretrained=pretrained
+    )
     if isinstance(model, L2GModel):
         model.language_model.set_dropout(trial.dropout)
-        model.language_model.set_trainable(trial.train_layers)
+        if trial.train_layers == "lora":
+            model.language_model.add_lora(stage.lora_rank, stage.lora_alpha, seed)
+        else:
+            model.language_model.set_trainable(trial.train_layers)
     model.to(runtime.device)
     optim = stage.optim.model_copy(update={"weight_decay": trial.weight_decay})
     steps = count_steps(data, trial.batch_size)
@@ -112,7 +127,7 @@ def finetune(
             (model.predictor.parameters(), stage.lr_predictor),
         ]
     optimizer = make_optimizer(optim, groups)
-    return train(
+    result = train(
         model,
         optimizer,
         make_schedule(optim, stage.epochs, steps),
@@ -122,3 +137,8 @@ def finetune(
         losses=make_losses(model, data.task, data.label_scale),
         validate=make_validate(model, data, runtime),
     )
+    if isinstance(model, L2GModel) and trial.train_layers == "lora" and result.best_state:
+        model.load_state_dict(result.best_state)
+        model.to("cpu").language_model.merge_lora()
+        result.best_state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    return result
