@@ -6,6 +6,7 @@ memory or through Ray Data gives the same batches, bit for bit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -291,8 +292,11 @@ def _copy(table: pa.Table) -> pa.Table:
 
 
 def _shuffle(tables: Iterable[pa.Table], window_rows: int, seed: int, epoch: int) -> Iterator[pa.Table]:
-    window = 0
-    for table in _cut(tables, window_rows):  # `enumerate` would keep the table
+    windows = _cut(tables, window_rows)
+    for window in itertools.count():
+        table = next(windows, None)  # `enumerate` would keep it
+        if table is None:
+            return
         order = np.random.default_rng([_SHUFFLE, seed, epoch, window]).permutation(table.num_rows)
         joined = table.combine_chunks()  # once, or each `take` would do it
         del table
@@ -301,7 +305,6 @@ def _shuffle(tables: Iterable[pa.Table], window_rows: int, seed: int, epoch: int
         for start in range(0, len(order), _TAKE_ROWS):
             yield joined.take(order[start : start + _TAKE_ROWS])
         del joined
-        window += 1
 
 
 def _bucket(tables: Iterable[pa.Table], batch_size: int, n_batches: int, seed: int, epoch: int) -> Iterator[pa.Table]:
