@@ -181,7 +181,8 @@ def test_the_page_word_for_word(cluster: tuple[Shell, int], shared: Path, quick:
     job = shell.start(line, one_task)
     scraped = wait_until(lambda: scrape(metrics_port, f'suite="{run.name}"'))
     said = shell.finish(job)
-    assert "_ray_pkg_" in json.loads((run / TASK / "task.json").read_text())["source"]["train"]["file"]
+    source = json.loads((run / TASK / "task.json").read_text())["source"]
+    assert all("_ray_pkg_" in facts["file"] for facts in source.values())
     assert {path.name for path in (shared / "runs" / "prepared" / "demo").iterdir()} == prepared
     check_suite(run, said)
     assert stage_folders(shared / "runs").items() >= kept.items()
