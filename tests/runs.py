@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,18 @@ class Driver:
 
     def wait_for_worker(self, stage: str, out: Path, stages: str = "stages") -> int:
         """Until a process computes a job of this stage: the one that holds the lock of its key."""
+        return self.wait_for_any([stage], out, stages)[1]
+
+    def wait_for_any(self, names: Iterable[str], out: Path, stages: str = "stages") -> tuple[str, int]:
+        """Until a process computes a job of one of these stages: the stage, and the process."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
-            for lock in out.glob(f"{stages}/{stage}/*.lock"):
-                if lock.with_suffix(".work").exists() and (found := find_holder(lock)):
-                    return found
-            assert self.process.poll() is None, f"ended before {stage}: {self.read()}"
-            assert time.monotonic() < deadline, f"no {stage} within {DEADLINE_S} s"
+            for name in names:
+                for lock in out.glob(f"{stages}/{name}/*.lock"):
+                    if lock.with_suffix(".work").exists() and (found := find_holder(lock)):
+                        return name, found
+            assert self.process.poll() is None, f"ended before {names}: {self.read()}"
+            assert time.monotonic() < deadline, f"no {names} within {DEADLINE_S} s"
             time.sleep(0.005)
 
     def find(self, name: str) -> list[int]:
