@@ -29,7 +29,10 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 # Those that take longest, so that no worker is left with one of them at the end.
-FIRST = ("suite", "test_own_data", "test_resume", "test_arms", "test_scale", "test_stages", "test_tracking_writer")
+FIRST = """
+suite test_own_data test_resume test_arms test_scale test_team test_trial_logs test_warm test_guard test_stages
+test_tracking_writer test_server test_stream test_storage test_prepare
+""".split()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -118,6 +118,7 @@ def test_a_job_that_hangs_is_ended_and_goes_on(spec: Spec, tmp_path: Path) -> No
     check_same(spec, "hung")
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_storage_that_refuses_writes(spec: Spec) -> None:
     done = run(spec | {"key": "waited"}, "refuse", 4.0)
     assert done.stdout == "[0, 1, 2, 3]", done.stderr

@@ -388,6 +388,7 @@ def test_d8_split_hashes_disjoint(tmp_path: Path, bench: str, name: str, dropped
         assert not find_overlap(*(measure_facts(columns[s]["sequence"]) for s in (one, other))).any.any()
 
 
+@pytest.mark.slow
 @needs_shared
 def test_every_real_set_prepares(tmp_path: Path) -> None:
     for bench in ("nt", "mpra", "uci", "genomic_benchmarks"):

@@ -67,6 +67,7 @@ def test_from_a_bucket_to_a_bucket(bucket: str, tmp_path: Path) -> None:
     assert left == [Path(name).name for name in changed.manifest["shards"]["train"]], "shards of before are gone"
 
 
+@pytest.mark.slow
 def test_ray_data_reads_a_bucket(bucket: str) -> None:
     import ray
 

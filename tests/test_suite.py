@@ -323,6 +323,7 @@ def test_a_second_run_trains_nothing_and_says_so(run: Path, out: Path, sources: 
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == files
 
 
+@pytest.mark.slow
 def test_d8_test_labels_touch_nothing_but_the_evaluation(
     run: Path, out: Path, sources: Sources, tmp_path: Path
 ) -> None:

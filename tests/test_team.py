@@ -259,6 +259,7 @@ def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "dtype"), CASES)
 def test_d6_two_workers_equal_one(stage: str, dtype: torch.dtype, together: dict[str, Any], tiny_lm: Path) -> None:
     """21 steps: losses with batch norm, dropout, augmentation, MMD, Gumbel noise and missing labels as they are.
@@ -277,10 +278,12 @@ def test_d6_two_workers_equal_one(stage: str, dtype: torch.dtype, together: dict
         assert found["score"] == pytest.approx(alone["score"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_d6_mmd_of_each_worker_alone_would_be_far_off(together: dict[str, Any]) -> None:
     assert abs(together["naive"] - naive_mmd(ALONE, 32)) > 0.01
 
 
+@pytest.mark.slow
 def test_batch_norm_over_workers_equals_that_of_one(together: dict[str, Any]) -> None:
     with precision(torch.float64):
         alone = one_layer(ALONE)
@@ -288,6 +291,7 @@ def test_batch_norm_over_workers_equals_that_of_one(together: dict[str, Any]) ->
         torch.testing.assert_close(together["layer"][name], value, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_workers_predict_all_rows_in_their_order(together: dict[str, Any]) -> None:
     with precision(torch.float64):
         net = build_net(tiny_config(binary(), tiny_settings()), binary(), tiny_reference(), 0)
@@ -296,6 +300,7 @@ def test_workers_predict_all_rows_in_their_order(together: dict[str, Any]) -> No
     np.testing.assert_array_equal(together["predictions"][1], labels)
 
 
+@pytest.mark.slow
 def test_workers_make_one_result_together(together: dict[str, Any]) -> None:
     """Lock, state and result are the first one's; the epochs are those of one process."""
     folder = together["folder"]
