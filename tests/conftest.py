@@ -32,16 +32,16 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 FIRST = """
 suite test_own_data test_resume test_arms test_scale test_team test_trial_logs test_warm test_guard test_stages
 test_tracking_writer test_server test_stream test_storage test_prepare
-""".split()
+"""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file run in one process, since they share Ray; those of the shared suite, which takes minutes, too."""
-    groups = {}
+    groups, first = {}, FIRST.split()
     for item in items:
         group = "suite" if "suite_of_three" in getattr(item, "fixturenames", ()) else item.path.stem
-        groups[item] = FIRST.index(group) if group in FIRST else len(FIRST)
+        groups[item] = first.index(group) if group in first else len(first)
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=groups.__getitem__)
 
