@@ -35,15 +35,18 @@ test_tracking_writer test_server test_stream test_storage test_prepare
 """
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def name_group(item: pytest.Item) -> str:
+    return "suite" if "suite_of_three" in getattr(item, "fixturenames", ()) else item.path.stem
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests of a file run in one process, since they share Ray; those of the shared suite, which takes minutes, too."""
-    groups, first = {}, FIRST.split()
-    for item in items:
-        group = "suite" if "suite_of_three" in getattr(item, "fixturenames", ()) else item.path.stem
-        groups[item] = first.index(group) if group in first else len(first)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=groups.__getitem__)
+    item.add_marker(pytest.mark.xdist_group(name_group(item)))  # later is too late: xdist reads the groups once
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = FIRST.split()
+    items.sort(key=lambda item: [*first, name_group(item)].index(name_group(item)))
 
 
 @pytest.fixture(scope="session")
