@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs
 
 # Two processes; a file's tests stay together.
-TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-cluster lint types clean
 

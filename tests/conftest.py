@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from commands import Cli, Said
 from faults import command
+from filelock import FileLock
 from runs import Sources, execute
 from servers import s3_bucket
 
@@ -28,25 +29,19 @@ atexit.register(shutil.rmtree, os.environ["L2G_RAY_CACHE_DIR"], ignore_errors=Tr
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-# Those that take longest, so that no worker is left with one of them at the end.
+# Files that take longest go first, so that no process is left with one of them at the end; what reads the suite that
+# `test_suite` shares goes last, when it is there.
 FIRST = """
-suite test_own_data test_resume test_arms test_scale test_team test_trial_logs test_warm test_guard test_stages
+test_suite test_own_data test_resume test_arms test_scale test_team test_trial_logs test_warm test_guard test_stages
 test_tracking_writer test_server test_stream test_storage test_prepare
 """
-
-
-def name_group(item: pytest.Item) -> str:
-    return "suite" if "suite_of_three" in getattr(item, "fixturenames", ()) else item.path.stem
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests of a file run in one process, since they share Ray; those of the shared suite, which takes minutes, too."""
-    item.add_marker(pytest.mark.xdist_group(name_group(item)))  # later is too late: xdist reads the groups once
+LAST = ("test_report", "test_embeddings")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = FIRST.split()
-    items.sort(key=lambda item: [*first, name_group(item)].index(name_group(item)))
+    order = {name: i - len(first) for i, name in enumerate(first)} | dict.fromkeys(LAST, 1)
+    items.sort(key=lambda item: order.get(item.path.stem, 0))
 
 
 @pytest.fixture(scope="session")
@@ -118,11 +113,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Sources:
 @pytest.fixture(scope="session")
 def suite_of_three(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> Path:
     """The --out folder of one finished suite, `three`, in which `lost` failed; see `runs.run_three`. Read only."""
-    out = tmp_path_factory.mktemp("suite") / "out"
+    base = tmp_path_factory.getbasetemp()
+    # All of pytest-xdist's processes share one, whichever is first.
+    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "suite" / "out"
     script = Path(__file__).with_name("runs.py")
     folders = [out, sources.planted, sources.composition, sources.language_model]
-    log = execute([sys.executable, str(script), *map(str, folders)])
-    (out / "log.txt").write_text(log)
+    with FileLock(out.parent.with_suffix(".lock")):
+        if not (out / "log.txt").exists():
+            log = execute([sys.executable, str(script), *map(str, folders)])
+            (out / "log.txt").write_text(log)
     return out
 
 
