@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import pytest
+from scipy.stats import spearmanr
 
 from benchmarks.simulation.lengths import Script, read_recorded, script_as_recorded, script_paper
 from benchmarks.simulation.virtual import Overheads, simulate
@@ -70,9 +70,8 @@ def test_recorded_tasks_and_the_shape_of_paper() -> None:
         assert 0 < recorded.chain < recorded.work
         assert len(paper.stages["trials"]) == paper.settings.finetune.trials == 24
         assert all(3 <= len(epochs) <= 25 for epochs in paper.stages["trials"])
-    # Figures of benchmarks/simulation/recorded.json, nothing is timed here: the plan's order is theirs, but for near ties.
-    seconds = {task.name: sum(map(sum, (e for trials in task.epochs_s.values() for e in trials))) for task in tasks}
-    by_plan = sorted(tasks, key=lambda task: -task.work)
-    assert by_plan[0].name == max(seconds, key=lambda name: seconds[name])
-    for one, other in itertools.pairwise(by_plan):
-        assert seconds[one.name] > 0.75 * seconds[other.name]
+    # The plan ranks the tasks as their costs in benchmarks/simulation/recorded.json do, which is a file: nothing is timed.
+    costs = [sum(map(sum, (e for trials in task.epochs_s.values() for e in trials))) for task in tasks]
+    work = [task.work for task in tasks]
+    assert work.index(max(work)) == costs.index(max(costs))
+    assert spearmanr(work, costs).statistic > 0.9

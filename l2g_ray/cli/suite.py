@@ -43,7 +43,7 @@ COMMON = [
     click.option(
         "--slots",
         type=click.IntRange(1),
-        help="Trials at once: fewer than there is room for, or, on a cluster that grows by itself, as many as it may get.",
+        help="Trials to plan for on a cluster that grows by itself: as many as it may get. Counted when not given.",
     ),
     click.option(
         "--keep-duplicates", is_flag=True, help="Keep train rows that stand in test; the leaderboard says so."

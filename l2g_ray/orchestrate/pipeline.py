@@ -391,15 +391,3 @@ class Pipeline:
 def choose_backbone(scores: dict[str, float]) -> str:
     """The candidate with the best validation score; ties go to the one listed first."""
     return max(scores, key=lambda name: scores[name])
-
-
-def run_pipeline(
-    place: Place,
-    prepared: PreparedTask,
-    settings: Settings,
-    reference: StageResult,
-    precision: str,
-    pretrained: StageResult | None = None,
-) -> TaskOutcome:
-    """Run one task to its end. See `Pipeline`."""
-    return Pipeline(place, prepared, settings, reference, precision, pretrained).run()

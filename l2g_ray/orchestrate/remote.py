@@ -12,7 +12,7 @@ from l2g_ray.data.dataset import PreparedTask, open_prepared
 from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.job import Job
-from l2g_ray.orchestrate.pipeline import TaskOutcome, make_pretrain_job, run_pipeline
+from l2g_ray.orchestrate.pipeline import Pipeline, TaskOutcome, make_pretrain_job
 from l2g_ray.orchestrate.residence import hold
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import StageResult
@@ -76,7 +76,7 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
         common |= {"reference": str(reference.folder), "reference_facts": reference.values}
         if pretrained is not None:
             common["pretrained"] = str(pretrained.folder)
-        return run_pipeline(place, prepared, settings, reference, common["precision"], pretrained)
+        return Pipeline(place, prepared, settings, reference, common["precision"], pretrained).run()
     finally:
         ray.get(pending)  # also of a task that fails: an event after its end would find its MLflow runs closed
 
