@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import pyarrow as pa
 
 from l2g_ray.data.genome import Genome
 from l2g_ray.data.readers import iter_tables
-from l2g_ray.data.table_writer import SUFFIXES, TableWriter
+from l2g_ray.data.table_writer import SUFFIXES, TableWriter, WholeFile
 from l2g_ray.data.vcf import COLUMNS, VcfHeader, VcfRow, open_vcf
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.scores import Scores, score_sequences, scored_outputs
@@ -164,34 +162,31 @@ def _effects(
     return columns
 
 
-class AnnotatedVcf:
-    """The input's lines with the scores in INFO; appears only when complete. Use in a `with` statement."""
+class AnnotatedVcf(WholeFile):
+    """The input's lines with the scores in INFO."""
 
     def __init__(self, target: Path, header: VcfHeader, task: Task, policy: Policy) -> None:
-        self.target, self.header = target, header
-        self._temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        super().__init__(target)
+        self.header = header
         self._fields = _info_fields(task)
         self._describe = f"task {task.name}, {policy.length_bp} bp window, strand {policy.strand}"
-        self._lines: Any = None
 
     def write(self, rows: list[VcfRow], table: pa.Table) -> None:
         """Append rows; `table` has their alleles in order (`tabulate_alleles`)."""
         columns = {field: table[column].to_pylist() for column, (field, _) in self._fields.items()}
         statuses = table["status"].to_pylist()
         first = 0
-        try:
-            if self._lines is None:
-                self._lines = self._open()
-                self._lines.write(self._head(len(rows[0].fields)))
+        with self._refusing():
+            if self._writer is None:
+                self._writer = self._open()
+                self._writer.write(self._head(len(rows[0].fields)))
             for row in rows:
                 one = slice(first, first + len(row.alts))
                 first = one.stop
                 told = [f"{INFO_PREFIX}STATUS={','.join(statuses[one])}"]
                 if any(v is not None for field in columns for v in columns[field][one]):
                     told += [f"{field}={','.join(map(_number, values[one]))}" for field, values in columns.items()]
-                self._lines.write("\t".join(_with_info(row.fields, told)) + "\n")
-        except OSError as error:
-            raise _refuse(self.target, error) from None
+                self._writer.write("\t".join(_with_info(row.fields, told)) + "\n")
 
     def _open(self) -> Any:
         if self.target.suffix == ".vcf":
@@ -214,22 +209,6 @@ class AnnotatedVcf:
             samples = [f"SAMPLE{i + 1}" for i in range(max(0, n_columns - 9))]
             columns = (*COLUMNS, *(["FORMAT", *samples] if n_columns > len(COLUMNS) else []))
         return "\n".join([*meta, *lines, "\t".join([*columns, *COLUMNS[len(columns) :]])]) + "\n"
-
-    def __enter__(self) -> AnnotatedVcf:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if self._lines is not None:
-                self._lines.close()
-                if kind is None:
-                    os.replace(self._temporary, self.target)
-        except OSError as error:
-            raise _refuse(self.target, error) from None
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
 
 def _info_fields(task: Task) -> dict[str, tuple[str, str]]:
@@ -273,7 +252,3 @@ def _iter_chunks(rows: Iterator[VcfRow], size: int) -> Iterator[list[VcfRow]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _refuse(target: Path, error: OSError) -> UserError:
-    return UserError(f"{target}: cannot be written ({error.strerror or error}); choose a folder you may write to")
