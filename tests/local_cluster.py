@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -96,6 +97,67 @@ def local_shell(shared: Path) -> Iterator[tuple[Shell, int]]:
     replaced = {START: started, "127.0.0.1:8265": f"127.0.0.1:{dashboard}", "/shared": str(shared)}
     try:
         yield Shell(root, replaced, variables), metrics
+    finally:
+        end_marked(mark)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def growing_cluster(cpus: int) -> Iterator[str]:
+    """The address of a cluster whose head has no CPU, and whose autoscaler may start one machine of so many CPUs.
+
+    By Ray's fake machines, which are processes of this one. `ray.cluster_utils.AutoscalingCluster` wants a file that the wheel
+    does not have, and ends all other Ray of the machine.
+    """
+    root = Path(tempfile.mkdtemp(prefix="l2g-", dir="/tmp"))
+    ports = [free_port() for _ in range(4)]
+    gcs, client, agent, metrics = ports
+    address = f"127.0.0.1:{gcs}"
+    mark = uuid.uuid4().hex
+    machine = {"resources": {"CPU": cpus}, "node_config": {}, "min_workers": 0, "max_workers": 1}
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    config = {
+        "cluster_name": "growing",
+        "max_workers": 1,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": address,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {"ray.head.default": head, "machine": machine},
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "cluster_synced_files": [],
+        "rsync_exclude": [],
+        "rsync_filter": [],
+    }
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    config |= {f"{name}_commands": [] for name in commands}
+    path = root / "cluster.json"
+    path.write_text(json.dumps(config))
+    options = {
+        "--autoscaling-config": path,
+        "--port": gcs,
+        "--ray-client-server-port": client,
+        "--dashboard-agent-listen-port": agent,
+        "--metrics-export-port": metrics,
+        "--temp-dir": f"{root}/ray",
+        "--num-cpus": 0,
+        "--object-store-memory": 200_000_000,
+        "--include-dashboard": "false",
+    }
+    command = [f"{Path(sys.executable).parent}/ray", "start", "--head", *(f"{k}={v}" for k, v in options.items())]
+    variables = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", MARK: mark}
+    try:
+        subprocess.run(command, env=os.environ | variables, check=True, capture_output=True, timeout=120)
+        yield address
     finally:
         end_marked(mark)
         shutil.rmtree(root, ignore_errors=True)

@@ -117,7 +117,7 @@ class Driver:
 
     def finish(self, expected: int = 0) -> str:
         """Wait for its own end; checks the exit code and that no process is left; what it has printed."""
-        seen: dict[int, str | None] = {}
+        seen: dict[int, str] = {}
         assert self.process.stdout is not None
         deadline = time.monotonic() + DEADLINE_S
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -156,7 +156,7 @@ def find_holder(lock: Path) -> int | None:
     return None
 
 
-def wait_until_gone(started: dict[int, str | None]) -> None:
+def wait_until_gone(started: dict[int, str]) -> None:
     """Until none of some processes is left, within a minute. Ray's own agents look for their cluster for another one;
     nobody waits for them."""
     agents = {pid for pid in started if _name(pid).endswith("Agent")}
@@ -190,13 +190,15 @@ def _started(pid: int) -> str | None:
     return fields[19] if fields and fields[0] != "Z" else None
 
 
-def _descendants(pid: int) -> dict[int, str | None]:
+def _descendants(pid: int) -> dict[int, str]:
+    """What it has started and is alive, and when that began."""
     parents = {int(path.name): _stat(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit()}
     found, new = set(), {pid}
     while new:
         found |= new
         new = {child for child, fields in parents.items() if fields and int(fields[1]) in new} - found
-    return {child: _started(child) for child in found - {pid}}
+    begun = {child: _started(child) for child in found - {pid}}
+    return {child: ticks for child, ticks in begun.items() if ticks is not None}
 
 
 def read_board(run: Path) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 from faults import RUN, check_same, command, copy_stages
+from local_cluster import growing_cluster
 from runs import Driver, Sources, execute, read_board
 from servers import Served, free_port, start_server
 from test_suite import Tree
@@ -116,26 +115,15 @@ def test_the_mlflow_server_down_in_the_middle_of_a_suite(undisturbed: Path, sour
         served.stop()
 
 
-def test_a_cluster_that_begins_without_workers(
-    sources: Sources, tracking: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_begins_without_workers(sources: Sources, tracking: Served, tmp_path: Path) -> None:
     """As `cluster.yaml` does: the head has no CPU, and the autoscaler starts a machine when a suite asks for one."""
-    from ray.cluster_utils import AutoscalingCluster
-
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it calls `ray`
-    kind = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1}
-    cluster = AutoscalingCluster(head_resources={"CPU": 0}, worker_node_types={"worker": kind})
-    environment = {"RAY_ADDRESS": "auto", "MLFLOW_TRACKING_URI": tracking.url}
     asked = sources.command("planted", tmp_path / "out")
-    cluster.start()
-    try:
-        at_once = execute([*asked, "--name", "refused"], expected=2, **environment)
-        refused = Driver([*asked, "--slots", "2", "--set", "cluster.scale_wait_s=0"], **environment).finish(expected=2)
+    with growing_cluster(cpus=2) as address:
+        environment = {"RAY_ADDRESS": address, "MLFLOW_TRACKING_URI": tracking.url}
+        at_once = Driver([*asked, "--name", "refused"], **environment).finish(expected=2)
+        too_late = Driver([*asked, "--slots", "2", "--set", "cluster.scale_wait_s=0"], **environment).finish(expected=2)
         said = Driver([*asked, "--slots", "2"], **environment).finish()
-    finally:
-        cluster.shutdown()
-    assert at_once == ""
-    assert "missing: 1 CPU" in refused
-    assert "waited 0 s for one (cluster.scale_wait_s)" in refused
+    assert "missing: 1 CPU" in at_once
+    assert "waited 0 s for one (cluster.scale_wait_s)" in too_late
     assert "waits up to 1200 s for the cluster to grow" in said
     assert "2 trial slots" in said

@@ -12,6 +12,7 @@ from l2g_ray.errors import ClusterLost
 EVERY_S = 2.0
 # Shorter than Ray's own patience with its control service (60 s), after which it ends the process without a word.
 LIMIT_S = 20.0
+GRACE_S = 10.0
 
 
 class ClusterWatch:
@@ -33,12 +34,25 @@ class ClusterWatch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
         self._changed.set()
         self._thread.join(timeout=EVERY_S + 1.0)
-        # Ray may have noticed first, by an error of its own.
-        if error is not None and (self._lost or (not isinstance(error, KeyboardInterrupt) and not self._answers())):
+        if error is not None and (self._lost or self._is_going(error)):
             raise ClusterLost(
                 f"the Ray cluster at {self.address} does not answer any more; when it is back, run the same command "
                 "again: finished stages are kept"
             ) from error
+
+    def _is_going(self, error: BaseException) -> bool:
+        """Whether an error is the first sign of a lost head: Ray may have noticed first, by an error of its own."""
+        from ray.exceptions import RayError
+
+        if isinstance(error, KeyboardInterrupt):
+            return False
+        # The actors of a head that goes down end some seconds before its control service does.
+        limit = time.monotonic() + (GRACE_S if isinstance(error, RayError) else 0.0)
+        while self._answers():
+            if time.monotonic() >= limit:
+                return False
+            time.sleep(0.2)
+        return True
 
     def _look(self) -> None:
         answered = time.monotonic()
