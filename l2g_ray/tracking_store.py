@@ -80,6 +80,11 @@ def resolve_uri(uri: str | None, home: Path) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
 
 
+def is_file_store(uri: str) -> bool:
+    """Whether a store is a file, and no server or database."""
+    return uri.partition(":")[0] in ("sqlite", "file")
+
+
 def refuse_file_store(uri: str, alive_nodes: int) -> None:
     """Refuse a store that is a file when the cluster has more than one node.
 
@@ -89,7 +94,7 @@ def refuse_file_store(uri: str, alive_nodes: int) -> None:
     ------
     UserError : `uri` is not a server or database, and `alive_nodes` is above 1; the message says what to use.
     """
-    if alive_nodes > 1 and uri.partition(":")[0] in ("sqlite", "file"):
+    if alive_nodes > 1 and is_file_store(uri):
         raise UserError(
             f"the cluster has {alive_nodes} machines, but the MLflow store {redact(uri)} is a file on one of them; "
             "start `l2g-ray server` on the head node and export MLFLOW_TRACKING_URI=http://HEAD:5000"
@@ -111,6 +116,8 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Logs with its traceback what it raises, too, and what the writer then tells in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         with _initialising(home):
             client = MlflowClient(uri, uri)

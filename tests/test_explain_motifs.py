@@ -187,3 +187,27 @@ def test_jaspar() -> None:
     for entry in known.shipped_lists():
         for motif in entry.motifs:
             assert any(motif.is_called(name) for name in names), motif
+
+
+@pytest.mark.slow
+def test_motifs_are_found_where_they_stand() -> None:
+    """Two motifs in contributions that nobody had to learn."""
+    generator = np.random.default_rng(0)
+    n, length = 300, 80
+    hypothetical = generator.normal(0.0, 0.1, (n, length, 4)).astype(np.float32)
+    rows = generator.choice(list("ACGT"), (n, length))
+    places = generator.integers(20, 52, n)
+    for row, place in enumerate(places):
+        motif = ("TGACTCAT", "AGATAAGA")[row % 2]
+        rows[row, place : place + 8] = list(motif)
+        shape = encode([motif])[0][0]
+        hypothetical[row, np.arange(place, place + 8), shape] += generator.uniform(0.5, 1.5, 8)
+    codes, lengths_bp = encode(["".join(row) for row in rows])
+    given = Attributions(codes, lengths_bp, hypothetical, np.zeros(n), np.zeros(n), "m", "o")
+    found = motifs.discover_motifs(given, motifs.MotifSettings(15, 5))
+    assert len(found.motifs) == 2
+    for motif in found.motifs:
+        assert motif.n_seqlets > 40
+        core = ("TGACTCA", "AGATAAG")[int(motif.sequence_index[0]) % 2]
+        assert core in motif.consensus or core.translate(RC)[::-1] in motif.consensus
+        assert np.mean(np.abs(motif.start - places[motif.sequence_index]) <= 1) > 0.95

@@ -114,7 +114,7 @@ def test_a_job_that_hangs_is_ended_and_goes_on(spec: Spec, tmp_path: Path) -> No
     assert stalled is not None
     assert "sitecustomize.py" in stalled
     assert "in broken, File " in stalled
-    assert run(with_cluster(spec, stall_limit_s=120.0) | {"key": "hung"}).stdout == "[0, 1, 2, 3]"
+    assert run(spec | {"key": "hung"}).stdout == "[0, 1, 2, 3]", "the next one may have no limit"
     check_same(spec, "hung")
 
 

@@ -34,6 +34,7 @@ class OrderedSearch(Searcher):
         )
         self.in_flight = in_flight
         self.order: list[str] = []
+        self.configs: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, float] = {}
         self.told = 0
 
@@ -52,6 +53,7 @@ class OrderedSearch(Searcher):
         config = self.inner.suggest(trial_id)
         if isinstance(config, dict):
             self.order.append(trial_id)
+            self.configs[trial_id] = config
         return config
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -78,6 +78,11 @@ def read_stall(folder: Path) -> str | None:
     return ", ".join(calls[:2]) or None
 
 
+def forget_stall(folder: Path) -> None:
+    """A process that goes on where another hung leaves nothing of it; that one may have had a limit, and this one none."""
+    (folder / STALL_FILE).unlink(missing_ok=True)
+
+
 def why_refused(folder: Path | Location) -> str | None:
     """Why `folder` takes no writes at the moment; None if it does."""
     if isinstance(folder, Location):

@@ -27,7 +27,7 @@ from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import write_reference
 from l2g_ray.models.team import ALONE, Team
-from l2g_ray.orchestrate.guard import StallWatch, persist
+from l2g_ray.orchestrate.guard import StallWatch, forget_stall, persist
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import Store
 from l2g_ray.redaction import redact
@@ -144,6 +144,8 @@ def _run_locked(
     work = store.open_work(spec["stage"], spec["key"])
     settings = Settings.model_validate(spec["settings"])
     began_at, wall, cpu = time.time(), time.perf_counter(), time.process_time()
+    if team.is_first:
+        forget_stall(work)
     with StallWatch(settings.cluster.stall_limit_s if team.is_first else None, work) as watch:
 
         def report_alive(row: dict[str, Any]) -> None:

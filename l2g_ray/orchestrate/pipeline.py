@@ -305,7 +305,7 @@ class Pipeline:
             runner = self._trial_runner() if stage.trial_runner == "auto" else stage.trial_runner
             runner = "train" if self.place.slots.workers > 1 else runner  # workers of a team exist in Train runs only
             trials = run_search(self.place, stage, base, self._space(), seed, runner)
-            keys = [t["key"] for t in trials if t.get("key")]
+            keys = [trial["key"] for trial in trials]
             found = persist(self.place.store.root, lambda: self._keep_search(key, trials), self.wait_s)
             self.place.store.discard_work("trial", keys)
         else:

@@ -12,7 +12,7 @@ from l2g_ray.config import Settings
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.tracking import Tracker
-from l2g_ray.tracking_store import redact
+from l2g_ray.tracking_store import is_file_store, redact
 from l2g_ray.tracking_writer import JOURNAL, TrackingWriter
 
 # How long a suite that is through waits for a server that does not answer; an interrupted one has a person waiting.
@@ -46,6 +46,8 @@ class Recorder:
         self.unsent: int | None = None  # known when closed
         tracker = Tracker(None, request.experiment, request.out)
         self.uri, self.link = tracker.uri, tracker.link
+        if is_file_store(self.uri):  # it is away when the storage is, for which there is a patience
+            self.wait_s = min(self.wait_s, max(one.cluster.storage_wait_s for one in settings.values()))
         self.writer = TrackingWriter(tracker, folder / JOURNAL, say)
         self.root = f"suite-{key}"
         self.bench = request.bench

@@ -12,21 +12,22 @@ from ray import tune
 from ray.tune import Callback
 
 from l2g_ray.config import FinetuneSettings
+from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
 from l2g_ray.orchestrate.board import make_trial_event
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import most_at_once
 from l2g_ray.orchestrate.trials import Place, emit_failure, emit_slots, raise_first_error
-from l2g_ray.orchestrate.worker import make_search_trainable, make_trainable
+from l2g_ray.orchestrate.worker import draw_job, make_search_trainable, make_trainable
 
 MAX_FAILURES = 2
 Histories = dict[str, list[dict[str, Any]]]
 
 
 @contextlib.contextmanager
-def _experiment(place: Place, stage: str) -> Iterator[tuple[tune.RunConfig, Histories]]:
-    """A quiet Tune run whose own files are gone afterwards (results live in the store), and its trials' epochs."""
-    histories: Histories = {}
+def _experiment(place: Place, stage: str) -> Iterator[tuple[tune.RunConfig, _EmitRows]]:
+    """A quiet Tune run whose own files are gone afterwards (results live in the store), and what it told."""
+    told = _EmitRows(place)
     name = f"{place.task}-{stage}"
     shutil.rmtree(place.scratch / name, ignore_errors=True)
     try:
@@ -35,18 +36,25 @@ def _experiment(place: Place, stage: str) -> Iterator[tuple[tune.RunConfig, Hist
             storage_path=str(place.scratch.resolve()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[_EmitRows(place, histories)],
+            callbacks=[told],
         )
-        yield config, histories
+        yield config, told
+    except EOFError:  # Tune reads its trials' errors back from files that a full disk has cut
+        reason = (
+            told.reasons[-1] if told.reasons else f"{place.scratch}: a trial failed, and its error could not be written"
+        )
+        raise UserError(reason.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from None
     finally:
         shutil.rmtree(place.scratch / name, ignore_errors=True)
 
 
 class _EmitRows(Callback):
-    """Passes each trial's epochs and failures on as events, and keeps the epochs by the job's key."""
+    """Passes each trial's epochs and failures on as events; keeps the epochs by the job's key, and the reasons."""
 
-    def __init__(self, place: Place, histories: Histories) -> None:
-        self.place, self.histories = place, histories
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.histories: Histories = {}
+        self.reasons: list[str] = []
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -71,7 +79,8 @@ class _EmitRows(Callback):
     def _emit_failure(self, trial: Any, again: bool) -> None:
         # The errors of all attempts so far, with their tracebacks; the last line is the last one's own.
         error = Path(trial.error_file).read_text() if trial.error_file else "no error was kept"
-        reason = error.strip().splitlines()[-1].strip()
+        reason = (error.strip() or "no error was kept").splitlines()[-1].strip()
+        self.reasons.append(reason)
         emit_failure(self.place, "trial", trial.trial_id, reason, error, again)
 
 
@@ -94,7 +103,7 @@ def run_search(
     place: Place, settings: FinetuneSettings, base: Job, space: dict[str, Any], seed: int, runner: str
 ) -> list[dict[str, Any]]:
     """ASHA over `space`; `base.args['trial']` is replaced by each drawn config. Returns one dict a trial, in order:
-    'trial' (the config), 'best_score', 'epochs', 'cpu_s', 'wall_s', 'gpu_s', 'error', 'history'.
+    'trial' (the config; None where it failed), 'key', 'best_score', 'epochs', 'cpu_s', 'wall_s', 'gpu_s', 'error', 'history'.
 
     A trial that fails is a trial that lost; only when all fail does the stage fail.
     """
@@ -102,7 +111,7 @@ def run_search(
         {"type": "stage", "task": place.task, "stage": "finetune", "state": "running", "trials": settings.trials}
     )
     search = OrderedSearch(space, settings.parallel_trials, settings.initial_random_trials, seed)
-    with _experiment(place, "finetune") as (run_config, histories):
+    with _experiment(place, "finetune") as (run_config, told):
         results = tune.Tuner(
             make_search_trainable(base, place.common, runner, place.slots, place.held),
             tune_config=tune.TuneConfig(
@@ -128,6 +137,7 @@ def run_search(
             ordered.append(
                 {
                     "trial": None,
+                    "key": draw_job(base, search.configs[trial_id]).key,
                     "best_score": float("-inf"),
                     "epochs": 0,
                     "cpu_s": 0.0,
@@ -139,7 +149,7 @@ def run_search(
             )
             continue
         metrics = result.metrics
-        history = histories.get(metrics["key"], [])
+        history = told.histories.get(metrics["key"], [])
         wall_s = sum(float(row["wall_s"]) for row in history)
         ordered.append(
             {

@@ -30,22 +30,24 @@ def make_trainable(specs: list[dict[str, Any]], runner: str, slots: Slots, held:
     return _finish(trial, runner, slots, held, share)
 
 
+def draw_job(base: Job, config: dict[str, Any]) -> Job:
+    """The job of one set of hyper-parameters."""
+    drawn = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
+    return Job(base.stage, base.label, base.args | {"trial": drawn}, base.inputs, base.parts)
+
+
 def make_search_trainable(
     base: Job, common: dict[str, Any], runner: str, slots: Slots, held: Held
 ) -> Callable[..., Any]:
     """A Tune trainable whose config is a set of hyper-parameters for `base`."""
 
-    def draw(config: dict[str, Any]) -> Job:
-        drawn = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
-        return Job(base.stage, base.label, base.args | {"trial": drawn}, base.inputs, base.parts)
-
     def trial(config: dict[str, Any], held: Held) -> None:
-        job = draw(config)
+        job = draw_job(base, config)
         named = {"label": f"trial-{job.key[:6]}", "params": job.args["trial"], "kind": memory_key(job)}
         run_reporting(job.spec(common) | named, runner, slots, held)
 
     def share(config: dict[str, Any]) -> float:
-        return Measured(Path(common["root"])).share(memory_key(draw(config)))
+        return Measured(Path(common["root"])).share(memory_key(draw_job(base, config)))
 
     return _finish(trial, runner, slots, held, share)
 
