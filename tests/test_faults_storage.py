@@ -73,7 +73,8 @@ def test_a_disk_that_fills_up(undisturbed: Path, sources: Sources, small_disk: P
     assert last.startswith(f"error: {out}"), said[-3000:]
     assert last.endswith("make room there and run the same command again: finished stages are kept")
     assert "Traceback" not in said
-    assert not (out / RUN / "leaderboard.json").exists()
+    # Small files may still find room.
+    assert not (out / RUN / "leaderboard.json").exists() or read_board(out / RUN)["tasks"] == []
     # For a while: it waits, and goes on by itself.
     filler.unlink()
     driver = Driver(command(sources, out))
