@@ -86,7 +86,11 @@ def refuse(tmp_path: Path, said: str) -> Iterator[None]:
 
 
 def truncated(text: str, kind: str) -> bytes:
-    whole = gzip.compress(text.encode()) if kind == "gz" else pa.Codec("zstd").compress(text.encode(), asbytes=True)
+    whole = (
+        gzip.compress(text.encode(), mtime=0)
+        if kind == "gz"
+        else pa.Codec("zstd").compress(text.encode(), asbytes=True)
+    )
     return whole[: len(whole) // 2]
 
 

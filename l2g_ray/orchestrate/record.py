@@ -47,7 +47,7 @@ class Recorder:
         tracker = Tracker(None, request.experiment, request.out)
         self.uri, self.link = tracker.uri, tracker.link
         if is_file_store(self.uri):  # it is away when the storage is, for which there is a patience
-            self.wait_s = min(self.wait_s, max(one.cluster.storage_wait_s for one in settings.values()))
+            self.wait_s = min([self.wait_s, *(one.cluster.storage_wait_s for one in settings.values())])
         self.writer = TrackingWriter(tracker, folder / JOURNAL, say)
         self.root = f"suite-{key}"
         self.bench = request.bench
