@@ -14,7 +14,7 @@ import pytest
 import torch
 from commands import Cli
 from runs import SETTINGS, Sources, execute, stage_folders
-from toys import make_task, tiny_config, tiny_reference, tiny_settings, toy_data
+from toys import make_pipeline, make_task, tiny_config, tiny_reference, tiny_settings, toy_data
 
 from l2g_ray.config import list_presets, resolve
 from l2g_ray.errors import UserError
@@ -32,6 +32,7 @@ from l2g_ray.orchestrate.arms import (
     read_studies,
     vary,
 )
+from l2g_ray.orchestrate.store import StageResult, make_key
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.common import build_net
 from l2g_ray.stages.coral import coral
@@ -53,6 +54,40 @@ def test_every_arm_is_settings_of_its_own(study: str, preset: str) -> None:
     resolved = [resolve(preset, None, assignments).model_dump_json() for assignments in arms.values()]
     # The paper's preset is joint alignment already, and so on: at most one arm may be what the preset says.
     assert len(set(resolved)) == len(resolved), list(arms)
+
+
+def keys_of(reference: str = "r", norm: str = "n", **changes: Any) -> dict[str, str]:
+    """The keys of the stages up to alignment with alpha 1, for settings and a text."""
+    pipeline = make_pipeline(tiny_settings(**changes), reference=reference, norm=norm)
+    shape: dict[str, Any] = {"backbone": "resnet", "architecture": []}
+    warm = pipeline._warmup(shape, 0)
+    result = StageResult("warmup", warm.key, Path(), {})
+    return {
+        "search": make_key("search", pipeline._parts("search")),
+        "embedder_only": pipeline._embedder_only(shape, 0).key,
+        "warmup": warm.key,
+        "align": pipeline._align(shape, 1.0, 0, result).key,
+        "trial": make_key("trial", pipeline._finetune_parts({})),
+    }
+
+
+@pytest.mark.parametrize(
+    ("other", "differ"),
+    [
+        ({"align__alphas": [1.0, 0.1]}, set()),
+        ({"align__distance": "coral"}, {"align"}),
+        ({"align__source": "vocabulary", "align__per_class": 9, "reference": "s"}, {"align", "trial"}),
+        ({"norm": "m"}, {"search", "embedder_only", "warmup", "align", "trial"}),
+        ({"align__beta": 0.5}, {"warmup", "align"}),
+        ({"align__optim__lr": 1e-5}, {"warmup", "align"}),
+    ],
+    ids=lambda v: ",".join(sorted(v)) or "nothing",
+)
+def test_arms_share_each_stage_that_does_not_depend_on_what_they_differ_in(
+    other: dict[str, Any], differ: set[str]
+) -> None:
+    one, two = keys_of(), keys_of(**other)
+    assert {stage for stage in one if one[stage] != two[stage]} == differ
 
 
 def test_an_unknown_study_names_the_nearest() -> None:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_tiny_language_model
-from toys import make_task, tiny_config, tiny_reference, tiny_settings, toy_data
+from toys import make_pipeline, make_task, tiny_config, tiny_reference, tiny_settings, toy_data
 
 from l2g_ray.data.batches import iter_batches
 from l2g_ray.models.l2g import L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
-from l2g_ray.orchestrate.pipeline import Pipeline
 from l2g_ray.orchestrate.plan_flops import count_language_model, read_shape
-from l2g_ray.orchestrate.store import StageResult, make_key
+from l2g_ray.orchestrate.store import make_key
 from l2g_ray.stages.common import build_net, make_losses
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import Runtime, TrainResult
@@ -174,25 +172,15 @@ def test_stop_and_resume_equals_no_stop(tiny_lm: Path, tmp_path: Path) -> None:
         assert all(torch.equal(through.best_state[k], result.best_state[k]) for k in through.best_state)
 
 
-def make_pipeline(**changes: Any) -> Pipeline:
-    """A pipeline that only makes keys."""
-    prepared = SimpleNamespace(
-        task=make_task(), fingerprint=lambda split: split, length_range=lambda: (60, 60), manifest={}
-    )
-    place = SimpleNamespace(slots=SimpleNamespace(cpus=1), task="planted")
-    reference = StageResult("reference", "r", Path(), {})
-    return Pipeline(place, prepared, tiny_settings(**changes), reference, "fp32")  # type: ignore[arg-type]
-
-
 def test_its_settings_are_in_the_keys_of_what_uses_it_alone() -> None:
     def key(**changes: Any) -> str:
-        return make_key("trial", make_pipeline(**changes)._finetune_parts({}))
+        return make_key("trial", make_pipeline(tiny_settings(**changes))._finetune_parts({}))
 
     without = [key(), key(finetune__lora_rank=2), key(finetune__lora_alpha=1.0)]
     assert len(set(without)) == 1
     some = {"finetune__train_layers": ["all", "lora"]}
     assert len({key(**some), key(**some, finetune__lora_rank=2), key(**some, finetune__lora_alpha=1.0), *without}) == 4
-    assert "lora_rank" not in make_pipeline()._finetune_parts({})["finetune"]
+    assert "lora_rank" not in make_pipeline(tiny_settings())._finetune_parts({})["finetune"]
 
 
 def test_the_plan_counts_what_trains(tiny_lm: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import make_tiny_language_model
 from pyarrow.csv import write_csv
-from toys import make_data, make_task, plant, tiny_config, tiny_reference, tiny_settings, toy_data
+from toys import make_data, make_pipeline, make_task, plant, tiny_config, tiny_reference, tiny_settings, toy_data
 from transformers import AutoModelForMaskedLM, BertTokenizerFast
 
 from l2g_ray.config import DataSettings
@@ -30,7 +30,7 @@ from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.models.masked_lm import MaskedLM, load_masked_lm, split_words
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import run_job
-from l2g_ray.orchestrate.pipeline import Pipeline, make_pretrain_job
+from l2g_ray.orchestrate.pipeline import make_pretrain_job
 from l2g_ray.orchestrate.plan import plan_task
 from l2g_ray.orchestrate.plan_flops import count_vocabulary, read_shape
 from l2g_ray.orchestrate.plan_rows import Rows
@@ -337,14 +337,6 @@ def test_jobs_hand_it_on(reader: Path, tmp_path: Path) -> None:
     assert torch.equal(stored.language_model.transformer.encoder.layer[1].output.dense.weight, expected)
 
 
-def make_pipeline(pretrained: StageResult | None = None) -> Pipeline:
-    """A pipeline that only makes keys."""
-    prepared = SimpleNamespace(task=make_task(), fingerprint=lambda split: split, length_range=lambda: (60, 60))
-    place = SimpleNamespace(slots=SimpleNamespace(cpus=1), task="planted")
-    reference = StageResult("reference", "r", Path(), {})
-    return Pipeline(place, prepared, tiny_settings(), reference, "fp32", pretrained)  # type: ignore[arg-type]
-
-
 def test_keys_depend_on_what_is_read_and_on_nothing_else(reader: Path) -> None:
     def key(valid: str = "v", train: str = "t", seed: int = 0, **changes: Any) -> str:
         fingerprints = {"train": train, "valid": valid}
@@ -358,11 +350,11 @@ def test_keys_depend_on_what_is_read_and_on_nothing_else(reader: Path) -> None:
     others += [key(model__language_model_init="random"), key(pretrain__optim__lr=1e-3)]
     assert len({*others, *same}) == 7
 
-    trials = [make_key("trial", make_pipeline(one)._finetune_parts({})) for one in (None, None)]
+    trials = [make_key("trial", make_pipeline(tiny_settings(), one)._finetune_parts({})) for one in (None, None)]
     results = [StageResult("pretrain", name, Path(), {}) for name in ("a", "b")]
-    trials += [make_key("trial", make_pipeline(one)._finetune_parts({})) for one in results]
+    trials += [make_key("trial", make_pipeline(tiny_settings(), one)._finetune_parts({})) for one in results]
     assert len(set(trials)) == 3
-    assert make_pipeline(results[0]).results == [results[0]], "its history and cost count"
+    assert make_pipeline(tiny_settings(), results[0]).results == [results[0]], "its history and cost count"
 
 
 def test_the_text_goes_through_it_unless_told_otherwise(reader: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from l2g_ray.config import Settings, resolve
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.models.embedder import EmbedderConfig
+from l2g_ray.orchestrate.pipeline import Pipeline
+from l2g_ray.orchestrate.store import StageResult
 from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, make_label_scale
 from l2g_ray.tasks.schema import Task
 
@@ -86,3 +89,14 @@ def tiny_reference(seed: int = 0) -> Reference:
 
 def tiny_config(data: TaskData, settings: Settings, backbone: str = "resnet") -> EmbedderConfig:
     return make_embedder_config(settings, data, tiny_reference(), backbone)
+
+
+def make_pipeline(
+    settings: Settings, pretrained: StageResult | None = None, reference: str = "r", norm: str = "n"
+) -> Pipeline:
+    """A pipeline that only makes keys; `reference` is the text's key, `norm` names the model's LayerNorm."""
+    prepared = SimpleNamespace(task=make_task(), fingerprint=lambda split: split, length_range=lambda: (60, 60))
+    place = SimpleNamespace(slots=SimpleNamespace(cpus=1), task="planted")
+    facts = {"width": 16, "max_tokens": 64, "norm_eps": 1e-12, "norm": norm}
+    found = StageResult("reference", reference, Path(), facts)
+    return Pipeline(place, prepared, settings, found, "fp32", pretrained)  # type: ignore[arg-type]

@@ -30,6 +30,9 @@ from l2g_ray.orchestrate.slot_use import SlotUse, measure_use
 from l2g_ray.orchestrate.store import StageResult
 from l2g_ray.tasks.schema import Task
 
+# What the pipeline reads of the text's stage; nothing is trained on it here.
+REFERENCE = {"described": "", "width": 1, "max_tokens": 1, "norm_eps": 0.0, "norm": ""}
+
 
 @dataclass(frozen=True)
 class Overheads:
@@ -146,7 +149,7 @@ class _World:
             fingerprint=lambda split: split,
             length_range=lambda: (1, 1),
         )
-        reference = StageResult("reference", "", Path(), {"described": ""})
+        reference = StageResult("reference", "", Path(), REFERENCE)
         pipeline.Pipeline(place, prepared, script.settings, reference, "fp32").run()  # type: ignore[arg-type]
 
     def _trial(self, epochs: list[float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,9 @@ def write_reference(
             features, labels = sample_labelled(transformer, tokenizer, text, per_class, seed)
         if corpus.form == "gaussian":
             features = draw_gaussian(features, seed)
+    norm = {name: getattr(embeddings.LayerNorm, name).detach().float().clone() for name in ("weight", "bias")}
     save_file(
-        {
-            "features": features.float().contiguous(),
-            "norm_weight": embeddings.LayerNorm.weight.detach().float().clone(),
-            "norm_bias": embeddings.LayerNorm.bias.detach().float().clone(),
-        },
+        {"features": features.float().contiguous()} | {f"norm_{name}": values for name, values in norm.items()},
         str(folder / "reference.safetensors"),
     )
     offset = embeddings.padding_idx + 1 if hasattr(embeddings, "padding_idx") else 0
@@ -134,6 +132,7 @@ def write_reference(
         "width": int(transformer.config.hidden_size),
         "max_tokens": int(transformer.config.max_position_embeddings) - offset,
         "norm_eps": float(embeddings.LayerNorm.eps),
+        "norm": hashlib.sha256(b"".join(values.cpu().numpy().tobytes() for values in norm.values())).hexdigest()[:20],
         "rows": len(features),
         "classes": {tag: labels.count(tag) for tag in dict.fromkeys(labels)},
         "corpus": corpus.name if corpus else "vocabulary",

@@ -26,7 +26,9 @@ MAX_TRIALS_PER_GPU = 8
 RAY_UNITS = 10_000
 # Of a trial's hyper-parameters, what memory depends on. The others, and seeds, change numbers only.
 MEMORY_HYPERPARAMETERS = ("batch_size", "train_layers")
-MEMORY_PARTS = ("task", "length_bp", "data_settings", "reference", "precision", "model", "settings", "finetune")
+MEMORY_PARTS = (
+    "task", "length_bp", "data_settings", "embedding", "reference", "precision", "model", "settings", "finetune",
+)  # fmt: skip
 MEMORY_ARGUMENTS = ("backbone", "architecture")
 
 

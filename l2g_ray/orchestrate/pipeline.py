@@ -22,6 +22,11 @@ from l2g_ray.orchestrate.trials import Place, run_jobs
 T = TypeVar("T")
 
 LORA_SETTINGS = ("lora_rank", "lora_alpha")
+# What a stage's result does not depend on, so that arms that differ in it share the result: what the text is stands in
+# the reference's key, and the alpha of one alignment in its arguments.
+TEXT_SETTINGS = ("source", "source_path", "per_class", "reference_weights")
+NOT_IN_ALIGN = frozenset({"alphas", *TEXT_SETTINGS})
+NOT_IN_WARMUP = NOT_IN_ALIGN | {"enabled", "distance"}
 
 
 @dataclass(frozen=True)
@@ -127,9 +132,10 @@ class Pipeline:
         self.results: list[StageResult] = [pretrained] if pretrained else []
         self.rivals: dict[str, float] = {}
         dumped = settings.model_dump(mode="json")
-        # What every training stage depends on; each job adds its own stage's settings and inputs.
+        # What every training stage depends on; each job adds its own stage's settings and inputs. Before alignment only
+        # the shape and the LayerNorm of the language model's embeddings matter, not the text.
         self.common = describe_data(prepared, settings) | {
-            "reference": reference.key,
+            "embedding": {name: reference.values[name] for name in ("width", "max_tokens", "norm_eps", "norm")},
             "precision": precision,
             "threads": place.slots.cpus,
         }
@@ -209,11 +215,15 @@ class Pipeline:
 
     def _parts(self, *sections: str, **inputs: str) -> dict[str, Any]:
         chosen = {name: self.dumped[name] for name in sections}
-        # What shapes the embedder. The language model's name is in the reference's key, and how the two are joined
-        # matters to fine-tuning only, whose parts have the whole section.
+        # What shapes the embedder. The language model and how the two are joined matter to fine-tuning only, whose
+        # parts have the whole section.
         later = ("combine", "positions")
         model = {k: v for k, v in self.dumped["model"].items() if not k.startswith("language_model") and k not in later}
         return self.common | {"model": model, "settings": chosen, "inputs": inputs}
+
+    def _align_parts(self, without: frozenset[str], **inputs: str) -> dict[str, Any]:
+        stage = {name: value for name, value in self.dumped["align"].items() if name not in without}
+        return self._parts(**inputs) | {"settings": {"align": stage}}
 
     def _select(self) -> tuple[str, dict[str, float]]:
         names: list[str] = list(self.settings.select.backbones)
@@ -266,7 +276,7 @@ class Pipeline:
         return align.enabled and 0 < align.task_only_epochs < align.epochs
 
     def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
-        return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._parts("align"))
+        return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._align_parts(NOT_IN_WARMUP))
 
     def _embedder_only(self, shape: dict[str, Any], seed: int) -> Job:
         return Job("embedder_only", f"seed-{seed}", shape | {"seed": seed}, {}, self._parts("embedder_only"))
@@ -277,11 +287,13 @@ class Pipeline:
             f"alpha-{alpha:g} seed-{seed}",
             shape | {"alpha": alpha, "seed": seed},
             {"warmup": str(warm.folder)} if warm else {},
-            self._parts("align", **({"warmup": warm.key} if warm else {})),
+            self._align_parts(NOT_IN_ALIGN, **({"warmup": warm.key} if warm else {}))
+            | {"reference": self.reference.key},
         )
 
     def _finetune_parts(self, inputs: dict[str, StageResult]) -> dict[str, Any]:
-        parts = self._parts("model", **{name: r.key for name, r in inputs.items()})
+        # The language model's name is in the reference's key.
+        parts = self._parts("model", **{name: r.key for name, r in inputs.items()}) | {"reference": self.reference.key}
         stage = used_finetune(self.dumped["finetune"])
         names = ("epochs", "lr_predictor", "optim", *LORA_SETTINGS)
         if self.pretrained is not None:  # not always in the reference's key (`align.reference_weights`)
