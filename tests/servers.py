@@ -63,14 +63,21 @@ class Served:
         return self.process.wait(timeout=60)
 
 
-def start_server(folder: Path, *options: str, port: int | None = None, env: dict[str, str] | None = None) -> Served:
+def start_server(
+    folder: Path,
+    *options: str,
+    port: int | None = None,
+    env: dict[str, str] | None = None,
+    command: str = "server",
+    ready: str = "stop ",
+) -> Served:
     """Start `l2g-ray server` with `folder` as working directory, and wait until it says that it answers."""
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     out, err = folder / f"out-{time.monotonic_ns()}.txt", folder / f"err-{time.monotonic_ns()}.txt"
     with out.open("wb") as out_file, err.open("wb") as err_file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "l2g_ray.cli.main", "server", "--port", str(port), *options],
+            [sys.executable, "-m", "l2g_ray.cli.main", command, "--port", str(port), *options],
             stdout=out_file,
             stderr=err_file,
             cwd=folder,
@@ -78,7 +85,7 @@ def start_server(folder: Path, *options: str, port: int | None = None, env: dict
         )
     served = Served(process, port, out, err)
     limit = time.monotonic() + START_S
-    while "stop " not in out.read_text():
+    while ready not in out.read_text():
         if process.poll() is not None or time.monotonic() > limit:
             process.kill()
             pytest.fail(f"the server did not start: {out.read_text()}{err.read_text()}")

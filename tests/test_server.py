@@ -154,9 +154,7 @@ def test_signals_stop_it_and_leave_nothing(tmp_path: Path, number: int) -> None:
     assert len(family) >= 3
     if number == signal.SIGKILL:
         assert served.stop(number) == -number
-        limit = time.monotonic() + 60
-        while any(_is_alive(pid) for pid in family) and time.monotonic() < limit:
-            time.sleep(0.1)
+        wait_until_gone(family)
     else:
         assert served.stop(number) == 0
         assert served.out.read_text().splitlines()[-1] == "MLflow stopped"
@@ -164,6 +162,26 @@ def test_signals_stop_it_and_leave_nothing(tmp_path: Path, number: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", served.port))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_ui_answers_on_a_runs_store_and_leaves_nothing(tmp_path: Path, cli: Cli, number: int) -> None:
+    prepare_store(f"sqlite:///{tmp_path / 'mlflow.db'}", upgrade=False)
+    served = start_server(tmp_path, ".", command="ui", ready="MLflow UI: ")
+    assert get(served.url) == 200
+    one_sentence(cli("ui", tmp_path, "--port", served.port), f"127.0.0.1:{served.port}", "address already in use")
+    family = served.family()
+    assert len(family) >= 3
+    assert served.stop(number) == (0 if number == signal.SIGINT else -number)
+    wait_until_gone(family)
+    assert not [pid for pid in family if _is_alive(pid)]
+
+
+def wait_until_gone(family: list[int]) -> None:
+    limit = time.monotonic() + 60
+    while any(_is_alive(pid) for pid in family) and time.monotonic() < limit:
+        time.sleep(0.1)
 
 
 def _is_alive(pid: int) -> bool:

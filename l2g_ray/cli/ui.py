@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -34,19 +33,15 @@ def ui(run: Path, host: str, port: int) -> None:
     if uri.startswith(("http://", "https://")):
         click.echo(f"this run's store is a server with its own UI: {uri}")
         return
-    click.echo(f"MLflow UI on {uri}: http://{host}:{port} (Ctrl-C ends it)")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        host,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    sys.exit(subprocess.run(command, check=False).returncode)
+    from l2g_ray.redaction import redact
+    from l2g_ray.server.process import run_mlflow
+    from l2g_ray.server.settings import QUIET, check_port
+
+    check_port(host, port)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    # Not on the command line, where a password in it would stand in the list of processes.
+    environment = QUIET | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": uri}
+    url = f"http://{host}:{port}"
+    click.echo(f"MLflow starts on {redact(uri)}")
+    if not run_mlflow(command, environment, url, lambda: click.echo(f"MLflow UI: {url} (Ctrl-C ends it)")):
+        raise click.exceptions.Exit(1)

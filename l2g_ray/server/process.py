@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from urllib.parse import quote, unquote
@@ -60,6 +60,26 @@ def serve(settings: ServerSettings, upgrade: bool, say: Callable[[str], None]) -
     except UserError as error:
         raise UserError(mask(str(error))) from None
 
+    return run_mlflow(
+        settings.command(sys.executable),
+        settings.environment(os.environ),
+        settings.probe_url,
+        lambda: _introduce(settings, mask, say),
+        mask,
+    )
+
+
+def run_mlflow(
+    command: list[str],
+    environment: Mapping[str, str],
+    probe_url: str,
+    introduce: Callable[[], None],
+    mask: Callable[[str], str] = redact,
+) -> bool:
+    """Run MLflow's own `command` until a signal ends it; `introduce` is called once it answers at `probe_url`.
+
+    Returns and raises as `serve` does. MLflow's messages go to stderr through `mask`.
+    """
     stopping = threading.Event()
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -72,8 +92,8 @@ def serve(settings: ServerSettings, upgrade: bool, say: Callable[[str], None]) -
             signal.signal(number, stop)
     # A session of its own: Ctrl-C then reaches this process alone, which ends the others in order.
     child = subprocess.Popen(
-        [sys.executable, "-c", DIE_WITH_PARENT, str(os.getpid()), *settings.command(sys.executable)],
-        env=settings.environment(os.environ),
+        [sys.executable, "-c", DIE_WITH_PARENT, str(os.getpid()), *command],
+        env=dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -83,10 +103,10 @@ def serve(settings: ServerSettings, upgrade: bool, say: Callable[[str], None]) -
     )
     log = _Log(child, mask)
     try:
-        if not _wait_for_health(settings, child, stopping, log):
+        if not _wait_for_health(probe_url, child, stopping, log):
             return True
         log.show()
-        _introduce(settings, mask, say)
+        introduce()
         while child.poll() is None:
             if stopping.wait(POLL_S):
                 return True
@@ -129,16 +149,14 @@ class _Log:
         return (errors or lines or ["it said nothing"])[-1][:300]
 
 
-def _wait_for_health(
-    settings: ServerSettings, child: subprocess.Popen[str], stopping: threading.Event, log: _Log
-) -> bool:
+def _wait_for_health(probe_url: str, child: subprocess.Popen[str], stopping: threading.Event, log: _Log) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine
     limit = time.monotonic() + START_S
     while not stopping.wait(POLL_S):
         if child.poll() is not None:
             raise UserError(f"MLflow did not start ({log.reason().rstrip('.')}); mend that and start again")
         try:
-            with opener.open(f"{settings.probe_url}/health", timeout=2):
+            with opener.open(f"{probe_url}/health", timeout=2):
                 return True
         except OSError:
             if time.monotonic() > limit:

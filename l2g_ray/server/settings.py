@@ -21,6 +21,8 @@ from l2g_ray.errors import UserError
 ARTIFACT_DRIVERS = {"s3": ("boto3", "boto3"), "gs": ("google.cloud.storage", "google-cloud-storage")}
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 SQLITE_WORKERS, DATABASE_WORKERS = 1, 4
+# No processes for jobs of MLflow's own (they would outlive a server that is killed), and nothing sent to its makers.
+QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class ServerSettings:
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
         """The environment of MLflow's processes, from that of this one."""
         kept = {name: value for name, value in given.items() if name != "MLFLOW_TRACKING_URI"}
-        defaults = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        defaults = dict(QUIET)
         forced = {"MLFLOW_BACKEND_STORE_URI": self.store, "MLFLOW_ARTIFACTS_DESTINATION": self.artifacts}
         if self.auth_file is not None:
             # Signs the forms of the sign-up page; one for all workers. A new one at each start only voids open pages.
@@ -81,7 +83,7 @@ class ServerSettings:
 def check_settings(settings: ServerSettings) -> None:
     """Raise UserError for hosts, a port, artifacts or a login file that cannot work. Makes the artifact folder."""
     _check_hosts(settings)
-    _check_port(settings.host, settings.port)
+    check_port(settings.host, settings.port)
     _check_artifacts(settings.artifacts)
     if settings.auth_file is not None:
         read_auth_file(settings.auth_file)
@@ -134,7 +136,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
+    """Raise UserError where nothing can listen on `host` and `port`."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
