@@ -32,6 +32,7 @@ def test_a_worker_killed_in_each_stage(undisturbed: Path, sources: Sources, tmp_
     assert "composition: lost its process or machine and begins again; finished stages are there already" in said
     for name in ("select (resnet|unet)", "align alpha-1 seed-0", "evaluate test"):
         assert re.search(rf"composition: {name} failed: .*; begins again from its last epoch", said)
+    assert "(raylet)" not in said, "Ray's own words are for -v"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,9 @@ RAY_ENVIRONMENT = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # processes stay warm from one stage to the next
 }
 
+# The raylet's own words for what a run says in a line of its own: a process or a machine was lost.
+LOSSES = r"^(A worker died or was killed|The node with node id: .* has been marked dead)"
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -47,6 +50,8 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
     """
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not verbose:
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", LOSSES)
     import ray
 
     if ray.is_initialized():
