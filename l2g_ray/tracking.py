@@ -35,8 +35,8 @@ from l2g_ray.tracking_store import (
 KEY_TAG = "l2g_ray.key"
 MODEL_HASH_TAG = "l2g_ray.model_sha256"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
-# What older servers accept; longer values stand in full in the logged config.
-MAX_PARAM_CHARS = 500
+# What MLflow 3 accepts, enough for the command of a run; the logged config has all values in full.
+MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
 MAX_KEY_CHARS = 250
 # MLflow's limit for one request.

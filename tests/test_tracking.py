@@ -164,7 +164,7 @@ def test_params_are_flat_short_many_and_without_secrets(tracker: Tracker) -> Non
     }
     run_id = tracker.start("params", "a", params=params, tags={"password": "abc", "ok": "yes"})
     data = _client(tracker).get_run(run_id).data
-    assert len(data.params["long"]) == 500
+    assert len(data.params["long"]) == 6000
     assert data.params["model.kernel_sizes"] == "[3, 5]"
     assert data.params["model.target_tokens"] == "32"
     assert data.params["model.tokenizer"] == "wordpiece"
