@@ -209,7 +209,7 @@ def test_no_secret_in_anything_that_a_run_leaves(sources: Sources, tmp_path: Pat
         "RAY_AUTH_TOKEN": f"{WORD}5{WORD}",
         "RAY_TMPDIR": str(session),
     }
-    faults = plant(tmp_path, {"stage": "select", "kind": "raise", "text": "401 for {HF_TOKEN} {MLFLOW_TRACKING_URI}"})
+    faults = plant(tmp_path, {"stage": "search", "kind": "raise", "text": "401 for {HF_TOKEN} {MLFLOW_TRACKING_URI}"})
     command = sources.command("composition", out, align__source_path=f"s3://AKIA:{WORD}6@bucket/text.txt")
     try:
         said = Driver(command, **secrets, **faults).finish(expected=1)

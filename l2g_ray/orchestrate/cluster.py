@@ -27,8 +27,11 @@ RAY_ENVIRONMENT = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # processes stay warm from one stage to the next
 }
 
-# The raylet's own words for what a run says in a line of its own: a process or a machine was lost.
-LOSSES = r"^(A worker died or was killed|The node with node id: .* has been marked dead)"
+# Ray's own words for what a run says in a line of its own: a process or a machine was lost, and what it did begins again.
+LOSSES = (
+    r"^(A worker died or was killed|The node with node id: .* has been marked dead"
+    r"|Task .* failed\. There are .* retries remaining)"
+)
 
 
 @dataclass(frozen=True)
