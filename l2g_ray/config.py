@@ -52,11 +52,19 @@ class ModelSettings(_Settings):
     target_tokens: int = Field(default=32, ge=1, le=512)
     causal: bool = False
     predictor_reads: Literal["tokens", "backbone"] = "tokens"
+    # by_position: the read-out weighs each place in the sequence by itself, where the mean forgets where a motif stood.
+    pooling: Literal["mean", "by_position"] = "mean"
     resnet_channels: tuple[int | None, int | None, int | None] = (128, 256, None)
     resnet_pool: Literal[1, 2] = 1
     resnet_tokens: Literal["full", "strided"] = "strided"
     unet_channels: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512)
     deepsea_channels: tuple[int, int, int] = (320, 480, 960)
+
+    @model_validator(mode="after")
+    def _pools_what_is_read(self) -> ModelSettings:
+        if self.pooling == "by_position" and self.predictor_reads != "tokens":
+            raise ValueError("pooling by_position weighs tokens; set predictor_reads to tokens, or pooling to mean")
+        return self
 
 
 class OptimSettings(_Settings):

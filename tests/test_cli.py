@@ -98,6 +98,7 @@ def test_unknown_preset(try_run: Cli) -> None:
         ("finetune.lr_embedder=[1e-3, 1e-5]", ("lr_embedder must be [low, high]",)),
         ("select.backbones=[transformer]", ("key 'select.backbones'", "'deepsea' or 'orca'")),
         ("align.task_only_epochs=9", ("task_only_epochs (9) must be below epochs",)),
+        ("model={pooling: by_position, predictor_reads: backbone}", ("set predictor_reads to tokens",)),
         ("seeds=[", ("--set seeds=[: the value is not valid YAML",)),
     ],
 )

@@ -91,9 +91,13 @@ def check_adds_up(found: Attributions, model: nn.Module, limit: float = 1e-3) ->
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "unet", "deepsea"])
-@pytest.mark.parametrize("reads", ["tokens", "backbone"])
-def test_e4_adds_up_on_every_backbone(backbone: str, reads: str) -> None:
-    model = make_net(backbone, predictor_reads=reads)
+@pytest.mark.parametrize(
+    "read", [{}, {"predictor_reads": "backbone"}, {"pooling": "by_position"}], ids=lambda r: "-".join(r.values())
+)
+def test_e4_adds_up_on_every_backbone(backbone: str, read: dict[str, str]) -> None:
+    model = make_net(backbone, **read)
+    if model.predictor.places is not None:
+        torch.nn.init.normal_(model.predictor.places)
     check_adds_up(explain(model), model)
 
 

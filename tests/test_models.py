@@ -12,7 +12,7 @@ from conftest import make_tiny_language_model
 
 from l2g_ray.errors import UserError
 from l2g_ray.models.backbones import BACKBONES, default_architecture, searchable_layers
-from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
 from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.models.layers import MaskedBatchNorm1d, masked_mean
@@ -125,6 +125,37 @@ def test_c4_pooling_is_the_masked_mean_and_ignores_extra_padding(backbone: str) 
     assert (wide.pooled_features() - narrow.pooled_features()).abs().max() <= 1e-5
 
 
+def test_pooling_by_position_adds_what_a_token_is_worth_at_its_place() -> None:
+    predictor = Predictor(5, 2, n_places=4).double()
+    predictor.set_label_scale(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    tokens = torch.randn(3, 6, 5, dtype=torch.float64)  # two more than there are places
+    lengths = torch.tensor([6, 3, 5])
+    mask = (torch.arange(6)[None] < lengths[:, None]).double()
+    plain = predictor.read(tokens, mask)
+    assert torch.equal(plain, predictor(masked_mean(tokens, mask[..., None], 1))), "begins as the mean"
+    torch.nn.init.normal_(predictor.places)
+    for row, n in enumerate(lengths):
+        worth = sum((predictor.places[i] @ tokens[row, i] for i in range(min(4, int(n)))), torch.zeros(2)) / n
+        torch.testing.assert_close(predictor.read(tokens, mask)[row], plain[row] + worth * predictor.scale)
+        alone = predictor.read(tokens[row : row + 1, :n], None)
+        torch.testing.assert_close(alone[0], predictor.read(tokens, mask)[row])
+
+
+@pytest.mark.parametrize("combine", ["skip", "lm_only"])
+@pytest.mark.parametrize(("pooling", "forgets"), [("mean", True), ("by_position", False)])
+def test_pooling_by_position_tells_where_a_motif_stands(
+    tiny_lm: Path, combine: str, pooling: str, forgets: bool
+) -> None:
+    """The language model's head too, which reads what a model without positions cannot order."""
+    model = make_model(tiny_lm, make_config(pooling=pooling), combine=combine)
+    for predictor in (model.head, model.net.predictor):
+        if predictor.places is not None:
+            torch.nn.init.normal_(predictor.places)
+        hidden = torch.randn(1, model.net.embedder.n_tokens, 16)
+        moved = predictor.read(hidden.flip(1), None)
+        assert torch.allclose(moved, predictor.read(hidden, None), atol=1e-5) == forgets
+
+
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
 def test_c4_a_short_sequence_alone_equals_the_same_in_a_padded_batch(backbone: str, tiny_lm: Path) -> None:
     model = make_model(tiny_lm, make_config(backbone, 96)).eval()
@@ -201,6 +232,7 @@ def test_a_stored_model_predicts_the_same_without_the_original(tiny_lm: Path, tm
     for name, model in {
         "l2g": make_model(tiny_lm, make_config(), layers=1).eval(),
         "net": EmbedderNet(make_config("unet")).eval(),
+        "by_position": make_model(tiny_lm, make_config(pooling="by_position")).eval(),
     }.items():
         (tmp_path / name).mkdir()
         save_model(model, tmp_path / name)

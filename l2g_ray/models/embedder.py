@@ -35,6 +35,7 @@ class EmbedderConfig:
     causal: bool = False
     dropout: float = 0.0
     predictor_reads: str = "tokens"
+    pooling: str = "mean"
     norm_eps: float = 1e-12
     architecture: tuple[tuple[int, int], ...] = field(default=())
 
@@ -80,6 +81,9 @@ class Embedding:
 class Predictor(nn.Module):
     """Linear read-out (batch, D) to (batch, n_outputs), in the label's own units.
 
+    With `n_places`, `read` has weights of their own for so many places in the sequence beside those that all share:
+    a mean over tokens cannot tell where a motif stands. They start at zero.
+
     `offset` and `scale` (n_outputs,) are the labels' mean and standard deviation for regression, 0 and 1 otherwise,
     so the network works on unit-variance targets whatever the assay's units are.
     """
@@ -87,8 +91,11 @@ class Predictor(nn.Module):
     offset: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, in_features: int, n_outputs: int, hidden: int | None = None, zero: bool = False) -> None:
+    def __init__(
+        self, in_features: int, n_outputs: int, hidden: int | None = None, zero: bool = False, n_places: int = 0
+    ) -> None:
         super().__init__()
+        self.places = nn.Parameter(torch.zeros(n_places, n_outputs, in_features)) if n_places else None
         self.hidden = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU()) if hidden else nn.Identity()
         self.linear = nn.Linear(hidden or in_features, n_outputs)
         if zero:
@@ -108,6 +115,18 @@ class Predictor(nn.Module):
         """x (batch, in_features) to (batch, n_outputs)."""
         read = self.linear(self.hidden(x))
         return read.to(torch.promote_types(read.dtype, torch.float32)) * self.scale + self.offset
+
+    def read(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Tokens (batch, N, in_features) with their mask (batch, N) or None to (batch, n_outputs): their masked mean, and
+        with `n_places` the mean of what each token is worth at its place. Tokens beyond the last place have no place."""
+        shared = self.forward(masked_mean(tokens, None if mask is None else mask[..., None], 1))
+        if self.places is None:
+            return shared
+        known = self.places[: tokens.shape[1]]
+        worth = torch.einsum("bnd,ncd->bnc", tokens[:, : len(known)], known)
+        worth = nn.functional.pad(worth, (0, 0, 0, tokens.shape[1] - len(known)))
+        own = masked_mean(worth, None if mask is None else mask[..., None], 1)
+        return shared + own.to(shared.dtype) * self.scale
 
 
 class Embedder(nn.Module):
@@ -168,7 +187,11 @@ class EmbedderNet(nn.Module):
         reads_tokens = config.predictor_reads == "tokens"
         in_features = config.width if reads_tokens else self.embedder.backbone.out_channels
         hidden = None if reads_tokens else self.embedder.backbone.predictor_width
-        self.predictor = Predictor(in_features, config.n_outputs, hidden)
+        by_position = config.pooling == "by_position"
+        if by_position and not reads_tokens:
+            raise ValueError("pooling by position needs a predictor that reads tokens (predictor_reads)")
+        places = self.embedder.n_tokens if by_position else 0
+        self.predictor = Predictor(in_features, config.n_outputs, hidden, n_places=places)
 
     @property
     def config(self) -> EmbedderConfig:
@@ -183,8 +206,9 @@ class EmbedderNet(nn.Module):
 
     def predict(self, embedding: Embedding) -> torch.Tensor:
         """Outputs (batch, n_outputs) of Predictor 1."""
-        reads_tokens = self.config.predictor_reads == "tokens"
-        return self.predictor(embedding.pooled_tokens() if reads_tokens else embedding.pooled_features())
+        if self.config.predictor_reads == "tokens":
+            return self.predictor.read(embedding.tokens, embedding.token_mask)
+        return self.predictor(embedding.pooled_features())
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""

@@ -19,7 +19,6 @@ from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
 from l2g_ray.models.genomic_lm import TOKENIZER_FOLDER, GenomicLM, build_genomic_lm, describe_genomic_lm
 from l2g_ray.models.language_model import LanguageModel
-from l2g_ray.models.layers import masked_mean
 from l2g_ray.models.stored import MODEL_SCHEMA, load_config
 
 
@@ -44,7 +43,8 @@ class L2GModel(nn.Module):
         self.net = net
         self.language_model = language_model
         skip = config.combine == "skip"
-        self.head = Predictor(config.embedder.width, config.embedder.n_outputs, zero=skip)
+        places = net.embedder.n_tokens if config.embedder.pooling == "by_position" else 0
+        self.head = Predictor(config.embedder.width, config.embedder.n_outputs, zero=skip, n_places=places)
         # With skip, Predictor 1 already brings the labels' offset.
         offset = torch.zeros_like(net.predictor.offset) if skip else net.predictor.offset
         self.head.set_label_scale(offset, net.predictor.scale)
@@ -59,8 +59,7 @@ class L2GModel(nn.Module):
         """One-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
         embedding = self.net.embedder(x, mask)
         hidden = self.language_model(embedding.tokens, embedding.token_mask)
-        token_mask = None if embedding.token_mask is None else embedding.token_mask[..., None]
-        outputs = self.head(masked_mean(hidden, token_mask, 1))
+        outputs = self.head.read(hidden, embedding.token_mask)
         return outputs + self.net.predict(embedding) if self.config.combine == "skip" else outputs
 
 

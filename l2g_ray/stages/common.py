@@ -116,6 +116,7 @@ def make_embedder_config(
         causal=model.causal,
         dropout=dropout,
         predictor_reads=model.predictor_reads,
+        pooling=model.pooling,
         norm_eps=reference.norm_eps,
         architecture=tuple(architecture),
     )
