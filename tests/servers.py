@@ -82,6 +82,8 @@ def start_server(
             stderr=err_file,
             cwd=folder,
             env=os.environ | (env or {}),
+            # A shell without job control starts what it puts into the background with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     served = Served(process, port, out, err)
     limit = time.monotonic() + START_S
