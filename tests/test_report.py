@@ -48,8 +48,11 @@ def make_row(task: str, score: float, published: dict[str, tuple[float, bool]], 
 
 
 def make_board() -> dict[str, Any]:
+    used = {"arm": "average", "validation": {"l2g": 0.71, "average": 0.73}, "test": {"mean": 0.72, "ci95": [0.6, 0.8]}}
+    simple = {"one_hot_linear": {"mean": 0.61, "validation": 0.6}, "majority": {"mean": 0.0, "validation": 0.0}}
     rows = [
-        make_row("beta", 0.7, {"Big (2.5B)": (0.8, True), "Partial": (0.99, True)}, group="marks"),
+        make_row("beta", 0.7, {"Big (2.5B)": (0.8, True), "Partial": (0.99, True)}, group="marks")
+        | {"chosen": used, "baselines": simple},
         make_row("alpha", 0.9, {"Big (2.5B)": (0.8, True), "Other 500M": (0.6, False)}, group="marks", backbone="unet"),
         make_row(
             "gamma", 0.5, {"Big (2.5B)": (0.6, True), "Other 500M": (0.7, False)}, kind="multiclass", group="sites"
@@ -192,6 +195,11 @@ def test_a_browser_sorts_and_filters_without_errors_or_requests(browser: Any, pa
     assert shown()[-1] == "delta"  # what is not known stays at the end
     page.get_by_role("button", name="Published").click()
     assert shown()[-1] == "delta"
+    beta = page.get_by_role("row", name="beta")
+    assert [beta.get_by_role("cell").nth(i).inner_text() for i in (3, 4)] == ["0.720\naverage", "0.610\none_hot_linear"]
+    for column in ("Used", "Baseline"):
+        page.get_by_role("button", name=column).click()
+        assert shown()[0] == "beta"
     page.get_by_role("button", name="Task").click()
     assert shown() == ["alpha", "beta", "delta", "gamma"]
     page.get_by_label("Task or backbone").fill("UNET")
@@ -204,6 +212,8 @@ def test_a_browser_sorts_and_filters_without_errors_or_requests(browser: Any, pa
     assert len(shown()) == 4
     page.locator("summary").first.click()
     assert page.get_by_role("cell", name="0.900", exact=True).first.is_visible()
+    told = page.get_by_text("average, 0.720 [0.600, 0.800] on test, because on validation: L2G 0.710, average 0.730")
+    assert told.is_visible()
     assert problems == []
     assert requests == [page_path.as_uri()]
     page.close()

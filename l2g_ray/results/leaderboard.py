@@ -219,6 +219,7 @@ def _to_markdown(board: Mapping[str, Any]) -> str:
         "L2G",
         "Embedder only",
         "Difference",
+        "Used",
         "Baseline",
         "Published",
         "Backbone",
@@ -228,18 +229,19 @@ def _to_markdown(board: Mapping[str, Any]) -> str:
         f"# {board['bench']}: preset {board['preset']}, language model {board['language_model']}",
         "",
         "| " + " | ".join(headings) + " |",
-        "|" + "|".join(["---", "---"] + ["---:"] * 5 + ["---", "---:"]) + "|",
+        "|" + "|".join(["---", "---"] + ["---:"] * 6 + ["---", "---:"]) + "|",
     ]
     for row in board["tasks"]:
         alone, published = row["embedder_only"], best_published(row)
         difference, verdict = subtract_arms(row)
-        simple = best_baseline(row)
+        simple, used = best_baseline(row), row.get("chosen")
         cells = [
             name_task(row),
             row["metric"],
             f"{format_number(row['test']['mean'])} {format_interval(row['test'])}",
             f"{format_number(alone and alone['mean'])} {format_interval(alone)}",
             f"{format_number(difference, signed=True)} {verdict}",
+            f"{format_number(used['test']['mean'])} {name_arm(used['arm'])}" if used else "–",
             f"{format_number(simple[1]['mean'])} {simple[0]}" if simple else "–",
             f"{format_number(published['value'])} {published['model']}" if published else "–",
             row["backbone"],

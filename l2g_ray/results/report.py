@@ -14,10 +14,12 @@ from l2g_ray.results import figures, suite_figures
 from l2g_ray.results import report_tables as tables
 from l2g_ray.results.explained import Part
 from l2g_ray.results.leaderboard import (
+    best_baseline,
     best_published,
     describe_slots,
     format_interval,
     format_number,
+    name_arm,
     name_task,
     subtract_arms,
     write_atomically,
@@ -121,6 +123,8 @@ def write_report(
         "number": format_number,
         "interval": format_interval,
         "best_published": best_published,
+        "best_baseline": best_baseline,
+        "name_arm": name_arm,
         "best_other": best_other,
         "name_task": name_task,
         "subtract_arms": subtract_arms,
