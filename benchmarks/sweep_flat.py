@@ -25,7 +25,7 @@ from benchmarks.measure import Options
 
 TRIALS, EVERY = 200, 10
 WARM_UP = 0.2  # the share of trials until every process has loaded what it needs
-LIMIT_S = 1800
+LIMIT_S = 7200
 SETTINGS: dict[str, Any] = {
     "search.enabled": False,
     "select.backbones": ["resnet"],

@@ -64,8 +64,12 @@ class Script:
 
 
 def script_as_recorded(task: Recorded) -> Script:
-    """The preset `fast`, as it was run."""
-    settings = resolve("fast", None, {"finetune.trials": len(task.epochs_s["trials"])})
+    """The preset `fast`, as it was run: with as many backbones, alphas and trials as were recorded."""
+    fast = resolve("fast", None, {})
+    # A single backbone is not trained, so nothing of it was recorded.
+    backbones = fast.select.backbones[: len(task.epochs_s.get("select", "1"))]
+    counts = {"select.backbones": backbones, "align.alphas": fast.align.alphas[-len(task.epochs_s["align"]) :]}
+    settings = resolve("fast", None, {"finetune.trials": len(task.epochs_s["trials"]), **counts})
     stages = task.epochs_s | {"evaluate": [[task.evaluate_s]]}
     return Script(task.name, settings, stages, task.work, task.chain)
 
