@@ -76,7 +76,8 @@ def test_captum_warns_where_sums_do_not_hold(cli: Cli, tmp_path: Path) -> None:
     texts, _ = plant_sites(6)
     (tmp_path / "new.csv").write_text("name,seq\n" + "".join(f"{i},{text[:40]}\n" for i, text in enumerate(texts)))
     arguments = ["explain", run, "--sequences", tmp_path / "new.csv", "--sequence-column", "seq", "--no-motifs"]
-    said = cli(*arguments, "--method", "deeplift", "--references", 3, "--out", tmp_path / "out")
+    random = ["--top", 4, "--pick", "random"]
+    said = cli(*arguments, *random, "--method", "deeplift", "--references", 3, "--out", tmp_path / "out")
     assert said.code == 0, said.err
     assert "WARNING: present: The contributions of deeplift do not add up" in said.err
     page = (tmp_path / "out" / "explain.html").read_text()
@@ -86,6 +87,8 @@ def test_captum_warns_where_sums_do_not_hold(cli: Cli, tmp_path: Path) -> None:
     assert told["completeness"]["median"] > 0.01
     assert told["motifs"] == []
     assert not (tmp_path / "out" / "present" / "motifs.h5").exists()
+    assert told["sequences"] == 4
+    assert told["notes"][0].endswith("drawn at random.")
 
 
 def test_mistakes_are_one_sentence(cli: Cli, tmp_path: Path) -> None:
@@ -140,8 +143,10 @@ def test_no_motif_without_contributions_or_room() -> None:
 
 
 def test_seqlets_fit_the_sequences() -> None:
-    assert motifs.choose_seqlet(np.array([100, 249])) == (21, 10)
-    assert motifs.choose_seqlet(np.array([60, 60, 500])) == (15, 5)
+    assert motifs.choose_seqlet(np.array([200, 249])) == (21, 10)
+    assert motifs.choose_seqlet(np.array([60, 120, 500])) == (15, 5)
+    # The library's own lengths where its own seqlet is asked for.
+    assert [motifs.MotifSettings(core, flank).trim_bp for core, flank in ((21, 10), (15, 5))] == [30, 21]
 
 
 def test_information_of_a_column() -> None:

@@ -31,7 +31,14 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
 )
 @click.option("--sequence-column", help="Column of that file that holds the sequences.")
 @click.option(
-    "--top", type=click.IntRange(min=1), default=500, show_default=True, help="Explain those with the highest value."
+    "--top", type=click.IntRange(min=1), default=500, show_default=True, help="How many of them to explain, by --pick."
+)
+@click.option(
+    "--pick",
+    type=click.Choice(["highest", "random"]),
+    default="highest",
+    show_default=True,
+    help="Those with the highest value, or any: among the highest, motifs of middling strength are few.",
 )
 @click.option(
     "--method",
@@ -55,13 +62,13 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
     show_default=True,
     help="Of integrated-gradients: points of a path; of gradient-shap: draws a reference.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the references.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the references, and of --pick random.")
 @click.option("--rc-average", is_flag=True, help="Explain the mean prediction over both strands.")
 @click.option("--motifs/--no-motifs", "with_motifs", default=True, show_default=True, help="Look for motifs.")
 @click.option(
     "--core-bp",
     type=click.IntRange(min=5),
-    help="TF-MoDISco's window.  [default: 21, or 15 where sequences are shorter than 100 bp]",
+    help="TF-MoDISco's window.  [default: 21, or 15 where sequences are shorter than 200 bp]",
 )
 @click.option("--flank-bp", type=click.IntRange(min=1), help="On either side of it.  [default: 10, or 5]")
 @click.option(

@@ -38,7 +38,15 @@ from l2g_ray.explain.motifs import (
     format_meme,
     save_hdf5,
 )
-from l2g_ray.explain.rows import Candidates, choose_top, find_arm, find_folder, open_candidates, read_candidates
+from l2g_ray.explain.rows import (
+    Candidates,
+    choose_at_random,
+    choose_top,
+    find_arm,
+    find_folder,
+    open_candidates,
+    read_candidates,
+)
 from l2g_ray.explain.truth import Site
 from l2g_ray.predict import Predictor, load_predictor
 from l2g_ray.sequence import N_CODE, decode
@@ -60,6 +68,7 @@ class ExplainRequest:
     sequences: Path | None = None
     sequence_column: str | None = None
     top: int = 500
+    pick: str = "highest"
     method: str = METHODS[0]
     n_references: int = 20
     steps: int = 50
@@ -246,9 +255,12 @@ def explain_output(
     clock = _Clock(timings_s)
     explained = ExplainedOutput(opened.predictor.model, weights).to(request.device).eval()
     progress("scoring", 0, len(opened.candidates.ids))
-    chosen = choose_top(
-        opened.candidates, lambda codes, lengths: evaluate(explained, codes, lengths, request.device), request.top
-    )
+    if request.pick == "random":
+        chosen = choose_at_random(opened.candidates, request.top, request.seed)
+    else:
+        chosen = choose_top(
+            opened.candidates, lambda codes, lengths: evaluate(explained, codes, lengths, request.device), request.top
+        )
     clock.note("choose sequences")
     n = len(chosen.ids)
     attributions = attribute(
@@ -266,7 +278,8 @@ def explain_output(
         progress=lambda done: progress("contributions", done, n),
     )
     clock.note("contributions")
-    notes = [f"{n:,} sequences of {len(opened.candidates.ids):,} ({chosen.source}), those with the highest value."]
+    picked = {"highest": "those with the highest value", "random": "drawn at random"}[request.pick]
+    notes = [f"{n:,} sequences of {len(opened.candidates.ids):,} ({chosen.source}), {picked}."]
     warnings = _find_warnings(attributions)
     discovery: Discovery | None = None
     if request.with_motifs:

@@ -22,13 +22,19 @@ _PSEUDOCOUNT = 1e-3
 @dataclass(frozen=True)
 class MotifSettings:
     """Of TF-MoDISco: the core of a seqlet and its flanks on either side, the most seqlets of a sign that are clustered,
-    and how many there must be for any clustering. Its other settings are the library's."""
+    and how many there must be for any clustering. Its other settings are the library's; those of its lengths that it
+    leaves at 30 and 10 bp whatever the seqlet (`trim_to_window_size`, `initial_flank_to_add`) grow with the seqlet here."""
 
     core_bp: int = 21
     flank_bp: int = 10
     max_seqlets: int = 20_000
     min_seqlets: int = 100
     min_cluster_seqlets: int = 20
+
+    @property
+    def trim_bp(self) -> int:
+        """What a pattern is cut to before flanks are added again: 30 of the library's 21."""
+        return round(self.core_bp * 10 / 7)
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,11 @@ class Discovery:
 
 
 def choose_seqlet(lengths_bp: np.ndarray) -> tuple[int, int]:
-    """Core and flank of a seqlet in bp for sequences of these lengths: 21 + 2 x 10, the library's, from 100 bp on.
+    """Core and flank of a seqlet in bp for sequences of these lengths: 21 + 2 x 10, the library's, from 200 bp on.
 
-    Shorter sequences have their motifs closer together, and a window of 21 would join neighbours.
+    Shorter sequences have their motifs closer together, and a window of 21 joins neighbours (docs/explain.md).
     """
-    return (21, 10) if np.median(lengths_bp) >= 100 else (15, 5)
+    return (21, 10) if np.median(lengths_bp) >= 200 else (15, 5)
 
 
 def discover_motifs(attributions: Attributions, settings: MotifSettings) -> Discovery:
@@ -106,6 +112,8 @@ def discover_motifs(attributions: Attributions, settings: MotifSettings) -> Disc
             hypothetical_contribs=attributions.hypothetical,
             sliding_window_size=settings.core_bp,
             flank_size=settings.flank_bp,
+            trim_to_window_size=settings.trim_bp,
+            initial_flank_to_add=settings.flank_bp,
             min_metacluster_size=settings.min_seqlets,
             max_seqlets_per_metacluster=settings.max_seqlets,
             final_min_cluster_size=settings.min_cluster_seqlets,

@@ -108,6 +108,12 @@ def choose_top(
     return candidates.take(np.sort(np.argsort(-values, kind="stable")[:top]))
 
 
+def choose_at_random(candidates: Candidates, n: int, seed: int) -> Candidates:
+    """`n` of the candidates, whatever their value, in their order."""
+    rows = np.random.default_rng(seed).permutation(len(candidates.ids))[:n]
+    return candidates.take(np.sort(rows))
+
+
 def _encode(predictor: Predictor, table: pa.Table, source: str) -> Candidates:
     clean = predictor.clean(table["sequence"], source)
     if not len(clean):
