@@ -25,6 +25,10 @@ def make_pictures(run: Path, target: Path) -> list[Path]:
     options = ["--sequence", sequence, "--output", "developmental", "--out", str(place)]
     subprocess.run([*command, "mutate", str(run), "--task", MUTATED, *options], check=True)
     subprocess.run([*command, "embed", str(run), "--task", EMBEDDED], check=True)
+    explained = run / MUTATED / "explain" / "pictures"
+    rows = ["--top", "1200", "--pick", "random", "--references", "10", "--database", "jaspar:insects"]
+    options = ["--arm", "embedder_only", "--output", "developmental", *rows, "--out", str(explained)]
+    subprocess.run([*command, "explain", str(run), "--task", MUTATED, *options], check=True)
     subprocess.run([*command, "report", str(run), "--no-mlflow"], check=True)
     stored = {
         "heatmap.png": place / "heatmap.png",
@@ -32,7 +36,7 @@ def make_pictures(run: Path, target: Path) -> list[Path]:
         "embeddings.png": run / EMBEDDED / "embeddings" / "embeddings.png",
     }
     made = [Path(shutil.copy(path, target / file)) for file, path in stored.items()]
-    return made + photograph(run / "report.html", target)
+    return made + photograph(run / "report.html", explained / "explain.html", target)
 
 
 def choose_sequence(task_folder: Path) -> tuple[str, str]:
@@ -44,8 +48,8 @@ def choose_sequence(task_folder: Path) -> tuple[str, str]:
     return table["id"][row].as_py(), table["sequence"][row].as_py()
 
 
-def photograph(report: Path, target: Path) -> list[Path]:
-    """The report on a desk by day and by night, and on a phone."""
+def photograph(report: Path, explained: Path, target: Path) -> list[Path]:
+    """The report on a desk by day and by night, and on a phone; the page of an explanation, as far as its motifs go."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -54,13 +58,14 @@ def photograph(report: Path, target: Path) -> list[Path]:
     made = []
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, width, height, scheme in (
-            ("report.png", 1100, 760, "light"),
-            ("report_dark.png", 1100, 760, "dark"),
-            ("report_phone.png", 390, 760, "light"),
+        for name, shown, width, height, scheme in (
+            ("report.png", report, 1100, 760, "light"),
+            ("report_dark.png", report, 1100, 760, "dark"),
+            ("report_phone.png", report, 390, 760, "light"),
+            ("motifs.png", explained, 1100, 1000, "light"),
         ):
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
-            page.goto(report.resolve().as_uri())
+            page.goto(shown.resolve().as_uri())
             page.screenshot(path=target / name)
             made.append(target / name)
         browser.close()
