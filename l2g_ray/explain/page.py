@@ -20,7 +20,9 @@ _EXAMPLES = 3
 
 def write_explanations(folder: Path, task: Task, model: str, explanations: Sequence[Explanation]) -> Path:
     """Write `explain.html` and `explain.json` of a model's explained outputs. Returns the page's path."""
-    facts = {"Task": f"{task.title or task.name}{' (synthetic)' if task.synthetic else ''}", "Model": model}
+    title = task.title or task.name
+    marked = title if "synthetic" in title.lower() or not task.synthetic else f"{title} (synthetic)"
+    facts = {"Task": marked, "Model": model}
     facts["Method"] = explanations[0].attributions.method
     return write_page(folder, f"What {task.name} has learned", facts, [_make_section(e) for e in explanations])
 

@@ -85,4 +85,4 @@ def build_motifs(sites: Sequence[Site], codes: np.ndarray, source: str) -> list[
         tally = counts.setdefault(site.motif, np.full((len(letters), 4), 0.01))
         if len(tally) == len(letters):
             tally += np.eye(5, 4)[letters]
-    return [KnownMotif(name, "planted", c / c.sum(1, keepdims=True), source) for name, c in sorted(counts.items())]
+    return [KnownMotif(name, "", c / c.sum(1, keepdims=True), source) for name, c in sorted(counts.items())]
