@@ -75,5 +75,9 @@ def photograph(report: Path, explained: Path, target: Path) -> list[Path]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("usage: python scripts/make_pictures.py RUN")
-    for path in make_pictures(Path(sys.argv[1]), PICTURES):
-        print(path)
+    try:
+        made = make_pictures(Path(sys.argv[1]), PICTURES)
+    except subprocess.CalledProcessError as error:
+        # The command has said what was wrong.
+        raise SystemExit(error.returncode) from None
+    print(*made, sep="\n")
