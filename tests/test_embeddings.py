@@ -111,6 +111,23 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
     assert "–" in values.out
     assert "no such output" in cli("embed", run, "--task", "composition", "--output", "b").err
 
+    # An arm of vanilla fine-tuning: in another run, in this one, or of other rows.
+    assert "no arm of vanilla fine-tuning" in said.out
+    assert summary["vanilla"] is None
+    shutil.copytree(run / "planted", tmp_path / "study" / "planted--vanilla")
+    said = cli("embed", run, "--task", "planted", "--vanilla", tmp_path / "study")
+    assert said.code == 0, said.err
+    assert "vanilla fine-tuning language model" in said.out
+    assert "no arm" not in said.out
+    refused = cli("embed", run, "--task", "planted", "--vanilla", run / "composition")
+    assert refused.code == 2
+    assert "was trained on other rows" in refused.err
+    refused = cli("embed", run, "--task", "composition", "--vanilla", tmp_path / "study")
+    assert "no finished task 'composition--vanilla'" in refused.err
+    shutil.move(tmp_path / "study" / "planted--vanilla", run)
+    said = cli("embed", run, "--task", "planted")
+    assert "vanilla fine-tuning tokens" in said.out
+
     # A stage's result that was deleted, and rows that are gone.
     aligned = json.loads((run / "planted" / "stages.json").read_text())["deployed"]["align"]
     assert Path(aligned).parent == suite_of_three / "stages" / "align"

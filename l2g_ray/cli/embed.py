@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+VANILLA = "vanilla"
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -25,6 +27,12 @@ import click
 @click.option("--metric", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True)
 @click.option("--max-rows", type=click.IntRange(min=2), default=5000, show_default=True, help="Of more, a sample.")
 @click.option("--seed", default=0, show_default=True, help="Of the sample.")
+@click.option(
+    "--vanilla",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="A finished run of `l2g-ray baseline vanilla TASK`, to show vanilla fine-tuning of it.  [default: RUN itself]",
+)
 @click.option("--data", type=click.Path(path_type=Path), help="The prepared rows, where they were moved.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: embeddings in the task's folder]"
@@ -37,6 +45,7 @@ def embed(
     metric: str,
     max_rows: int,
     seed: int,
+    vanilla: Path | None,
     data: Path | None,
     out: Path | None,
 ) -> None:
@@ -45,15 +54,16 @@ def embed(
     Writes the embeddings (NPZ), a summary (JSON) and principal components (SVG, PNG).
 
     \b
-    Example:
+    Examples:
       l2g-ray embed runs/demo-fast --task splice_junction
+      l2g-ray embed runs/demo-fast --task splice_junction --vanilla runs/baseline
     """
     from rich.console import Console
     from rich.progress import Progress
 
     from l2g_ray.data.dataset import open_prepared
     from l2g_ray.explain.embedding_files import LAYER_NAMES, read_rows, write_embeddings
-    from l2g_ray.explain.embeddings import load_points
+    from l2g_ray.explain.embeddings import load_point, load_points
     from l2g_ray.explain.rows import find_prepared
     from l2g_ray.predict import find_model
 
@@ -63,12 +73,19 @@ def embed(
     prepared = find_prepared(task_folder, otherwise) if data is None else open_prepared(data)
     notes: list[str] = []
     points = load_points(task_folder, _read_settings(task_folder, prepared.task.name), notes.append)
+    beside = _find_vanilla(task_folder, vanilla)
+    if beside is not None:
+        points.append(load_point("vanilla fine-tuning", beside, prepared))
+    else:
+        notes.append(
+            "the run has no arm of vanilla fine-tuning; `l2g-ray baseline vanilla TASK` makes one, for --vanilla"
+        )
     rows = read_rows(prepared, split, output, max_rows, seed)
     folder = out or task_folder / "embeddings"
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = progress.add_task("embedding", total=len(points) * len(rows.ids))
-        facts: dict[str, Any] = {"task": prepared.task.name, "notes": notes, "vanilla": None}
+        facts: dict[str, Any] = {"task": prepared.task.name, "notes": notes, "vanilla": str(beside) if beside else None}
         if len(rows.ids) < rows.total:
             facts["sample_seed"] = seed
         summary = write_embeddings(
@@ -80,11 +97,22 @@ def embed(
     click.echo(f"{sample} rows of the {where}; silhouette: {metric}, exact on these rows")
     for entry in summary["embeddings"]:
         score = "–" if entry["silhouette"] is None else f"{entry['silhouette']:+.3f}"
-        click.echo(f"  {entry['point']:<16} {LAYER_NAMES[entry['layer']]:<15} {score}")
+        click.echo(f"  {entry['point']:<19} {LAYER_NAMES[entry['layer']]:<15} {score}")
     for note in notes:
         click.echo(f"note: {note}")
-    click.echo("note: the run has no arm of vanilla fine-tuning, so there is nothing of it to show")
     click.echo(f"in {folder}")
+
+
+def _find_vanilla(task_folder: Path, run: Path | None) -> Path | None:
+    """The model folder of the task's arm of vanilla fine-tuning in `run`, else beside it; None where there is none."""
+    from l2g_ray.orchestrate.arms import JOINT
+    from l2g_ray.predict import find_model
+
+    arm = f"{task_folder.name.split(JOINT)[0]}{JOINT}{VANILLA}"
+    if run is not None:
+        return find_model(run, None if (run / "model").is_dir() else arm, "l2g")
+    beside = task_folder.parent / arm
+    return find_model(beside, None, "l2g") if (beside / "model").is_dir() else None
 
 
 def _read_settings(task_folder: Path, name: str) -> dict[str, Any]:

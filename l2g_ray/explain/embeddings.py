@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import L2GModel, load_model
@@ -70,6 +71,29 @@ def load_points(
         assert isinstance(net, EmbedderNet)
         joined.append(Point("embedder only", net, None))
     return joined
+
+
+def load_point(name: str, model_folder: Path, prepared: PreparedTask) -> Point:
+    """The finished model of another run of the same rows, to be shown beside.
+
+    Raises UserError where it is no L2G model, or was trained on other rows.
+    """
+    model = load_model(model_folder)
+    if not isinstance(model, L2GModel):
+        raise UserError(f"{model_folder}: is no L2G model; give a run of `l2g-ray baseline vanilla TASK`")
+    try:
+        splits = json.loads((model_folder.parent / "task.json").read_text())["splits"]
+        same = all(prepared.fingerprint(split) == facts["fingerprint"] for split, facts in splits.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{model_folder.parent}: no readable task.json of a finished task, so its rows are not known"
+        ) from None
+    if not same:
+        raise UserError(
+            f"{model_folder.parent}: was trained on other rows than those of {prepared.folder}; "
+            "run `l2g-ray baseline vanilla` on the same data"
+        )
+    return Point(name, model.net, model.language_model)
 
 
 def _read_deployed(task_folder: Path) -> dict[str, Any]:
