@@ -1,6 +1,7 @@
 """Make the pictures of docs/pictures from a finished demo: `python scripts/make_pictures.py runs/demo-fast`.
 
-Needs the extras `dev` and `explain`, and Chromium. The run's folder gets what `mutate`, `embed` and `report` leave there.
+Needs the extras `dev` and `explain`, and Chromium. The run's folder gets what `mutate`, `embed`, `explain` and `report` leave
+there; the arm of vanilla fine-tuning becomes a run beside it, RUN-vanilla.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ def make_pictures(run: Path, target: Path) -> list[Path]:
     place = run / MUTATED / "mutagenesis" / name
     options = ["--sequence", sequence, "--output", "developmental", "--out", str(place)]
     subprocess.run([*command, "mutate", str(run), "--task", MUTATED, *options], check=True)
-    subprocess.run([*command, "embed", str(run), "--task", EMBEDDED], check=True)
+    vanilla = run.parent / f"{run.name}-vanilla"
+    options = ["--out", str(vanilla.parent), "--name", vanilla.name]
+    subprocess.run([*command, "baseline", "vanilla", f"demo/{EMBEDDED}", *options], check=True)
+    subprocess.run([*command, "embed", str(run), "--task", EMBEDDED, "--vanilla", str(vanilla)], check=True)
     explained = run / MUTATED / "explain" / "pictures"
     rows = ["--top", "1200", "--pick", "random", "--references", "10", "--database", "jaspar:insects"]
     options = ["--arm", "embedder_only", "--output", "developmental", *rows, "--out", str(explained)]
