@@ -14,6 +14,7 @@ from pathlib import Path
 from l2g_ray.explain.rows import find_prepared
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+DEMO = Path(__file__).parents[1] / "l2g_ray" / "data" / "demo"
 EMBEDDED, MUTATED = "splice_junction", "enhancer_grammar"
 
 
@@ -33,11 +34,18 @@ def make_pictures(run: Path, target: Path) -> list[Path]:
     rows = ["--top", "1200", "--pick", "random", "--references", "10", "--database", "jaspar:insects"]
     options = ["--arm", "embedder_only", "--output", "developmental", *rows, "--out", str(explained)]
     subprocess.run([*command, "explain", str(run), "--task", MUTATED, *options], check=True)
+    junctions = run / EMBEDDED / "explain" / "pictures"
+    rows = ["--sequences", str(DEMO / EMBEDDED / "valid.parquet"), "--top", "60", "--references", "10", "--no-motifs"]
+    for output in ("exon_intron", "intron_exon"):
+        options = ["--output", output, *rows, "--out", str(junctions / output)]
+        subprocess.run([*command, "explain", str(run), "--task", EMBEDDED, *options], check=True)
     subprocess.run([*command, "report", str(run), "--no-mlflow"], check=True)
     stored = {
         "heatmap.png": place / "heatmap.png",
         "logo.png": place / "logo.png",
         "embeddings.png": run / EMBEDDED / "embeddings" / "embeddings.png",
+        "donor.png": junctions / "exon_intron" / "exon_intron" / "figures" / "positions.png",
+        "acceptor.png": junctions / "intron_exon" / "intron_exon" / "figures" / "positions.png",
     }
     made = [Path(shutil.copy(path, target / file)) for file, path in stored.items()]
     return made + photograph(run / "report.html", explained / "explain.html", target)
