@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME...]`: run benchmarks, print a table, write JSON."""
+"""`python -m benchmarks [NAME...]`: run benchmarks, print a table, write JSON.
+
+Without names all are run but those that take an hour by themselves; these say so: `ONLY_BY_NAME = True`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ def list_benchmarks() -> list[str]:
 @click.option("--quick", is_flag=True, help="Measure less: only to see that a benchmark runs.")
 @click.option("--threads", default=1, show_default=True, help="Of each side; a trial has one.")
 def main(names: tuple[str, ...], data_dir: Path, out: Path, quick: bool, threads: int) -> None:
-    """Run the named benchmarks, all by default; a table here, NAME.json in --out."""
+    """Run the named benchmarks; without names all but sweep_flat and stream_memory, which take an hour each.
+
+    A table here, NAME.json in --out.
+    """
     known = list_benchmarks()
     for name in names:
         if name not in known:
@@ -45,6 +51,8 @@ def main(names: tuple[str, ...], data_dir: Path, out: Path, quick: bool, threads
     out.mkdir(parents=True, exist_ok=True)
     for name in names or known:
         module = importlib.import_module(f"benchmarks.{name}")
+        if not names and getattr(module, "ONLY_BY_NAME", False):
+            continue
         console.print(f"[bold]{name}[/bold]: {(module.__doc__ or '').strip().splitlines()[0]}")
         begun = time.monotonic()
         rows = module.run(Options(data_dir, quick, out, threads))

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.measure import Options
 from benchmarks.synthetic import write_prepared
 
+ONLY_BY_NAME = True
 LENGTH_BP, LABELS = 1_000, 919
 
 

@@ -23,6 +23,7 @@ from pyarrow.csv import write_csv
 
 from benchmarks.measure import Options
 
+ONLY_BY_NAME = True
 TRIALS, EVERY = 200, 10
 WARM_UP = 0.2  # the share of trials until every process has loaded what it needs
 LIMIT_S = 7200
