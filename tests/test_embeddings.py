@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from commands import Cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toys import plant, tiny_reference, tiny_settings, toy_data
 
 from l2g_ray.explain.embeddings import Point, _untrained, embed, measure_silhouette, project, sample_rows
@@ -29,6 +31,15 @@ def double_loop(values: np.ndarray, classes: np.ndarray) -> float:
         b = min(distances[classes == other].mean() for other in set(classes) - {classes[i]})
         found.append((b - a) / max(a, b))
     return float(np.mean(found))
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(5, 40), n_groups=st.integers(2, 4))
+@settings(deadline=None, max_examples=30)
+def test_e2_silhouette_equals_its_definition(seed: int, n: int, n_groups: int) -> None:
+    rng = np.random.default_rng(seed)
+    classes = np.concatenate([np.arange(n_groups), rng.integers(0, n_groups, n - n_groups)])
+    values = rng.normal(size=(n, 6)) + classes[:, None]
+    assert measure_silhouette(values, classes) == pytest.approx(double_loop(values, classes), abs=1e-6)
 
 
 def test_e2_silhouette_equals_a_double_loop() -> None:

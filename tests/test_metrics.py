@@ -25,7 +25,6 @@ from l2g_ray.stages.metrics import (
     multilabel_metrics,
     regression_metrics,
     score,
-    silhouette,
 )
 
 Array = NDArray[Any]
@@ -265,54 +264,3 @@ def test_score_of_an_undefined_metric_is_the_worst() -> None:
 def test_invalid_inputs(kind: str, labels: Any, outputs: Any, names: list[str] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compute_metrics(kind, labels, outputs, names)
-
-
-def silhouette_by_definition(rows: Array, labels: Array) -> float:
-    """Mean of (b - a) / max(a, b); 0 for a row that is alone in its group."""
-    values = []
-    for i, row in enumerate(rows):
-        distance = np.sqrt(((rows - row) ** 2).sum(1))
-        same = labels == labels[i]
-        if same.sum() == 1:
-            values.append(0.0)
-            continue
-        a = distance[same].sum() / (same.sum() - 1)
-        b = min(distance[labels == other].mean() for other in set(labels) - {labels[i]})
-        values.append((b - a) / max(a, b))
-    return float(np.mean(values))
-
-
-@given(seed=seeds, n=st.integers(5, 40), n_groups=st.integers(2, 4))
-@settings(deadline=None, max_examples=30)
-def test_e2_silhouette_equals_its_definition(seed: int, n: int, n_groups: int) -> None:
-    rng = np.random.default_rng(seed)
-    labels = np.concatenate([np.arange(n_groups), rng.integers(0, n_groups, n - n_groups)])
-    rows = rng.normal(size=(n, 6)).astype(np.float32) + labels[:, None]
-    value = silhouette(rows, labels)
-    assert abs(value - silhouette_by_definition(rows.astype(float), labels)) <= 1e-6
-    assert abs(value - sk.silhouette_score(rows.astype(float), labels)) <= 1e-6
-
-
-def test_e2_silhouette_of_a_sample() -> None:
-    rng = np.random.default_rng(0)
-    labels = (rng.random(3000) < 0.2).astype(int)
-    rows = rng.normal(size=(3000, 4)) + labels[:, None]
-    exact = silhouette(rows, labels)
-    sampled = silhouette(rows, labels, max_rows=800, seed=1)
-    assert sampled == silhouette(rows, labels, max_rows=800, seed=1)
-    assert sampled != silhouette(rows, labels, max_rows=800, seed=2)
-    assert sampled != exact
-    assert abs(sampled - exact) < 0.03
-
-
-def test_e2_the_sample_is_stratified() -> None:
-    labels = np.repeat([0, 1], [990, 10])
-    rows = np.random.default_rng(0).normal(size=(1000, 2))
-    # One row in a hundred: an unstratified sample of 100 often has no row of class 1.
-    assert all(np.isfinite(silhouette(rows, labels, max_rows=100, seed=s)) for s in range(30))
-
-
-def test_e2_silhouette_is_nan_where_undefined() -> None:
-    rows = np.random.default_rng(0).normal(size=(4, 2))
-    assert np.isnan(silhouette(rows, np.zeros(4)))
-    assert np.isnan(silhouette(rows, np.arange(4)))

@@ -177,24 +177,6 @@ def score(kind: str, metric_name: str, labels: ArrayLike, outputs: ArrayLike) ->
     return value
 
 
-def silhouette(embeddings: ArrayLike, labels: ArrayLike, max_rows: int = 5000, seed: int = 0) -> float:
-    """Mean Euclidean silhouette coefficient of ``embeddings`` (n, D) grouped by ``labels`` (n,), in -1..1.
-
-    Exact if n <= ``max_rows``, else on a stratified sample of ``max_rows`` rows drawn with ``seed``. NaN if
-    fewer than two groups are present or every row is its own group. L2G reports the score for three binary
-    tasks (paper, results).
-    """
-    from sklearn.metrics import silhouette_score
-    from sklearn.utils import resample
-
-    rows, groups = np.asarray(embeddings, dtype=np.float64), np.asarray(labels)
-    if len(rows) > max_rows:
-        rows, groups = resample(rows, groups, replace=False, n_samples=max_rows, random_state=seed, stratify=groups)
-    if not 2 <= len(np.unique(groups)) < len(rows):
-        return float("nan")
-    return float(silhouette_score(rows, groups, metric="euclidean"))
-
-
 def _check_kind(kind: str) -> None:
     if kind not in _SCORES:
         raise ValueError(f"unknown task kind {kind!r}; choose one of {', '.join(_SCORES)}")
