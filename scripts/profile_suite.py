@@ -89,8 +89,8 @@ def sort_stacks(stacks: list[str]) -> Counter[str]:
     """Samples by kind, of lines `frame;frame;... count`."""
     patterns = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
     samples: Counter[str] = Counter()
-    for line in stacks:
-        stack, _, count = line.rpartition(" ")
+    # A process is named by its command, which may have line breaks: what does not end in a count goes on in the next line.
+    for stack, count in re.findall(r"(.+?) (\d+)$", "\n".join(stacks), re.MULTILINE | re.DOTALL):
         kind = next((kind for kind, pattern in patterns.items() if pattern.search(stack)), "other Python")
         samples[kind] += int(count)
     return samples
