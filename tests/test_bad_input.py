@@ -81,7 +81,7 @@ def test_a_missing_label_deep_in_a_file(tmp_path: Path, label: str, said: str) -
 
 
 def test_rows_are_counted_over_blocks(tmp_path: Path) -> None:
-    # More than the 16 MB that are read at once.
+    # More than the 4 MB that are read at once.
     texts = ["A" * 19_999 + "ACGT"[i % 4] for i in range(1000)]
     rows = [f"{text},{i % 2}" for i, text in enumerate(texts)]
     for last, said in (

@@ -17,7 +17,7 @@ from l2g_ray.data.text import open_bytes
 from l2g_ray.errors import UserError
 from l2g_ray.storage import Location
 
-_BLOCK_BYTES = 1 << 24  # a row must fit in a block
+_BLOCK_BYTES = 1 << 22  # a row must fit in a block
 
 
 def iter_delimited(location: Location, delimiter: str, batch_rows: int) -> Iterator[pa.Table]:
