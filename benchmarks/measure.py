@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -27,16 +28,18 @@ class Options:
     threads: int = 1
 
 
-def interleave(sides: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, dict[str, float]]:
+def interleave(
+    sides: Mapping[str, Callable[[], Any]], rounds: int = 7, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[str, float]]:
     """Seconds of each side, measured in turn so that the machine's mood falls on all alike: median, least and most."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side()  # warm caches, lazy imports
     for _ in range(rounds):
         for name, side in sides.items():
-            begun = time.perf_counter()
+            begun = clock()
             side()
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(clock() - begun)
     return {
         name: {"median_s": statistics.median(found), "min_s": min(found), "max_s": max(found)}
         for name, found in seconds.items()
@@ -81,6 +84,8 @@ def measure_peak_mib(module: str, *arguments: str) -> float:
 
 def print_peak(work: Callable[[], Any]) -> None:
     """In the fresh process: do the work, print how far the peak of memory rose above what was held at the start, MiB."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of what came before, such as imports
     before = _read_mib("VmRSS")
     work()
     print(json.dumps(_read_mib("VmHWM") - before))

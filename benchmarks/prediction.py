@@ -37,7 +37,7 @@ def run(options: Options) -> list[dict[str, Any]]:
     """Rate and memory."""
     torch.set_num_threads(os.cpu_count() or 1)  # a command of its own has the whole machine
     n_rows, rounds = (500, 1) if options.quick else (2_000, 3)
-    predictor = _make_predictor(language_model=True)
+    predictor = make_predictor(language_model=True)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.csv", Path(folder) / "out.csv"
         table = _write(source, n_rows)
@@ -77,7 +77,8 @@ def _write(path: Path, n_rows: int) -> Any:
     return table
 
 
-def _make_predictor(language_model: bool) -> Predictor:
+def make_predictor(language_model: bool) -> Predictor:
+    """L2G with three layers of MiniLM, or its embedder alone; random weights in all else, sequences up to 200 bp."""
     torch.manual_seed(0)
     net: Any = EmbedderNet(_CONFIG)
     if language_model:
@@ -90,6 +91,6 @@ def _make_predictor(language_model: bool) -> Predictor:
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    small = _make_predictor(language_model=False)
+    small = make_predictor(language_model=False)
     small.predict(["ACGT" * 50] * 8)
     print_peak(lambda: predict_file(small, path, path.with_suffix(".out.csv")))

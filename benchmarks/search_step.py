@@ -30,8 +30,8 @@ def run(options: Options) -> list[dict[str, Any]]:
     for name, (channels, pool, batch_size, length_bp) in SIZES.items():
         if options.quick and name != "preset fast":
             continue
-        search, forms = _make_search(settings, channels, pool, batch_size, length_bp)
-        sides = {"search": search, "plain": _make_plain(settings, channels, pool, batch_size, length_bp)}
+        search, forms = make_search(settings, channels, pool, batch_size, length_bp)
+        sides = {"search": search, "plain": make_plain(settings, channels, pool, batch_size, length_bp)}
         found = interleave(sides, rounds=2 if options.quick else 3)
         ours, other = (1_000 * found[side]["median_s"] for side in ("search", "plain"))
         what = f"ResNet {name}, {batch_size} x {length_bp} bp"
@@ -47,9 +47,10 @@ def _config(channels: tuple[int, ...], pool: int, length_bp: int, kernel_size: i
     )
 
 
-def _make_search(
+def make_search(
     settings: Settings, channels: tuple[int, ...], pool: int, batch_size: int, length_bp: int
 ) -> tuple[Callable[[], None], dict[str, str]]:
+    """A step of the search at these widths, and the form of each mixed convolution."""
     net = EmbedderNet(_config(channels, pool, length_bp))
     mixed = build_supernet(net, settings, seed=0)
     forms = set_forms(net, settings, length_bp, Runtime())
@@ -59,24 +60,26 @@ def _make_search(
         for layer in mixed.values():
             layer.scale_logit_gradient_(settings.search.gradient_scale, settings.search.field_penalty)
 
-    return _make_step(net, optimizer, batch_size, length_bp, scale), forms
+    return make_step(net, optimizer, batch_size, length_bp, scale), forms
 
 
-def _make_plain(
+def make_plain(
     settings: Settings, channels: tuple[int, ...], pool: int, batch_size: int, length_bp: int
 ) -> Callable[[], None]:
+    """A training step of the same ResNet with kernel size 11."""
     net = EmbedderNet(_config(channels, pool, length_bp, 11))
     optimizer = make_search_optimizer(net, {}, settings)
-    return _make_step(net, optimizer, batch_size, length_bp, lambda: None)
+    return make_step(net, optimizer, batch_size, length_bp, lambda: None)
 
 
-def _make_step(
-    net: EmbedderNet,
+def make_step(
+    net: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch_size: int,
     length_bp: int,
     before_step: Callable[[], None],
 ) -> Callable[[], None]:
+    """A step of any model of codes and lengths with two outputs, on random rows of one length."""
     codes = torch.randint(0, 4, (batch_size, length_bp), dtype=torch.uint8)
     lengths_bp = torch.full((batch_size,), length_bp)
     labels = torch.randint(0, 2, (batch_size,))
