@@ -80,6 +80,12 @@ def test_a_missing_label_deep_in_a_file(tmp_path: Path, label: str, said: str) -
         lay(tmp_path, path)
 
 
+def test_a_row_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
+    path = put(tmp_path / "in" / "t.csv", csv(["ACGT,1", "A" * 9_000_000 + ",0"]))
+    with refuse(tmp_path, r"t\.csv: a row has more than 4\.2 million characters.*FASTA or Parquet"):
+        lay(tmp_path, path)
+
+
 def test_rows_are_counted_over_blocks(tmp_path: Path) -> None:
     # More than the 4 MB that are read at once.
     texts = ["A" * 19_999 + "ACGT"[i % 4] for i in range(1000)]

@@ -118,6 +118,11 @@ def _describe(error: pa.ArrowInvalid, location: Location) -> Exception:
         return UserError(
             f"{location}, row {row - 1}: {columns} where the header has {expected}; quote cells that hold the delimiter"
         )
+    if "straddles two block boundaries" in said:
+        return UserError(
+            f"{location}: a row has more than {_BLOCK_BYTES / 1e6:.1f} million characters, or a quote is never closed; "
+            "give sequences of such length as FASTA or Parquet"
+        )
     if found := re.search(r"Row #(\d+): .*invalid UTF8", said, re.DOTALL):
         return UserError(f"{location}, row {int(found[1]) - 1}: the file is not UTF-8 text; save it as UTF-8")
     return error
