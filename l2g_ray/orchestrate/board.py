@@ -8,6 +8,7 @@ from typing import Any
 from l2g_ray.orchestrate.cuts import describe_cut
 
 Emit = Callable[[dict[str, Any]], None]
+# What a row of an epoch may hold, and what of it is an event. Tune adds keys of its own on the way.
 ROW_KEYS = frozenset(
     {
         "epoch",
@@ -24,6 +25,13 @@ ROW_KEYS = frozenset(
         "gpu_bytes",
     }
 )
+
+
+def check_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row that a stage reports, as it is. Raises ValueError for a key that would get lost on the way."""
+    if unknown := sorted(row.keys() - ROW_KEYS):
+        raise ValueError(f"a stage reports {', '.join(map(repr, unknown))}, which no event carries; add it to ROW_KEYS")
+    return row
 
 
 def make_trial_event(spec: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from l2g_ray.results.bootstrap import (
     paired_difference,
     summarise_seeds,
 )
-from l2g_ray.stages.metrics import CONFUSION_METRICS, HIGHER_IS_BETTER, score
+from l2g_ray.stages.metrics import CONFUSION_METRICS, score
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
 
@@ -49,6 +50,7 @@ class ArmScores:
                 CONFUSION_METRICS[self.task.metric],
                 self.resamples,
                 self.seed,
+                higher_is_better=find_metric(self.task.metric).higher_is_better,
             )
         return paired_difference(
             self._scores(first),
@@ -56,7 +58,7 @@ class ArmScores:
             self.n_rows,
             self.resamples,
             self.seed,
-            higher_is_better=HIGHER_IS_BETTER[self.task.metric],
+            higher_is_better=find_metric(self.task.metric).higher_is_better,
         )
 
     @property

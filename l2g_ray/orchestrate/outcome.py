@@ -18,7 +18,7 @@ from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.orchestrate.cuts import warn_of_cuts
 from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.published import published_scores
 from l2g_ray.tasks.stored import write_task_file
 
@@ -92,7 +92,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
     frame = pd.read_parquet(folder / "predictions.parquet")
     arms = ArmScores(task, frame, settings.evaluate.bootstrap_resamples, settings.seed)
     counts = prepared.manifest["splits"]
-    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+    sign = find_metric(task.metric).sign
     validation = [sign * float(r.values["score"]) for r in outcome.refits]
     published = published_scores(task.bench, task.name)
     row = {

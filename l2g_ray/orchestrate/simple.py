@@ -22,7 +22,7 @@ from l2g_ray.orchestrate.request import SuiteRequest, prepare_task, resolve_task
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.results.arms_table import write_study
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
 SIMPLE = {
@@ -115,7 +115,7 @@ def _run_task(
         settings.evaluate.bootstrap_resamples,
         seed,
     )
-    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+    sign = find_metric(task.metric).sign
     first = next(iter(results))
     return [
         Compared(

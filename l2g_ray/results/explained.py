@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.results.leaderboard import format_interval, format_number
 from l2g_ray.results.report_tables import Table, make_table
+from l2g_ray.results.rows import format_interval, format_number
 
 MAX_MUTATED = 4  # pictures of single sequences in a report
 MAX_LOGOS = 12

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 import pandas as pd
 
-from l2g_ray.results.leaderboard import best_published, name_task
+from l2g_ray.results.rows import best_published, name_task
+from l2g_ray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -278,7 +279,7 @@ def _to_frame(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _lower_is_better(frame: pd.DataFrame) -> bool:
-    return bool(len(frame)) and str(frame["metric"].iloc[0]).startswith(("mse", "loss"))
+    return bool(len(frame)) and not find_metric(str(frame["metric"].iloc[0])).higher_is_better
 
 
 def _pick_best(frame: pd.DataFrame) -> str:

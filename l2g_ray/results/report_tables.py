@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from l2g_ray.results.leaderboard import best_published, format_interval, format_number, name_task
+from l2g_ray.results.rows import best_published, format_interval, format_number, name_task
 from l2g_ray.results.suite_figures import Standing, mean_by_type, measure_profile
 
 MAX_LINES = 200

@@ -19,7 +19,8 @@ from l2g_ray.models.baselines import Baseline, BaselineConfig, Features
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.common import TaskData, predict_source, use_rc
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER, score
+from l2g_ray.stages.metrics import score
+from l2g_ray.tasks.metrics import find_metric
 
 FIT_BATCH_ROWS = 512
 # Inverse strengths of the penalty (scikit-learn's C); ridge takes their inverses.
@@ -73,7 +74,7 @@ def fit_baseline(name: str, data: TaskData, settings: Settings, runtime: Runtime
     }[form]
     model, chosen = fitted(config, rows, valid, data, seed)
     predictions, labels = predict_source(model, data.valid, data.task, runtime)
-    sign = 1.0 if HIGHER_IS_BETTER[data.task.metric] else -1.0
+    sign = find_metric(data.task.metric).sign
     value = sign * score(data.task.kind, data.task.metric, labels, predictions)
     return Fitted(model.eval(), value, chosen | {"train_rows": rows.labels.shape[0]})
 
@@ -153,7 +154,7 @@ def _fit_linear(
 
         weighting = TfidfTransformer().fit(x)
         idf, x, x_valid = weighting.idf_, weighting.transform(x), weighting.transform(x_valid)
-    sign = 1.0 if HIGHER_IS_BETTER[data.task.metric] else -1.0
+    sign = find_metric(data.task.metric).sign
     best: tuple[float, float, np.ndarray, np.ndarray] | None = None
     for strength in STRENGTHS if config.n_outputs <= MANY_OUTPUTS else (1.0,):
         weight, bias = _solve(x, rows.labels, data, strength)
