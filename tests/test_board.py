@@ -20,6 +20,7 @@ from l2g_ray.results.comparison import compare_boards, render_comparison
 from l2g_ray.results.leaderboard import render_table, write_leaderboard
 from l2g_ray.results.report import write_report
 from l2g_ray.results.rows import best_baseline, best_published, subtract_arms, warn_of_baseline
+from l2g_ray.results.terminal import print_fitted
 from l2g_ray.tasks.metrics import METRICS, Metric
 
 WIDTHS = (40, 60, 80, 100, 120)
@@ -28,7 +29,7 @@ NUMBER = re.compile(r"[+-]?\d+\.\d{3}")
 
 def show(renderable: Any, width: int, live: bool) -> str:
     out = io.StringIO()
-    renderable.print_to(Console(width=width, file=out, force_terminal=live, color_system=None, highlight=False))
+    print_fitted(Console(width=width, file=out, force_terminal=live, color_system=None, highlight=False), renderable)
     return out.getvalue()
 
 

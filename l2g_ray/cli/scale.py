@@ -60,6 +60,7 @@ def scale(**options: Any) -> None:
     from l2g_ray.orchestrate.scale import ScaleRequest, measure_scaling
     from l2g_ray.orchestrate.scale_record import record_scaling
     from l2g_ray.results.scale_table import render_scaling
+    from l2g_ray.results.terminal import print_fitted
     from l2g_ray.tasks.schema import NAME_PATTERN
 
     if not NAME_PATTERN.fullmatch(options["name"]):
@@ -94,7 +95,7 @@ def scale(**options: Any) -> None:
     folder = options["out"] / options["name"]
     uri = record_scaling(found, options["out"], folder)
     console.print()
-    console.print(render_scaling(found))
+    print_fitted(console, render_scaling(found))
     console.print(f"table, plot, JSON  {folder}", soft_wrap=True)
     console.print(f"MLflow             {uri}", soft_wrap=True)
 

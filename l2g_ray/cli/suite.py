@@ -183,10 +183,11 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
 
     from l2g_ray.redaction import redact
     from l2g_ray.results.leaderboard import describe_slots, render_table
+    from l2g_ray.results.terminal import print_fitted
 
     console.print()
     if table and result.board["tasks"]:
-        console.print(render_table(result.board))
+        print_fitted(console, render_table(result.board))
     for task, reason in result.failures.items():
         console.print(f"[red]{task} failed[/red]: {escape(reason)}", soft_wrap=True)
     if not result.fresh:

@@ -29,6 +29,13 @@ class ArmScores:
         }
         self.n_rows = len(next(iter(self.parts.values()))[0])
 
+    def without(self, rows: np.ndarray) -> ArmScores:
+        """The same arms on the test rows but these (numbers from 0)."""
+        kept = np.ones(self.n_rows, bool)
+        kept[rows] = False
+        frames = [part[kept] for parts in self.parts.values() for part in parts]
+        return ArmScores(self.task, pd.concat(frames), self.resamples, self.seed)
+
     def summarise(self, arm: str) -> dict[str, Any]:
         """Mean over seeds, interval, score of each seed."""
         if self._counts:

@@ -10,7 +10,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+
+from l2g_ray.results.terminal import Column, Listing
 
 BESIDE = ("embedder", "embedder_only")  # the stage's name, and that of its trials
 
@@ -123,33 +124,22 @@ class Progress(_Shown):
         else:
             self.say(f"{task}: {stage} done")
 
-    def render(self) -> Table:
+    def render(self) -> Listing:
         """The table as it stands."""
-        table = Table(
-            title=f"{self.title}   {_clock(time.monotonic() - self.begun)}", title_justify="left", expand=False
-        )
-        for name, justify in (
-            ("task", "left"),
-            ("stage", "left"),
-            ("trials", "right"),
-            ("epoch", "right"),
-            ("best", "right"),
-            ("time", "right"),
-        ):
-            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        headings = ("trials", "epoch", "best", "time")
+        columns = [Column("task", words=True), Column("stage", words=True), *map(Column, headings)]
+        listing = Listing(columns, title=f"{self.title}   {_clock(time.monotonic() - self.begun)}")
         for task, view in self.views.items():
             epochs = [int(row["epoch"]) + 1 for row in view.trials.values() if "epoch" in row]
-            best = f"{view.best:.3f}" if math.isfinite(view.best) else ""
-            clock = _clock((view.ended or time.monotonic()) - view.begun)
-            table.add_row(
+            listing.add(
                 task,
                 view.result or view.stage,
                 str(len(view.trials) or ""),
                 str(max(epochs) if epochs else ""),
-                best,
-                clock,
+                f"{view.best:.3f}" if math.isfinite(view.best) else "",
+                _clock((view.ended or time.monotonic()) - view.begun),
             )
-        return table
+        return listing
 
 
 def describe_event(event: dict[str, Any]) -> str:

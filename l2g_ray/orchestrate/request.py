@@ -93,7 +93,9 @@ def make_suite_key(request: SuiteRequest, settings: dict[str, Settings], prepare
         {
             "bench": request.bench,
             "tasks": {task.name: task.model_dump(mode="json", exclude={"overrides"}) for task in request.tasks},
-            "settings": {name: s.model_dump(mode="json", exclude={"cluster"}) for name, s in settings.items()},
+            "settings": {
+                name: s.model_dump(mode="json", exclude={"cluster", "caution"}) for name, s in settings.items()
+            },
             "language_models": sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
             "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
             "versions": STAGE_VERSIONS,

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from l2g_ray.results.rows import (
 from l2g_ray.results.schema import validate_leaderboard
 from l2g_ray.results.terminal import Column, Listing
 
+# Whose scores a row has without near-duplicates.
+APART = ("used", "l2g", "embedder_only")
 EXPLAIN_SEEDS = (
     f"With fewer than {MIN_SEEDS_FOR_A_VERDICT} seeds of training the interval of a difference is of the test rows alone, and "
     "another seed can turn it: no verdict (--seeds 3)."
@@ -146,6 +148,11 @@ def _flatten_row(row: Mapping[str, Any]) -> dict[str, Any]:
     name, simple = best_baseline(row) or ("", {})
     used = used_arm(row)
     flat |= {"chosen": used.name if used else "", "chosen_mean": used.test["mean"] if used else None}
+    apart = row.get("test_without_near_duplicates") or {}
+    lo, hi = (apart.get("used") or {}).get("ci95") or (None, None)
+    flat |= {"near_duplicates": (row.get("check") or {}).get("near_duplicates")}
+    flat |= {"chosen_without_near_mean": (apart.get("used") or {}).get("mean")}
+    flat |= {"chosen_without_near_lo": lo, "chosen_without_near_hi": hi}
     flat |= {"baseline": name, "baseline_mean": simple.get("mean")}
     flat |= {"published_value": published.get("value"), "published_model": published.get("model")}
     flat |= {key: row[key] for key in ("n_train", "n_test", "backbone")}
@@ -192,6 +199,7 @@ def _to_markdown(board: Mapping[str, Any]) -> str:
             str(row["n_test"]),
         ]
         lines.append("| " + " | ".join(escape(cell.strip()) for cell in cells) + " |")
+    lines += _tabulate_apart(board, escape)
     notes = [f"- {row['task']}: {warning}" for row in board["tasks"] for warning in row["warnings"]]
     if notes:
         lines += ["", "## Warnings", "", *notes]
@@ -202,3 +210,18 @@ def _to_markdown(board: Mapping[str, Any]) -> str:
     if sentence := describe_slots(board):
         lines += ["", sentence]
     return "\n".join(lines) + "\n"
+
+
+def _tabulate_apart(board: Mapping[str, Any], escape: Callable[[str], str]) -> list[str]:
+    """Scores on the test rows that are no near-duplicates of train rows; nothing where no row has them."""
+    rows = [row for row in board["tasks"] if row.get("test_without_near_duplicates")]
+    if not rows:
+        return []
+    lines = ["", "## Test rows that are no near-duplicates of train rows", ""]
+    lines += ["| Task | Metric | Rows | Left out | Used | L2G | Embedder only |", "|---|---|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        apart = row["test_without_near_duplicates"]
+        scores = [f"{format_number(s['mean'])} {format_interval(s)}" for s in map(apart.get, APART) if s]
+        cells = [name_task(row), row["metric"], f"{apart['n']:,}", f"{apart['dropped']:,}", *scores]
+        lines.append("| " + " | ".join(escape(cell.strip()) for cell in cells) + " |")
+    return lines

@@ -93,6 +93,32 @@ def warn_of_baseline(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def warn_of_near_duplicates(row: Mapping[str, Any]) -> list[str]:
+    """A sentence where test rows are near-duplicates of train rows, with the score without them where it is known."""
+    near = (row.get("check") or {}).get("near_duplicates")
+    if not near:
+        return []
+    found = f"{near:,} of {row['n_test']:,} test rows are near-duplicates of train rows, or equal to one"
+    apart, used = row.get("test_without_near_duplicates"), used_arm(row)
+    if not apart or used is None:
+        return [f"{found}; {'no test row is left without them' if near >= row['n_test'] else 'no score without them'}."]
+    before, after = (
+        f"{format_number(score['mean'])} {format_interval(score)}".strip() for score in (used.test, apart["used"])
+    )
+    return [f"{found}: without them, {row['metric']} of {name_arm(used.name)} is {after}, with them {before}."]
+
+
+def warn_of_findings(row: Mapping[str, Any]) -> list[str]:
+    """A sentence where the data check has warnings; the report lists them."""
+    check = row.get("check") or {}
+    counts = [
+        f"{check[level]} {noun}{'s' if check[level] != 1 else ''}"
+        for level, noun in (("warnings", "warning"), ("notes", "note"))
+        if check.get(level)
+    ]
+    return [f"The data check has {' and '.join(counts)}: see the report."] if check.get("warnings") else []
+
+
 def name_task(row: Mapping[str, Any]) -> str:
     """The task's name, marked where its sequences are synthetic."""
     return f"{row['task']} (synthetic)" if row.get("synthetic") else row["task"]

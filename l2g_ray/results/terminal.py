@@ -19,6 +19,29 @@ NARROWEST_TEXT = 16
 WIDEST_TEXT = 60
 
 
+def print_fitted(console: Console, renderable: RenderableType) -> None:
+    """Print what is made of `Listing` and `Sentence`; elsewhere than on a terminal, nothing is wrapped or cut."""
+    console.print(renderable, crop=console.is_terminal)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A paragraph: wrapped on a terminal, one line elsewhere."""
+
+    text: str
+    style: str = ""
+    indent: int = 0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.padding import Padding
+        from rich.text import Text
+
+        if console.is_terminal:
+            yield Padding(Text(self.text, style=self.style, overflow="fold"), (0, 0, 0, self.indent))
+        else:
+            yield Text(" " * self.indent + self.text, no_wrap=True, overflow="ignore")
+
+
 @dataclass(frozen=True)
 class Column:
     """A heading, and what is below it: words (left, wrapped where room is short) or numbers (right, never wrapped)."""
@@ -61,7 +84,7 @@ class Listing:
 
         plain = not console.is_terminal
         if self.title:
-            yield self._write(self.title, plain, "" if plain else "bold")
+            yield Sentence(self.title, "bold")
         widths = self._measure(NARROWEST_TEXT if not plain else None)
         needed = sum(widths) + len(widths) - 1
         if plain:
@@ -72,18 +95,7 @@ class Listing:
             yield from self._stack(options.max_width)
         if self.caption and self.rows:
             yield Text("")
-        for line in self.caption:
-            yield self._write(line, plain)
-
-    def print_to(self, console: Console) -> None:
-        """Print it; elsewhere than on a terminal, no sentence is wrapped or cut."""
-        console.print(self, crop=console.is_terminal)
-
-    def _write(self, text: str, plain: bool, style: str = "") -> Text:
-        """A sentence: wrapped on a terminal, one line elsewhere."""
-        from rich.text import Text
-
-        return Text(text, style=style, no_wrap=plain, overflow="ignore" if plain else "fold")
+        yield from map(Sentence, self.caption)
 
     def _measure(self, words: int | None) -> list[int]:
         """What each column needs at least, one of `words` no more than that; a blank stands between two."""
