@@ -10,14 +10,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from commands import Cli
 from rich.console import Console
 from test_report import make_row
 
 from l2g_ray.orchestrate.board import ROW_KEYS, check_row
+from l2g_ray.orchestrate.progress import Progress
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results.arms_table import render_study
 from l2g_ray.results.comparison import compare_boards, render_comparison
 from l2g_ray.results.leaderboard import render_table, write_leaderboard
+from l2g_ray.results.plan_table import render_plan, render_spent
 from l2g_ray.results.report import write_report
 from l2g_ray.results.rows import best_baseline, best_published, subtract_arms, warn_of_baseline
 from l2g_ray.results.terminal import print_fitted
@@ -177,3 +180,47 @@ def test_other_tables_keep_their_numbers(width: int) -> None:
     for part in ("0.612", "[0.512, 0.712]", "0.562", "+0.051", "[-0.011, 0.112]"):
         assert part in text, part
     assert "…" not in text
+
+
+PLANNED = {
+    "expected": {"epochs": 12, "steps": 1234, "tokens": 5.67e9, "flops": 8.91e15},
+    "most": {"trials": 4, "epochs": 24, "steps": 2468, "memory_bytes": 3.21e9, "disk_bytes": 4.32e8},
+    "hours": (1.5, 2.5),
+    "fits": "yes",
+}
+SPENT = {"spent": {"trials": 4, "epochs": 24, "wall_s": 61.0, "cpu_s": 7300.0, "gpu_s": None}, "planned": PLANNED}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tables_of_the_plan_and_of_progress_keep_their_numbers(width: int) -> None:
+    shown = {
+        show(render_plan("own/planted: 1,234 train", {"align": PLANNED}, PLANNED), width, live=True): (
+            ["12 ≤ 24", "1,234 ≤ 2,468", "5.67 G", "8.91 P", "1.5 h", "2.5 h", "3.21 GB", "432 MB"]
+        ),
+        show(render_spent("planted", {"align": SPENT | {"planned": {"epochs": 12, "hours": 1.5}}}), width, live=True): (
+            ["24", "12", "1.0 min", "2.0 h", "1.5 h", "1.35"]
+        ),
+        show(watch_a_trial(width), width, live=True): ["0.876", "7", "splice_junction", "finetune"],
+    }
+    for text, parts in shown.items():
+        assert "…" not in text
+        assert all(len(line.rstrip()) <= width for line in text.splitlines())
+        for part in parts:
+            assert part in text, part
+
+
+def watch_a_trial(width: int) -> Any:
+    progress = Progress(Console(width=width, file=io.StringIO()), ["splice_junction", "enhancer_grammar"], "demo-fast")
+    progress.update({"type": "stage", "task": "splice_junction", "stage": "finetune", "state": "running", "trials": 2})
+    row = {"epoch": 6, "best_score": 0.876}
+    progress.update({"type": "trial", "task": "splice_junction", "stage": "trial", "key": "k", "row": row})
+    return progress.render()
+
+
+@pytest.mark.parametrize("arguments", [["tasks", "nt"], ["data", "list"], ["ablate", "--list"], ["baseline", "--list"]])
+def test_listings_that_are_piped_have_a_line_a_row(cli: Cli, arguments: list[str]) -> None:
+    said = cli(*arguments)
+    assert said.code == 0, said.err
+    assert not {"─", "│", "…"} & set(said.out)
+    known = {"tasks": "promoter_no_tata", "data": "nt/promoter_no_tata", "ablate": "weights", "baseline": "kmer_linear"}
+    assert any(line.startswith(f"{known[arguments[0]]} ") for line in said.out.splitlines())

@@ -148,6 +148,12 @@ def test_command_makes_the_report_anew(cli: Cli, suite_of_three: Path, tmp_path:
     assert "Mutagenesis of sequence" in text
     assert "What DASH adds" in text
     assert "-0.100 [-0.200, 0.000]" in text
+    # A board of an earlier version has fewer keys.
+    board = json.loads((run / "leaderboard.json").read_text())
+    new = ("check", "test_without_near_duplicates", "chosen", "difference", "baselines")
+    old = board | {"tasks": [{k: v for k, v in row.items() if k not in new} for row in board["tasks"]]}
+    (run / "leaderboard.json").write_text(json.dumps(old))
+    assert cli("report", run, "--no-mlflow").code == 0
     assert "give the suite's folder" in cli("report", run / "planted").err
     assert "leaderboard.json: no such file" in cli("report", tmp_path).err
 

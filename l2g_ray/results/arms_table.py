@@ -60,10 +60,10 @@ def _cells(one: Mapping[str, Any], study: Mapping[str, Any]) -> list[str | list[
 
 def judge_arm(one: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     """better, worse or unclear than the control, or the number of seeds where these are too few to say."""
-    control = next(iter(study["arms"]))
+    arms = study.get("arms") or {}
     scores = {c["arm"]: c["test"] for c in study["compared"] if c["task"] == one["task"]}
-    seeded = {**study["arms"], "embedder_only": {}, "average": {}}.keys() | TRAINED_BASELINES
-    known = [scores[arm] for arm in (control, one["arm"]) if arm in scores and arm in seeded]
+    seeded = {**arms, "embedder_only": {}, "average": {}}.keys() | TRAINED_BASELINES
+    known = [scores[arm] for arm in (next(iter(arms), ""), one["arm"]) if arm in scores and arm in seeded]
     seeds = min((len(score.get("per_seed") or [0]) for score in known), default=1)
     return judge((one["difference"] or {}).get("ci95"), one["metric"], seeds)
 
