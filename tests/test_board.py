@@ -200,7 +200,7 @@ def test_tables_of_the_plan_and_of_progress_keep_their_numbers(width: int) -> No
         show(render_spent("planted", {"align": SPENT | {"planned": {"epochs": 12, "hours": 1.5}}}), width, live=True): (
             ["24", "12", "1.0 min", "2.0 h", "1.5 h", "1.35"]
         ),
-        show(watch_a_trial(width), width, live=True): ["0.876", "7", "splice_junction", "finetune"],
+        show(watch_a_trial(width), width, live=True): ["0.876", "7", "0.345", "splice_junction", "finetune"],
     }
     for text, parts in shown.items():
         assert "…" not in text
@@ -210,10 +210,14 @@ def test_tables_of_the_plan_and_of_progress_keep_their_numbers(width: int) -> No
 
 
 def watch_a_trial(width: int) -> Any:
-    progress = Progress(Console(width=width, file=io.StringIO()), ["splice_junction", "enhancer_grammar"], "demo-fast")
+    tasks = {"splice_junction": "mcc", "enhancer_grammar": "mse_mean"}
+    progress = Progress(Console(width=width, file=io.StringIO()), tasks, "demo-fast")
     progress.update({"type": "stage", "task": "splice_junction", "stage": "finetune", "state": "running", "trials": 2})
     row = {"epoch": 6, "best_score": 0.876}
     progress.update({"type": "trial", "task": "splice_junction", "stage": "trial", "key": "k", "row": row})
+    lost = {"task": "enhancer_grammar", "key": "k", "row": {"epoch": 2, "best_score": -0.345}}  # higher is better there
+    progress.update({"type": "trial", "stage": "align", **lost})
+    assert progress.snapshot()["enhancer_grammar"]["best"] == 0.345
     return progress.render()
 
 

@@ -42,7 +42,7 @@ def change(folder: Path, **facts: Any) -> None:
 
 def progress_of_two() -> Progress:
     """`a` in its second stage with a trial that failed once, `b` failed, `c` waiting."""
-    progress = Progress(Console(quiet=True), ["a", "b", "c"], "toy")
+    progress = Progress(Console(quiet=True), dict.fromkeys("abc", "mcc"), "toy")
     begin = {"type": "stage", "state": "running"}
     progress.update(begin | {"task": "a", "stage": "select", "trials": 1})
     progress.update(begin | {"task": "a", "stage": "align", "trials": 3})

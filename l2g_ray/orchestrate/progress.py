@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -12,12 +13,14 @@ from rich.live import Live
 from rich.markup import escape
 
 from l2g_ray.results.terminal import Column, Listing
+from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 
 BESIDE = ("embedder", "embedder_only")  # the stage's name, and that of its trials
 
 
 @dataclass
 class _TaskView:
+    metric: str
     stage: str = "waiting"
     state: str = "waiting"
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -27,6 +30,12 @@ class _TaskView:
     begun: float = field(default_factory=time.monotonic)
     ended: float | None = None
     result: str = ""
+
+    @property
+    def best_value(self) -> float | None:
+        """The best score so far as its metric gives it; events have it with the sign that makes higher better."""
+        metric = find_metric(name_stage_metric(self.stage, self.metric))
+        return metric.sign * self.best if math.isfinite(self.best) else None
 
 
 class _Shown:
@@ -47,10 +56,11 @@ class _Shown:
 class Progress(_Shown):
     """Shows events of the board. Use as a context manager; `update` takes events, `finish` a task's last word."""
 
-    def __init__(self, console: Console, tasks: list[str], title: str) -> None:
+    def __init__(self, console: Console, tasks: Mapping[str, str], title: str) -> None:
+        """`tasks` maps each task's name to its metric."""
         self.console = console
         self.title = title
-        self.views = {task: _TaskView() for task in tasks}
+        self.views = {task: _TaskView(metric) for task, metric in tasks.items()}
         self.begun = time.monotonic()
         self.epoch = time.time() - self.begun  # of the monotonic clock, in seconds since 1970
         self.live = (
@@ -103,7 +113,7 @@ class Progress(_Shown):
                 "trials": view.n_trials,
                 "trials_begun": len(view.trials),
                 "epoch": max(epochs, default=0),
-                "best": view.best if math.isfinite(view.best) else None,
+                "best": view.best_value,
             }
         return found
 
@@ -119,8 +129,9 @@ class Progress(_Shown):
             self.say(f"{task}: {stage} begins, {many} trial{'s' if many != 1 else ''}")
         elif event.get("cached"):
             self.say(f"{task}: {stage} is there already")
-        elif math.isfinite(view.best) and stage not in BESIDE:
-            self.say(f"{task}: {stage} done, best validation score {view.best:.3f}")
+        elif view.best_value is not None and stage not in BESIDE:
+            metric = name_stage_metric(stage, view.metric)
+            self.say(f"{task}: {stage} done, best validation {metric} {view.best_value:.3f}")
         else:
             self.say(f"{task}: {stage} done")
 
@@ -136,7 +147,7 @@ class Progress(_Shown):
                 view.result or view.stage,
                 str(len(view.trials) or ""),
                 str(max(epochs) if epochs else ""),
-                f"{view.best:.3f}" if math.isfinite(view.best) else "",
+                "" if view.best_value is None else f"{view.best_value:.3f}",
                 _clock((view.ended or time.monotonic()) - view.begun),
             )
         return listing

@@ -58,6 +58,7 @@ from l2g_ray.orchestrate.status import SUITE_FILE, StatusWriter
 from l2g_ray.redaction import clean, redact
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
+from l2g_ray.results.rows import describe_result
 from l2g_ray.tracking_store import refuse_file_store, resolve_uri
 
 POLL_S = 0.3
@@ -271,7 +272,8 @@ class _Run:
         metrics = SuiteMetrics(self.request.name)
         self.status.say("trains")
         storage = StorageWatch(self.request.remote or self.request.out, self._say)
-        with Progress(self.console, list(self.prepared), self.request.name) as progress:
+        metrics_by_task = {name: task.task.metric for name, task in self.prepared.items()}
+        with Progress(self.console, metrics_by_task, self.request.name) as progress:
             try:
                 start_tasks()
                 while running:
@@ -336,9 +338,7 @@ class _Run:
         self.details[name] = read_details(task_folder, self.rows[name], self.settings[name].model_dump(mode="json"))
         recorder.log_task(name, task_folder, self.rows[name], self.request.register)
         self._push(task_folder)
-        test = self.rows[name]["test"]
-        low, high = test["ci95"]
-        progress.finish(name, f"test {self.rows[name]['metric']} {test['mean']:.3f} [{low:.3f}, {high:.3f}]")
+        progress.finish(name, describe_result(self.rows[name]))
 
     def _finish(self, recorder: Recorder) -> dict[str, Any]:
         self.status.say("waits for MLflow")

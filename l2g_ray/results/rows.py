@@ -119,6 +119,13 @@ def warn_of_findings(row: Mapping[str, Any]) -> list[str]:
     return [f"The data check has {' and '.join(counts)}: see the report."] if check.get("warnings") else []
 
 
+def describe_result(row: Mapping[str, Any]) -> str:
+    """The test score of the arm in use, of L2G where the row does not say, as one phrase."""
+    used = used_arm(row)
+    name, score = (used.name, used.test) if used else ("l2g", row["test"])
+    return f"{name_arm(name)}, test {row['metric']} {format_number(score['mean'])} {format_interval(score)}".rstrip()
+
+
 def name_task(row: Mapping[str, Any]) -> str:
     """The task's name, marked where its sequences are synthetic."""
     return f"{row['task']} (synthetic)" if row.get("synthetic") else row["task"]
