@@ -181,6 +181,7 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     """The end of a suite in the terminal: leaderboard (with `table`), failures, and where everything is."""
     from rich.markup import escape
 
+    from l2g_ray.places import show_command
     from l2g_ray.redaction import redact
     from l2g_ray.results.leaderboard import describe_slots, render_table
 
@@ -201,7 +202,7 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     console.print(f"leaderboard  {folder / 'leaderboard.json'} (.csv, .md)", soft_wrap=True)
     for model in models:
         console.print(f"model        {model}", soft_wrap=True)
-    console.print(f"MLflow       {result.tracking_uri}   (browse: l2g-ray ui {folder})", soft_wrap=True)
+    console.print(f"MLflow       {result.tracking_uri}   (browse: {show_command('ui', folder)})", soft_wrap=True)
     console.print(f"took         {result.wall_s:.1f} s")
     if n_failed := len(result.failures):
         console.print(

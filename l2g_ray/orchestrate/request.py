@@ -24,6 +24,8 @@ from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import NAME_PATTERN, Task
 
+EXPERIMENT = "l2g_ray"
+
 
 @dataclass(frozen=True)
 class SuiteRequest:
@@ -41,7 +43,7 @@ class SuiteRequest:
     out: Path
     data_dir: Path | None = None
     command: str = ""
-    experiment: str = "l2g_ray"
+    experiment: str = EXPERIMENT
     register: bool = False
     verbose: bool = False
     cpus: int | None = None

@@ -55,10 +55,11 @@ from l2g_ray.orchestrate.request import (
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.slot_use import SlotLog, SlotUse
 from l2g_ray.orchestrate.status import SUITE_FILE, StatusWriter
+from l2g_ray.places import STORE_FILE, show_command
 from l2g_ray.redaction import clean, redact
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
-from l2g_ray.tracking_store import refuse_file_store, resolve_uri
+from l2g_ray.tracking_store import is_own_store, refuse_file_store, resolve_uri
 
 POLL_S = 0.3
 PIPELINE_RETRIES = 3  # for a lost process or machine; an error of its own is not tried again
@@ -157,7 +158,7 @@ class _Run:
             if found := [f for f in task.manifest["check"]["findings"] if f["level"] == "warning"]:
                 self.console.print(
                     f"[yellow]{name}: the data check has {len(found)} warning{'s' if len(found) > 1 else ''}: "
-                    f"l2g-ray data inspect {task.folder}[/yellow]",
+                    f"{escape(show_command('data', 'inspect', task.folder))}[/yellow]",
                     highlight=False,
                     soft_wrap=True,
                 )
@@ -191,8 +192,10 @@ class _Run:
         """Say where to look on, and return the addresses by name."""
         dashboard = find_dashboard(ray)
         links = {"dashboard": dashboard} if dashboard else {}
-        links["mlflow"] = redact(recorder.link) if recorder.link else f"l2g-ray ui {self.folder}"
-        for name, link in (links | {"status": f"l2g-ray status {self.folder}"}).items():
+        if recorder.link:
+            links["mlflow"] = redact(recorder.link)
+        commands = {"mlflow": show_command("ui", self.folder), "status": show_command("status", self.folder)}
+        for name, link in (commands | links).items():
             self.console.print(f"{name:<10} {escape(link)}", highlight=False, soft_wrap=True)
         return links
 
@@ -382,6 +385,10 @@ class _Run:
             "preset": self.request.preset,
             "command": self.request.command,
             "tracking_uri": uri,
+            # From this folder; a store of its own moves with it.
+            "store": os.path.join(os.pardir, STORE_FILE) if is_own_store(uri, self.request.out) else None,
+            "experiment": self.request.experiment,
+            "folder": str(self.folder.absolute()) if self.request.remote is None else None,
             "started": self.started,
             **self.environment,
             "wall_s": round(time.monotonic() - self.begun, 1),
