@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,18 @@ COMMON = [
     ),
     click.option("--out", default="runs", show_default=True, metavar="FOLDER|s3://...", help="Where runs are kept."),
     click.option("--name", help="Name of the run; made of benchmark and preset by default."),
+    click.option(
+        "--replace", is_flag=True, help="Replace a finished run of this name that had other data or settings."
+    ),
+    click.option(
+        "--experiment",
+        envvar="MLFLOW_EXPERIMENT_NAME",
+        show_envvar=True,
+        default="l2g_ray",
+        show_default=True,
+        metavar="NAME",
+        help="MLflow experiment.",
+    ),
     click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default."),
     click.option(
         "--gpus-per-trial",
@@ -147,6 +158,7 @@ def make_request(
     from l2g_ray.config import parse_assignments
     from l2g_ray.orchestrate.mirror import work_folder
     from l2g_ray.orchestrate.request import SuiteRequest
+    from l2g_ray.places import show_command
     from l2g_ray.storage import Location
 
     assignments = parse_assignments(options["assignments"])
@@ -167,7 +179,9 @@ def make_request(
         out=work_folder(out) if out.is_remote else out.local,
         remote=out if out.is_remote else None,
         data_dir=options["data_dir"],
-        command=shlex.join(["l2g-ray", *sys.argv[1:]]),
+        command=show_command(*sys.argv[1:]),
+        experiment=options["experiment"],
+        replace=options["replace"],
         register=options["register"],
         verbose=options["verbose"],
         cpus=options["cpus"],
@@ -190,7 +204,9 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
         console.print(render_table(result.board))
     for task, reason in result.failures.items():
         console.print(f"[red]{task} failed[/red]: {escape(reason)}", soft_wrap=True)
-    if not result.fresh:
+    if result.relogged:
+        console.print("Nothing to train: all of it was there already, and was logged anew in MLflow.")
+    elif not result.fresh:
         console.print("Nothing to do: all of it was there already.")
     elif sentence := describe_slots(result.board):
         console.print(sentence, soft_wrap=True)
