@@ -155,10 +155,10 @@ def test_options_reach_the_request(tmp_path: Path) -> None:
 
 def test_simple_baselines_do_not_replace_others(cli: Cli, tmp_path: Path) -> None:
     table = write_table(tmp_path / "projectA", 0)
-    options = ["--out", tmp_path / "out", "--preset", "smoke"]
+    options = ["--out", tmp_path / "out", "--preset", "smoke", "--name", "mine"]
     said = cli("baseline", "majority,kmer_linear", table, *options)
     assert said.code == 0, said.err
-    study = tmp_path / "out" / "baseline-tiny" / "study.json"
+    study = tmp_path / "out" / "mine" / "study.json"
     before = study.read_text()
     assert cli("baseline", "majority,kmer_linear", table, *options).code == 0
     for arguments in (("majority", table), ("majority,kmer_linear", write_table(tmp_path / "projectB", 1))):

@@ -12,6 +12,15 @@ import click
 from l2g_ray.cli.source import find_source, with_source_flags
 
 EXIT_INTERRUPTED = 130
+EXPERIMENT = click.option(
+    "--experiment",
+    envvar="MLFLOW_EXPERIMENT_NAME",
+    show_envvar=True,
+    default="l2g_ray",
+    show_default=True,
+    metavar="NAME",
+    help="MLflow experiment.",
+)
 COMMON = [
     click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper."),
     click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files."),
@@ -29,15 +38,7 @@ COMMON = [
     click.option(
         "--replace", is_flag=True, help="Replace a finished run of this name that had other data or settings."
     ),
-    click.option(
-        "--experiment",
-        envvar="MLFLOW_EXPERIMENT_NAME",
-        show_envvar=True,
-        default="l2g_ray",
-        show_default=True,
-        metavar="NAME",
-        help="MLflow experiment.",
-    ),
+    EXPERIMENT,
     click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default."),
     click.option(
         "--gpus-per-trial",
