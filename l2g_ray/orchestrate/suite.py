@@ -203,8 +203,8 @@ class _Run:
         links = {"dashboard": dashboard} if dashboard else {}
         if recorder.link:
             links["mlflow"] = redact(recorder.link)
-        commands = {"mlflow": show_command("ui", self.folder), "status": show_command("status", self.folder)}
-        for name, link in (commands | links).items():
+        shown = {"mlflow": show_command("ui", self.folder)} | links | {"status": show_command("status", self.folder)}
+        for name, link in shown.items():
             self.console.print(f"{name:<10} {escape(link)}", highlight=False, soft_wrap=True)
         return links
 
