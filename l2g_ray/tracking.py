@@ -107,6 +107,8 @@ class Tracker:
             elif not run.finished:
                 self._client.update_run(run.run_id, status="RUNNING")
                 self._set_tags(run, labels | parent)
+            else:  # as it is, but below the present parent: the one from before may have been deleted
+                self._set_tags(run, parent)
             self._runs[key] = run
             if not run.finished:
                 self._log_params(run, params or {})

@@ -6,6 +6,8 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import shlex
+import sqlite3
 import tempfile
 import threading
 import urllib.error
@@ -18,7 +20,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from l2g_ray.errors import UserError
+from l2g_ray.places import ARTIFACT_FOLDER, STORE_FILE, sqlite_file, sqlite_uri
 from l2g_ray.redaction import redact
+from l2g_ray.tracking_moved import follow_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,12 +81,18 @@ def speaking_to(uri: str) -> Iterator[None]:
 
 def resolve_uri(uri: str | None, home: Path) -> str:
     """`uri`, else MLFLOW_TRACKING_URI of the environment, else the SQLite file in `home`."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path(home) / STORE_FILE)
+
+
+def is_own_store(uri: str, home: Path) -> bool:
+    """Whether a store is the SQLite file in `home`, which moves with that folder."""
+    file = sqlite_file(uri)
+    return file is not None and file.absolute() == Path(home).absolute() / STORE_FILE
 
 
 def is_file_store(uri: str) -> bool:
     """Whether a store is a file, and no server or database."""
-    return uri.partition(":")[0] in ("sqlite", "file")
+    return uri.partition(":")[0] in ("sqlite", "sqlite+pysqlite", "file")
 
 
 def refuse_file_store(uri: str, alive_nodes: int) -> None:
@@ -120,11 +130,13 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         with _initialising(home):
+            if is_own_store(uri, home) and (home / STORE_FILE).exists():
+                follow_folder(home / STORE_FILE)
             client = MlflowClient(uri, uri)
             return uri, client, _find_experiment(client, uri, experiment, home)
     except OSError as error:
         raise UserError(f"cannot write to {home} ({error.strerror}); name another folder with --out") from None
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         reason = redact(str(error).strip().splitlines()[0])
         raise UserError(
             f"cannot open the MLflow store {redact(uri)} ({reason}); name another with MLFLOW_TRACKING_URI, "
@@ -225,7 +237,7 @@ def _probe_server(uri: str) -> None:
 def _initialising(home: Path) -> Iterator[None]:
     # Two processes (or threads) that make the tables of one SQLite file at once break each other.
     home.mkdir(parents=True, exist_ok=True)
-    with _opening, (home / ".mlflow.lock").open("w") as lock:
+    with _opening, (home / ".mlflow.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -236,12 +248,17 @@ def _find_experiment(client: MlflowClient, uri: str, name: str, home: Path) -> s
     for _ in range(2):
         found = client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage == "deleted":
-            raise UserError(f"the MLflow experiment '{name}' was deleted; restore it, or choose another name")
+            restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            raise UserError(
+                f"the MLflow experiment '{name}' of {redact(uri)} was deleted; restore it with "
+                f"`MLFLOW_TRACKING_URI={shlex.quote(redact(uri))} {restore}`, or log to another one with --experiment NAME "
+                "or MLFLOW_EXPERIMENT_NAME"
+            )
         if found is not None:
             return found.experiment_id
         # A server keeps artifacts itself; without one, MLflow's default would be the working directory.
         is_remote = uri.startswith(("http://", "https://", "databricks"))
-        location = None if is_remote else (home / "mlartifacts").as_uri()
+        location = None if is_remote else (home / ARTIFACT_FOLDER).as_uri()
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException as error:

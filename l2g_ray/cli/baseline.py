@@ -45,7 +45,7 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
     if not tasks:
         raise UserError("give at least one task, for example demo/splice_junction; `l2g-ray tasks` lists them")
     found, sources = find_tasks_and_sources(tasks, options["data_dir"])
-    default = f"baseline-{'-'.join(task.name for task in found)}"[:80]
+    default = "-".join(["baseline", *str(names).split(","), *(task.name for task in found)])[:80]
     if "genomic_lm" in simple and not arms:  # nothing else here reads a language model
         options["assignments"] = (*options["assignments"], f"baselines.genomic_model={options['language_model']}")
         if options["language_model"] is None:

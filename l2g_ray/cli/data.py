@@ -202,9 +202,12 @@ def _settings(values: dict[str, Any], flags: dict[str, Any]) -> DataSettings:
 
 def _need_raw(found: RawTask | PreparedTask, source: tuple[str, ...]) -> RawTask:
     from l2g_ray.data.dataset import PreparedTask
+    from l2g_ray.places import show_command
 
     if isinstance(found, PreparedTask):
-        raise UserError(f"{source[0]}: is prepared already; look at it with `l2g-ray data inspect {source[0]}`")
+        raise UserError(
+            f"{source[0]}: is prepared already; look at it with `{show_command('data', 'inspect', source[0])}`"
+        )
     return found
 
 

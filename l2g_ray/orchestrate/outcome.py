@@ -18,6 +18,7 @@ from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.orchestrate.cuts import warn_of_cuts
 from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
+from l2g_ray.places import name_place
 from l2g_ray.results.rows import warn_of_baseline, warn_of_findings, warn_of_near_duplicates
 from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.published import published_scores
@@ -58,15 +59,17 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         "cpu_s": outcome.cost,
         "spent": [one.to_dict() for one in outcome.spent],
         "results": {
-            f"{r.stage}/{r.key}": str(r.folder) for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]
+            f"{r.stage}/{r.key}": name_place(r.folder, folder)
+            for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]
         },
-        # How the deployed model came to be: for `embed`, which looks at it before and after each stage.
+        # How the deployed model came to be: for `embed`, which looks at it before and after each stage. Places are
+        # relative to this folder, so that they hold after the runs were moved.
         "deployed": {
             "seed": outcome.seeds[number],
-            "align": str(align.folder),
-            "refit": str(refit.folder),
-            "prepared": str(prepared.folder.absolute()),
-            **({"pretrain": str(outcome.pretrained.folder)} if outcome.pretrained else {}),
+            "align": name_place(align.folder, folder),
+            "refit": name_place(refit.folder, folder),
+            "prepared": name_place(prepared.folder.absolute(), folder),
+            **({"pretrain": name_place(outcome.pretrained.folder, folder)} if outcome.pretrained else {}),
         },
     }
     (staging / "stages.json").write_text(json.dumps(_finite(stages), indent=1))

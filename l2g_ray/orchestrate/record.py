@@ -36,15 +36,17 @@ class Recorder:
         environment: dict[str, Any],
         folder: Path,
         say: Callable[[str], None],
+        uri: str | None = None,
     ) -> None:
-        """Open the store, send what an earlier run left in `folder`, and start the runs of suite and tasks.
+        """Open the store (of MLFLOW_TRACKING_URI, else the default one, unless `uri` names it), send what an earlier run
+        left in `folder`, and start the runs of suite and tasks.
 
         Raises UserError when the store does not answer at the start, or when L2G_RAY_MLFLOW_WAIT_S is no number.
         """
         self.wait_s = _read_wait()
         self.say = say
         self.unsent: int | None = None  # known when closed
-        tracker = Tracker(None, request.experiment, request.out)
+        tracker = Tracker(uri, request.experiment, request.out)
         self.uri, self.link = tracker.uri, tracker.link
         if is_file_store(self.uri):  # it is away when the storage is, for which there is a patience
             self.wait_s = min([self.wait_s, *(one.cluster.storage_wait_s for one in settings.values())])
