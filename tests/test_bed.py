@@ -139,7 +139,7 @@ def test_valid_intervals_come_back(tmp_path: Path, rows: list[tuple], newline: s
 
 
 def test_is_bed() -> None:
-    for name in ("a.bed", "A.BED.gz", "x.narrowPeak", "x.NARROWPEAK.zst", "x.broadPeak.gz"):
+    for name in ("a.bed", "A.BED.gz", "a.bed.bgz", "x.narrowPeak", "x.NARROWPEAK.zst", "x.broadPeak.gz"):
         assert is_bed(name)
     for name in ("a.csv", "bed", "a.bed.csv", "a.bed.bz2", "a.bedgraph"):
         assert not is_bed(Path(name))

@@ -1,4 +1,4 @@
-"""Intervals of BED3 to BED12 and narrowPeak files, plain or compressed (.gz, .zst)."""
+"""Intervals of BED3 to BED12 and narrowPeak files, plain or compressed."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,22 +12,24 @@ import numpy as np
 import pyarrow as pa
 
 from l2g_ray.data.genome import Genome
+from l2g_ray.data.infer import make_name
 from l2g_ray.data.intervals import Intervals, read_intervals
 from l2g_ray.data.negatives import MAX_UNKNOWN, Negatives, draw_negatives
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.raw import ALL, Piece, RawTask
+from l2g_ray.data.text import split_suffix
 from l2g_ray.errors import UserError
 from l2g_ray.tasks.catalogue import parse_task
 
 BENCH = "user"
 DRAWN_LABELS = ("background", "peak")
-_SUFFIX = re.compile(r"\.(bed|narrowpeak|broadpeak)(\.gz|\.zst)?$", re.IGNORECASE)
+_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
 _VERSION = 1  # of the drawing: goes into the content key
 
 
 def is_bed(path: str | Path) -> bool:
-    """Whether a file is named .bed, .narrowPeak or .broadPeak, plain, .gz or .zst, in any case."""
-    return _SUFFIX.search(Path(path).name) is not None
+    """Whether a file is named .bed, .narrowPeak or .broadPeak, plain or compressed, in any case."""
+    return split_suffix(Path(path).name)[0].endswith(_SUFFIXES)
 
 
 def open_bed(paths: list[Path], options: SourceOptions) -> RawTask:
@@ -54,12 +55,12 @@ def open_bed(paths: list[Path], options: SourceOptions) -> RawTask:
         raise UserError("no BED file; give at least one")
     if options.genome is None:
         raise UserError(f"{paths[0]}: intervals need the genome that they are on; add --genome FASTA")
-    stems = [_SUFFIX.sub("", path.name) for path in paths]
+    stems = [_cut_suffix(path.name) for path in paths]
     labels = _name_labels(paths, stems, options)
     task = parse_task(
         {
             "bench": BENCH,
-            "name": options.name or _make_name("_vs_".join(stems)),
+            "name": options.name or make_name("_vs_".join(stems)),
             "kind": options.kind or ("binary" if len(labels) == 2 else "multiclass"),
             "labels": labels,
             "strand_specific": options.strand_specific or options.stranded,
@@ -128,8 +129,9 @@ def _name_labels(paths: list[Path], stems: list[str], options: SourceOptions) ->
     return labels
 
 
-def _make_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip("._-") or "task"
+def _cut_suffix(name: str) -> str:
+    plain = split_suffix(name)[0]
+    return name[: len(plain) - max((len(suffix) for suffix in _SUFFIXES if plain.endswith(suffix)), default=0)]
 
 
 def _cut_windows(
