@@ -117,6 +117,8 @@ def check(
       l2g-ray data check my_data
       l2g-ray data check --bench all --data-dir ../shared/data
     """
+    from rich.markup import escape
+
     from l2g_ray.data.dataset import PreparedTask
     from l2g_ray.data.prepare import check_raw
     from l2g_ray.orchestrate.progress import ReadingProgress
@@ -135,6 +137,8 @@ def check(
             continue
         with ReadingProgress(console, name or one.task.name) as progress:
             checks[name or one.task.name] = check_raw(one, chosen, progress.advance)
+        for note in one.notes:
+            console.print(f"[yellow]! {escape(note)}[/yellow]", soft_wrap=True)
     if len(checks) == 1:
         ((name, only),) = checks.items()
         print_fitted(console, render_check(only, name))
