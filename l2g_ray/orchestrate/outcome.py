@@ -62,6 +62,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         # How the deployed model came to be: for `embed`, which looks at it before and after each stage.
         "deployed": {
             "seed": outcome.seeds[number],
+            "embedder_seed": outcome.seeds[outcome.embedders.index(alone)],
             "align": str(align.folder),
             "refit": str(refit.folder),
             "prepared": str(prepared.folder.absolute()),
