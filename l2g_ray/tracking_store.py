@@ -6,6 +6,7 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import re
 import shlex
 import sqlite3
 import tempfile
@@ -13,10 +14,10 @@ import threading
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from l2g_ray.errors import UserError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MODEL_TAG = "l2g_ray.model_uri"
+MODELS = "models:/"
+KIND_TAG = "mlflow.experimentKind"
 PROBE_SECONDS = 4.0
 # Only where the user set nothing. MLflow's own (120 s, 7 retries) hang for minutes on a server that went away.
 ENVIRONMENT = {
@@ -144,13 +147,26 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
         ) from error
 
 
-def upload_model(client: MlflowClient, experiment_id: str, run_id: str, folder: Path) -> str:
-    """Store a folder as the pyfunc model of a run; returns `models:/<id>`.
+def prepare_view(client: MlflowClient, experiment_id: str) -> None:
+    """Have MLflow show an experiment as one of training, not of generative AI, unless a person has chosen."""
+    tags = client.get_experiment(experiment_id).tags
+    if KIND_TAG not in tags:
+        client.set_experiment_tag(experiment_id, KIND_TAG, "custom_model_development")
+
+
+def runs_page(server: str, experiment_id: str) -> str:
+    """The address of an experiment's table of runs on a server."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
+def upload_model(client: MlflowClient, experiment_id: str, run_id: str, folder: Path, about: Mapping[str, Any]) -> str:
+    """Store a folder as the pyfunc model of a run; returns `models:/<id>`. `Tracker.log_model` describes `about`.
 
     Only the client is used: MLflow's fluent calls set a global URI and export it to the environment, where
     the next `Tracker` of this process would take it for the user's.
     """
     import mlflow
+    import pandas as pd
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
     from mlflow.models.signature import ModelSignature
@@ -158,27 +174,36 @@ def upload_model(client: MlflowClient, experiment_id: str, run_id: str, folder: 
 
     from l2g_ray import pyfunc
 
-    logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id)
+    name = re.sub(r"[/:.%\"']", "_", about.get("name", "")) or "model"  # as MLflow wants it
+    tags = {key: str(value) for key, value in about.get("tags", {}).items()}
+    logged = client.create_logged_model(experiment_id, name, run_id, tags)
+    example = pd.DataFrame({"sequence": about["example"]}) if about.get("example") else None
+    outputs = [ColSpec(kind, column) for column, kind in about.get("outputs", ())]
+    # MLflow makes a list or an array into a table whose one column is the number 0, and drops columns that a signature
+    # with names does not name. A number counts as a name in the first place only. One of the two is there.
+    inputs = [ColSpec("string", column, required=False) for column in (0, "sequence")]
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # MLflow asks for an input example, which would load and run the model here.
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", UserWarning)  # without an example MLflow asks for one
         target = Path(scratch) / "model"
         mlflow.pyfunc.save_model(
             target,
             python_model=str(Path(pyfunc.__file__)),
             artifacts={"model": str(folder.absolute())},
-            # One unnamed text column takes a list, an array and a table alike.
-            signature=ModelSignature(inputs=Schema([ColSpec("string")])),
+            signature=ModelSignature(Schema(inputs), Schema(outputs) if outputs else None),
+            # With a signature given, MLflow stores the example, and does not run the model on it.
+            input_example=example,
             pip_requirements=list(_pin_requirements()),
             mlflow_model=Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id),
         )
         client.log_model_artifacts(logged.model_id, str(target))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return f"models:/{logged.model_id}"
+    return f"{MODELS}{logged.model_id}"
 
 
-def register_model(client: MlflowClient, uri: str, name: str, model_uri: str, run_id: str) -> None:
+def register_model(
+    client: MlflowClient, uri: str, name: str, model_uri: str, run_id: str, tags: Mapping[str, Any]
+) -> None:
     """Make a version of the registered model `name` from a logged model, once."""
     from mlflow.exceptions import MlflowException
 
@@ -190,11 +215,12 @@ def register_model(client: MlflowClient, uri: str, name: str, model_uri: str, ru
     # MLflow 3.17 does not return a version's model_id from a search of an SQL store: our tag says it.
     if any(v.tags.get(MODEL_TAG) == model_uri for v in client.search_model_versions(f"name='{name}'")):
         return
-    model_id = model_uri.removeprefix("models:/")
+    model_id = model_uri.removeprefix(MODELS)
     # A server resolves models:/ by itself; without one, MLflow would look the id up at the global URI.
     is_server = uri.startswith(("http://", "https://"))
     source = model_uri if is_server else client.get_logged_model(model_id).artifact_location
-    client.create_model_version(name, source=source, run_id=run_id, tags={MODEL_TAG: model_uri}, model_id=model_id)
+    tags = {**{key: str(value) for key, value in tags.items()}, MODEL_TAG: model_uri}
+    client.create_model_version(name, source=source, run_id=run_id, tags=tags, model_id=model_id)
 
 
 def _first_line(error: Exception) -> str:

@@ -16,12 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.redaction import redact, without_secrets
+from l2g_ray.redaction import clean, redact
 from l2g_ray.tracking import Tracker
 from l2g_ray.tracking_store import StoreUnavailable
 
 JOURNAL = "mlflow-events.jsonl"
-METHODS = ("start", "log_metrics", "log_text", "log_dict", "log_artifacts", "log_model", "end", "close_open_runs")
+METHODS = (
+    "start",
+    "mark",
+    "log_metrics",
+    "log_data",
+    "log_text",
+    "log_dict",
+    "log_artifacts",
+    "log_model",
+    "end",
+    "close_open_runs",
+)
 # Arguments that are files of the suite.
 PATHS = {"path", "model_folder"}
 FIRST_PAUSE_S = 0.5
@@ -61,7 +72,7 @@ class TrackingWriter:
             raise ValueError(f"{method!r} is not a call that can be queued")
         # The journal is a file as any other: what the Tracker would not log must not stand there either.
         cleaned: dict[str, Any] = {
-            name: without_secrets(value) if isinstance(value, Mapping) and name != "metrics" else value
+            name: clean(value) if isinstance(value, Mapping | list) and name != "metrics" else value
             for name, value in arguments.items()
         }
         if "text" in cleaned:

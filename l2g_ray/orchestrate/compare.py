@@ -73,7 +73,7 @@ class ArmScores:
         return self.task.is_classification and self.task.metric in CONFUSION_METRICS
 
     def _codes(self, names: pd.Series) -> np.ndarray:
-        return names.map({name: i for i, name in enumerate(self.task.labels)}).to_numpy()
+        return _read_codes(self.task, names)
 
     def _labels(self, arm: str) -> np.ndarray:
         return self._codes(self.parts[arm][0]["label"])
@@ -86,16 +86,23 @@ class ArmScores:
 
     def _score_rows(self, part: pd.DataFrame) -> Score:
         task = self.task
-        if task.is_classification:
-            labels = self._codes(part["label"])
-            outputs = part[[f"probability_{name}" for name in task.labels]].to_numpy()
-        else:
-            prefix = "probability" if task.kind == "multilabel" else "prediction"
-            labels = part[[f"label_{name}" for name in task.labels]].to_numpy()
-            outputs = part[[f"{prefix}_{name}" for name in task.labels]].to_numpy()
+        labels, outputs = read_outputs(task, part)
 
         def score_rows(rows: np.ndarray) -> float:
             value = score(task.kind, task.metric, labels[rows], outputs[rows])
             return value if np.isfinite(value) else float("nan")  # undefined: the bootstrap drops it
 
         return score_rows
+
+
+def read_outputs(task: Task, part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and outputs (n, n_outputs) of one model's rows of `predictions.parquet`."""
+    if task.is_classification:
+        return _read_codes(task, part["label"]), part[[f"probability_{name}" for name in task.labels]].to_numpy()
+    prefix = "probability" if task.kind == "multilabel" else "prediction"
+    labels = part[[f"label_{name}" for name in task.labels]].to_numpy()
+    return labels, part[[f"{prefix}_{name}" for name in task.labels]].to_numpy()
+
+
+def _read_codes(task: Task, names: pd.Series) -> np.ndarray:
+    return names.map({name: i for i, name in enumerate(task.labels)}).to_numpy()

@@ -66,6 +66,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         # relative to this folder, so that they hold after the runs were moved.
         "deployed": {
             "seed": outcome.seeds[number],
+            "embedder_seed": outcome.seeds[outcome.embedders.index(alone)],
             "align": name_place(align.folder, folder),
             "refit": name_place(refit.folder, folder),
             "prepared": name_place(prepared.folder.absolute(), folder),

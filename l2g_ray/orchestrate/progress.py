@@ -160,6 +160,10 @@ def describe_event(event: dict[str, Any]) -> str:
     place = f"{event['task']}: {event['stage']}"
     if event["type"] == "stage":
         return f"{place} {'begins' if event['state'] == 'running' else 'done'}"
+    if event["type"] == "end":
+        return f"{place} {event['trial']} ended: {event['stopped']}"
+    if event["type"] == "winner":
+        return f"{place} {event['trial']} won the search"
     if event["type"] == "failure":
         then = "begins again from its last epoch" if event["again"] else "given up"
         return f"{place} {event['trial']} failed: {event['reason']}; {then}"

@@ -350,7 +350,7 @@ class _Run:
         self._persist(lambda: write_task_folder(task_folder, self.prepared[name], outcome))
         self.rows[name] = assemble_row(self.prepared[name], self.settings[name], outcome, task_folder)
         self.details[name] = read_details(task_folder, self.rows[name], self.settings[name].model_dump(mode="json"))
-        recorder.log_task(name, task_folder, self.rows[name], self.request.register)
+        recorder.log_task(name, task_folder, self.rows[name], self.prepared[name], self.request.register)
         self._push(task_folder)
         progress.finish(name, describe_result(self.rows[name]))
 
