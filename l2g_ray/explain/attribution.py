@@ -19,6 +19,7 @@ from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain import multipliers
 from l2g_ray.explain.references import shuffle_dinucleotides
 from l2g_ray.explain.rules import apply_rules
+from l2g_ray.models.average import AverageModel
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.sequence import N_CODE, make_mask, one_hot, reverse_complement
@@ -38,11 +39,13 @@ class ExplainedOutput(nn.Module):
 
     def __init__(self, model: nn.Module, weights: torch.Tensor) -> None:
         super().__init__()
-        if not isinstance(model, L2GModel | EmbedderNet):
-            raise TypeError(f"a {type(model).__name__} is no model of this package")
+        if not _reads_one_hot(model):
+            raise UserError(
+                f"a model of the form {type(model).__name__} has no contributions of bases; explain L2G, its embedder alone, "
+                "or their average"
+            )
         self.model = model
-        net = model.net if isinstance(model, L2GModel) else model
-        self.in_channels = net.config.in_channels
+        self.in_channels = int(model.in_channels)  # type: ignore[arg-type]
         self.register_buffer("weights", weights.float())
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -52,6 +55,12 @@ class ExplainedOutput(nn.Module):
             x = torch.cat([x, (1.0 if mask is None else mask) - x.sum(1, keepdim=True)], 1)
         outputs: torch.Tensor = self.model.forward_one_hot(x, mask)
         return outputs @ self.weights[:, None]
+
+
+def _reads_one_hot(model: nn.Module) -> bool:
+    if isinstance(model, AverageModel):
+        return all(_reads_one_hot(member) for member in model.members)
+    return isinstance(model, L2GModel | EmbedderNet)
 
 
 @dataclass(frozen=True)
