@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -35,6 +35,7 @@ from l2g_ray.tasks.stored import TASK_FILE, TASK_SCHEMA
 MODEL_FILES = ("model.safetensors", "config.json", TASK_FILE)
 STREAM_ROWS = 4096  # read, predicted and written at once
 BATCH_SIZE = 256
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -49,8 +50,8 @@ class Predictor:
     strand_averaged: bool
     length_bp: int
     arm: Arm
-    at_once: RowsAtOnce
-    device: torch.device
+    at_once: RowsAtOnce = field(default_factory=lambda: RowsAtOnce(BATCH_SIZE))
+    device: torch.device = CPU
 
     @property
     def batch_size(self) -> int:
@@ -178,9 +179,7 @@ def naming_memory(device: torch.device, length_bp: int) -> Iterator[None]:
         ) from None
 
 
-def load_predictor(
-    model: Path | Arm, device: str | torch.device = "auto", batch_size: int | None = None
-) -> Predictor:
+def load_predictor(model: Path | Arm, device: str | torch.device = "auto", batch_size: int | None = None) -> Predictor:
     """The predictor of a model folder, or of an arm. Nothing is unpickled.
 
     Parameters

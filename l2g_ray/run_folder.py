@@ -34,7 +34,8 @@ class Arm:
 
     def facts(self) -> dict[str, str]:
         """What a file of results says about the model that made them."""
-        return {"arm": self.describe(), "model": self.place or str(self.folder)}
+        chosen = {"chosen_by": "validation"} if self.is_best else {}
+        return {"arm": self.name, **chosen, "model": self.place or str(self.folder)}
 
 
 def list_arms(task_folder: Path) -> dict[str, Arm]:

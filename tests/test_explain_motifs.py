@@ -102,7 +102,7 @@ def test_mistakes_are_one_sentence(cli: Cli, tmp_path: Path) -> None:
     given = ["--sequences", tmp_path / "new.fa"]
     for options, part in {
         (): "no readable task.json and stages.json of a finished task.*give --sequences FILE",
-        (*given, "--arm", "embedder_only"): "this run has no embedder_only model",
+        (*given, "--arm", "l2g"): "has no arm 'l2g'; choose with --arm one of those it has: embedder_only, best",
         (*given, "--output", "absend"): r"--output 'absend' is no output \(did you mean 'absent'\?\)",
         (*given, "--database", "jaspar:insect"): "no group 'insect'; did you mean 'insects'",
         (*given, "--database", tmp_path / "no.meme"): "no motif in it",

@@ -56,4 +56,4 @@ def predict(
             sequence_column=sequence_column,
             progress=lambda done: progress.update(shown, completed=done),
         )
-    click.echo(f"{rows} predictions of task '{predictor.task.name}' by {predictor.arm.describe()} in {target}")
+    click.echo(f"{rows} predictions of task '{predictor.task.name}' by arm {predictor.arm.describe()} in {target}")
