@@ -34,6 +34,7 @@ from l2g_ray.explain.motifs import (
     MotifSettings,
     choose_seqlet,
     discover_motifs,
+    fit_seqlet,
     format_meme,
     save_hdf5,
 )
@@ -295,7 +296,7 @@ def explain_output(
         )
         discovery = discover_motifs(attributions, settings)
         clock.note("motifs")
-        notes.append(_describe_discovery(discovery, settings, n))
+        notes.append(_describe_discovery(discovery, settings, chosen.lengths_bp))
     targets, told = _read_targets(request)
     notes += [told] if told and discovery and discovery.motifs else []
     sites, planted_motifs = _read_truth(request, task, label, chosen)
@@ -380,13 +381,24 @@ def _find_warnings(attributions: Attributions) -> list[str]:
     ]
 
 
-def _describe_discovery(discovery: Discovery, settings: MotifSettings, n: int) -> str:
-    window = settings.core_bp + 2 * settings.flank_bp
+def _describe_discovery(discovery: Discovery, settings: MotifSettings, lengths_bp: np.ndarray) -> str:
     if discovery.motifs:
         return f"Motifs by TF-MoDISco from seqlets of {settings.core_bp} bp with {settings.flank_bp} bp on either side."
+    longest_bp = int(lengths_bp.max())
+    if settings.window_bp > longest_bp:
+        fitting = fit_seqlet(longest_bp)
+        remedy = (
+            "sequences are too short for motifs"
+            if fitting is None
+            else "try --core-bp {} --flank-bp {}".format(*fitting)
+        )
+        return (
+            f"No motif: the window of TF-MoDISco, {settings.window_bp} bp (--core-bp {settings.core_bp} and --flank-bp "
+            f"{settings.flank_bp} on either side), is longer than the longest sequence, {longest_bp} bp; {remedy}."
+        )
     return (
-        f"No motif: too few seqlets of {window} bp stand out or resemble each other in {n:,} sequences (at least "
-        f"{settings.min_seqlets} of a sign are needed, {settings.min_cluster_seqlets} for a motif)."
+        f"No motif: too few seqlets of {settings.window_bp} bp stand out or resemble each other in {len(lengths_bp):,} "
+        f"sequences (at least {settings.min_seqlets} of a sign are needed, {settings.min_cluster_seqlets} for a motif)."
         f"{f' TF-MoDISco stopped with {discovery.reason}.' if discovery.reason else ''}"
     )
 
