@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,22 +51,30 @@ class WholeFile:
                 if self._writer is not None:
                     self._writer.close()
                     if kind is None:
-                        os.replace(self._temporary, self.target)
+                        self._put_in_place()
         finally:
             self._temporary.unlink(missing_ok=True)
+
+    def _put_in_place(self) -> None:
+        os.replace(self._temporary, self.target)
 
 
 class TableWriter(WholeFile):
     """Takes tables of one schema into a CSV, TSV or Parquet file, by its suffix.
 
+    `facts` say how the table was made: in Parquet they are metadata of the schema, `l2g_ray.<name>`; a CSV or TSV, which has
+    no place for them, gets a file beside it, `<file>.meta.json`.
+
     Raises UserError for another suffix, or a place that cannot be written to.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, facts: Mapping[str, str] | None = None) -> None:
         if target.suffix not in SUFFIXES:
             raise UserError(f"{target}: the output must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
         super().__init__(target)
         self.rows = 0
+        self._facts = dict(facts or {})
+        self._beside = target.with_name(f"{target.name}.meta.json") if facts and target.suffix != ".parquet" else None
 
     def write(self, table: pa.Table) -> None:
         """Append a table."""
@@ -77,6 +86,14 @@ class TableWriter(WholeFile):
 
     def _open(self, schema: pa.Schema) -> Any:
         if self.target.suffix == ".parquet":
+            schema = schema.with_metadata({f"l2g_ray.{name}": text for name, text in self._facts.items()} or None)
             return pq.ParquetWriter(str(self._temporary), schema, compression="zstd")
         options = pyarrow.csv.WriteOptions(delimiter="\t" if self.target.suffix == ".tsv" else ",")
         return pyarrow.csv.CSVWriter(str(self._temporary), schema, write_options=options)
+
+    def _put_in_place(self) -> None:
+        if self._beside is not None:
+            self._beside.unlink(missing_ok=True)  # so that it is never beside another table
+        super()._put_in_place()
+        if self._beside is not None:
+            self._beside.write_text(json.dumps({"file": self.target.name, **self._facts}, indent=1) + "\n")

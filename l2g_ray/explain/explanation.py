@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from l2g_ray.errors import UserError
 from l2g_ray.explain import databases, known, truth
@@ -35,6 +34,7 @@ from l2g_ray.explain.motifs import (
     MotifSettings,
     choose_seqlet,
     discover_motifs,
+    fit_seqlet,
     format_meme,
     save_hdf5,
 )
@@ -42,13 +42,12 @@ from l2g_ray.explain.rows import (
     Candidates,
     choose_at_random,
     choose_top,
-    find_arm,
-    find_folder,
     open_candidates,
     read_candidates,
 )
 from l2g_ray.explain.truth import Site
 from l2g_ray.predict import Predictor, load_predictor
+from l2g_ray.run_folder import BEST, find_arm
 from l2g_ray.sequence import N_CODE, decode
 from l2g_ray.tasks.schema import Task
 
@@ -63,7 +62,7 @@ class ExplainRequest:
 
     run: Path
     task: str | None = None
-    arm: str = "l2g"
+    arm: str = BEST
     output: str | None = None
     sequences: Path | None = None
     sequence_column: str | None = None
@@ -84,6 +83,7 @@ class ExplainRequest:
     truth: Path | None = None
     out: Path | None = None
     device: str = "cpu"
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,9 +206,8 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a request resolves to: the model's folder, its predictor, the outputs to explain, and where files go."""
+    """What a request resolves to: the predictor of its model, the outputs to explain, and where files go."""
 
-    folder: Path
     predictor: Predictor
     outputs: list[int]
     candidates: Candidates
@@ -217,8 +216,8 @@ class Opened:
 
 def open_request(request: ExplainRequest) -> Opened:
     """Find model and sequences, and read what else is named. All mistakes that can be known without computing end here."""
-    folder = find_arm(request.run, request.task, request.arm)
-    predictor = load_predictor(folder)
+    arm = find_arm(request.run, request.task, request.arm)
+    predictor = load_predictor(arm, request.device)
     outputs = choose_output(predictor.task, request.output)
     for name in request.databases or ():
         databases.read_database(name)
@@ -227,17 +226,17 @@ def open_request(request: ExplainRequest) -> Opened:
     if request.sequences is not None:
         candidates = read_candidates(predictor, request.sequences, request.sequence_column)
     else:
-        candidates = open_candidates(predictor, folder, request.top)
+        candidates = open_candidates(predictor, arm.folder, request.top)
     if request.truth is not None:
         truth.read_sites(request.truth, candidates.ids)
-    out = request.out or find_folder(folder)
+    out = request.out or arm.folder.absolute().parent / "explain" / arm.name
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); name another folder with --out") from None
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: may not be written to; name another folder with --out")
-    return Opened(folder, predictor, outputs, candidates, out)
+    return Opened(predictor, outputs, candidates, out)
 
 
 def explain_output(
@@ -253,13 +252,16 @@ def explain_output(
     weights = make_weights(task, output)
     timings_s: dict[str, float] = {}
     clock = _Clock(timings_s)
-    explained = ExplainedOutput(opened.predictor.model, weights).to(request.device).eval()
+    device = opened.predictor.device
+    explained = ExplainedOutput(opened.predictor.model, weights).to(device).eval()
     progress("scoring", 0, len(opened.candidates.ids))
     if request.pick == "random":
         chosen = choose_at_random(opened.candidates, request.top, request.seed)
     else:
         chosen = choose_top(
-            opened.candidates, lambda codes, lengths: evaluate(explained, codes, lengths, request.device), request.top
+            opened.candidates,
+            lambda codes, lengths: evaluate(explained, codes, lengths, device, request.batch_size),
+            request.top,
         )
     clock.note("choose sequences")
     n = len(chosen.ids)
@@ -273,7 +275,8 @@ def explain_output(
         seed=request.seed,
         rc_average=request.rc_average,
         output=label,
-        device=request.device,
+        device=device,
+        batch_size=request.batch_size,
         steps=request.steps,
         progress=lambda done: progress("contributions", done, n),
     )
@@ -293,7 +296,7 @@ def explain_output(
         )
         discovery = discover_motifs(attributions, settings)
         clock.note("motifs")
-        notes.append(_describe_discovery(discovery, settings, n))
+        notes.append(_describe_discovery(discovery, settings, chosen.lengths_bp))
     targets, told = _read_targets(request)
     notes += [told] if told and discovery and discovery.motifs else []
     sites, planted_motifs = _read_truth(request, task, label, chosen)
@@ -378,13 +381,24 @@ def _find_warnings(attributions: Attributions) -> list[str]:
     ]
 
 
-def _describe_discovery(discovery: Discovery, settings: MotifSettings, n: int) -> str:
-    window = settings.core_bp + 2 * settings.flank_bp
+def _describe_discovery(discovery: Discovery, settings: MotifSettings, lengths_bp: np.ndarray) -> str:
     if discovery.motifs:
         return f"Motifs by TF-MoDISco from seqlets of {settings.core_bp} bp with {settings.flank_bp} bp on either side."
+    longest_bp = int(lengths_bp.max())
+    if settings.window_bp > longest_bp:
+        fitting = fit_seqlet(longest_bp)
+        remedy = (
+            "sequences are too short for motifs"
+            if fitting is None
+            else "try --core-bp {} --flank-bp {}".format(*fitting)
+        )
+        return (
+            f"No motif: the window of TF-MoDISco, {settings.window_bp} bp (--core-bp {settings.core_bp} and --flank-bp "
+            f"{settings.flank_bp} on either side), is longer than the longest sequence, {longest_bp} bp; {remedy}."
+        )
     return (
-        f"No motif: too few seqlets of {window} bp stand out or resemble each other in {n:,} sequences (at least "
-        f"{settings.min_seqlets} of a sign are needed, {settings.min_cluster_seqlets} for a motif)."
+        f"No motif: too few seqlets of {settings.window_bp} bp stand out or resemble each other in {len(lengths_bp):,} "
+        f"sequences (at least {settings.min_seqlets} of a sign are needed, {settings.min_cluster_seqlets} for a motif)."
         f"{f' TF-MoDISco stopped with {discovery.reason}.' if discovery.reason else ''}"
     )
 
@@ -461,8 +475,3 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
     text = io.StringIO()
     frame.to_csv(text, index=False, float_format="%.6g")
     path.write_text(text.getvalue())
-
-
-def pick_device() -> str:
-    """The accelerator, if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -131,11 +131,11 @@ def _make_mutagenesis(explained: ExplainedOutput) -> Method:
 
     def compute(pairs: Pairs) -> torch.Tensor:
         device = pairs.x.device
-        _, mutants = saturation_mutagenesis(
-            lambda codes, lengths_bp: evaluate(explained, codes.numpy(), lengths_bp.numpy(), device)[:, None],
-            pairs.codes.numpy(),
-            pairs.lengths_bp.numpy(),
-        )
+
+        def score(codes: torch.Tensor, lengths_bp: torch.Tensor) -> np.ndarray:
+            return evaluate(explained, codes.numpy(), lengths_bp.numpy(), device, pairs.batch_size)[:, None]
+
+        _, mutants = saturation_mutagenesis(score, pairs.codes.numpy(), pairs.lengths_bp.numpy())
         values = torch.from_numpy(mutants[..., 0]).nan_to_num(0.0).float().to(device)
         # Centred at each position, so that the bases' effects compare.
         return values - values.mean(2, keepdim=True)

@@ -198,6 +198,11 @@ class EmbedderNet(nn.Module):
         """The embedder's config."""
         return self.embedder.config
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the one-hot input."""
+        return self.config.in_channels
+
     def encode(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Codes (batch, length) to one-hot and mask; the mask is None when no position is padding."""
         mask = make_mask(lengths_bp, codes.shape[1])

@@ -19,8 +19,9 @@ from l2g_ray.models.team import ALONE, Team
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss, to_predictions
+from l2g_ray.stages.memory import RowsAtOnce
 from l2g_ray.stages.metrics import score
-from l2g_ray.stages.parts import Draws, release_memory
+from l2g_ray.stages.parts import Draws
 from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
@@ -214,41 +215,32 @@ def predict_source(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predictions (n, n_outputs) and labels of all rows in order, in evaluation mode.
 
-    `rc_average` means over both strands: probabilities for classification, values for regression (spec 6.5).
+    `rc_average` means over both strands: probabilities for classification, values for regression (spec 6.5). Batches that
+    do not fit into memory go through in parts.
     """
     model.eval()
-    predictions, labels, team = [], [], runtime.team
+    predictions, labels, team, at_once = [], [], runtime.team, RowsAtOnce(batch_size)
 
-    def predict(batch: Batch) -> torch.Tensor:
+    def predict(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         with runtime.autocast():
-            outputs = to_predictions(task.kind, model(batch.codes, batch.lengths_bp))
+            outputs = to_predictions(task.kind, model(codes, lengths_bp))
             if rc_average:
-                flipped = reverse_complement(batch.codes, batch.lengths_bp)
-                outputs = (outputs + to_predictions(task.kind, model(flipped, batch.lengths_bp))) / 2
+                flipped = reverse_complement(codes, lengths_bp)
+                outputs = (outputs + to_predictions(task.kind, model(flipped, lengths_bp))) / 2
         return outputs.float()
 
     with torch.no_grad():
         for batch in iter_evaluation_batches(
             source.tables(), kind=task.kind, batch_size=batch_size, worker=team.worker
         ):
-            outputs, known = predict_in_halves(predict, batch.to(runtime.device)), batch.labels.to(runtime.device)
+            batch = batch.to(runtime.device)
+            outputs, known = at_once.map(predict, batch.codes, batch.lengths_bp), batch.labels
             if batch.part:
                 own, place = slice(batch.n_own), (batch.part.start, batch.part.n_rows)
                 outputs, known = (team.gather_rows(x[own], *place) for x in (outputs, known))
             predictions.append(outputs.cpu().numpy())
             labels.append(known.cpu().numpy())
     return np.concatenate(predictions), np.concatenate(labels)
-
-
-def predict_in_halves(predict: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
-    """`predict(batch)`, in halves of halves where memory does not suffice; rows do not depend on each other there."""
-    try:
-        return predict(batch)
-    except torch.OutOfMemoryError:
-        if len(batch.codes) < 2:
-            raise
-    release_memory()
-    return torch.cat([predict_in_halves(predict, half) for half in batch.split(2)])
 
 
 def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:
