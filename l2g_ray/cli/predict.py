@@ -20,7 +20,16 @@ import click
     help="best: the arm that was best on validation.",
 )
 @click.option("--sequence-column", help="Column of the input that holds the sequences.")
-def predict(run: str, source: Path, target: Path, task: str | None, arm: str, sequence_column: str | None) -> None:
+@click.option("--keep-columns", is_flag=True, help="Write all columns of the input too, before the predictions.")
+def predict(
+    run: str,
+    source: Path,
+    target: Path,
+    task: str | None,
+    arm: str,
+    sequence_column: str | None,
+    keep_columns: bool,
+) -> None:
     """Predictions of a finished RUN (a folder, here or in s3://), with label names and probabilities. Streams; Ray need not run.
 
     \b
@@ -48,6 +57,7 @@ def predict(run: str, source: Path, target: Path, task: str | None, arm: str, se
             source,
             target,
             sequence_column=sequence_column,
+            keep_columns=keep_columns,
             progress=lambda done: progress.update(shown, completed=done),
         )
     click.echo(f"{rows} predictions of task '{predictor.task.name}' in {target}")
