@@ -18,6 +18,7 @@ import torch
 
 import l2g_ray
 from l2g_ray.data.checks import clean_sequences
+from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.table_writer import TableWriter
 from l2g_ray.errors import UserError
@@ -218,14 +219,21 @@ def predict_file(
     target: Path,
     *,
     sequence_column: str | None = None,
+    keep_columns: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
     """Stream predictions of a FASTA, CSV, TSV or Parquet file into a CSV or Parquet file; returns the rows written.
 
-    The output has `id` and the prediction columns; it appears only when complete, and names the model (`TableWriter`).
+    The output has `id` and the prediction columns; with `keep_columns`, all of the input's columns before these. It
+    appears only when complete, and names the model (`TableWriter`).
+
+    Raises
+    ------
+    UserError : an output that is the input, a faulty input, or a column to keep that is named as one of predictions.
     """
+    refuse_overwrite([source], [target])
     with TableWriter(target, predictor.facts()) as writer:
-        for table in _predicted(predictor, source, sequence_column, progress):
+        for table in _predicted(predictor, source, sequence_column, keep_columns, progress):
             writer.write(table)
         if not writer.rows:
             raise UserError("the input has no sequences; give a file with at least one")
@@ -233,12 +241,23 @@ def predict_file(
 
 
 def _predicted(
-    predictor: Predictor, source: Path, sequence_column: str | None, progress: Callable[[int], None]
+    predictor: Predictor,
+    source: Path,
+    sequence_column: str | None,
+    keep_columns: bool,
+    progress: Callable[[int], None],
 ) -> Iterator[pa.Table]:
     done = 0
     column = sequence_column or predictor.task.sequence_column
-    for table in iter_tables(source, batch_rows=STREAM_ROWS, sequence_column=column):
-        outputs = predictor.predict_array(table["sequence"], source, done + 1)
+    for table in iter_tables(source, batch_rows=STREAM_ROWS, sequence_column=column, keep_names=keep_columns):
+        sequences = table[column].cast(pa.large_string()) if keep_columns else table["sequence"]
+        outputs = predictor.predict_array(sequences, source, done + 1)
         done += len(table)
         progress(done)
-        yield pa.table({"id": table["id"], **prediction_columns(predictor.task, outputs)})
+        made = prediction_columns(predictor.task, outputs)
+        kept = table.column_names if keep_columns else ["id"]
+        if clash := next((name for name in kept if name in made), None):
+            raise UserError(
+                f"{source}: has a column '{clash}', as the predictions will; rename it, or leave out --keep-columns"
+            )
+        yield pa.table({**{name: table[name] for name in kept}, **made})

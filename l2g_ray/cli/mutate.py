@@ -57,8 +57,11 @@ def mutate(
       l2g-ray mutate runs/demo-fast --task splice_junction --sequences new.fa --id seq7
       l2g-ray mutate runs/demo-fast --task enhancer_grammar --sequence ACGT... --output developmental
     """
+    from l2g_ray.data.overwrite import refuse_overwrite
     from l2g_ray.errors import UserError
-    from l2g_ray.explain.mutagenesis_files import folder_name, write_mutagenesis
+    from l2g_ray.explain.mutagenesis_files import list_files, write_mutagenesis
+    from l2g_ray.explain.scores import scored_outputs
+    from l2g_ray.names import safe_name, safe_names
     from l2g_ray.predict import load_predictor
     from l2g_ray.run_folder import find_arm
 
@@ -74,11 +77,14 @@ def mutate(
     name, sequence = _read(predictor, text, source, identity, sequence_column)
     bounds = _parse_region(region, len(sequence))
     both = predictor.strand_averaged if strand == "auto" else strand == "both"
-    results = _run(predictor, sequence, outputs, both, bounds)
-    folder = out or chosen.folder.parent / "mutagenesis" / chosen.name / folder_name(name)
+    folder = out or chosen.folder.parent / "mutagenesis" / chosen.name / safe_name(name, otherwise="sequence")
+    # Outputs of one sequence, made one after the other, do not share a folder either.
+    each = len(outputs) > 1 or (out is None and len(scored_outputs(predictor.task)) > 1)
+    names = safe_names(predictor.task.labels, otherwise="output")
+    places = [folder / names[i] if each else folder for i in outputs]
+    refuse_overwrite([source, chosen.folder], [path for place in places for path in list_files(place)])
     click.echo(f"arm {chosen.describe()}")
-    for found in results:
-        place = folder / folder_name(found.output) if len(results) > 1 else folder
+    for found, place in zip(_run(predictor, sequence, outputs, both, bounds), places, strict=True):
         facts = {**predictor.facts(), "id": name, "length_bp": len(sequence)}
         write_mutagenesis(found, place, facts | {"strand": "both" if both else "+"})
         strongest = found.strongest(3)

@@ -15,6 +15,7 @@ from l2g_ray.cli.model import with_arm, with_device
 @click.option("--output", "target", required=True, type=click.Path(path_type=Path), help="CSV, TSV or Parquet.")
 @with_arm
 @click.option("--sequence-column", help="Column of the input that holds the sequences.")
+@click.option("--keep-columns", is_flag=True, help="Write all columns of the input too, before the predictions.")
 @with_device
 def predict(
     run: str,
@@ -25,6 +26,7 @@ def predict(
     sequence_column: str | None,
     device: str,
     batch_size: int | None,
+    keep_columns: bool,
 ) -> None:
     """Predictions of a finished RUN (a folder, here or in s3://), with label names and probabilities. Streams; Ray need not run.
 
@@ -54,6 +56,7 @@ def predict(
             source,
             target,
             sequence_column=sequence_column,
+            keep_columns=keep_columns,
             progress=lambda done: progress.update(shown, completed=done),
         )
     click.echo(f"{rows} predictions of task '{predictor.task.name}' by arm {predictor.arm.describe()} in {target}")

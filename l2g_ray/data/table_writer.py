@@ -79,10 +79,37 @@ class TableWriter(WholeFile):
     def write(self, table: pa.Table) -> None:
         """Append a table."""
         with self._refusing():
-            if self._writer is None:
-                self._writer = self._open(table.schema)
-            self._writer.write_table(table)
+            try:
+                if self._writer is None:
+                    self._schema = table.schema
+                    self._writer = self._open(table.schema)
+                self._writer.write_table(self._fit(table))
+            except pa.ArrowException as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"{self.target}: these columns cannot be written as {self.target.suffix[1:]} ({reason}); write .parquet"
+                ) from None
         self.rows += len(table)
+
+    def _fit(self, table: pa.Table) -> pa.Table:
+        """The table with the types of the first: those of JSON lines are guessed block by block."""
+        if table.schema == self._schema:
+            return table
+        names = self._schema.names
+        if set(table.column_names) != set(names):
+            (name, *_) = sorted(set(table.column_names) ^ set(names))
+            raise UserError(
+                f"{self.target}: only some rows have a column '{name}'; give all rows the same columns, or leave it out"
+            )
+        for name in names:
+            try:
+                table[name].cast(self._schema.field(name).type)
+            except pa.ArrowException:
+                raise UserError(
+                    f"{self.target}: column '{name}' holds {self._schema.field(name).type} first and "
+                    f"{table.schema.field(name).type} from row {self.rows + 1} on; give it one type, or leave it out"
+                ) from None
+        return table.select(names).cast(self._schema)
 
     def _open(self, schema: pa.Schema) -> Any:
         if self.target.suffix == ".parquet":

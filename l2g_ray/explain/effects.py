@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from l2g_ray.data.genome import Genome
+from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.table_writer import SUFFIXES, TableWriter, WholeFile
 from l2g_ray.data.vcf import COLUMNS, VcfHeader, VcfRow, open_vcf
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.scores import Scores, score_sequences, scored_outputs
 from l2g_ray.explain.variants import Allele, Policy, Tally, Windows
+from l2g_ray.names import safe_names
 from l2g_ray.predict import Predictor
 from l2g_ray.tasks.schema import Task
 
@@ -49,9 +50,10 @@ def score_vcf(
 
     Raises
     ------
-    UserError : a faulty file, a row that does not fit the genome under the policy 'error', an output that cannot be
+    UserError : an output that is one of the inputs, a faulty file, a row that does not fit the genome under the policy 'error', an output that cannot be
         written, or a file of which no allele could be scored. Nothing is left then.
     """
+    refuse_overwrite([vcf, genome.path], targets)
     header, rows = open_vcf(vcf)
     tally = Tally()
     windows = Windows(genome, policy, str(vcf))
@@ -96,6 +98,7 @@ def score_pairs(
     for target in targets:
         if _is_vcf(target):
             raise UserError(f"{target}: pairs of sequences have no positions, so no VCF; write {', '.join(SUFFIXES)}")
+    refuse_overwrite([source], targets)
     done = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(TableWriter(t, predictor.facts())) for t in targets]
@@ -223,10 +226,7 @@ def _info_fields(task: Task) -> dict[str, tuple[str, str]]:
     """Effect column to INFO field and description; with one score the fields carry no label."""
     names = [task.labels[i] for i in scored_outputs(task)]
     fields: dict[str, tuple[str, str]] = {}
-    for i, name in enumerate(names):
-        label = re.sub(r"[^A-Za-z0-9_.]", "_", name)
-        # Two labels may differ only in letters that a field's name may not have.
-        label = label if sum(re.sub(r"[^A-Za-z0-9_.]", "_", n) == label for n in names) == 1 else f"{label}_{i + 1}"
+    for name, label in zip(names, safe_names(names, "A-Za-z0-9_.", "output"), strict=True):
         for column, (field, text) in _FIELDS.items():
             if column == "log_odds_diff" and task.kind == "regression":
                 continue

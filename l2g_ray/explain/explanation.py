@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.errors import UserError
 from l2g_ray.explain import databases, known, truth
 from l2g_ray.explain.attribution import (
@@ -46,12 +46,15 @@ from l2g_ray.explain.rows import (
     read_candidates,
 )
 from l2g_ray.explain.truth import Site
+from l2g_ray.names import safe_names
 from l2g_ray.predict import Predictor, load_predictor
+from l2g_ray.results.explain_page import PAGES
 from l2g_ray.run_folder import BEST, find_arm
 from l2g_ray.sequence import N_CODE, decode
 from l2g_ray.tasks.schema import Task
 
 Q_BELOW = 0.05
+ARRAYS = "one_hot.npz"  # in the folder of every explained output
 _MATCHES_SHOWN = 5
 
 
@@ -88,11 +91,12 @@ class ExplainRequest:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one output: contributions of the chosen sequences, found motifs with their significant matches, and, where they
+    """Of one output, whose files go to a `folder` of its own: contributions of the chosen sequences, found motifs with their significant matches, and, where they
     are known, how they fare against planted sites and a list of motifs. `notes` are for the reader, in order; `warnings`
     those that must not be missed. `timings_s` says where the time went."""
 
     output: str
+    folder: str
     unit: str
     ids: list[str]
     source: str
@@ -106,11 +110,6 @@ class Explanation:
     notes: list[str]
     warnings: list[str]
     timings_s: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> str:
-        """The output's name as a folder's."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.output).lstrip(".") or "output"
 
     def completeness(self) -> dict[str, float]:
         """Median, 95th percentile and maximum of the relative error, and the mean error over the mean difference."""
@@ -236,7 +235,18 @@ def open_request(request: ExplainRequest) -> Opened:
         raise UserError(f"{out}: cannot be made ({error.strerror}); name another folder with --out") from None
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: may not be written to; name another folder with --out")
+    own = [out / folder_names(predictor.task)[output] for output in outputs]
+    files = [Path(name) for name in (*(request.databases or ()), request.known) if name and Path(name).exists()]
+    refuse_overwrite([arm.folder, request.sequences, request.truth, *files], [*own, *(out / name for name in PAGES)])
+    for place in own:
+        if place.exists() and not (place / ARRAYS).exists():
+            raise UserError(f"{place}: holds other files, which would be replaced; name another folder with --out")
     return Opened(predictor, outputs, candidates, out)
+
+
+def folder_names(task: Task) -> list[str]:
+    """Of each output the folder that its files go to; all different."""
+    return safe_names(task.labels, otherwise="output")
 
 
 def explain_output(
@@ -309,6 +319,7 @@ def explain_output(
     progress("names", 1, 1)
     return Explanation(
         output=label,
+        folder=folder_names(task)[output],
         unit=describe_output(task, output),
         ids=chosen.ids,
         source=chosen.source,
@@ -339,7 +350,7 @@ def write_files(explanation: Explanation, out: Path) -> None:
     try:
         scratch.mkdir(parents=True)
         a = explanation.attributions
-        np.savez_compressed(scratch / "one_hot.npz", a.one_hot.transpose(0, 2, 1).astype(np.int8))
+        np.savez_compressed(scratch / ARRAYS, a.one_hot.transpose(0, 2, 1).astype(np.int8))
         np.savez_compressed(scratch / "hypothetical.npz", a.hypothetical.transpose(0, 2, 1))
         _write_csv(explanation.sequence_table(), scratch / "sequences.csv")
         if explanation.discovery is not None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Group
 
+PAGES = ("explain.html", "explain.json")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -146,8 +148,8 @@ def write_page(
     environment.globals |= {"draw": lambda svg: Markup(svg)}
     page = environment.get_template("explain_template.html").render(title=title, facts=facts, sections=prepared)
     content = {"schema": 1, **model, "facts": dict(facts), "outputs": [dict(section.summary) for section in sections]}
-    write_atomically(folder / "explain.json", json.dumps(content, indent=1) + "\n")
-    return write_atomically(folder / "explain.html", page)
+    write_atomically(folder / PAGES[1], json.dumps(content, indent=1) + "\n")
+    return write_atomically(folder / PAGES[0], page)
 
 
 def _draw(section: Section, prefix: str) -> dict[str, Any]:
