@@ -49,14 +49,14 @@ def mutate(
       l2g-ray mutate runs/demo-fast --task splice_junction --sequences new.fa --id seq7
       l2g-ray mutate runs/demo-fast --task enhancer_grammar --sequence ACGT... --output developmental
     """
-    from l2g_ray.errors import UserError
+    from l2g_ray.errors import UserError, how_to_install
     from l2g_ray.explain.mutagenesis_files import folder_name, write_mutagenesis
     from l2g_ray.predict import find_model, load_predictor
 
     try:
         import logomaker  # noqa: F401 - before anything is computed
     except ImportError:
-        raise UserError("the logo needs logomaker; pip install 'l2g-ray[explain]'") from None
+        raise UserError(f"the logo needs logomaker; run: {how_to_install('explain')}") from None
     if (text is None) == (source is None):
         raise UserError("give either --sequence or --sequences")
     model_folder = find_model(run, task)
