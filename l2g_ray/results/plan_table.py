@@ -28,7 +28,9 @@ def show_bytes(value: float) -> str:
 
 
 def show_hours(hours: float) -> str:
-    """Hours, or minutes and seconds where they are few."""
+    """Hours in the unit that fits: s, min, h or d."""
+    if hours >= 48:
+        return f"{hours / 24:,.1f} d"
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"
@@ -44,7 +46,7 @@ def render_plan(title: str, stages: Mapping[str, Mapping[str, Any]], total: Mapp
     table = _table(title)
     for heading in ("Stage",):
         table.add_column(heading, no_wrap=True)
-    for heading in ("Trials", "Epochs", "Steps", "LM tokens", "FLOP", "Hours", "at most", "Memory", "Disk"):
+    for heading in ("Trials", "Epochs", "Steps", "LM tokens", "FLOP", "Time", "at most", "Memory", "Disk"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("Fits", no_wrap=True)
     for name, stage in {**stages, "total": total}.items():
