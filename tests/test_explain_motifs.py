@@ -212,7 +212,7 @@ def test_jaspar() -> None:
     if not databases.has_jaspar():
         with pytest.raises(UserError, match=r"pip install 'l2g-ray\[explain\]'"):
             databases.read_jaspar("insects")
-        pytest.skip("JASPAR is not installed: pip install 'l2g-ray[explain]'")
+        pytest.skip("JASPAR is not installed: pip install -e '.[explain]'")
     found = databases.read_jaspar("insects")
     assert len(found) > 200
     ((_, ppm),) = [(motif.name, motif.ppm) for motif in found if motif.id == "MA0529.3"]

@@ -58,7 +58,7 @@ def mutate(
       l2g-ray mutate runs/demo-fast --task enhancer_grammar --sequence ACGT... --output developmental
     """
     from l2g_ray.data.overwrite import refuse_overwrite
-    from l2g_ray.errors import UserError
+    from l2g_ray.errors import UserError, how_to_install
     from l2g_ray.explain.mutagenesis_files import list_files, write_mutagenesis
     from l2g_ray.explain.scores import scored_outputs
     from l2g_ray.names import safe_name, safe_names
@@ -68,7 +68,7 @@ def mutate(
     try:
         import logomaker  # noqa: F401 - before anything is computed
     except ImportError:
-        raise UserError("the logo needs logomaker; pip install 'l2g-ray[explain]'") from None
+        raise UserError(f"the logo needs logomaker; run: {how_to_install('explain')}") from None
     if (text is None) == (source is None):
         raise UserError("give either --sequence or --sequences")
     chosen = find_arm(run, task, arm)

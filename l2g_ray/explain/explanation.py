@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from l2g_ray.data.overwrite import refuse_overwrite
-from l2g_ray.errors import UserError
+from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.explain import databases, known, truth
 from l2g_ray.explain.attribution import (
     METHODS,
@@ -418,7 +418,7 @@ def _read_targets(request: ExplainRequest) -> tuple[list[KnownMotif], str]:
     names = request.databases
     if names is None:
         if not databases.has_jaspar():
-            return [], "Motifs are not named: JASPAR is not installed (pip install 'l2g-ray[explain]')."
+            return [], f"Motifs are not named: JASPAR is not installed; run: {how_to_install('explain')}"
         names = ("jaspar:vertebrates",)
     found = [motif for name in names for motif in databases.read_database(name)]
     return found, f"Named by TOMTOM against {', '.join(names)} ({len(found):,} motifs), q < {Q_BELOW}."

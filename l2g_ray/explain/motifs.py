@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from l2g_ray.errors import UserError
+from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.explain.attribution import Attributions
 from l2g_ray.explain.logos import to_information
 from l2g_ray.sequence import ALPHABET
@@ -112,7 +112,7 @@ def discover_motifs(attributions: Attributions, settings: MotifSettings) -> Disc
     try:
         from modiscolite.tfmodisco import TFMoDISco
     except ImportError:
-        raise UserError("motifs need modisco-lite; pip install 'l2g-ray[explain]'") from None
+        raise UserError(f"motifs need modisco-lite; run: {how_to_install('explain')}") from None
 
     one_hot = attributions.one_hot
     nothing = Discovery(None, None, [], settings.core_bp)

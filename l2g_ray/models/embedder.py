@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2g_ray.models.backbones import BACKBONES, default_architecture
+from l2g_ray.counts import default_architecture
+from l2g_ray.models.backbones import BACKBONES
 from l2g_ray.models.layers import masked_mean, pool_mask
 from l2g_ray.sequence import make_mask, one_hot
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from l2g_ray.config import ModelSettings, Settings
-from l2g_ray.data.batches import Batch, Source, count_batches, iter_batches, iter_evaluation_batches
+from l2g_ray.config import Settings
+from l2g_ray.counts import count_batches, find_channels, use_rc
+from l2g_ray.data.batches import Batch, Source, iter_batches, iter_evaluation_batches
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.sequence import reverse_complement
@@ -88,12 +89,6 @@ def read_reference(folder: Path, facts: dict[str, Any]) -> Reference:
     )
 
 
-def use_rc(settings: Settings, task: Task) -> bool:
-    """Whether reverse complements are the same example: 'auto' is yes unless the task belongs to one strand."""
-    choice = settings.data.rc_augment
-    return choice == "on" or (choice == "auto" and not task.strand_specific)
-
-
 def make_embedder_config(
     settings: Settings,
     data: TaskData,
@@ -106,7 +101,7 @@ def make_embedder_config(
     model = settings.model
     return EmbedderConfig(
         backbone=backbone,
-        channels=_channels(model, backbone, reference.width),
+        channels=find_channels(model, backbone, reference.width),
         length_bp=data.length_bp,
         width=reference.width,
         max_tokens=reference.max_tokens,
@@ -122,16 +117,6 @@ def make_embedder_config(
         norm_eps=reference.norm_eps,
         architecture=tuple(architecture),
     )
-
-
-def _channels(model: ModelSettings, backbone: str, width: int) -> tuple[int, ...]:
-    channels: dict[str, tuple[int | None, ...]] = {
-        "resnet": model.resnet_channels,
-        "unet": model.unet_channels,
-        "deepsea": model.deepsea_channels,
-        "orca": (),
-    }
-    return tuple(width if c is None else c for c in channels[backbone])
 
 
 def build_net(config: EmbedderConfig, data: TaskData, reference: Reference, seed: int) -> EmbedderNet:
