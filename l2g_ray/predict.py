@@ -154,11 +154,16 @@ def load_predictor(folder: Path) -> Predictor:
         content = json.loads((folder / TASK_FILE).read_text())
     except (OSError, ValueError):
         raise UserError(f"{folder / TASK_FILE}: missing or not readable; give the folder of a finished run") from None
+    content = content if isinstance(content, dict) else {}
     if content.get("schema") != TASK_SCHEMA:
         raise UserError(
             f"{folder / TASK_FILE}: schema {content.get('schema')}, this version reads {TASK_SCHEMA}; train it again"
         )
-    return Predictor(model, Task.model_validate(content["task"]), content["strand_averaged"], int(content["length_bp"]))
+    try:
+        task, length_bp = Task.model_validate(content["task"]), int(content["length_bp"])
+        return Predictor(model, task, bool(content["strand_averaged"]), length_bp)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{folder / TASK_FILE}: holds no task that this version reads; train it again") from None
 
 
 def predict_file(
