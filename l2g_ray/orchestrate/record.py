@@ -31,6 +31,7 @@ ARM_TAG, STOPPED_TAG, WINNER_TAG = "l2g_ray.chosen_arm", "l2g_ray.stopped", "l2g
 # Of an epoch's row: what is its step, or has another name here, or is told once, at the end.
 NOT_CURVES = ("epoch", "score", "best_score", "best_epoch")
 RECORDED = ("trial", "failure", "end", "winner")  # the types of events that are more than a sign of life
+SHOWN_TAGS = ("l2g_ray.stage", ARM_TAG, STOPPED_TAG)
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 EXAMPLES = 3
 
@@ -59,6 +60,8 @@ class Recorder:
         self.say = say
         self.unsent: int | None = None  # known when closed
         tracker = Tracker(None, request.experiment, request.out)
+        # All metrics, for the suites of other tasks in the same table: a column without a value is not shown.
+        tracker.prepare_view([f"{p}_{m}" for p in ("test", "best_valid") for m in HIGHER_IS_BETTER], SHOWN_TAGS)
         self.uri, self.link = tracker.uri, tracker.link
         if is_file_store(self.uri):  # it is away when the storage is, for which there is a patience
             self.wait_s = min([self.wait_s, *(one.cluster.storage_wait_s for one in settings.values())])
