@@ -81,7 +81,9 @@ def embed(
     where = choose_device(device)
     chosen = find_arm(run, task, arm)
     if chosen.name not in ARM_POINTS:
-        raise UserError(f"{chosen.folder}: the arm '{chosen.name}' has no embeddings; choose one of {', '.join(ARM_POINTS)}")
+        raise UserError(
+            f"{chosen.folder}: the arm '{chosen.name}' has no embeddings; choose one of {', '.join(ARM_POINTS)}"
+        )
     task_folder = chosen.folder.parent
     otherwise = "name the rows' folder with --data"
     prepared = find_prepared(task_folder, otherwise) if data is None else open_prepared(data)
