@@ -228,3 +228,11 @@ def test_listings_that_are_piped_have_a_line_a_row(cli: Cli, arguments: list[str
     assert not {"─", "│", "…"} & set(said.out)
     known = {"tasks": "promoter_no_tata", "data": "nt/promoter_no_tata", "ablate": "weights", "baseline": "kmer_linear"}
     assert any(line.startswith(f"{known[arguments[0]]} ") for line in said.out.splitlines())
+
+
+def test_a_warning_of_all_tasks_is_printed_once() -> None:
+    board = full_board()
+    board["tasks"][0]["warnings"] = ["Both.", "First."]
+    board["tasks"][1]["warnings"] = ["Both."]
+    text = show(render_table(board), 120, live=False)
+    assert "! all tasks: Both.\n! splice_junction: First.\n" in text
