@@ -10,11 +10,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from bad_files import ROWS, lay, put
+from bad_files import csv as table
 from commands import Cli
 from rich.console import Console
 from test_report import make_row
+from toys import tiny_settings
 
 from l2g_ray.orchestrate.board import ROW_KEYS, check_row
+from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.progress import Progress
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results.arms_table import render_study
@@ -159,6 +163,28 @@ def test_a_row_that_a_stage_reports_travels_or_is_an_error() -> None:
     assert check_row(row) == row
     with pytest.raises(ValueError, match="'grad_norm'"):
         check_row(row | {"grad_norm": 1.0})
+
+
+def test_a_job_does_not_lose_what_its_stage_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from l2g_ray.orchestrate import jobs
+
+    def stage(context: Any, args: dict[str, Any]) -> dict[str, Any]:
+        context.runtime.report({"epoch": 0, **args})
+        return {"history": []}
+
+    monkeypatch.setitem(jobs.STAGES, "select", stage)
+    prepared = lay(tmp_path, put(tmp_path / "in" / "good.csv", table(ROWS)))
+    common = {"root": str(tmp_path / "stages"), "prepared": str(prepared.folder), "threads": 1, "device": "cpu"}
+    common |= {"settings": tiny_settings().model_dump(mode="json"), "precision": "fp32"}
+    told: list[dict[str, Any]] = []
+    for args in ({"score": 0.5}, {"grad_norm": 1.0}):
+        spec = Job("select", "toy", args, {}, {}).spec(common)
+        if "score" in args:
+            jobs.run_job(spec, told.append)
+        else:
+            with pytest.raises(ValueError, match="'grad_norm'"):
+                jobs.run_job(spec, told.append)
+    assert [row["score"] for row in told] == [0.5]
 
 
 STUDY = {
