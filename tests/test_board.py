@@ -10,11 +10,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from bad_files import ROWS, lay, put
+from bad_files import csv as table
 from commands import Cli
 from rich.console import Console
 from test_report import make_row
+from toys import tiny_settings
 
 from l2g_ray.orchestrate.board import ROW_KEYS, check_row
+from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.progress import Progress
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results.arms_table import render_study
@@ -161,6 +165,28 @@ def test_a_row_that_a_stage_reports_travels_or_is_an_error() -> None:
         check_row(row | {"grad_norm": 1.0})
 
 
+def test_a_job_does_not_lose_what_its_stage_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from l2g_ray.orchestrate import jobs
+
+    def stage(context: Any, args: dict[str, Any]) -> dict[str, Any]:
+        context.runtime.report({"epoch": 0, **args})
+        return {"history": []}
+
+    monkeypatch.setitem(jobs.STAGES, "select", stage)
+    prepared = lay(tmp_path, put(tmp_path / "in" / "good.csv", table(ROWS)))
+    common = {"root": str(tmp_path / "stages"), "prepared": str(prepared.folder), "threads": 1, "device": "cpu"}
+    common |= {"settings": tiny_settings().model_dump(mode="json"), "precision": "fp32"}
+    told: list[dict[str, Any]] = []
+    for args in ({"score": 0.5}, {"grad_norm": 1.0}):
+        spec = Job("select", "toy", args, {}, {}).spec(common)
+        if "score" in args:
+            jobs.run_job(spec, told.append)
+        else:
+            with pytest.raises(ValueError, match="'grad_norm'"):
+                jobs.run_job(spec, told.append)
+    assert [row["score"] for row in told] == [0.5]
+
+
 STUDY = {
     "study": "loss", "about": "joint or task loss", "command": "l2g-ray ablate", "arms": {"joint": {}, "task": {}},
     "compared": [
@@ -228,3 +254,11 @@ def test_listings_that_are_piped_have_a_line_a_row(cli: Cli, arguments: list[str
     assert not {"─", "│", "…"} & set(said.out)
     known = {"tasks": "promoter_no_tata", "data": "nt/promoter_no_tata", "ablate": "weights", "baseline": "kmer_linear"}
     assert any(line.startswith(f"{known[arguments[0]]} ") for line in said.out.splitlines())
+
+
+def test_a_warning_of_all_tasks_is_printed_once() -> None:
+    board = full_board()
+    board["tasks"][0]["warnings"] = ["Both.", "First."]
+    board["tasks"][1]["warnings"] = ["Both."]
+    text = show(render_table(board), 120, live=False)
+    assert "! all tasks: Both.\n! splice_junction: First.\n" in text

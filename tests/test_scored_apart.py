@@ -101,7 +101,7 @@ def test_the_board_says_what_leaks(tmp_path: Path) -> None:
     (near,) = warn_of_near_duplicates(row)
     assert "11 of 50 test rows" in near
     assert "mcc of average is 0.401 [0.301, 0.501], with them 0.654 [0.600, 0.700]" in near
-    assert warn_of_findings(row) == ["The data check has 2 warnings and 1 note: see the report."]
+    assert warn_of_findings(row) == ["The data check has 2 warnings and 1 note, which the report lists."]
     assert warn_of_near_duplicates(full_row("old")) == warn_of_findings(full_row("old")) == []
     (unknown,) = warn_of_near_duplicates(row | {"test_without_near_duplicates": None})
     assert "no score without them" in unknown

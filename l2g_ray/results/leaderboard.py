@@ -123,7 +123,13 @@ def _list_notes(board: Mapping[str, Any]) -> list[str]:
         notes.append("Baseline = the simple model that was best on validation; leaderboard.json has all of them.")
     if any(used_arm(row) for row in rows):
         notes.append("uses = the arm that was best on validation: what `l2g-ray predict` predicts with.")
-    return [*notes, *(f"! {row['task']}: {warning}" for row in rows for warning in row["warnings"])]
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for warning in row["warnings"]:
+            said.setdefault(warning, []).append(row["task"])
+    all_tasks = len(rows) if len(rows) > 1 else 0
+    names = {w: "all tasks" if len(tasks) == all_tasks else ", ".join(tasks) for w, tasks in said.items()}
+    return [*notes, *(f"! {names[warning]}: {warning}" for warning in said)]
 
 
 def _to_csv(board: Mapping[str, Any]) -> str:

@@ -116,7 +116,7 @@ def warn_of_findings(row: Mapping[str, Any]) -> list[str]:
         for level, noun in (("warnings", "warning"), ("notes", "note"))
         if check.get(level)
     ]
-    return [f"The data check has {' and '.join(counts)}: see the report."] if check.get("warnings") else []
+    return [f"The data check has {' and '.join(counts)}, which the report lists."] if check.get("warnings") else []
 
 
 def describe_result(row: Mapping[str, Any]) -> str:
