@@ -52,7 +52,9 @@ def test_ui_opens_the_store_here(moved: Path, tmp_path: Path) -> None:
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name("l2g_ray")
     assert experiment.artifact_location == (moved / "mlartifacts").as_uri()
-    (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'planted'")
+    (run,) = client.search_runs(
+        [experiment.experiment_id], "attributes.run_name = 'planted' AND attributes.status = 'FINISHED'"
+    )
     assert "metrics.json" in {found.path for found in client.list_artifacts(run.info.run_id)}
     (row,) = [r for r in json.loads((moved / "three/leaderboard.json").read_text())["tasks"] if r["task"] == "planted"]
     before = mlflow.get_tracking_uri()
