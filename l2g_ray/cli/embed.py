@@ -62,7 +62,8 @@ def embed(
     from rich.progress import Progress
 
     from l2g_ray.data.dataset import open_prepared
-    from l2g_ray.explain.embedding_files import LAYER_NAMES, read_rows, write_embeddings
+    from l2g_ray.data.overwrite import refuse_overwrite
+    from l2g_ray.explain.embedding_files import LAYER_NAMES, list_files, read_rows, write_embeddings
     from l2g_ray.explain.embeddings import load_point, load_points
     from l2g_ray.explain.rows import find_prepared
     from l2g_ray.predict import find_model
@@ -82,6 +83,8 @@ def embed(
         )
     rows = read_rows(prepared, split, output, max_rows, seed)
     folder = out or task_folder / "embeddings"
+    read = [prepared.folder, model_folder, beside, *(task_folder / name for name in ("task.json", "stages.json"))]
+    refuse_overwrite(read, list_files(folder))
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = progress.add_task("embedding", total=len(points) * len(rows.ids))
