@@ -115,6 +115,11 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
     assert not np.allclose(stored["after align/tokens"], stored["after finetune/tokens"])
     assert (run / "planted" / "embeddings" / "l2g" / "embeddings.png").stat().st_size > 5000
 
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "embeddings.json").symlink_to(run / "planted" / "task.json")
+    refused = cli("embed", run, "--task", "planted", "--out", tmp_path / "linked")
+    assert (refused.code, "would overwrite" in refused.err) == (2, True)
+
     test = cli("embed", run, "--task", "planted", "--split", "test", "--max-rows", 10, "--out", tmp_path / "test")
     assert "a sample (seed 0) of 10 of the 40 rows of the TEST split, opened for this picture only" in test.out
     values = cli("embed", run, "--task", "composition", "--output", "a")

@@ -165,7 +165,9 @@ SEQUENCES = st.dictionaries(
     st.sampled_from(["chr1", "chr2", "1", "x|y"]), st.text("ACGTN", min_size=1, max_size=40), min_size=1, max_size=4
 )
 LAYOUTS = st.tuples(SEQUENCES, st.integers(1, 12), st.sampled_from(["\n", "\r\n"]))
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @FUZZ

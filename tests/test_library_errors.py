@@ -72,7 +72,9 @@ def test_a_compressed_file_that_is_cut_short(tmp_path: Path, name: str) -> None:
     assert "copy it again" in said
 
 
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 BINARY: dict[str, Callable[[Path], object]] = {
     "t.parquet": read_table,
     "shard.parquet": lambda path: read_shard(Location(str(path))),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import Cli
 from explained import write_model
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l2g_ray.data.infer import make_name
@@ -20,9 +20,11 @@ from l2g_ray.tracking import Tracker
 
 LABELS = ("<1h", ">1h", "α", "β", "1h_2", "a/b", "A:B")
 SEQUENCE = "ACGTACGTACGTACGT"
+FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ANY = st.one_of(st.text(max_size=6), st.sampled_from(["..", ".", "a", "A", "a_2", "a b", "a/b", "x" * 300]))
 
 
+@FUZZ
 @given(st.lists(ANY, unique=True, max_size=12))
 def test_any_names(names: list[str]) -> None:
     found = safe_names(names)
@@ -37,6 +39,7 @@ def test_any_names(names: list[str]) -> None:
             assert name == before
 
 
+@FUZZ
 @given(st.lists(ANY, unique=True, max_size=12))
 def test_any_name_alone(names: list[str]) -> None:
     found = [safe_name(name) for name in names]
@@ -48,6 +51,7 @@ def test_any_name_alone(names: list[str]) -> None:
         assert name == before or re.search(r"-[0-9a-f]{6}$", name)
 
 
+@FUZZ
 @given(st.text())
 def test_any_name_of_a_task(text: str) -> None:
     assert NAME_PATTERN.fullmatch(make_name(text))

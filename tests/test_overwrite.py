@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import Cli
 from explained import write_model
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import make_task
 
@@ -162,7 +162,7 @@ def test_other_files_of_a_name_are_replaced_as_ever(cli: Cli, run: Path, tmp_pat
 PARTS = st.lists(st.sampled_from(["a", "b", ".", ".."]), max_size=4).map(lambda parts: "/".join([*parts, "f.csv"]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(source=PARTS, target=PARTS)
 def test_any_spelling_of_a_path(tmp_path_factory: pytest.TempPathFactory, source: str, target: str) -> None:
     root = tmp_path_factory.mktemp("r") / "x" / "y" / "z" / "u"

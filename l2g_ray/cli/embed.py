@@ -71,8 +71,9 @@ def embed(
     from rich.progress import Progress
 
     from l2g_ray.data.dataset import open_prepared
+    from l2g_ray.data.overwrite import refuse_overwrite
     from l2g_ray.errors import UserError
-    from l2g_ray.explain.embedding_files import LAYER_NAMES, read_rows, write_embeddings
+    from l2g_ray.explain.embedding_files import LAYER_NAMES, list_files, read_rows, write_embeddings
     from l2g_ray.explain.embeddings import ARM_POINTS, load_point, load_points
     from l2g_ray.explain.rows import find_prepared
     from l2g_ray.predict import BATCH_SIZE, choose_device
@@ -99,6 +100,8 @@ def embed(
         )
     rows = read_rows(prepared, split, output, max_rows, seed)
     folder = out or task_folder / "embeddings" / chosen.name
+    read = [prepared.folder, chosen.folder, beside, *(task_folder / name for name in ("task.json", "stages.json"))]
+    refuse_overwrite(read, list_files(folder))
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = progress.add_task("embedding", total=len(points) * len(rows.ids))

@@ -141,6 +141,11 @@ def write_embeddings(
     return summary
 
 
+def list_files(folder: Path) -> list[Path]:
+    """What `write_embeddings` writes into a folder."""
+    return [folder / f"embeddings.{kind}" for kind in ("npz", "json", "svg", "png")]
+
+
 def _shifted(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
     return lambda done: progress(before + done)
 
