@@ -330,11 +330,8 @@ def test_fasta_round_trip(
 @often
 @given(texts=st.lists(st.one_of(st.none(), st.text("ACGTUNacgtun RYx\n\u00e9", max_size=12)), min_size=1, max_size=12))
 def test_clean_sequences_equals_a_loop(texts: list[str | None]) -> None:
-    # "NUNA" and the like are letters; these are words.
-    words = {"NA", "na", "NAN", "nan"}
-
     def clean(text: str | None) -> str | None:
-        if (text or "").strip(" \n") in words:
+        if (text or "").strip(" \n") in NA_VALUES:
             return None
         upper = (text or "").strip(" \n").upper().replace("U", "T")
         return upper if upper and not set(upper) - set("ACGTNRYSWKMBDHV") else None
@@ -345,7 +342,7 @@ def test_clean_sequences_equals_a_loop(texts: list[str | None]) -> None:
         assert clean_sequences(column, "t.csv", 100).to_pylist() == expected
         return
     # Missing sequences are looked for before letters.
-    empty = [row for row, text in enumerate(texts) if (text or "").strip(" \n") in words | {""}]
+    empty = [row for row, text in enumerate(texts) if (text or "").strip(" \n") in {"", *NA_VALUES}]
     row = empty[0] if empty else expected.index(None)
     with pytest.raises(UserError, match=rf"^t\.csv, row {row + 8}: ") as error:
         clean_sequences(column, "t.csv", 100, first_row=8)
