@@ -101,6 +101,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Sources:
     root = tmp_path_factory.mktemp("sources")
     for name in ("planted", "composition"):
         (root / name).mkdir()
+    (root / "composition" / "task.yaml").write_text("kind: regression\nlabels: [gc, a]\n")
     for seed, (split, rows) in enumerate((("train", 160), ("test", 40))):
         write_csv(plant(rows, 40, seed), root / "planted" / f"{split}.csv")
         table = regression_table(rows, 40, seed)

@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from l2g_ray.config import DataSettings
 from l2g_ray.data.checks import as_numbers, clean_sequences, label_texts, show
 from l2g_ray.data.dataset import PreparedTask, open_prepared
+from l2g_ray.data.missing import NA_VALUES
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.readers import iter_tables
@@ -330,6 +331,8 @@ def test_fasta_round_trip(
 @given(texts=st.lists(st.one_of(st.none(), st.text("ACGTUNacgtun RYx\n\u00e9", max_size=12)), min_size=1, max_size=12))
 def test_clean_sequences_equals_a_loop(texts: list[str | None]) -> None:
     def clean(text: str | None) -> str | None:
+        if (text or "").strip(" \n") in NA_VALUES:
+            return None
         upper = (text or "").strip(" \n").upper().replace("U", "T")
         return upper if upper and not set(upper) - set("ACGTNRYSWKMBDHV") else None
 
@@ -338,8 +341,8 @@ def test_clean_sequences_equals_a_loop(texts: list[str | None]) -> None:
     if None not in expected:
         assert clean_sequences(column, "t.csv", 100).to_pylist() == expected
         return
-    # Empty sequences are looked for before letters.
-    empty = [row for row, text in enumerate(texts) if not (text or "").strip(" \n")]
+    # Missing sequences are looked for before letters.
+    empty = [row for row, text in enumerate(texts) if (text or "").strip(" \n") in {"", *NA_VALUES}]
     row = empty[0] if empty else expected.index(None)
     with pytest.raises(UserError, match=rf"^t\.csv, row {row + 8}: ") as error:
         clean_sequences(column, "t.csv", 100, first_row=8)
@@ -362,7 +365,7 @@ def test_label_texts_of_any_text(texts: list[str | None]) -> None:
     for text, code in zip(texts, codes, strict=True):
         found = names[code]
         if found is None:
-            assert (text or "").strip().lower() in {"", "na", "n/a", "nan", "-nan", "null", "#n/a", "#na"}
+            assert (text or "").strip() in {"", *NA_VALUES}
         elif found != (text or "").strip():
             assert float(found) == float(text or "")
         assert show(found).isprintable()
@@ -375,8 +378,7 @@ def test_as_numbers_of_any_text(texts: list[str | None]) -> None:
     found = as_numbers(pa.chunked_array([pa.array(texts, pa.large_string())]))
     if found is None:
         return
-    missing = ("", "na", "n/a", "nan", "-nan", "null", "#n/a", "#na")
-    expected = [np.nan if (t or "").strip().lower() in missing else float(t or "") for t in texts]
+    expected = [np.nan if (t or "").strip() in {"", *NA_VALUES} else float(t or "") for t in texts]
     assert found.dtype == np.float64
     assert np.array_equal(found, np.array(expected, np.float64), equal_nan=True)
 

@@ -120,9 +120,11 @@ def test_the_page_has_the_commands_that_matter() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("command", COMMANDS, ids=[command[8:70] for command in COMMANDS])
-def test_every_command_of_the_page(command: str, here: Path, tiny_lm: Path) -> None:
+def test_every_command_of_the_page(command: str, here: Path, tiny_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Path(os.getcwd()).resolve() == here.resolve()
     run(command, tiny_lm)
+    noted = "note: Kind multilabel: the label columns hold only 0 and 1; --kind regression" in capsys.readouterr().out
+    assert noted == ("marks.csv" in command)
     words = shlex.split(command)
     if "--out" in words:
         out = here / words[words.index("--out") + 1]

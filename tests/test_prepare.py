@@ -280,7 +280,7 @@ def test_csv_with_byte_order_mark_quotes_and_another_column_name(tmp_path: Path)
         {"id": "1", "sequence": "acgu", "label": "1", "note": "a,b"},
         {"id": "2", "sequence": "NA", "label": "0", "note": "x"},
     ]
-    assert clean_sequences(table["sequence"], "t.csv", 10).to_pylist() == ["ACGT", "NA"]
+    assert clean_sequences(table["sequence"], "t.csv", 10, missing=frozenset()).to_pylist() == ["ACGT", "NA"]
 
 
 def test_unknown_kinds_of_file(tmp_path: Path) -> None:
@@ -430,7 +430,9 @@ def test_kind_follows_from_the_labels(tmp_path: Path, source: Path, labels: list
 def test_columns_of_numbers_are_outputs(source: Path) -> None:
     for split in ("train", "test"):
         (source / f"{split}.csv").write_text("id,sequence,note,dev,hk\na,ACGT,x,1.5,2\n")
-    task = own(source).task
+    with pytest.raises(UserError, match=r"no column 'label', and 2 columns of numbers .*: --label-column dev --label-"):
+        own(source)
+    task = own(source, label_columns=("dev", "hk")).task
     assert (task.kind, task.labels, task.label_columns) == ("regression", ("dev", "hk"), ("dev", "hk"))
 
 
@@ -460,7 +462,9 @@ def test_a_task_yaml_is_obeyed(tmp_path: Path, source: Path) -> None:
 
 def test_labels_that_fit_no_kind(source: Path) -> None:
     write_csv(source / "train.csv", random_sequences(60), [f"gene{i}" for i in range(60)])
-    with pytest.raises(UserError, match="60 different texts; at most 50 classes"):
+    with pytest.raises(
+        UserError, match="60 different texts, more than 50, and some in fewer than 3 rows; name another"
+    ):
         own(source)
     write_csv(source / "train.csv", random_sequences(60), ["one"] * 60)
     with pytest.raises(UserError, match="all 60 rows have the label 'one'"):

@@ -187,7 +187,7 @@ def test_label_table(tmp_path: Path, id_column: str) -> None:
         {id_column: [f"s{i}" for i in order], "dev": [i / 7 for i in order], "hk": [-i / 3 for i in order]}
     )
     table = write(tmp_path / "labels.csv", labels)
-    raw = own(path, label_table=table, id_column=id_column)
+    raw = own(path, label_table=table, id_column=id_column, label_columns=("dev", "hk"))
     assert (raw.task.kind, raw.task.labels) == ("regression", ("dev", "hk"))
     prepared = lay(tmp_path, raw)
     for text, values in collect(prepared).items():
@@ -320,7 +320,8 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
 )
 def test_kinds_of_labels(tmp_path: Path, name: str, columns: dict[str, list], kind: str, labels: tuple) -> None:
     filled = {column: [values[i % len(values)] for i in range(N_ROWS)] for column, values in columns.items()}
-    raw = own(write(tmp_path / name, make_table(**filled)))
+    named = tuple(columns) if kind == "regression" else ()
+    raw = own(write(tmp_path / name, make_table(**filled)), label_columns=named)
     assert (raw.task.kind, raw.task.labels) == (kind, labels)
     prepared = lay(tmp_path, raw)
     manifest = json.loads((tmp_path / "out" / "task.json").read_text())

@@ -82,3 +82,17 @@ def test_quotes_in_a_tsv_lose_no_prediction(cli: Cli, run: Path, tmp_path: Path)
     said = cli("predict", run, "--input", write_text(tmp_path / "in.csv", text), "--output", tmp_path / "o.csv")
     assert (said.code, "in.csv, row 1: a quote does not enclose a whole cell" in said.err) == (2, True)
     assert not (tmp_path / "o.csv").exists()
+
+
+# ---- missing sequences -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["NA", "NaN", "null"])
+def test_a_missing_sequence_is_not_predicted(cli: Cli, run: Path, tmp_path: Path, word: str) -> None:
+    path = write_text(tmp_path / "in.csv", f"sequence\n{SEQUENCES[0]}\n{word}\n")
+    said = cli("predict", run, "--input", path, "--output", tmp_path / "out.csv")
+    assert (said.code, f"in.csv, row 2: the sequence is missing: '{word}' means no value" in said.err) == (2, True)
+    pairs = write_text(tmp_path / "pairs.csv", f"ref,alt\n{SEQUENCES[0]},{word}\n")
+    said = cli("variants", run, "--pairs", pairs, "--output", tmp_path / "out.csv")
+    assert (said.code, "column 'alt', row 1: the sequence is missing" in said.err) == (2, True)
+    assert not (tmp_path / "out.csv").exists()

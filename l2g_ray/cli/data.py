@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l2g_ray.cli.source import find_source, make_options, with_source_flags
+from l2g_ray.cli.source import find_source, make_options, show_notes, with_source_flags
 from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def check(
     if len(checks) == 1:
         ((name, only),) = checks.items()
         print_fitted(console, render_check(only, name))
+        show_notes(next(iter(found.values())).task, console)
     else:
         print_fitted(console, render_summary(checks))
     page = write_check_page(out or Path("data-check"), checks)
@@ -260,6 +261,7 @@ def _show(prepared: PreparedTask, console: Console) -> None:
     console.print(escape(f"source: {files}" + (f"; {task.source}" if task.source else "")), soft_wrap=True)
     if task.licence:
         console.print(escape(f"licence: {task.licence}"), soft_wrap=True)
+    show_notes(task, console)
     found = [finding["text"] for finding in manifest["check"]["findings"] if finding["level"] == "warning"]
     for warning in [*manifest["warnings"], *(f"check: {text}" for text in found)]:
         console.print(f"[yellow]! {escape(warning)}[/yellow]", soft_wrap=True)

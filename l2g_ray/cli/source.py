@@ -11,9 +11,12 @@ import click
 from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from l2g_ray.data.dataset import PreparedTask
     from l2g_ray.data.options import SourceOptions
     from l2g_ray.data.raw import RawTask
+    from l2g_ray.tasks.schema import Task
 
 _SPLITS = ["auto", "given", "random", "chromosome", "group", "folds"]
 # Flag, the field of SourceOptions that it sets, and what click needs to know.
@@ -35,6 +38,14 @@ _FLAGS: list[tuple[str, str, dict[str, Any]]] = [
         {"multiple": True, "metavar": "NAME", "help": "Column of a label [label]; repeat it for several outputs."},
     ),
     ("--id-column", "id_column", {"metavar": "NAME", "help": "Column of the ids [id]."}),
+    (
+        "--na-values",
+        "na_values",
+        {
+            "metavar": "A,B",
+            "help": "Texts read as missing, in labels and sequences [NA,NaN,null,None,N/A and the like]; '' for none.",
+        },
+    ),
     ("--strand-specific", "strand_specific", {"is_flag": True, "help": "The label belongs to the strand given."}),
     (
         "--header-pattern",
@@ -72,7 +83,7 @@ _FLAGS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 # Beside the commands' own parameters, --name among them.
 _PREFIX = "source_"
-_LISTS = {"labels", "test_chromosomes", "valid_chromosomes"}
+_LISTS = {"labels", "na_values", "test_chromosomes", "valid_chromosomes"}
 
 
 def with_source_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,6 +148,14 @@ def find_source(names: tuple[str, ...], flags: dict[str, Any], data_dir: Path | 
         f"'{names[0]}' is neither a file or folder nor BENCH/TASK of the catalogue; see `l2g-ray tasks`, "
         "or give a table, FASTA or BED, or a folder with train and test files"
     )
+
+
+def show_notes(task: Task, console: Console) -> None:
+    """What a reader of the results should know about a task: how its labels were read, and how to change that."""
+    from rich.markup import escape
+
+    for note in task.notes:
+        console.print(escape(f"note: {note}"), soft_wrap=True)
 
 
 def _refuse_flags(flags: dict[str, Any], folder: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from l2g_ray.cli.source import find_source, with_source_flags
+from l2g_ray.cli.source import find_source, show_notes, with_source_flags
 
 EXIT_INTERRUPTED = 130
 EXPERIMENT = click.option(
@@ -128,6 +128,8 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: s
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     result = run_stoppable(lambda: run_suite(request, console))
     show_result(result, console)
+    if len(chosen) == 1:
+        show_notes(chosen[0], console)
     if result.failures:
         sys.exit(1)
 

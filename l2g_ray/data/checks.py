@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from l2g_ray.data.missing import MISSING, find_missing
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.sequence import CODE_TABLE
 from l2g_ray.tasks.schema import Task
@@ -32,24 +33,30 @@ def show(value: object, width: int = 40) -> str:
 
 
 def clean_sequences(
-    sequences: pa.ChunkedArray, where: str | Path, max_length_bp: int, first_row: int = 1
+    sequences: pa.ChunkedArray,
+    where: str | Path,
+    max_length_bp: int,
+    first_row: int = 1,
+    missing: frozenset[str] = MISSING,
 ) -> pa.ChunkedArray:
     """Upper-case DNA of n rows: blanks trimmed, U read as T, IUPAC letters kept.
 
     Parameters
     ----------
     where, first_row : where the rows come from, and the number of the first one, for messages.
+    missing : texts that mean that there is no sequence, 'NA' among them, although N and A are letters.
 
     Raises
     ------
     UserError : an empty or missing sequence, one over `max_length_bp`, or a letter that is no nucleotide.
     """
-    clean = pc.ascii_upper(pc.ascii_trim_whitespace(sequences.cast(pa.large_string())))
-    clean = pc.replace_substring(clean, "U", "T")
+    texts = pc.ascii_trim_whitespace(sequences.cast(pa.large_string()))
+    clean = pc.replace_substring(pc.ascii_upper(texts), "U", "T")
     lengths = pc.fill_null(pc.binary_length(clean), 0)
-    row = _first_true(pc.equal(lengths, 0))
+    row = _first_true(pc.or_(pc.equal(lengths, 0), find_missing(texts, missing)))
     if row is not None:
-        raise UserError(f"{where}, row {row + first_row}: the sequence is empty; fill it in or remove the row")
+        what = f"is missing: '{texts[row].as_py()}' means no value" if lengths[row].as_py() else "is empty"
+        raise UserError(f"{where}, row {row + first_row}: the sequence {what}; fill it in or remove the row")
     row = _first_true(pc.greater(lengths, max_length_bp))
     if row is not None:
         raise UserError(
@@ -81,11 +88,14 @@ def count_letters(sequences: pa.ChunkedArray) -> dict[str, int]:
     return counts
 
 
-def parse_labels(table: pa.Table, task: Task, where: str | Path, first_row: int = 1) -> pa.Array:
+def parse_labels(
+    table: pa.Table, task: Task, where: str | Path, first_row: int = 1, missing: frozenset[str] = MISSING
+) -> pa.Array:
     """The labels of n rows: int64 codes for classification, else fixed-size lists of n_outputs float32 (NaN = missing).
 
     Classification takes label names, or codes counted from 0 where no label's own name is a whole number. Several
-    outputs stand in a column each, or all in one column of lists.
+    outputs stand in a column each, or all in one column of lists. Texts of `missing` are no label, unless the task has a
+    class of that name.
 
     Raises
     ------
@@ -100,12 +110,12 @@ def parse_labels(table: pa.Table, task: Task, where: str | Path, first_row: int 
                 "or name it with --label-column or the task's label_columns"
             )
     if task.is_classification:
-        return _parse_classes(table[task.label_columns[0]], task, where, first_row)
+        return _parse_classes(table[task.label_columns[0]], task, where, first_row, missing)
     first = table[task.label_columns[0]]
     if len(task.label_columns) == 1 and _is_list(first.type):
         values = _parse_lists(first, task, where, first_row)
     else:
-        outputs = [_parse_numbers(table[column], column, where, first_row) for column in task.label_columns]
+        outputs = [_parse_numbers(table[column], column, where, first_row, missing) for column in task.label_columns]
         values = np.stack(outputs, axis=1)
     if values.shape[1] != task.n_outputs:
         raise UserError(
@@ -116,11 +126,7 @@ def parse_labels(table: pa.Table, task: Task, where: str | Path, first_row: int 
     return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).reshape(-1)), task.n_outputs)
 
 
-# How tables write that there is no value (pandas and pyarrow read the same words).
-MISSING = frozenset({"", "na", "n/a", "nan", "-nan", "null", "#n/a", "#na"})
-
-
-def label_texts(column: pa.ChunkedArray) -> tuple[list[str | None], np.ndarray]:
+def label_texts(column: pa.ChunkedArray, missing: frozenset[str] = MISSING) -> tuple[list[str | None], np.ndarray]:
     """The distinct labels of n rows as text, None where missing, and which of them each row has: codes (n,) int64.
 
     A whole number written as a float (1.0) reads as that number (1). The column may not be nested.
@@ -129,12 +135,13 @@ def label_texts(column: pa.ChunkedArray) -> tuple[list[str | None], np.ndarray]:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     encoded = (column if isinstance(column, pa.Array) else _join(column)).dictionary_encode(null_encoding="encode")
-    return [_label_text(value) for value in encoded.dictionary.to_pylist()], encoded.indices.to_numpy().astype(np.int64)
+    texts = [_label_text(value, missing) for value in encoded.dictionary.to_pylist()]
+    return texts, encoded.indices.to_numpy().astype(np.int64)
 
 
-def _label_text(value: Any) -> str | None:
+def _label_text(value: Any, missing: frozenset[str]) -> str | None:
     text = "" if value is None else str(value).strip()
-    if text.lower() in MISSING:
+    if text in missing or value != value:
         return None
     if isinstance(value, float) or _FLOAT.fullmatch(text):
         number = float(text)
@@ -142,7 +149,9 @@ def _label_text(value: Any) -> str | None:
     return text
 
 
-def _parse_classes(column: pa.ChunkedArray, task: Task, where: str | Path, first_row: int) -> pa.Array:
+def _parse_classes(
+    column: pa.ChunkedArray, task: Task, where: str | Path, first_row: int, missing: frozenset[str]
+) -> pa.Array:
     known = {label: code for code, label in enumerate(task.labels)}
     if not any(_INTEGER.fullmatch(label) for label in task.labels):
         known |= {str(code): code for code in range(task.n_outputs)}
@@ -151,13 +160,16 @@ def _parse_classes(column: pa.ChunkedArray, task: Task, where: str | Path, first
             f"{where}: column '{task.label_columns[0]}' holds {show(column.type)}, not one label a row; "
             "name the column of the labels with --label-column"
         )
-    texts, found = label_texts(column)
+    texts, found = label_texts(column, missing - set(task.labels))
     codes = np.array([-1 if text is None else known.get(text, -2) for text in texts], np.int64)[found]
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
         text = texts[found[row]]
         if text is None:
-            raise UserError(f"{where}, row {row + first_row}: the label is missing; fill it in or remove the row")
+            raise UserError(
+                f"{where}, row {row + first_row}: the label is missing{_explain_missing(column[row].as_py())}; "
+                "fill it in or remove the row"
+            )
         raise UserError(
             f"{where}, row {row + first_row}: label '{show(text)}' is not among the declared labels "
             f"({nearest(show(text), task.labels)}); correct it, or declare it in the task's labels"
@@ -165,15 +177,27 @@ def _parse_classes(column: pa.ChunkedArray, task: Task, where: str | Path, first
     return pa.array(codes, pa.int64())
 
 
-def _parse_numbers(column: pa.ChunkedArray, name: str, where: str | Path, first_row: int) -> np.ndarray:
-    values = as_numbers(column)
+def _explain_missing(value: Any) -> str:
+    """Why a cell that is not empty has no label, for a message."""
+    if not isinstance(value, str) or not value.strip():
+        return ""
+    return f" ('{value.strip()}' means no value, unless --na-values names other texts)"
+
+
+def _parse_numbers(
+    column: pa.ChunkedArray, name: str, where: str | Path, first_row: int, missing: frozenset[str]
+) -> np.ndarray:
+    values = as_numbers(column, missing)
     if values is None:
-        rows = (_parse_number(text, row, name, where) for row, text in enumerate(column.to_pylist(), start=first_row))
+        rows = (
+            _parse_number(text, row, name, where, missing)
+            for row, text in enumerate(column.to_pylist(), start=first_row)
+        )
         values = np.fromiter(rows, np.float64, len(column))
     return values
 
 
-def as_numbers(column: pa.ChunkedArray) -> np.ndarray | None:
+def as_numbers(column: pa.ChunkedArray, missing: frozenset[str] = MISSING) -> np.ndarray | None:
     """A column of numbers, or of texts that are numbers, as float64 (n,), NaN where missing; None for anything else.
 
     True and false of a boolean column are 1 and 0.
@@ -183,8 +207,7 @@ def as_numbers(column: pa.ChunkedArray) -> np.ndarray | None:
         column = column.cast(pa.int8())
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         trimmed = pc.utf8_trim_whitespace(column)
-        missing = pc.is_in(pc.utf8_lower(trimmed), value_set=pa.array(sorted(MISSING), column.type))
-        column = pc.if_else(missing, pa.scalar(None, column.type), trimmed)
+        column = pc.if_else(find_missing(trimmed, missing), pa.scalar(None, column.type), trimmed)
     elif not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
         return None
     try:
@@ -193,10 +216,10 @@ def as_numbers(column: pa.ChunkedArray) -> np.ndarray | None:
         return None
 
 
-def _parse_number(value: Any, row: int, name: str, where: str | Path) -> float:
+def _parse_number(value: Any, row: int, name: str, where: str | Path, missing: frozenset[str]) -> float:
     text = "" if value is None else str(value).strip()
     try:
-        return math.nan if text.lower() in MISSING else float(text)
+        return math.nan if text in missing else float(text)
     except ValueError:
         hint = "write the decimal point as '.'" if _COMMA.fullmatch(text) else "correct it or leave the cell empty"
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from l2g_ray.data.missing import NA_VALUES
 from l2g_ray.tasks.schema import Kind
 
 SplitRule = Literal["auto", "given", "random", "chromosome", "group", "folds"]
@@ -18,6 +19,7 @@ class SourceOptions(BaseModel):
 
     `header_pattern` is a regular expression over a whole FASTA header (without '>') with a group named `label` and,
     where wanted, one named `id`. `label_table` gives labels by id (columns `id_column` and the label columns).
+    `na_values` are the texts that mean no value, in labels and sequences; an empty cell does so always.
     `window_bp` cuts windows of that width round a peak's summit, or its middle; None takes intervals as they are.
     `strict` stops at an interval, or a window, that does not fit on the genome; otherwise it is left out and counted.
     `split` 'auto' takes the splits that a source has (files, folders, `split_column`), else draws them at random, whole
@@ -33,6 +35,7 @@ class SourceOptions(BaseModel):
     label_columns: tuple[str, ...] = ()
     id_column: str = "id"
     strand_specific: bool = False
+    na_values: tuple[str, ...] = NA_VALUES
 
     header_pattern: str | None = None
     label_table: Path | None = None

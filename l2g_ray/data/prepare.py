@@ -19,6 +19,7 @@ from l2g_ray.config import DataSettings
 from l2g_ray.data.check import Part, check_splits
 from l2g_ray.data.dataset import MANIFEST_SCHEMA, PreparedTask, open_prepared
 from l2g_ray.data.leakage import find_overlap
+from l2g_ray.data.missing import missing_texts
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.raw import ALL, RawTask
@@ -166,6 +167,7 @@ def _spool(raw: RawTask, settings: DataSettings, scratch: Path, progress: Progre
             settings.max_length_bp,
             key_columns,
             lambda rows, split=split: progress(f"reading {split}", rows),  # type: ignore[misc]
+            missing_texts(raw.options.na_values),
         )
         for split, pieces in raw.splits.items()
     }

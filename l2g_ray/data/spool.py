@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from l2g_ray.data.checks import clean_sequences, count_letters, parse_labels, show
 from l2g_ray.data.facts import Facts, join_facts, measure_facts
+from l2g_ray.data.missing import MISSING
 from l2g_ray.data.raw import Piece
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.tasks.schema import Task
@@ -105,10 +106,12 @@ def spool_pieces(
     max_length_bp: int,
     key_columns: tuple[str, ...] = (),
     progress: Callable[[int], None] = lambda rows: None,
+    missing: frozenset[str] = MISSING,
 ) -> Spool:
     """Check all rows of some pieces and set them down at `path` (and labels at `path`.labels).
 
-    Sequences come out upper-case DNA, labels parsed. `progress` is told the rows of each table.
+    Sequences come out upper-case DNA, labels parsed. `progress` is told the rows of each table. Texts of `missing` are no
+    value.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def spool_pieces(
         with label_path.open("wb") as label_file:
             for piece in pieces:
                 starts.append((n_rows, piece.where))
-                for table, found_rna in _clean(piece, task, max_length_bp, keys):
+                for table, found_rna in _clean(piece, task, max_length_bp, keys, missing):
                     rna |= found_rna
                     facts.append(measure_facts(table["sequence"]))
                     values = _label_values(table["label"], task)
@@ -153,16 +156,18 @@ def spool_pieces(
     return Spool(path, join_facts(facts), labels, keys, starts, rna)
 
 
-def _clean(piece: Piece, task: Task, max_length_bp: int, keys: dict[str, list[str]]) -> Iterator[tuple[pa.Table, bool]]:
+def _clean(
+    piece: Piece, task: Task, max_length_bp: int, keys: dict[str, list[str]], missing: frozenset[str]
+) -> Iterator[tuple[pa.Table, bool]]:
     first_row = 1
     for table in piece.tables():
         for start in range(0, table.num_rows, BATCH_ROWS):
             part = table.slice(start, BATCH_ROWS)
-            sequences = clean_sequences(part["sequence"], piece.where, max_length_bp, first_row)
+            sequences = clean_sequences(part["sequence"], piece.where, max_length_bp, first_row, missing)
             columns: dict[str, Any] = {
                 "id": part["id"],
                 "sequence": sequences,
-                "label": parse_labels(part, task, piece.where, first_row),
+                "label": parse_labels(part, task, piece.where, first_row, missing),
             }
             for name, texts in keys.items():
                 texts += _read_keys(part, name, piece.where, first_row)

@@ -13,6 +13,7 @@ import yaml
 from l2g_ray.data.checks import label_texts, show
 from l2g_ray.data.fasta import make_header, split_header, whole_header
 from l2g_ray.data.infer import infer_fields, make_name
+from l2g_ray.data.missing import missing_texts
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.raw import ALL, Piece, RawTask
 from l2g_ray.data.readers import FASTA_SUFFIXES, iter_tables, read_table, recognise, strip_suffixes
@@ -98,20 +99,20 @@ def _open_table(parts: list[Location], name: str, options: SourceOptions) -> Raw
 def open_classes(files: list[Location], options: SourceOptions) -> RawTask:
     """Files that are a class each, named after the file (or by `options.labels`, in the order of the files)."""
     labels = options.labels or tuple(strip_suffixes(f.name) for f in files)
-    _check_class_names(files, labels)
+    _check_class_names(files, labels, options)
     task = _class_task(options.name or "_vs_".join(labels)[:60], labels, options)
     pieces = [_label_piece(f, label, options) for f, label in zip(files, labels, strict=True)]
     return _finish(task, {ALL: pieces}, dict(zip(labels, files, strict=True)), options)
 
 
-def _check_class_names(files: list[Location], labels: tuple[str, ...]) -> None:
+def _check_class_names(files: list[Location], labels: tuple[str, ...], options: SourceOptions) -> None:
     if len(labels) != len(files) or len(set(labels)) != len(labels):
         raise UserError(
             f"{len(files)} files, a class each, need as many different names, not {', '.join(labels)}; "
             "rename the files, or give --labels in their order"
         )
     for f, label in zip(files, labels, strict=True):
-        if label_texts(pa.chunked_array([[label]]))[0] != [label]:
+        if label_texts(pa.chunked_array([[label]]), missing_texts(options.na_values))[0] != [label]:
             raise UserError(
                 f"{f}: a class cannot be named '{label}', which reads as a missing value or a number in another form; "
                 "rename the file, or give --labels in the order of the files"
@@ -129,7 +130,7 @@ def _are_classes(splits: dict[str, list[Location]]) -> bool:
 def _open_class_splits(folder: Location, splits: dict[str, list[Location]], options: SourceOptions) -> RawTask:
     names = [strip_suffixes(f.name) for f in splits["train"]]
     labels = options.labels or tuple(names)
-    _check_class_names(splits["train"], labels)
+    _check_class_names(splits["train"], labels, options)
     task = _class_task(options.name or make_name(folder.name), labels, options)
     named = dict(zip(names, labels, strict=True))
     pieces = {
@@ -163,12 +164,13 @@ def _make_task(name: str, described: dict[str, Any], files: list[Location], opti
         raise UserError(f"{where}: sequence_column must be a name and label_columns a list of names; correct the file")
     if "kind" not in fields or "labels" not in fields:
         tables = [table for f in files for table in _label_tables(f, fields["sequence_column"], options)]
-        ignored = {"id", "sequence", options.id_column, options.split_column, options.group_column, *_PLACE}
-        fields = infer_fields(tables, str(files[0]), tuple(columns), ignored, fields.get("kind")) | fields
+        ignored = {"id", "sequence", options.id_column, options.split_column, options.group_column}
+        missing = missing_texts(options.na_values)
+        inferred = infer_fields(tables, str(files[0]), tuple(columns), ignored, fields.get("kind"), missing)
+        if isinstance(told := fields.get("notes"), list):
+            fields["notes"] = [*inferred["notes"], *told]
+        fields = inferred | fields
     return parse_task(fields, where)
-
-
-_PLACE = ("chrom", "start", "end", "strand")
 
 
 def _label_tables(f: Location, sequence_column: str, options: SourceOptions) -> Iterator[pa.Table]:
