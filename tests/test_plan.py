@@ -340,28 +340,31 @@ def test_results_are_summed_by_stage_and_an_unfinished_run_is_refused(tmp_path: 
 
 
 def test_planning_loads_nothing_heavy(tiny_lm: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
     for seed, (split, rows) in enumerate((("train", 50), ("test", 20))):
-        write_csv(plant(rows, 40, seed), tmp_path / f"{split}.csv")
+        write_csv(plant(rows, 40, seed), mine / f"{split}.csv")
     finished = fake_run(tmp_path / "run", tiny_lm, [])
     for arguments in (
-        [str(tmp_path), "--language-model", str(tiny_lm)],
+        [str(mine), "--language-model", str(tiny_lm), "--preset", "smoke"],
         ["--bench", "nt", "--preset", "paper"],
         [str(finished)],
     ):
         done = subprocess.run(
-            [sys.executable, "-c", LOADED, "plan", *arguments], capture_output=True, text=True, check=True, timeout=300
+            [sys.executable, "-c", LOADED, "plan", *arguments], capture_output=True, text=True, timeout=300
         )
+        assert done.returncode == 0, done.stderr
         told, _, loaded = done.stdout.partition("MODULES ")
         assert "at 25% of its peak" in " ".join(told.split())
         heavy = {"torch", "ray", "transformers", "mlflow", "sklearn", "scipy"}
         # pyarrow imports pandas as soon as it reads rows.
-        assert not set(loaded.split()) & (heavy if arguments[0] == str(tmp_path) else heavy | {"pandas"})
+        assert not set(loaded.split()) & (heavy if arguments[0] == str(mine) else heavy | {"pandas"})
 
 
 def test_what_trials_take_to_start_is_planned(plan_json: Call, tiny_lm: Path, tmp_path: Path) -> None:
     starts = read_machines()["start_up"]
     plan = plan_toy(tiny_lm)
-    assert stage(plan, "align").expected.start_s == 3 * starts["tune"]
+    assert stage(plan, "align").expected.start_s == 2 * starts["tune"], "an alpha each"
     assert stage(plan, "refit").expected.start_s == starts["new_task"], "a GPU's trial has a process to itself"
     (tmp_path / "mine").mkdir()
     for seed, (split, rows) in enumerate((("train", 50), ("test", 20))):

@@ -173,6 +173,8 @@ def count_language_model(
         weights += _DISTANCES * encoder.heads
         trainable += _DISTANCES * encoder.heads if train_layers == "all" else 0
     saved = sum(_saved_of_layer(encoder, n, layer >= count - trains, rank, precision, fused) for layer in range(count))
+    if precision == "bf16":  # between layers, the norm's float32 as well as its copy
+        saved += (count - 1) * FLOAT_BYTES * n * width
     if masked and encoder.family != "mpnet":
         saved += (FLOAT_BYTES if fused else 1) * n * n
     if positions == "lm":
