@@ -154,9 +154,13 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
 
 def prepare_view(client: MlflowClient, experiment_id: str, columns: list[str]) -> None:
     """Have MLflow show an experiment as one of training, unless a person has chosen generative AI, and keep a view of its
-    table of runs with these columns."""
+    table of runs with these columns and those that it has already."""
     tags = client.get_experiment(experiment_id).tags
-    view = json.dumps({"selectedColumns": columns})
+    try:
+        kept = list(json.loads(tags.get(VIEW_TAG, "{}")).get("selectedColumns", []))
+    except (ValueError, AttributeError, TypeError):  # not ours
+        kept = []
+    view = json.dumps({"selectedColumns": list(dict.fromkeys([*kept, *columns]))})
     wanted = {KIND_TAG: tags.get(KIND_TAG, "custom_model_development"), VIEW_TAG: view}
     for name, value in wanted.items():
         if tags.get(name) != value:

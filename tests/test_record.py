@@ -89,7 +89,7 @@ def test_a_trial_has_its_own_times_numbers_and_reason(tmp_path: Path) -> None:
     assert first.data.params == {"trial": "00", "alpha": "1.0"}
     assert [run.data.tags.get("l2g_ray.winner") for run in (first, second)] == ["true", None]
     assert [run.data.tags["l2g_ray.stopped"] for run in (first, second)] == ["finished", "ASHA, rung 1 (epoch 1)"]
-    assert "best valid_mcc 0.3000, in epoch 2" in first.data.tags["mlflow.note.content"]
+    assert "best valid_mcc 0.3000 in epoch 2" in first.data.tags["mlflow.note.content"]
 
 
 def test_lower_is_better_keeps_its_sign_and_no_best_epoch_is_not_plotted(tmp_path: Path) -> None:

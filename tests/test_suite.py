@@ -300,7 +300,7 @@ def check_search(tree: Tree, name: str) -> None:
     trials = found["trials"]
     runs = {run.data.params["trial"]: run for run in tree.children(task) if run.data.tags["l2g_ray.stage"] == "trial"}
     winner = trials.index(found["best_trial"])
-    rungs = {1: "ASHA, rung 1 (epoch 1)"}
+    whole, rungs = int(task.data.params["finetune.epochs"]), {1: "ASHA, rung 1 (epoch 1)"}
     for number, trial in enumerate(trials):
         run = runs[f"{number:02d}"]
         assert float(run.data.params["lr_embedder"]) == trial["trial"]["lr_embedder"]
@@ -308,7 +308,7 @@ def check_search(tree: Tree, name: str) -> None:
         won = number == winner
         assert run.info.run_name == f"trial/{number:02d}" + (" (winner)" if won else "")
         assert run.data.tags.get("l2g_ray.winner") == ("true" if won else None)
-        assert run.data.tags["l2g_ray.stopped"] == ("finished" if trial["epochs"] == 2 else rungs[trial["epochs"]])
+        assert run.data.tags["l2g_ray.stopped"] == ("finished" if trial["epochs"] == whole else rungs[trial["epochs"]])
         assert run.data.metrics[f"best_valid_{task.data.params['metric']}"] == pytest.approx(trial["best_score"])
         times = [round(1000 * trial[at]) for at in ("began_at", "ended_at")]
         assert [run.info.start_time, run.info.end_time] == pytest.approx(times, abs=1)

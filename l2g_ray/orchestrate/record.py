@@ -17,7 +17,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.model_scores import ModelScores, read_scores
 from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.orchestrate.run_notes import describe_suite, describe_task
-from l2g_ray.tasks.metrics import METRICS, find_metric
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 from l2g_ray.tracking import NOTE_TAG, Tracker
 from l2g_ray.tracking_store import is_file_store, redact
@@ -62,8 +62,8 @@ class Recorder:
         self.say = say
         self.unsent: int | None = None  # known when closed
         tracker = Tracker(uri, request.experiment, request.out)
-        # All metrics, for the suites of other tasks in the same table: a column without a value is not shown.
-        tracker.prepare_view([f"{p}_{m}" for p in ("test", "best_valid") for m in METRICS], SHOWN_TAGS)
+        metrics = dict.fromkeys(task.metric for task in request.tasks)
+        tracker.prepare_view([f"{part}_{metric}" for metric in metrics for part in ("test", "best_valid")], SHOWN_TAGS)
         self.uri, self.link = tracker.uri, tracker.link
         if is_file_store(self.uri):  # it is away when the storage is, for which there is a patience
             self.wait_s = min([self.wait_s, *(one.cluster.storage_wait_s for one in settings.values())])
@@ -144,9 +144,10 @@ class Recorder:
         row, at = event["row"], event.get("at") or time.time()
         self._start_trial(key, event, event.get("began_at") or at - row.get("wall_s", 0.0))
         self.trials[event["task"]][key] = row
-        metrics = {name: value for name, value in row.items() if name not in NOT_CURVES}
         score, sign = self._name_score(event)
-        metrics[score] = sign * row.get("score", math.nan)
+        # The score first: MLflow compares runs by the metric that was logged first.
+        metrics = {score: sign * row.get("score", math.nan)}
+        metrics |= {name: value for name, value in row.items() if name not in NOT_CURVES}
         self._log_metrics(key, metrics, step=int(row["epoch"]) + 1, at=at)
 
     def _end_trial(self, key: str, event: dict[str, Any]) -> None:
@@ -156,10 +157,10 @@ class Recorder:
         (score, sign), epochs = self._name_score(event), int(row["epoch"]) + 1
         best, best_epoch = sign * row.get("best_score", math.nan), int(row.get("best_epoch", -1)) + 1
         summary: dict[str, float] = {"epochs": epochs}
-        note = f"{event['stage']} {event['trial']} of {event['task']}: {event['stopped']} after {epochs} epochs"
+        note = f"{event['stage']} {event['trial']} of {event['task']}: {event['stopped']}; {epochs} epoch{'s' if epochs > 1 else ''}"
         if best_epoch > 0 and math.isfinite(best):
             summary |= {f"best_{score}": best, "best_epoch": best_epoch}
-            note += f"; best {score} {best:.4f}, in epoch {best_epoch}"
+            note += f"; best {score} {best:.4f} in epoch {best_epoch}"
         self._log_metrics(key, summary, at=event["ended_at"])
         self.writer.put("mark", key, tags={STOPPED_TAG: event["stopped"], NOTE_TAG: f"{note}."})
         self.writer.put("end", key, status="FINISHED", at_ms=_to_ms(event["ended_at"]))
@@ -176,7 +177,6 @@ class Recorder:
         self._begin(name)
         key, task = self._task(name), prepared.task
         scores = self.scores[name] = read_scores(folder, task, row)
-        self._log_metrics(key, scores.arms | {"wall_s": row["wall_s"], "cpu_s": row["cpu_s"]})
         for file in ("metrics.json", "predictions.parquet", "stages.json"):
             self._log_file(key, folder / file)
         data = {split: _describe_data(prepared, split) for split in SPLITS}
@@ -195,6 +195,8 @@ class Recorder:
                 "data": {split: [one["name"], one["digest"]] for split, one in data.items()},
             },
         )
+        # After the model, so that a run shows its own scores first.
+        self._log_metrics(key, scores.arms | {"wall_s": row["wall_s"], "cpu_s": row["cpu_s"]})
         self.writer.put("mark", key, tags={NOTE_TAG: describe_task(row)})
         self.end_task(name, "FINISHED")
 
@@ -281,14 +283,15 @@ def _name_run(event: dict[str, Any]) -> str:
 
 
 def _describe_data(prepared: PreparedTask, split: str) -> dict[str, Any]:
-    # Where the rows came from: the split's own files, or those that it was cut from.
-    files = {name: one["file"] for name, one in prepared.manifest["source"].items()}
-    own = [file for name, file in files.items() if name.rstrip("0123456789") == split] or list(files.values())
+    # Where the rows came from: the split's own files, or those that it was cut from. Names are numbered: train0, test0.
+    files = [(name.rstrip("0123456789"), one["file"]) for name, one in prepared.manifest["source"].items()]
+    own = [file for name, file in files if name == split] or [file for name, file in files if name not in SPLITS]
+    own = own or [file for name, file in files if name == "train"]
     return {
         "name": f"{prepared.task.name} {split}",
         "digest": prepared.fingerprint(split),
         "context": SPLITS[split],
-        "source": ", ".join(dict.fromkeys(own)) or str(prepared.folder),
+        "source": ", ".join(own) or str(prepared.folder),
         "rows": prepared.n_rows(split),
         "columns": ["sequence", "label"],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ def describe_suite(leaderboard: str, command: str) -> str:
     """The leaderboard (the text of `leaderboard.md`), whole lines of it as far as they fit, and the command."""
     head = f"```sh\n{command}\n```\n\n" if command and len(command) < MAX_CHARS // 2 else ""
     room, kept = MAX_CHARS - len(head) - len(REST), list[str]()
-    for line in leaderboard.strip().splitlines():
+    for line in re.sub("^#+", "####", leaderboard.strip(), flags=re.MULTILINE).splitlines():
         room -= len(line) + 1
         if room < 0:
             return head + "\n".join(kept).rstrip() + REST
