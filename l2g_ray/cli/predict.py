@@ -15,7 +15,7 @@ from l2g_ray.cli.model import with_arm, with_device
 @click.option("--output", "target", required=True, type=click.Path(path_type=Path), help="CSV, TSV or Parquet.")
 @with_arm
 @click.option("--sequence-column", help="Column of the input that holds the sequences.")
-@with_device
+@with_device()
 def predict(
     run: str,
     source: Path,
