@@ -10,12 +10,24 @@ import numpy as np
 import pytest
 import torch
 from commands import Cli
+from explained import write_arms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import plant, tiny_reference, tiny_settings, toy_data
 
-from l2g_ray.explain.embeddings import Point, _untrained, embed, measure_silhouette, project, sample_rows
+from l2g_ray.explain.embeddings import (
+    ARM_POINTS,
+    Point,
+    _untrained,
+    embed,
+    load_points,
+    measure_silhouette,
+    project,
+    sample_rows,
+)
+from l2g_ray.models.l2g import load_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
+from l2g_ray.run_folder import find_arm
 from l2g_ray.stages.common import build_net, make_embedder_config
 
 
@@ -93,6 +105,25 @@ def test_padding_does_not_change_an_embedding_and_the_untrained_net_is_the_one_t
         np.testing.assert_allclose(among[layer][0], short[layer][0], atol=1e-5)
 
 
+def test_an_arm_shows_its_own_points(tiny_lm: Path, tmp_path: Path) -> None:
+    task = write_arms(tmp_path / "planted", tiny_lm)
+    deployed = {"seed": 0, "align": str(task / "embedder_only")}
+    (task / "stages.json").write_text(json.dumps({"deployed": deployed}))
+    before, aligned, finetuned, alone = "before training", "after align", "after finetune", "embedder only"
+    for arm, shown, used in (
+        ("l2g", [before, aligned, finetuned, alone], (finetuned,)),
+        ("embedder_only", [before, alone], (alone,)),
+        ("average", [before, aligned, finetuned, alone], (finetuned, alone)),
+    ):
+        points = {point.name: point for point in load_points(task, {}, arm)}
+        assert list(points) == shown
+        assert ARM_POINTS[arm][1] == used
+        for name in used:
+            member = load_model(task / {finetuned: "model", alone: "embedder_only"}[name])
+            for key, value in getattr(member, "net", member).state_dict().items():
+                assert torch.equal(points[name].net.state_dict()[key], value)
+
+
 def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(suite_of_three, out, ignore=shutil.ignore_patterns("mlartifacts", "tune"))
@@ -120,6 +151,15 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
     refused = cli("embed", run, "--task", "planted", "--out", tmp_path / "linked")
     assert (refused.code, "would overwrite" in refused.err) == (2, True)
 
+    for options in ([], ["--arm", "embedder_only"]):
+        arm = "embedder_only" if options else find_arm(run, "planted").name
+        said = cli("embed", run, "--task", "planted", *options)
+        assert said.out.startswith(f"arm {arm}"), said
+        told = json.loads((run / "planted" / "embeddings" / arm / "embeddings.json").read_text())
+        assert (told["arm"], tuple(told["predicts_from"])) == (arm, ARM_POINTS[arm][1])
+        lines = [line for line in said.out.splitlines() if line.startswith("* ")]
+        starred = {point for point in ARM_POINTS[arm][0] if any(point in line for line in lines)}
+        assert starred == set(ARM_POINTS[arm][1])
     test = cli("embed", run, "--task", "planted", "--split", "test", "--max-rows", 10, "--out", tmp_path / "test")
     assert "a sample (seed 0) of 10 of the 40 rows of the TEST split, opened for this picture only" in test.out
     values = cli("embed", run, "--task", "composition", "--output", "a")
@@ -151,7 +191,7 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
     stages["deployed"]["align"] = str(out / "stages" / "align" / "gone")
     stages["deployed"]["prepared"] = str(out / "gone")
     (run / "planted" / "stages.json").write_text(json.dumps(stages))
-    said = cli("embed", run, "--task", "planted")
+    said = cli("embed", run, "--task", "planted", "--arm", "l2g")
     assert "align/gone: the result of stage 'align' is not there any more" in said.out
     assert "after align" not in said.out.split("note:")[0]
     shutil.rmtree(out / "prepared")

@@ -15,8 +15,9 @@ from commands import Cli
 from explained import write_arms, write_model
 
 from l2g_ray.errors import UserError
-from l2g_ray.predict import load_predictor
+from l2g_ray.predict import fetch_arm, load_predictor
 from l2g_ray.run_folder import find_arm, list_arms
+from l2g_ray.storage import Location
 
 DNA = ["ACGTTGACTCATTGCAACGTAGCA", "CCCCGGGGTTTTACGATCGATCAG", "ACGTACGATCGATTGCATGCTAGC"]
 
@@ -72,6 +73,23 @@ def test_half_written_folders_are_no_tasks(tmp_path: Path, tiny_lm: Path) -> Non
     write_arms(tmp_path / "suite" / "planted", tiny_lm, "l2g")
     shutil.copytree(tmp_path / "suite" / "planted", tmp_path / "suite" / ".planted.12.tmp")
     assert find_arm(tmp_path / "suite").folder.parent.name == "planted"
+
+
+@pytest.mark.parametrize("place", ["", "planted", "planted/embedder_only"])
+def test_an_arm_that_was_fetched_is_a_copy_that_goes_away(run: Path, place: str) -> None:
+    """From any filesystem of Arrow; this machine's stands in for an object store."""
+    where = Location(str(run.parent / place))
+    arms = {"best": "average", "l2g": "l2g", "embedder_only": "embedder_only"}
+    for arm, name in arms.items() if place != "planted/embedder_only" else [("best", "embedder_only")]:
+        with fetch_arm(where, None, arm) as found:
+            assert found.name == name
+            assert not found.folder.is_relative_to(run)
+            assert {path.name for path in found.folder.iterdir()} == {"model.safetensors", "config.json", "task.json"}
+            assert found.facts()["model"] == str(find_arm(run.parent / place, None, arm).folder)
+            np.testing.assert_array_equal(expect(found.folder), expect(Path(found.place)))
+        assert not found.folder.exists()
+    with pytest.raises(UserError, match="has no arm"), fetch_arm(Location(str(run / "model")), None, "average"):
+        pass
 
 
 def test_predict_takes_each_arm_and_names_it(cli: Cli, run: Path, fasta: Path, tmp_path: Path) -> None:

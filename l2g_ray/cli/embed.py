@@ -39,7 +39,7 @@ VANILLA = "vanilla"
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: embeddings/ARM in the task's folder]"
 )
-@with_device
+@with_device()
 def embed(
     run: Path,
     task: str | None,

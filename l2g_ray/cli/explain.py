@@ -85,7 +85,7 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
     "--truth", type=click.Path(path_type=Path), help="Parquet of planted sites: id, motif, start, end, strand, output."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: explain/ARM in the task's folder]")
-@with_device
+@with_device("Pairs of a sequence and a reference", "what takes about 1 GB")
 def explain(run: Path, **options: Any) -> None:
     """What a finished RUN's model has learned: contributions, motifs, names, logos, and a page.
 

@@ -24,8 +24,8 @@ def with_arm(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--task", help="Which task's model, where the run has several.")(arm(command))
 
 
-def with_device(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--device` and `--batch-size`."""
+def with_device(what: str = "Sequences", default: str = "256") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--device` and `--batch-size`; the latter counts `what`, and `default` says how many without it."""
     device = click.option(
         "--device",
         type=click.Choice(DEVICES),
@@ -36,6 +36,6 @@ def with_device(command: Callable[..., Any]) -> Callable[..., Any]:
     batch_size = click.option(
         "--batch-size",
         type=click.IntRange(min=1),
-        help="Sequences at once; halved where they do not fit into memory.  [default: 256]",
+        help=f"{what} at once; halved where they do not fit into memory.  [default: {default}]",
     )
-    return device(batch_size(command))
+    return lambda command: device(batch_size(command))

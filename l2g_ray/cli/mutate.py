@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder to write to.  [default: mutagenesis/ARM/ID in the task's folder]",
 )
-@with_device
+@with_device()
 def mutate(
     run: Path,
     task: str | None,

@@ -16,7 +16,7 @@ from l2g_ray.cli.model import with_arm, with_device
 @with_arm
 @click.option("--sequence-column", help="Column of the input that holds the sequences.")
 @click.option("--keep-columns", is_flag=True, help="Write all columns of the input too, before the predictions.")
-@with_device
+@with_device()
 def predict(
     run: str,
     source: Path,

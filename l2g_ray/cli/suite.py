@@ -218,7 +218,7 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     if result.stored is not None:
         console.print(f"stored in    {redact(str(result.stored))}   (below: this machine's copy)", soft_wrap=True)
     folder = result.folder
-    models = [choose_arm(path) for path in sorted(folder.iterdir()) if list_arms(path)]
+    models = [choose_arm(path) for path in sorted(folder.glob("[!.]*")) if list_arms(path)]
     console.print(f"report       {folder / 'report.html'}", soft_wrap=True)
     console.print(f"leaderboard  {folder / 'leaderboard.json'} (.csv, .md)", soft_wrap=True)
     for model in models:

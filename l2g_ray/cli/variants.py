@@ -48,7 +48,7 @@ from l2g_ray.cli.model import with_arm, with_device
     help="Which strand the model reads; both: the mean. auto: both, unless the task belongs to one strand (then +).",
 )
 @click.option("--window-bp", type=click.IntRange(min=1), help="Length of the window.  [default: the model's]")
-@with_device
+@with_device()
 def variants(
     run: Path,
     task: str | None,
