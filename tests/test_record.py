@@ -74,7 +74,7 @@ def test_a_trial_has_its_own_times_numbers_and_reason(tmp_path: Path) -> None:
         recorder.record(make_end_event(spec(number), BEGAN + 10 * number, BEGAN + 10 * number + 3.5, stopped))
     recorder.record(make_winner_event(spec(0)))
     runs = close(recorder)
-    first, second = runs["trial/00 (winner)"], runs["trial/01"]
+    first, second = runs["trial/00 ★"], runs["trial/01"]
     for run, begun in ((first, BEGAN), (second, BEGAN + 10)):
         assert (run.info.start_time, run.info.end_time) == (1000 * begun, 1000 * (begun + 3.5))
         assert run.info.status == "FINISHED"

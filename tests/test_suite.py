@@ -306,7 +306,7 @@ def check_search(tree: Tree, name: str) -> None:
         assert float(run.data.params["lr_embedder"]) == trial["trial"]["lr_embedder"]
         assert f"finetune/{number:02d}" in found["histories"]
         won = number == winner
-        assert run.info.run_name == f"trial/{number:02d}" + (" (winner)" if won else "")
+        assert run.info.run_name == f"trial/{number:02d}" + (" ★" if won else "")
         assert run.data.tags.get("l2g_ray.winner") == ("true" if won else None)
         assert run.data.tags["l2g_ray.stopped"] == ("finished" if trial["epochs"] == whole else rungs[trial["epochs"]])
         assert run.data.metrics[f"best_valid_{task.data.params['metric']}"] == pytest.approx(trial["best_score"])

@@ -122,7 +122,7 @@ class Recorder:
         elif event["type"] == "end":
             self._end_trial(key, event)
         else:
-            name = f"{_name_run(event)} (winner)"
+            name = f"{_name_run(event)} ★"  # short: the column of names is narrow
             self.writer.put("mark", key, tags={WINNER_TAG: "true"}, name=name)
 
     def _start_trial(self, key: str, event: dict[str, Any], began_at: float) -> None:
