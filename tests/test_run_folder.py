@@ -15,6 +15,7 @@ from commands import Cli
 from explained import write_arms, write_model
 
 from l2g_ray.errors import UserError
+from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.predict import fetch_arm, load_predictor
 from l2g_ray.run_folder import find_arm, list_arms
 from l2g_ray.storage import Location
@@ -223,3 +224,26 @@ def test_a_gpu_that_is_not_there_is_one_sentence(cli: Cli, run: Path, fasta: Pat
         assert (said.code, said.err.count("\n")) == (2, 1), said
         assert "device 'cuda': PyTorch sees no GPU here; choose cpu or auto" in said.err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_batch_size_reaches_the_model(
+    cli: Cli, run: Path, fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = shutil.copytree(run, tmp_path / "planted")
+    table = tmp_path / "pairs.csv"
+    table.write_text("ref,alt\n" + "".join(f"{one},{other}\n" for one in DNA for other in DNA))
+    widths: list[int] = []
+    forward = EmbedderNet.encode
+    monkeypatch.setattr(
+        EmbedderNet, "encode", lambda net, codes, n: widths.append(len(codes)) or forward(net, codes, n)
+    )
+    for command in (
+        ("predict", task, "--input", fasta, "--output", tmp_path / "out.csv"),
+        ("variants", task, "--pairs", table, "--output", tmp_path / "out.csv"),
+        ("mutate", task, "--sequence", DNA[0]),
+    ):
+        for size in (2, 3):
+            widths.clear()
+            said = cli(*command, "--device", "cpu", "--batch-size", size)
+            assert said.code == 0, said.err
+            assert max(widths) == size, command
