@@ -56,7 +56,7 @@ class TaskOutcome:
 
 def describe_data(prepared: PreparedTask, settings: Settings) -> dict[str, Any]:
     """The part of a key that says which rows, and how they reach a model."""
-    dumped = settings.data.model_dump(mode="json")
+    dumped = settings.for_task(prepared.task.strand_specific).data.model_dump(mode="json")
     names = ("channels", "rc_augment", "shift_bp", "shuffle_window_rows", "bucket_batches")
     return {
         "task": prepared.task.model_dump(mode="json", include={"kind", "labels", "metric", "strand_specific"}),

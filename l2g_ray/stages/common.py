@@ -165,7 +165,7 @@ def make_batches(
             epoch=epoch,
             shuffle_window_rows=settings.data.shuffle_window_rows,
             rc_augment=augment and use_rc(settings, data.task),
-            shift_bp=settings.data.shift_bp if augment else 0,
+            shift_bp=settings.data.find_shift_bp(data.task.strand_specific) if augment else 0,
             bucket_batches=settings.data.bucket_batches,
             drop_last=True,
             max_batches=max_batches,
