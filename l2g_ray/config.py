@@ -234,7 +234,18 @@ class BaselinesSettings(_Settings):
     """Simple models that stand beside L2G in the leaderboard (`stages.baseline`)."""
 
     names: tuple[
-        Literal["majority", "kmer_linear", "one_hot_linear", "kmer_boosting", "deepstarr", "genomic_lm"], ...
+        Literal[
+            "majority",
+            "kmer_linear",
+            "one_hot_linear",
+            "gapped_kmer",
+            "positional_kmer",
+            "kmer_boosting",
+            "cnn",
+            "deepstarr",
+            "genomic_lm",
+        ],
+        ...,
     ] = (
         "majority",
         "kmer_linear",

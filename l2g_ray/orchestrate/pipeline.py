@@ -70,7 +70,7 @@ def make_baseline_job(prepared: PreparedTask, settings: Settings, name: str) -> 
     """A simple model on the task's rows; nothing of the embedder or the language model is in its key."""
     own = settings.baselines.model_dump(mode="json", exclude={"names"})
     parts = describe_data(prepared, settings) | {"settings": own}
-    if name == "deepstarr":  # the one that trains by epochs
+    if name == "deepstarr":  # trains as the embedder alone does
         parts |= {"embedder_only": settings.embedder_only.model_dump(mode="json")}
     if name == "genomic_lm":
         assert settings.baselines.genomic_model is not None
