@@ -20,10 +20,10 @@ from l2g_ray.data.checks import clean_sequences
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.table_writer import TableWriter
 from l2g_ray.errors import UserError
+from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.l2g import load_model
 from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.stages.evaluate import prediction_columns
-from l2g_ray.stages.losses import to_predictions
 from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import Task
 from l2g_ray.tasks.stored import TASK_FILE, TASK_SCHEMA

@@ -20,6 +20,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig, Features
 from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
+from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.genomic_lm import load_genomic_lm
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.sequence import encode, reverse_complement
@@ -29,7 +30,6 @@ from l2g_ray.stages.common import predict_source
 from l2g_ray.stages.deepstarr import build_deepstarr, train_deepstarr
 from l2g_ray.stages.genomic_lm import LEARNING_RATES, tune_genomic_lm
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.losses import to_predictions
 
 RUNTIME = Runtime("cpu", "fp32", lambda row: None, None)
 

@@ -15,10 +15,11 @@ from torch import nn
 from l2g_ray.config import ModelSettings, Settings
 from l2g_ray.data.batches import Batch, Source, count_batches, iter_batches, iter_evaluation_batches
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.losses import compute_task_loss, to_predictions
+from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.metrics import HIGHER_IS_BETTER, score
 from l2g_ray.stages.parts import Draws, release_memory
 from l2g_ray.tasks.schema import Task
