@@ -10,7 +10,7 @@ TWO := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: demo test test-slow test-cluster lint types clean
 
 demo: $(VENV)/.installed
-	$(BIN)/l2g-ray suite --bench demo --out $(OUT)
+	$(BIN)/l2g-ray suite --bench demo --out $(OUT) $(OPTIONS)
 
 test: $(VENV)/.installed lint types
 	$(BIN)/python -m pytest $(TWO) -m "not slow and not cluster"

@@ -30,6 +30,7 @@ def sweep(variants: tuple[str, ...], name: str, out: Path, options: tuple[str, .
     from rich.console import Console
 
     from l2g_ray.results.comparison import compare_boards, read_board, render_comparison, write_comparison
+    from l2g_ray.results.terminal import print_fitted
 
     parsed = {own: rest for own, *rest in map(shlex.split, variants)}
     if len(parsed) < len(variants):
@@ -44,7 +45,7 @@ def sweep(variants: tuple[str, ...], name: str, out: Path, options: tuple[str, .
             sys.exit(code)  # a mistake, or an interrupt: the line above says which
     boards = {own: read_board(out / f"{name}-{own}") for own in parsed}
     rows = compare_boards(boards)
-    Console(width=110, highlight=False).print(render_comparison(rows))
+    print_fitted(Console(highlight=False), render_comparison(rows))
     for path in write_comparison(rows, out / name):
         click.echo(f"comparison   {path}")
     if failed:

@@ -284,6 +284,8 @@ class Settings(_Settings):
     """Everything that a run can be told."""
 
     preset: str = "fast"
+    # What to know before the scores are read; a warning of every row of the leaderboard.
+    caution: str = ""
     seed: int = Field(default=0, ge=0)
     seeds: int = Field(default=1, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

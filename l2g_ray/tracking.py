@@ -8,6 +8,7 @@ report to the driver.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -25,22 +26,29 @@ from l2g_ray.errors import UserError
 from l2g_ray.redaction import redact, without_secrets
 from l2g_ray.tracking_store import (
     MODEL_TAG,
+    MODELS,
     open_store,
+    prepare_view,
     register_model,
+    runs_page,
     speaking_to,
     split_login,
     upload_model,
 )
 
 KEY_TAG = "l2g_ray.key"
+NAME_TAG = "mlflow.runName"  # of MLflow; so is the next, a run's description in Markdown
+NOTE_TAG = "mlflow.note.content"
 MODEL_HASH_TAG = "l2g_ray.model_sha256"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 # What MLflow 3 accepts, enough for the command of a run; the logged config has all values in full.
 MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 5000
 MAX_KEY_CHARS = 250
-# MLflow's limit for one request.
+# MLflow's limits for one request, and of a data set's digest.
 BATCH_PARAMS = 100
+BATCH_METRICS = 1000
+DIGEST_CHARS = 36
 
 
 @dataclass
@@ -74,13 +82,15 @@ class Tracker:
         self._runs: dict[str, _Run] = {}
         self.experiment = experiment
         self.uri, self._client, self.experiment_id = open_store(uri, experiment, home)
+        with contextlib.suppress(UserError), speaking_to(self.uri):  # only for the looks
+            prepare_view(self._client, self.experiment_id)
 
     @property
     def link(self) -> str:
-        """Where the runs stand in the browser, without a login; empty for a store without a server."""
+        """Where the table of runs is in the browser, without a login; empty for a store without a server."""
         if not self.uri.startswith(("http://", "https://")):
             return ""
-        return f"{split_login(self.uri)[0].rstrip('/')}/#/experiments/{self.experiment_id}"
+        return runs_page(split_login(self.uri)[0], self.experiment_id)
 
     def start(
         self,
@@ -89,10 +99,12 @@ class Tracker:
         parent_key: str | None = None,
         tags: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
+        at_ms: int | None = None,
     ) -> str:
         """Find the run of `key` or create it; a found run that is not FINISHED is RUNNING again.
 
-        `parent_key` names a started run. `params` may be nested (logged with dotted names); those already
+        `parent_key` names a started run. `at_ms` is when a new run began, in milliseconds since 1970; now, when None.
+        `params` may be nested (logged with dotted names); those already
         there are not logged again, since MLflow refuses another value. Keys that name a secret are dropped
         from tags and params. Returns the run id.
         """
@@ -102,15 +114,27 @@ class Tracker:
             run = self._runs.get(key) or self._find(key)
             if run is None:
                 labels |= {**parent, KEY_TAG: key, "mlflow.source.name": "l2g-ray"}
-                created = self._client.create_run(self.experiment_id, tags=labels, run_name=name)
+                created = self._client.create_run(self.experiment_id, at_ms, tags=labels, run_name=name)
                 run = _Run(created.info.run_id, finished=False, fresh=True, tags=labels)
             elif not run.finished:
-                self._client.update_run(run.run_id, status="RUNNING")
+                self._client.update_run(run.run_id, status="RUNNING", name=name)
                 self._set_tags(run, labels | parent)
+            else:  # as it is, but below the present parent: the one from before may have been deleted
+                self._set_tags(run, parent)
             self._runs[key] = run
             if not run.finished:
                 self._log_params(run, params or {})
             return run.run_id
+
+    def mark(self, key: str, tags: Mapping[str, Any], name: str | None = None) -> None:
+        """Set tags of a started run, and another name: what is known late, also of a run that is FINISHED."""
+        labels = _flatten(tags, MAX_TAG_CHARS)
+        with self._lock, speaking_to(self.uri):
+            run = self._get(key)
+            self._set_tags(run, labels)
+            if name is not None and run.tags.get(NAME_TAG) != name:
+                self._client.update_run(run.run_id, name=name)
+                run.tags[NAME_TAG] = name
 
     def resume(self, key: str) -> bool:
         """Open the run of `key` that an earlier process started; False when the store has none."""
@@ -159,9 +183,38 @@ class Tracker:
             fresh, run.fresh = run.fresh, False
             for metric in batch:
                 run.last.pop(metric.key, None)
-            self._client.log_batch(run.run_id, metrics=batch)
+            for i in range(0, len(batch), BATCH_METRICS):
+                self._client.log_batch(run.run_id, metrics=batch[i : i + BATCH_METRICS])
             run.fresh = fresh
             run.last |= {metric.key: (metric.step, metric.value) for metric in batch}
+
+    def log_data(self, key: str, data: Sequence[Mapping[str, Any]]) -> None:
+        """Name the data sets that a run used.
+
+        Parameters
+        ----------
+        data : one mapping a data set: `name`, `digest` (MLflow keeps its first 36 characters), `context` ('training',
+            ...), `source` (a path or URI), `rows`, and `columns`.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for one in data:
+            columns = [{"name": name, "type": "string", "required": True} for name in one["columns"]]
+            source_type = one["source"].partition("://")[0] if "://" in one["source"] else "local"
+            dataset = Dataset(
+                one["name"],
+                one["digest"][:DIGEST_CHARS],
+                source_type,
+                json.dumps({"uri": redact(one["source"])}),
+                json.dumps({"mlflow_colspec": columns}),
+                json.dumps({"num_rows": one["rows"], "sha256": one["digest"]}),
+            )
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", one["context"])]))
+        with self._lock, speaking_to(self.uri):
+            run = self._get(key)
+            if not run.finished:
+                self._client.log_inputs(run.run_id, inputs)
 
     def log_text(self, key: str, text: str, artifact_file: str) -> None:
         """Store text as the run's artifact `artifact_file`, a path with '/'."""
@@ -200,35 +253,78 @@ class Tracker:
                 log(run.run_id, str(path), artifact_path)
             return True
 
-    def log_model(self, key: str, model_folder: Path, registered_name: str | None = None) -> str:
+    def log_model(
+        self,
+        key: str,
+        model_folder: Path,
+        registered_name: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> str:
         """Store a model folder as an MLflow pyfunc model of this run, and register it when a name is given.
 
-        The same folder is not stored or registered twice. Returns `models:/<id>`, which
-        `mlflow.pyfunc.load_model` opens where the tracking URI is this store's. Raises UserError when the
-        folder is missing.
+        The same folder is not stored or registered twice.
+
+        Parameters
+        ----------
+        metrics : the scores of this very model, logged as summaries of the run and of the model.
+        about : what else MLflow shows of the model, all optional: `name`, `tags` (also the run's and the registered
+            version's), `example` (a few sequences), `outputs` (name and MLflow type of each output column), and `data`
+            (the first word of a metric, to name and digest of the data set that it was measured on; see `log_data`).
+
+        Returns
+        -------
+        `models:/<id>`, which `mlflow.pyfunc.load_model` opens where the tracking URI is this store's.
+
+        Raises
+        ------
+        UserError : the folder is missing.
         """
+        about = about or {}
         if not Path(model_folder).is_dir():
             raise UserError(f"the model folder {model_folder} does not exist; run the task again to make it")
         digest = _hash_folder(Path(model_folder))
         with self._lock, speaking_to(self.uri):
             run = self._get(key)
-            uri = run.tags.get(MODEL_TAG)
-            if uri is None or run.tags.get(MODEL_HASH_TAG) != digest:
-                uri = upload_model(self._client, self.experiment_id, run.run_id, Path(model_folder))
-                self._set_tags(run, {MODEL_TAG: uri, MODEL_HASH_TAG: digest})
+            uri, tags = run.tags.get(MODEL_TAG), _flatten(about.get("tags", {}), MAX_TAG_CHARS)
+            missing = uri is None or run.tags.get(MODEL_HASH_TAG) != digest
+            if uri is None or missing:
+                uri = upload_model(self._client, self.experiment_id, run.run_id, Path(model_folder), about)
+            if missing or not tags.items() <= run.tags.items():  # the latter: stored by an earlier version
+                self._log_scores(run, uri, metrics or {}, about.get("data", {}))
+                self._set_tags(run, tags | {MODEL_TAG: uri, MODEL_HASH_TAG: digest})
             if registered_name:
-                register_model(self._client, self.uri, registered_name, uri, run.run_id)
+                register_model(self._client, self.uri, registered_name, uri, run.run_id, about.get("tags", {}))
             return uri
 
-    def end(self, key: str, status: str = "FINISHED") -> None:
-        """Close an open run as FINISHED, FAILED or KILLED; a run that is not open stays as it is."""
+    def _log_scores(
+        self, run: _Run, model_uri: str, metrics: Mapping[str, float], data: Mapping[str, Sequence[str]]
+    ) -> None:
+        from mlflow.entities import Metric
+
+        now, batch = int(time.time() * 1000), []
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                continue
+            dataset, digest = data.get(name.partition("_")[0]) or (None, None)
+            digest = digest and digest[:DIGEST_CHARS]
+            model_id = model_uri.removeprefix(MODELS)
+            batch.append(Metric(_safe_name(name), value, now, 0, model_id, dataset, digest, run.run_id))
+        for i in range(0, len(batch), BATCH_METRICS):
+            self._client.log_batch(run.run_id, metrics=batch[i : i + BATCH_METRICS])
+
+    def end(self, key: str, status: str = "FINISHED", at_ms: int | None = None) -> None:
+        """Close an open run as FINISHED, FAILED or KILLED; a run that is not open stays as it is.
+
+        `at_ms` is when it ended, in milliseconds since 1970; now, when None.
+        """
         if status not in STATUSES:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, not {status!r}")
         with self._lock, speaking_to(self.uri):
             run = self._runs.get(key)
             if run is None or run.finished:
                 return
-            self._client.set_terminated(run.run_id, status)
+            self._client.set_terminated(run.run_id, status, at_ms)
             run.finished = status == "FINISHED"
             if not run.finished:
                 del self._runs[key]

@@ -6,24 +6,31 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import re
+import shlex
+import sqlite3
 import tempfile
 import threading
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from l2g_ray.errors import UserError
+from l2g_ray.places import ARTIFACT_FOLDER, STORE_FILE, sqlite_file, sqlite_uri
 from l2g_ray.redaction import redact
+from l2g_ray.tracking_moved import follow_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MODEL_TAG = "l2g_ray.model_uri"
+MODELS = "models:/"
+KIND_TAG = "mlflow.experimentKind"
 PROBE_SECONDS = 4.0
 # Only where the user set nothing. MLflow's own (120 s, 7 retries) hang for minutes on a server that went away.
 ENVIRONMENT = {
@@ -77,12 +84,18 @@ def speaking_to(uri: str) -> Iterator[None]:
 
 def resolve_uri(uri: str | None, home: Path) -> str:
     """`uri`, else MLFLOW_TRACKING_URI of the environment, else the SQLite file in `home`."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path(home) / STORE_FILE)
+
+
+def is_own_store(uri: str, home: Path) -> bool:
+    """Whether a store is the SQLite file in `home`, which moves with that folder."""
+    file = sqlite_file(uri)
+    return file is not None and file.absolute() == Path(home).absolute() / STORE_FILE
 
 
 def is_file_store(uri: str) -> bool:
     """Whether a store is a file, and no server or database."""
-    return uri.partition(":")[0] in ("sqlite", "file")
+    return uri.partition(":")[0] in ("sqlite", "sqlite+pysqlite", "file")
 
 
 def refuse_file_store(uri: str, alive_nodes: int) -> None:
@@ -120,11 +133,13 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         with _initialising(home):
+            if is_own_store(uri, home) and (home / STORE_FILE).exists():
+                follow_folder(home / STORE_FILE)
             client = MlflowClient(uri, uri)
             return uri, client, _find_experiment(client, uri, experiment, home)
     except OSError as error:
         raise UserError(f"cannot write to {home} ({error.strerror}); name another folder with --out") from None
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         reason = redact(str(error).strip().splitlines()[0])
         raise UserError(
             f"cannot open the MLflow store {redact(uri)} ({reason}); name another with MLFLOW_TRACKING_URI, "
@@ -132,13 +147,26 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
         ) from error
 
 
-def upload_model(client: MlflowClient, experiment_id: str, run_id: str, folder: Path) -> str:
-    """Store a folder as the pyfunc model of a run; returns `models:/<id>`.
+def prepare_view(client: MlflowClient, experiment_id: str) -> None:
+    """Have MLflow show an experiment as one of training, not of generative AI, unless a person has chosen."""
+    tags = client.get_experiment(experiment_id).tags
+    if KIND_TAG not in tags:
+        client.set_experiment_tag(experiment_id, KIND_TAG, "custom_model_development")
+
+
+def runs_page(server: str, experiment_id: str) -> str:
+    """The address of an experiment's table of runs on a server."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
+def upload_model(client: MlflowClient, experiment_id: str, run_id: str, folder: Path, about: Mapping[str, Any]) -> str:
+    """Store a folder as the pyfunc model of a run; returns `models:/<id>`. `Tracker.log_model` describes `about`.
 
     Only the client is used: MLflow's fluent calls set a global URI and export it to the environment, where
     the next `Tracker` of this process would take it for the user's.
     """
     import mlflow
+    import pandas as pd
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
     from mlflow.models.signature import ModelSignature
@@ -146,27 +174,36 @@ def upload_model(client: MlflowClient, experiment_id: str, run_id: str, folder: 
 
     from l2g_ray import pyfunc
 
-    logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id)
+    name = re.sub(r"[/:.%\"']", "_", about.get("name", "")) or "model"  # as MLflow wants it
+    tags = {key: str(value) for key, value in about.get("tags", {}).items()}
+    logged = client.create_logged_model(experiment_id, name, run_id, tags)
+    example = pd.DataFrame({"sequence": about["example"]}) if about.get("example") else None
+    outputs = [ColSpec(kind, column) for column, kind in about.get("outputs", ())]
+    # MLflow makes a list or an array into a table whose one column is the number 0, and drops columns that a signature
+    # with names does not name. A number counts as a name in the first place only. One of the two is there.
+    inputs = [ColSpec("string", column, required=False) for column in (0, "sequence")]
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # MLflow asks for an input example, which would load and run the model here.
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", UserWarning)  # without an example MLflow asks for one
         target = Path(scratch) / "model"
         mlflow.pyfunc.save_model(
             target,
             python_model=str(Path(pyfunc.__file__)),
             artifacts={"model": str(folder.absolute())},
-            # One unnamed text column takes a list, an array and a table alike.
-            signature=ModelSignature(inputs=Schema([ColSpec("string")])),
+            signature=ModelSignature(Schema(inputs), Schema(outputs) if outputs else None),
+            # With a signature given, MLflow stores the example, and does not run the model on it.
+            input_example=example,
             pip_requirements=list(_pin_requirements()),
             mlflow_model=Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id),
         )
         client.log_model_artifacts(logged.model_id, str(target))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return f"models:/{logged.model_id}"
+    return f"{MODELS}{logged.model_id}"
 
 
-def register_model(client: MlflowClient, uri: str, name: str, model_uri: str, run_id: str) -> None:
+def register_model(
+    client: MlflowClient, uri: str, name: str, model_uri: str, run_id: str, tags: Mapping[str, Any]
+) -> None:
     """Make a version of the registered model `name` from a logged model, once."""
     from mlflow.exceptions import MlflowException
 
@@ -178,11 +215,12 @@ def register_model(client: MlflowClient, uri: str, name: str, model_uri: str, ru
     # MLflow 3.17 does not return a version's model_id from a search of an SQL store: our tag says it.
     if any(v.tags.get(MODEL_TAG) == model_uri for v in client.search_model_versions(f"name='{name}'")):
         return
-    model_id = model_uri.removeprefix("models:/")
+    model_id = model_uri.removeprefix(MODELS)
     # A server resolves models:/ by itself; without one, MLflow would look the id up at the global URI.
     is_server = uri.startswith(("http://", "https://"))
     source = model_uri if is_server else client.get_logged_model(model_id).artifact_location
-    client.create_model_version(name, source=source, run_id=run_id, tags={MODEL_TAG: model_uri}, model_id=model_id)
+    tags = {**{key: str(value) for key, value in tags.items()}, MODEL_TAG: model_uri}
+    client.create_model_version(name, source=source, run_id=run_id, tags=tags, model_id=model_id)
 
 
 def _first_line(error: Exception) -> str:
@@ -225,7 +263,7 @@ def _probe_server(uri: str) -> None:
 def _initialising(home: Path) -> Iterator[None]:
     # Two processes (or threads) that make the tables of one SQLite file at once break each other.
     home.mkdir(parents=True, exist_ok=True)
-    with _opening, (home / ".mlflow.lock").open("w") as lock:
+    with _opening, (home / ".mlflow.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -236,12 +274,17 @@ def _find_experiment(client: MlflowClient, uri: str, name: str, home: Path) -> s
     for _ in range(2):
         found = client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage == "deleted":
-            raise UserError(f"the MLflow experiment '{name}' was deleted; restore it, or choose another name")
+            restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            raise UserError(
+                f"the MLflow experiment '{name}' of {redact(uri)} was deleted; restore it with "
+                f"`MLFLOW_TRACKING_URI={shlex.quote(redact(uri))} {restore}`, or log to another one with --experiment NAME "
+                "or MLFLOW_EXPERIMENT_NAME"
+            )
         if found is not None:
             return found.experiment_id
         # A server keeps artifacts itself; without one, MLflow's default would be the working directory.
         is_remote = uri.startswith(("http://", "https://", "databricks"))
-        location = None if is_remote else (home / "mlartifacts").as_uri()
+        location = None if is_remote else (home / ARTIFACT_FOLDER).as_uri()
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException as error:

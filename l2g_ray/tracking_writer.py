@@ -8,6 +8,7 @@ event twice does no harm: the Tracker skips what the store has.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,12 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.redaction import redact, without_secrets
+from l2g_ray.redaction import clean, redact
 from l2g_ray.tracking import Tracker
 from l2g_ray.tracking_store import StoreUnavailable
 
 JOURNAL = "mlflow-events.jsonl"
-METHODS = ("start", "log_metrics", "log_text", "log_dict", "log_artifacts", "log_model", "end", "close_open_runs")
+METHODS = (
+    "start",
+    "mark",
+    "log_metrics",
+    "log_data",
+    "log_text",
+    "log_dict",
+    "log_artifacts",
+    "log_model",
+    "end",
+    "close_open_runs",
+)
+# Arguments that are files of the suite.
+PATHS = {"path", "model_folder"}
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 
@@ -58,11 +72,13 @@ class TrackingWriter:
             raise ValueError(f"{method!r} is not a call that can be queued")
         # The journal is a file as any other: what the Tracker would not log must not stand there either.
         cleaned: dict[str, Any] = {
-            name: without_secrets(value) if isinstance(value, Mapping) and name != "metrics" else value
+            name: clean(value) if isinstance(value, Mapping | list) and name != "metrics" else value
             for name, value in arguments.items()
         }
         if "text" in cleaned:
             cleaned["text"] = redact(cleaned["text"])
+        for name in PATHS & cleaned.keys():  # from the journal's folder, which may be moved before it is sent
+            cleaned[name] = os.path.relpath(cleaned[name], self.journal.parent)
         event = {"method": method, "key": key, "arguments": cleaned}
         with self._changed:
             self._events.append(event)
@@ -130,6 +146,7 @@ class TrackingWriter:
             needed = arguments.get("parent_key") if event["method"] == "start" else key
             if needed is not None and not self._tracker.resume(needed):
                 return
+        arguments = arguments | {n: str(self.journal.parent / arguments[n]) for n in PATHS & arguments.keys()}
         call = getattr(self._tracker, event["method"])
         result = call(**arguments) if key is None else call(key, **arguments)
         if event["method"] == "log_model":

@@ -122,7 +122,11 @@ BAD: dict[str, tuple[str, str | bytes | pa.Table, str]] = {
         r"t\.csv, row 7: 3 columns",
     ),
     "column lost": ("t.tsv", csv(["ACGT\t1", "ACGA"], "sequence\tlabel"), r"t\.tsv, row 2: 1 column .* header has 2"),
-    "open quote": ("t.csv", replace(4, '"ACGT,1'), r"t\.csv, row 4: 1 column where the header has 2"),
+    "open quote": (
+        "t.csv",
+        replace(4, '"ACGT,1'),
+        r"t\.csv, row 4: a quote does not enclose a whole cell, or is never closed; put",
+    ),
     "two columns of one name": (
         "t.csv",
         csv(["ACGT,1,2"], "sequence,label,label"),

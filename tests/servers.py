@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,7 @@ def start_server(
     env: dict[str, str] | None = None,
     command: str = "server",
     ready: str = "stop ",
+    program: Sequence[str] = (sys.executable, "-m", "l2g_ray.cli.main"),
 ) -> Served:
     """Start `l2g-ray server` with `folder` as working directory, and wait until it says that it answers."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def start_server(
     out, err = folder / f"out-{time.monotonic_ns()}.txt", folder / f"err-{time.monotonic_ns()}.txt"
     with out.open("wb") as out_file, err.open("wb") as err_file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "l2g_ray.cli.main", command, "--port", str(port), *options],
+            [*program, command, "--port", str(port), *options],
             stdout=out_file,
             stderr=err_file,
             cwd=folder,

@@ -82,7 +82,7 @@ def test_a_missing_label_deep_in_a_file(tmp_path: Path, label: str, said: str) -
 
 def test_a_row_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
     path = put(tmp_path / "in" / "t.csv", csv(["ACGT,1", "A" * 9_000_000 + ",0"]))
-    with refuse(tmp_path, r"t\.csv: a row has more than 4\.2 million characters.*FASTA or Parquet"):
+    with refuse(tmp_path, r"t\.csv, row 2: the row has more than 4\.2 million characters.*FASTA or Parquet"):
         lay(tmp_path, path)
 
 
@@ -186,4 +186,4 @@ def test_names_that_are_harmless(tmp_path: Path) -> None:
     found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert found == {"in/..t (1)..csv", "out/task.json"} | {
         f"out/{split}/part-00000.parquet" for split in ("train", "valid", "test")
-    } | {f"out/splits/{split}_indices.parquet" for split in ("train", "valid", "test")}
+    } | {f"out/splits/{split}_indices.parquet" for split in ("train", "valid", "test")} | {"out/near_train.parquet"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from commands import Cli
 from genome_files import CHROMOSOMES, flip, message, random_peaks, rows_of, write_bed, write_genome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,7 +141,7 @@ def test_valid_intervals_come_back(tmp_path: Path, rows: list[tuple], newline: s
 
 
 def test_is_bed() -> None:
-    for name in ("a.bed", "A.BED.gz", "x.narrowPeak", "x.NARROWPEAK.zst", "x.broadPeak.gz"):
+    for name in ("a.bed", "A.BED.gz", "a.bed.bgz", "x.narrowPeak", "x.NARROWPEAK.zst", "x.broadPeak.gz"):
         assert is_bed(name)
     for name in ("a.csv", "bed", "a.bed.csv", "a.bed.bz2", "a.bedgraph"):
         assert not is_bed(Path(name))
@@ -196,7 +198,8 @@ def test_windows_stand_round_summit_or_middle(tmp_path: Path, fasta: Path) -> No
     places = [(row["chrom"], row["start"], row["end"]) for row in rows_of(raw, 0)]
     assert places == [("chr1", 930, 1130), ("chr1", 2100, 2300), ("chrM", 5800, 6000)]
     assert raw.notes[0] == (
-        "peaks.narrowPeak: 2 peaks too near a chromosome's end for a window of 200 bp were left out"
+        "peaks.narrowPeak: 2 peaks too near a chromosome's end for a window of 200 bp were left out "
+        "(first: line 3, chr2:20-60)"
     )
     for row in rows_of(raw, 1):  # away from the whole of each peak and from its window
         assert row["end"] - row["start"] == 200
@@ -257,8 +260,62 @@ def test_mistakes_in_a_task_of_peaks(tmp_path: Path, fasta: Path) -> None:
     assert "does not fit intervals, which give classes" in said(kind="multilabel")
     assert "may hold only letters" in said(name="a/b")
     assert "give at least one" in said(paths=[])
-    text = said([("chr1", 1, 9), ("chr20", 5, 9)])
-    assert text.startswith(f"{bed}, line 2: no chromosome 'chr20' in {fasta} (did you mean 'chr2'?); give the genome")
-    text = said([("chr1", 1, 9), ("chr2", 40_000, 40_021)])
+    text = said([("chr20", 1, 9), ("X", 5, 9)])
+    assert text.startswith(
+        f"{bed}: none of its chromosomes (chr20, X) is in {fasta} (chr1, chr2, chrM), with or without"
+    )
+    assert "give the genome that the peaks were called on" in text
+    text = said([("chr20", 1, 9), ("chr2", 40_000, 40_021)])
     assert text.startswith(f"{bed}, line 2: the interval ends at 40,021, past the end of chr2, which is 40,020 bp long")
-    assert "correct the line" in text
+
+
+OFF = [("chr1", 300, 400), ("chrUn_7", 5, 90), ("chr2", 39_900, 40_023), ("2", 600, 700), ("chrUn_9", 5, 90)]
+
+
+@pytest.mark.parametrize("window_bp", [None, 60])
+def test_peaks_that_are_not_on_the_genome_are_left_out_and_counted(
+    tmp_path: Path, fasta: Path, window_bp: int | None
+) -> None:
+    bed = write_bed(tmp_path / "peaks.bed", OFF)
+    options = SourceOptions(genome=fasta, window_bp=window_bp)
+    raw = open_bed([bed], options)
+    assert [row["chrom"] for row in rows_of(raw, 0)] == ["chr1", "2"]
+    notes = (
+        "peaks.bed: 2 peaks on chromosomes that toy.fa does not have (chrUn_7, chrUn_9) were left out "
+        "(first: line 2, chrUn_7:5-90)",
+        "peaks.bed: 1 peak past the end of its chromosome in toy.fa was left out (first: line 3, chr2:39900-40023)",
+    )
+    assert raw.notes[:2] == notes
+    assert all(row["end"] <= 39_900 for row in rows_of(raw, 1) if row["chrom"] == "2")
+    other = write_bed(tmp_path / "other.bed", [("chr1", 800, 900)])
+    assert open_bed([bed, other], options).notes == notes  # a file a class
+
+
+def test_strict_stops_at_the_first_peak_that_does_not_fit(tmp_path: Path, fasta: Path) -> None:
+    bed = tmp_path / "peaks.bed"
+    for rows, said in (
+        (OFF, "line 2: chrUn_7:5-90 is on chromosomes that toy.fa does not have"),
+        (OFF[2:4], "line 1: chr2:39900-40023 is past the end of its chromosome in toy.fa; give the genome"),
+        ([("chr1", 300, 400), ("chr1", 5, 20)], "line 2: chr1:5-20 is too near a chromosome's end for a window of 60"),
+    ):
+        write_bed(bed, rows)
+        options = SourceOptions(genome=fasta, window_bp=60, strict=True)
+        assert (text := message(open_bed, [bed], options)).startswith(f"{bed}, {said}")
+        assert text.endswith(", or leave out --strict")
+
+
+def test_the_terminal_tells_what_was_left_out(tmp_path: Path, fasta: Path, cli: Cli) -> None:
+    bed = write_bed(
+        tmp_path / "peaks.bed", [*((f"chr{i % 2 + 1}", 1000 + 300 * i, 1100 + 300 * i) for i in range(40)), OFF[2]]
+    )
+    command = ["data", "prepare", bed, "--genome", fasta, "--out", tmp_path / "out"]
+    said = cli(*command)
+    assert said.code == 0, said.err
+    assert "1 peak past the end of its chromosome in toy.fa was left out" in " ".join((said.out + said.err).split())
+    warnings = json.loads((tmp_path / "out" / "task.json").read_text())["warnings"]
+    assert any("1 peak past the end of its chromosome" in warning for warning in warnings)
+    said = cli(*command, "--strict")
+    assert said.code == 2
+    assert "line 41: chr2:39900-40023 is past the end" in said.err
+    said = cli("data", "check", bed, "--genome", fasta, "--out", tmp_path / "check")
+    assert "1 peak past the end of its chromosome in toy.fa was left out" in " ".join((said.out + said.err).split())

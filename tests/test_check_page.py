@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from rich.console import Console
 from l2g_ray.data.check import Part, check_splits
 from l2g_ray.errors import UserError
 from l2g_ray.results.data_check import render_check, render_summary, write_check_page
+from l2g_ray.results.terminal import print_fitted
 
 
 def planted_parts() -> dict[str, Part]:
@@ -84,24 +86,26 @@ def test_near_can_be_left_out(tmp_path: Path) -> None:
     assert write_check_page(tmp_path, {"own": check}).exists()
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_terminal_view_fits(plain: bool) -> None:
-    console = Console(width=110, force_terminal=not plain, color_system=None, record=True, file=io.StringIO())
-    console.print(render_check(check_splits(make_task(), planted_parts()), "user/own", plain=plain))
+@pytest.mark.parametrize("width", [40, 60, 80, 110])
+def test_terminal_view_fits(width: int) -> None:
+    check = check_splits(make_task(), planted_parts())
+    console = Console(width=width, force_terminal=True, color_system=None, record=True, file=io.StringIO())
+    print_fitted(console, render_check(check, "user/own"))
+    print_fitted(console, render_summary({f"genomic_benchmarks/human_ensembl_regulatory_{i}": check for i in range(3)}))
     text = console.export_text()
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= width
     assert "test seen in train" in text
     assert "…" not in text
-
-
-def test_summary_of_many_fits() -> None:
-    check = check_splits(make_task(), planted_parts())
-    console = Console(width=110, file=io.StringIO(), record=True)
-    console.print(render_summary({f"genomic_benchmarks/human_ensembl_regulatory_{i}": check for i in range(3)}))
-    text = console.export_text()
-    assert max(map(len, text.splitlines())) <= 110
     near = check["near"]["train_in_test"]
-    assert text.count(f" {near['near_only']} / {near['other_near_only']} ") == 3
+    assert len(re.findall(rf"\s{near['near_only']} / {near['other_near_only']}\s", text)) == 3
+
+
+def test_a_check_that_is_piped_wraps_nothing() -> None:
+    check = check_splits(make_task(), planted_parts())
+    console = Console(width=80, file=io.StringIO(), record=True)
+    print_fitted(console, render_check(check, "user/own"))
+    lines = console.export_text().splitlines()
+    assert all(f"  ! {f['text']}" in lines for f in check["findings"] if f["level"] == "warning")
 
 
 class Page(HTMLParser):

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
+from l2g_ray.errors import UserError
 from l2g_ray.stages.metrics import (
+    _SCORES,
     CONFUSION_METRICS,
-    HIGHER_IS_BETTER,
     accuracy,
     classification_metrics,
     compute_metrics,
@@ -26,6 +27,7 @@ from l2g_ray.stages.metrics import (
     regression_metrics,
     score,
 )
+from l2g_ray.tasks.metrics import METRICS, find_metric, metrics_of
 
 Array = NDArray[Any]
 seeds = st.integers(0, 2**32 - 1)
@@ -227,10 +229,10 @@ def test_score_equals_the_full_report(kind: str) -> None:
     report = compute_metrics(kind, labels, outputs)
     aggregates = [name for name in report if "[" not in name]
     assert aggregates
-    assert set(aggregates) <= set(HIGHER_IS_BETTER)
+    assert set(aggregates) == set(metrics_of(kind))  # declared and computed, one as the other
     for name in aggregates:
         assert score(kind, name, labels, outputs) == report[name]
-        worst = -np.inf if HIGHER_IS_BETTER[name] else np.inf
+        worst = -np.inf if find_metric(name).higher_is_better else np.inf
         broken = outputs.copy()
         broken[3, 1] = np.nan
         assert score(kind, name, labels, broken) == worst
@@ -238,6 +240,15 @@ def test_score_equals_the_full_report(kind: str) -> None:
         compute_metrics(kind, labels, broken)
     with pytest.raises(ValueError, match="choose one of"):
         score(kind, "loss", labels, outputs)
+
+
+def test_every_metric_is_declared_once_and_computed() -> None:
+    assert set(CASES) == set(_SCORES) == {kind for metric in METRICS.values() for kind in metric.kinds}
+    for kind, computed in _SCORES.items():
+        assert sorted(computed) == sorted(metrics_of(kind))
+    assert all(metric.kinds for metric in METRICS.values())
+    with pytest.raises(UserError, match="did you mean 'mse_mean'"):
+        find_metric("mse_men")
 
 
 def test_score_of_an_undefined_metric_is_the_worst() -> None:

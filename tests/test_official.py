@@ -17,6 +17,7 @@ from official_files import (
     write_shard,
 )
 
+from l2g_ray.data.fasta import split_header
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.sources import deepstarr, official
 from l2g_ray.data.sources.official import is_official, open_official
@@ -74,7 +75,7 @@ def test_fasta_of_the_nucleotide_transformer_may_repeat_names(tmp_path: Path) ->
     (tmp_path / "train.fna").write_text(">TATA|1\nACGT\nAC\n>TATA|0\nGGCC\n>TATA|1\nTTTT\n")
     (tmp_path / "test.fna").write_text(">TATA|0\nCCCC\n")
     assert open_official(find_tasks("nt", ["promoter_tata"])[0], tmp_path, OPTIONS) is None
-    (table,) = iter_tables(tmp_path / "train.fna")
+    (table,) = iter_tables(tmp_path / "train.fna", header=split_header)
     assert table.to_pydict() == {
         "id": ["TATA"] * 3, "sequence": ["ACGTAC", "GGCC", "TTTT"], "label": ["1", "0", "1"]
     }  # fmt: skip

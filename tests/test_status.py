@@ -42,7 +42,7 @@ def change(folder: Path, **facts: Any) -> None:
 
 def progress_of_two() -> Progress:
     """`a` in its second stage with a trial that failed once, `b` failed, `c` waiting."""
-    progress = Progress(Console(quiet=True), ["a", "b", "c"], "toy")
+    progress = Progress(Console(quiet=True), dict.fromkeys("abc", "mcc"), "toy")
     begin = {"type": "stage", "state": "running"}
     progress.update(begin | {"task": "a", "stage": "select", "trials": 1})
     progress.update(begin | {"task": "a", "stage": "align", "trials": 3})
@@ -162,3 +162,15 @@ def test_status_imports_neither_torch_nor_ray_nor_mlflow(run: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, str(run)], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip().endswith("set()"), done.stdout + done.stderr
+
+
+def test_a_stopped_suite_that_was_moved_goes_on_where_it_is(run: Path, tmp_path: Path) -> None:
+    """Its command names the old --out; the last one of two counts."""
+    meta = {"name": "toy", "state": "stopped", "command": COMMAND, "folder": str(run)}
+    (run / "suite.json").write_text(json.dumps(meta))
+    assert read_status(run)["command"] == COMMAND
+    (tmp_path / "a b").mkdir()
+    there = run.rename(tmp_path / "a b" / run.name)
+    found = read_status(there)
+    assert f"run `{COMMAND} --out '{tmp_path}/a b'`" in found["next"]
+    assert found["links"] == {"mlflow": f"l2g-ray ui '{there}'"}

@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -21,8 +22,10 @@ from sklearn import metrics
 
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.cluster import Slots, measure_slots
+from l2g_ray.orchestrate.compare import read_outputs
 from l2g_ray.predict import find_model, load_predictor
 from l2g_ray.results.schema import validate_leaderboard
+from l2g_ray.stages.metrics import compute_metrics
 
 ARMS = ("l2g", "embedder_only")
 
@@ -209,6 +212,7 @@ class Tree:
     """The runs of a store by name, and their children by `mlflow.parentRunId`."""
 
     def __init__(self, run: Path) -> None:
+        self.folder = run
         self.uri = json.loads((run / "suite.json").read_text())["tracking_uri"]
         self.client = MlflowClient(self.uri, self.uri)
         self.experiment = self.client.get_experiment_by_name("l2g_ray").experiment_id
@@ -235,8 +239,7 @@ def check_task(tree: Tree, name: str, row: dict[str, Any]) -> None:
     """A finished task's run and those of its trials."""
     task = tree.tasks[name]
     assert task.info.status == "FINISHED"
-    assert task.data.metrics[f"test_{row['metric']}"] == pytest.approx(row["test"]["mean"])
-    assert task.data.metrics[f"embedder_only_test_{row['metric']}"] == pytest.approx(row["embedder_only"]["mean"])
+    check_scores(tree, name, row)
     assert task.data.params["metric"] == row["metric"]
     assert task.data.params["finetune.trials"] == "3"
     assert tree.artifacts(task) >= {"config.yaml", "metrics.json", "predictions.parquet", "stages.json"}
@@ -246,11 +249,70 @@ def check_task(tree: Tree, name: str, row: dict[str, Any]) -> None:
     for trial in trials:
         assert trial.info.status == "FINISHED"
         history = tree.client.get_metric_history(trial.info.run_id, "train_loss")
-        assert [point.step for point in history] == list(range(len(history)))
+        assert [point.step for point in history] == list(range(1, len(history) + 1))
         assert history
-        assert trial.data.metrics.keys() >= {"train_loss", "score", "lr"}
+        assert trial.data.metrics.keys() >= {"train_loss", f"valid_{row['metric']}", "lr"}
+        assert not trial.data.metrics.keys() & {"score", "best_score"}
+        assert trial.data.metrics["epochs"] == len(history)
+        assert 1 <= trial.data.metrics.get("best_epoch", 1) <= len(history)
         if trial.data.tags["l2g_ray.stage"] == "trial":
             assert float(trial.data.params["lr_embedder"]) > 0
+
+
+def check_scores(tree: Tree, name: str, row: dict[str, Any]) -> None:
+    """The scores of a task's run: of the arms as in the leaderboard, and of the model that is stored there."""
+    task, metric, folder = tree.tasks[name], row["metric"], tree.folder / name
+    scores = task.data.metrics
+    for arm, part in {"l2g": "test", "embedder_only": "embedder_only", "average": "average"}.items():
+        assert scores[f"test_{arm}_{metric}"] == pytest.approx(row[part]["mean"])
+        assert scores[f"valid_{arm}_{metric}"] == pytest.approx(row["chosen"]["validation"][arm])
+    for baseline, part in row["baselines"].items():
+        assert scores[f"test_{baseline}_{metric}"] == pytest.approx(part["mean"])
+    # The stored model's own, computed anew with that very model.
+    predictor = load_predictor(folder / "best")
+    kept, frame = predictor.task, pd.read_parquet(folder / "predictions.parquet")
+    used = {one.tags[0].value: one.dataset for one in task.inputs.dataset_inputs}
+    sequences = pa.array(pd.read_csv(json.loads(used["test"].source)["uri"])["sequence"])
+    labels, _ = read_outputs(kept, frame[(frame["arm"] == "l2g") & (frame["seed"] == 0)])
+    own = compute_metrics(kept.kind, labels, predictor.predict_array(sequences), list(kept.labels))
+    assert scores[f"test_{metric}"] == pytest.approx(own[metric], abs=1e-4)
+    model = tree.client.get_logged_model(row["model_uri"].removeprefix("models:/"))
+    linked = {found.key: (found.value, found.dataset_name) for found in model.metrics}
+    assert linked[f"test_{metric}"] == (scores[f"test_{metric}"], f"{kept.name} test")
+    assert (f"valid_{metric}" in linked) == (len(row["test"]["per_seed"]) == 1)
+    arm = row["chosen"]["arm"]
+    assert (model.name, model.tags["l2g_ray.chosen_arm"]) == (name, arm)
+    assert task.data.tags["l2g_ray.chosen_arm"] == arm
+    assert tree.suite.data.metrics[f"{name}/test_{metric}"] == scores[f"test_{metric}"]
+    assert tree.suite.data.metrics[f"{name}/test_l2g_{metric}"] == scores[f"test_l2g_{metric}"]
+    assert {context: json.loads(data.profile)["num_rows"] for context, data in used.items()} == {
+        "training": row["n_train"],
+        "validation": row["n_valid"],
+        "test": row["n_test"],
+    }
+    assert f"| test {metric} |" in task.data.tags["mlflow.note.content"]
+
+
+def check_search(tree: Tree, name: str) -> None:
+    """Trials of the search have one number everywhere, and the times at which they ran."""
+    task = tree.tasks[name]
+    found = json.loads((tree.folder / name / "stages.json").read_text())
+    trials = found["trials"]
+    runs = {run.data.params["trial"]: run for run in tree.children(task) if run.data.tags["l2g_ray.stage"] == "trial"}
+    winner = trials.index(found["best_trial"])
+    rungs = {1: "ASHA, rung 1 (epoch 1)"}
+    for number, trial in enumerate(trials):
+        run = runs[f"{number:02d}"]
+        assert float(run.data.params["lr_embedder"]) == trial["trial"]["lr_embedder"]
+        assert f"finetune/{number:02d}" in found["histories"]
+        won = number == winner
+        assert run.info.run_name == f"trial/{number:02d}" + (" (winner)" if won else "")
+        assert run.data.tags.get("l2g_ray.winner") == ("true" if won else None)
+        assert run.data.tags["l2g_ray.stopped"] == ("finished" if trial["epochs"] == 2 else rungs[trial["epochs"]])
+        assert run.data.metrics[f"best_valid_{task.data.params['metric']}"] == pytest.approx(trial["best_score"])
+        times = [round(1000 * trial[at]) for at in ("began_at", "ended_at")]
+        assert [run.info.start_time, run.info.end_time] == pytest.approx(times, abs=1)
+        assert task.info.start_time - 1000 <= run.info.start_time <= run.info.end_time <= task.info.end_time
 
 
 def test_mlflow_holds_suite_task_and_trial(run: Path) -> None:
@@ -258,6 +320,9 @@ def test_mlflow_holds_suite_task_and_trial(run: Path) -> None:
     assert tree.tasks.keys() == {"planted", "composition", "lost"}
     for name in ("planted", "composition"):
         check_task(tree, name, rows[name])
+        check_search(tree, name)
+    note = tree.suite.data.tags["mlflow.note.content"]
+    assert all(f"| {row['task']} | {row['metric']} |" in note for row in rows.values())
     assert (tree.suite.info.status, tree.tasks["lost"].info.status) == ("FAILED", "FAILED")
     assert tree.artifacts(tree.suite) >= {"leaderboard.json", "leaderboard.csv", "report.html", "suite.json"}
     assert tree.suite.data.tags["l2g_ray.version.ray"]

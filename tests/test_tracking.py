@@ -187,12 +187,45 @@ def test_model_predicts_from_strings_in_another_process(tracker: Tracker, home: 
     folder.mkdir()
     (folder / "motif.txt").write_text("TATA")
     run_id = tracker.start("model", "task")
-    uri = tracker.log_model("model", folder, registered_name="demo-tata")
+    data = [
+        {
+            "name": "t test",
+            "digest": "d" * 64,
+            "context": "test",
+            "source": "/t.csv",
+            "rows": 2,
+            "columns": ["sequence"],
+        }
+    ]
+    about = {
+        "name": "t/1.0",
+        "tags": {"l2g_ray.chosen_arm": "average"},
+        "example": ["ACGT", "GGGG"],
+        "outputs": [["prediction", "string"], ["probability_1", "double"]],
+        "data": {"test": ["t test", "d" * 64]},
+    }
+    tracker.log_data("model", data)
+    metrics = {"test_mcc": 0.5, "test_auroc": math.nan, "valid_mcc": 0.25}
+    uri = tracker.log_model("model", folder, "demo-tata", metrics, about)
     again = _reopen(tracker, home)
     again.start("model", "task")
-    assert again.log_model("model", folder, registered_name="demo-tata") == uri
+    again.log_data("model", data)
+    assert again.log_model("model", folder, "demo-tata", metrics, about) == uri
     client = _client(tracker)
-    assert [v.tags["l2g_ray.model_uri"] for v in client.search_model_versions("name='demo-tata'")] == [uri]
+    run, model = client.get_run(run_id), client.get_logged_model(uri.removeprefix("models:/"))
+    assert run.data.metrics == {"test_mcc": 0.5, "valid_mcc": 0.25}
+    assert {m.key: (m.value, m.dataset_name) for m in model.metrics} == {
+        "test_mcc": (0.5, "t test"),
+        "valid_mcc": (0.25, None),
+    }
+    assert (model.name, model.tags["l2g_ray.chosen_arm"]) == ("t_1_0", "average")
+    assert run.data.tags["l2g_ray.chosen_arm"] == "average"
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, used.dataset.source) == ("t test", "d" * 36, '{"uri": "/t.csv"}')
+    assert json.loads(used.dataset.profile)["num_rows"] == 2
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "test")]
+    (version,) = client.search_model_versions("name='demo-tata'")
+    assert version.tags == {"l2g_ray.model_uri": uri, "l2g_ray.chosen_arm": "average"}
     assert [m.model_id for m in client.get_run(run_id).outputs.model_outputs] == [uri.removeprefix("models:/")]
 
     script = """
@@ -204,16 +237,29 @@ class Predictor:
     def predict(self, sequences): return pd.DataFrame({"prediction": [self.motif in s for s in sequences]})
 stub.load_predictor = Predictor
 sys.modules["l2g_ray.predict"] = stub
-import mlflow
+import io, mlflow
+from mlflow.pyfunc.scoring_server import _parse_json_data, parse_csv_input
 dna = ["GGTATAGG", "CCCC"]
 out = []
 for uri in sys.argv[1:]:
     model = mlflow.pyfunc.load_model(uri)
     for given in (dna, np.array(dna), pd.Series(dna), pd.DataFrame({"sequence": dna})):
         out.append(model.predict(given)["prediction"].tolist())
+    for given in (dna[0], pd.DataFrame({"id": [1, 2], "sequence": dna})):
+        out.append(model.predict(given)["prediction"].tolist())
+    # As `mlflow models serve` reads requests.
+    table = {"columns": ["id", "sequence"], "data": [["a", dna[0]], ["b", dna[1]]]}
+    for request in ({"dataframe_split": table}, {"inputs": dna}, {"inputs": {"sequence": dna}}):
+        schema = model.metadata.get_input_schema()
+        given = _parse_json_data(json.dumps(request), model.metadata, schema).data
+        out.append(model.predict(given)["prediction"].tolist())
+    given = parse_csv_input(io.StringIO("sequence,id\\n" + dna[0] + ",1\\n" + dna[1] + ",2"), schema)
+    out.append(model.predict(given)["prediction"].tolist())
+example = model.input_example["sequence"].tolist()
+shapes = [model.metadata.get_input_schema().input_names(), model.metadata.get_output_schema().input_names(), example]
 try: model.predict(pd.DataFrame({"dna": dna}))
 except Exception as error: out.append(str(error))
-print(json.dumps(out))
+print(json.dumps([shapes, *out]))
 """
     done = subprocess.run(
         [sys.executable, "-c", script, uri, "models:/demo-tata/1"],
@@ -224,10 +270,13 @@ print(json.dumps(out))
         cwd=Path(__file__).parent.parent,
     )
     assert done.returncode == 0, done.stderr
-    *predictions, message = json.loads(done.stdout.splitlines()[-1])
-    assert predictions == [[True, False]] * 8
-    assert "no column 'sequence' (columns: dna)" in message
-    assert not done.stderr.strip(), "loading must be quiet"
+    shapes, *predictions, message = json.loads(done.stdout.splitlines()[-1])
+    assert predictions == 2 * [*[[True, False]] * 4, [True], *[[True, False]] * 5]
+    assert shapes == [[0, "sequence"], ["prediction", "probability_1"], about["example"]]
+    assert "no column 'sequence'" in message
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    assert all("Found extra inputs" in line for line in said), "loading must be quiet"
+    assert "['dna']" in said[-1]
 
 
 def test_pyfunc_takes_the_column_named_sequence() -> None:

@@ -92,7 +92,7 @@ def test_the_failures_stand_in_mlflow_and_in_the_status(events: list[dict[str, A
     request = SuiteRequest("toy", "toy", [task], {}, "smoke", {}, tmp_path)
     settings = {"planted": tiny_settings("")}
     recorder = Recorder(request, "key", settings, ENVIRONMENT, tmp_path / "toy", lambda text: None)
-    progress = Progress(Console(quiet=True), ["planted"], "toy")
+    progress = Progress(Console(quiet=True), {"planted": "mcc"}, "toy")
     for event in events:
         progress.update(event)
         recorder.record(event)

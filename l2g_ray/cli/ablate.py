@@ -49,6 +49,7 @@ def ablate(
 
     from l2g_ray.orchestrate.study import run_study
     from l2g_ray.results.arms_table import render_study
+    from l2g_ray.results.terminal import print_fitted
 
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     if as_list:
@@ -67,7 +68,7 @@ def ablate(
         result = run_stoppable(partial(run_study, request, study, sources, console))
         show_result(result.suite, console, table=False)
         console.print()
-        console.print(render_study(result.to_dict(request)))
+        print_fitted(console, render_study(result.to_dict(request)))
         console.print(f"study        {result.suite.folder / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
         failed = failed or bool(result.suite.failures)
     if failed:
@@ -117,13 +118,11 @@ def _keep(study: Study, wanted: list[str]) -> Study:
 
 
 def _list_studies(console: Any) -> None:
-    from rich.table import Table
-
     from l2g_ray.orchestrate.arms import read_studies
+    from l2g_ray.results.terminal import Column, Listing, print_fitted
 
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("Study", "Arms (the first is the control)", "About"):
-        table.add_column(heading, overflow="fold")
+    headings = ("Study", "Arms (the first is the control)", "About")
+    listing = Listing([Column(heading, words=True) for heading in headings])
     for study in read_studies().values():
-        table.add_row(study.name, ", ".join(study.arms), study.about)
-    console.print(table)
+        listing.add(study.name, ", ".join(study.arms), study.about)
+    print_fitted(console, listing)

@@ -35,6 +35,7 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
     from l2g_ray.orchestrate.simple import run_simple
     from l2g_ray.orchestrate.study import run_study
     from l2g_ray.results.arms_table import render_study
+    from l2g_ray.results.terminal import print_fitted
 
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     if as_list:
@@ -44,7 +45,7 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
     if not tasks:
         raise UserError("give at least one task, for example demo/splice_junction; `l2g-ray tasks` lists them")
     found, sources = find_tasks_and_sources(tasks, options["data_dir"])
-    default = f"baseline-{'-'.join(task.name for task in found)}"[:80]
+    default = "-".join(["baseline", *str(names).split(","), *(task.name for task in found)])[:80]
     if "genomic_lm" in simple and not arms:  # nothing else here reads a language model
         options["assignments"] = (*options["assignments"], f"baselines.genomic_model={options['language_model']}")
         if options["language_model"] is None:
@@ -54,7 +55,7 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
     if not arms:
         result = run_simple(request, simple, console)
         console.print()
-        console.print(render_study(result))
+        print_fitted(console, render_study(result))
         console.print(
             f"table        {request.out / request.name / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True
         )
@@ -65,7 +66,7 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
     ran = run_stoppable(lambda: run_study(request, study, sources, console))
     show_result(ran.suite, console, table=False)
     console.print()
-    console.print(render_study(ran.to_dict(request)))
+    print_fitted(console, render_study(ran.to_dict(request)))
     console.print(f"study        {ran.suite.folder / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
     if ran.suite.failures:
         sys.exit(1)
@@ -88,16 +89,11 @@ def _choose(text: str | None) -> tuple[list[str], list[str]]:
 
 
 def _list(console: Any) -> None:
-    from rich.table import Table
-
     from l2g_ray.orchestrate.arms import read_baseline_arms
     from l2g_ray.orchestrate.simple import SIMPLE
+    from l2g_ray.results.terminal import Column, Listing, print_fitted
 
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("Baseline", "What it is"):
-        table.add_column(heading, overflow="fold")
-    for name, about in SIMPLE.items():
-        table.add_row(name, about)
-    for name, arm in read_baseline_arms().items():
-        table.add_row(name, arm["about"])
-    console.print(table)
+    listing = Listing([Column("Baseline", words=True), Column("What it is", words=True)])
+    for name, about in {**SIMPLE, **{name: arm["about"] for name, arm in read_baseline_arms().items()}}.items():
+        listing.add(name, about)
+    print_fitted(console, listing)

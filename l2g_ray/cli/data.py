@@ -117,10 +117,13 @@ def check(
       l2g-ray data check my_data
       l2g-ray data check --bench all --data-dir ../shared/data
     """
+    from rich.markup import escape
+
     from l2g_ray.data.dataset import PreparedTask
     from l2g_ray.data.prepare import check_raw
     from l2g_ray.orchestrate.progress import ReadingProgress
     from l2g_ray.results.data_check import render_check, render_summary, write_check_page
+    from l2g_ray.results.terminal import print_fitted
 
     if bool(source) == bool(benches):
         raise UserError("give a SOURCE, or a benchmark with --bench")
@@ -134,11 +137,13 @@ def check(
             continue
         with ReadingProgress(console, name or one.task.name) as progress:
             checks[name or one.task.name] = check_raw(one, chosen, progress.advance)
+        for note in one.notes:
+            console.print(f"[yellow]! {escape(note)}[/yellow]", soft_wrap=True)
     if len(checks) == 1:
         ((name, only),) = checks.items()
-        console.print(render_check(only, name))
+        print_fitted(console, render_check(only, name))
     else:
-        console.print(render_summary(checks))
+        print_fitted(console, render_summary(checks))
     page = write_check_page(out or Path("data-check"), checks)
     console.print(f"page  {page}   numbers  {page.with_suffix('.json')}", soft_wrap=True)
 
@@ -148,9 +153,8 @@ def check(
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def list_sets(data_dir: Path | None, as_json: bool) -> None:
     """The data sets of the catalogue, and where each comes from: a folder of yours, the package, the hub, a URL."""
-    from rich.table import Table
-
     from l2g_ray.data.sources.catalogue import find_folder
+    from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.tasks.catalogue import list_benches, load_bench
 
     rows: list[dict[str, Any]] = []
@@ -171,13 +175,12 @@ def list_sets(data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    table = Table(title="Data sets of the catalogue", title_justify="left")
-    for column in ("data set", "kind", "here", "from", "licence"):
-        table.add_column(column, overflow="fold")
+    headings = ("Data set", "Kind", "Here", "From", "Licence")
+    listing = Listing([Column(heading, words=True) for heading in headings], title="Data sets of the catalogue")
     for row in rows:
         here = "yes" if row["here"] else "no"
-        table.add_row(f"{row['bench']}/{row['task']}", row["kind"], here, row["from"], row["licence"] or "not stated")
-    _console().print(table)
+        listing.add(f"{row['bench']}/{row['task']}", row["kind"], here, row["from"], row["licence"] or "not stated")
+    print_fitted(_console(), listing)
 
 
 def _console() -> Console:
@@ -203,9 +206,12 @@ def _settings(values: dict[str, Any], flags: dict[str, Any]) -> DataSettings:
 
 def _need_raw(found: RawTask | PreparedTask, source: tuple[str, ...]) -> RawTask:
     from l2g_ray.data.dataset import PreparedTask
+    from l2g_ray.places import show_command
 
     if isinstance(found, PreparedTask):
-        raise UserError(f"{source[0]}: is prepared already; look at it with `l2g-ray data inspect {source[0]}`")
+        raise UserError(
+            f"{source[0]}: is prepared already; look at it with `{show_command('data', 'inspect', source[0])}`"
+        )
     return found
 
 
@@ -222,25 +228,32 @@ def _find_benches(benches: tuple[str, ...], data_dir: Path | None) -> dict[str, 
 
 def _show(prepared: PreparedTask, console: Console) -> None:
     from rich.markup import escape
-    from rich.table import Table
+
+    from l2g_ray.results.terminal import Column, Listing, print_fitted
 
     task, manifest = prepared.task, prepared.manifest
     console.print(
         f"[bold]{escape(task.name)}[/bold]: {task.kind}, metric {task.metric}; {escape(str(prepared.folder))}"
     )
-    table = Table()
-    for column in ("split", "rows", "length bp (min / median / max)", "labels", "shards"):
-        table.add_column(column, overflow="fold")
+    listing = Listing(
+        [
+            Column("Split", words=True),
+            Column("Rows"),
+            Column("Length bp (min / median / max)", words=True),
+            Column("Labels", words=True),
+            Column("Shards"),
+        ]
+    )
     for split, facts in manifest["splits"].items():
         length = facts["length_bp"]
-        table.add_row(
+        listing.add(
             split,
             f"{facts['rows']:,}",
             f"{length['min']:,} / {length['median']:,.0f} / {length['max']:,}",
             _describe_labels(facts),
             str(len(manifest["shards"][split])),
         )
-    console.print(table)
+    print_fitted(console, listing)
     made, valid = manifest["made"], manifest["valid"]["made"]
     console.print(f"parted by: {made['rule']}; validation: {valid}", soft_wrap=True)
     files = ", ".join(sorted({source["file"] for source in manifest["source"].values()}))

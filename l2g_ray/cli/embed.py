@@ -66,6 +66,7 @@ def embed(
     from l2g_ray.explain.embeddings import load_point, load_points
     from l2g_ray.explain.rows import find_prepared
     from l2g_ray.predict import find_model
+    from l2g_ray.results.terminal import Column, Listing, print_fitted
 
     model_folder = find_model(run, task)
     task_folder = model_folder.parent
@@ -95,9 +96,11 @@ def embed(
     sample = f"all {n:,}" if n == total else f"a sample (seed {seed}) of {n:,} of the {total:,}"
     where = "TEST split, opened for this picture only" if split == "test" else f"{split} split"
     click.echo(f"{sample} rows of the {where}; silhouette: {metric}, exact on these rows")
+    listing = Listing([Column("Point", words=True), Column("Layer", words=True), Column("Silhouette")])
     for entry in summary["embeddings"]:
         score = "–" if entry["silhouette"] is None else f"{entry['silhouette']:+.3f}"
-        click.echo(f"  {entry['point']:<19} {LAYER_NAMES[entry['layer']]:<15} {score}")
+        listing.add(entry["point"], LAYER_NAMES[entry["layer"]], score)
+    print_fitted(Console(highlight=False), listing)
     for note in notes:
         click.echo(f"note: {note}")
     click.echo(f"in {folder}")

@@ -103,6 +103,7 @@ def explain(run: Path, **options: Any) -> None:
     from l2g_ray.explain.explanation import ExplainRequest, explain_output, open_request, pick_device, write_files
     from l2g_ray.explain.page import write_explanations
     from l2g_ray.results.explain_page import render_explanation
+    from l2g_ray.results.terminal import print_fitted
 
     request = ExplainRequest(run=run, device=pick_device(), **{**options, "databases": options["databases"] or None})
     console = Console(stderr=True, highlight=False)
@@ -117,7 +118,7 @@ def explain(run: Path, **options: Any) -> None:
     page = write_explanations(opened.out, opened.predictor.task, str(opened.folder), explanations)
     shown = Console(highlight=False)
     for explanation in explanations:
-        shown.print(render_explanation(explanation.summary(), plain=not shown.is_terminal))
+        print_fitted(shown, render_explanation(explanation.summary()))
     click.echo(f"page: {page}")
     for explanation in explanations:
         for warning in explanation.warnings:

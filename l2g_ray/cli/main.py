@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` imports from the working directory first: a file `click.py` there would run.
+    del sys.path[0]
+
+import os
 import traceback
 
 import click
@@ -111,7 +116,11 @@ def run() -> None:
         sys.exit(EXIT_INTERRUPTED)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except Exception:
+    except Exception as error:
+        if "No usable temporary directory" in str(error):  # Python's words; it has tried /tmp and others too
+            place = os.environ.get("TMPDIR") or "/tmp"
+            click.echo(f"error: {place}: no temporary files can be written; set TMPDIR to a folder with room", err=True)
+            sys.exit(EXIT_USER_ERROR)
         # What nobody foresaw; an exception of a library may quote an address with its login.
         click.echo(redact(traceback.format_exc()), err=True, nl=False)
         click.echo("failed by the error above; what is finished is kept, the same command goes on from here", err=True)

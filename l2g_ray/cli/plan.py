@@ -165,6 +165,7 @@ def _show_plans(
     from l2g_ray.orchestrate.machines import read_machines
     from l2g_ray.orchestrate.plan import Amount, add_amounts
     from l2g_ray.results.plan_table import render_plan, show_bytes, show_hours
+    from l2g_ray.results.terminal import print_fitted
 
     context = int(read_machines()["context_bytes"]) if machine.is_gpu else 0
 
@@ -213,10 +214,11 @@ def _show_plans(
         rows = task.rows
         counted = f"{rows.train:,} train, {rows.valid:,} valid, {rows.test:,} test" if rows.known else rows.origin
         lengths = f"{rows.max_bp:,} bp" if not rows.is_padded else f"{rows.min_bp:,} to {rows.max_bp:,} bp"
-        console.print(render_plan(f"{task.task}: {counted}; {lengths}; {task.precision}", one["stages"], one["total"]))
+        title = f"{task.task}: {counted}; {lengths}; {task.precision}"
+        print_fitted(console, render_plan(title, one["stages"], one["total"]))
     if len(known) > 1:
         stages = {name: _sum_stage(sums, name) for name in dict.fromkeys(n for t in sums for n in t["stages"])}
-        console.print(render_plan(f"all {len(known)} tasks", stages, total))
+        print_fitted(console, render_plan(f"all {len(known)} tasks", stages, total))
     expected, most = total["hours"]
     if known:
         cost = "" if price is None else f", {expected * price:,.2f} to {most * price:,.2f} at {price:g} an hour"
@@ -251,6 +253,7 @@ def _show_run(
 ) -> None:
     from l2g_ray.orchestrate.spent import sum_stages
     from l2g_ray.results.plan_table import render_spent, show_seconds
+    from l2g_ray.results.terminal import print_fitted
 
     told = {task.name: _describe_run(task, machine, utilisation) for task in finished}
     unique = {(one.stage, one.key or task.name): one for task in finished for one in task.trials}
@@ -277,7 +280,7 @@ def _show_run(
         return
     console = _console()
     for task in finished:
-        console.print(render_spent(task.name, told[task.name]))
+        print_fitted(console, render_spent(task.name, told[task.name]))
         if task.why_no_plan:
             console.print(f"! {task.name}: no plan beside it: {task.why_no_plan}", soft_wrap=True)
     shown = ", ".join(f"{name[:-2]} {show_seconds(value)}" for name, value in seconds.items())

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from l2g_ray.cli.suite import EXPERIMENT
 from l2g_ray.errors import UserError
 
 # Two workers on two cores end within two minutes. Given flags stand above it.
@@ -40,6 +41,7 @@ FULL: dict[str, Any] = {"rows": 2048, "batch_size": 64, "epochs": 4, "trials": 8
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are kept."
 )
 @click.option("--name", default="scaling", show_default=True, help="Name of the folder in it.")
+@EXPERIMENT
 @click.option("--quick", is_flag=True, help="Few rows and a small model: two minutes on two cores.")
 @click.option("-v", "--verbose", is_flag=True, help="Show Ray's own messages too.")
 def scale(**options: Any) -> None:
@@ -60,6 +62,7 @@ def scale(**options: Any) -> None:
     from l2g_ray.orchestrate.scale import ScaleRequest, measure_scaling
     from l2g_ray.orchestrate.scale_record import record_scaling
     from l2g_ray.results.scale_table import render_scaling
+    from l2g_ray.results.terminal import print_fitted
     from l2g_ray.tasks.schema import NAME_PATTERN
 
     if not NAME_PATTERN.fullmatch(options["name"]):
@@ -92,9 +95,9 @@ def scale(**options: Any) -> None:
     )
     found = measure_scaling(request, lambda line: console.print(line, soft_wrap=True))
     folder = options["out"] / options["name"]
-    uri = record_scaling(found, options["out"], folder)
+    uri = record_scaling(found, options["out"], folder, options["experiment"])
     console.print()
-    console.print(render_scaling(found))
+    print_fitted(console, render_scaling(found))
     console.print(f"table, plot, JSON  {folder}", soft_wrap=True)
     console.print(f"MLflow             {uri}", soft_wrap=True)
 

@@ -55,6 +55,7 @@ _FLAGS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("--gc-tolerance", "gc_tolerance", {"type": float, "help": "How far a negative's GC share may be off [0.02]."}),
     ("--stranded", "stranded", {"is_flag": True, "help": "Read each interval on its own strand."}),
+    ("--strict", "strict", {"is_flag": True, "help": "Stop at a peak that is not on the genome [left out, counted]."}),
     (
         "--split",
         "split",

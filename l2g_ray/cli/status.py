@@ -38,10 +38,10 @@ def status(run: Path, as_json: bool) -> None:
 def _show(found: dict[str, Any]) -> None:
     import sys
 
-    from rich import box
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+
+    from l2g_ray.results.terminal import Column, Listing, print_fitted
 
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else 110, highlight=False)
@@ -51,14 +51,11 @@ def _show(found: dict[str, Any]) -> None:
     doing = f" ({found['doing']})" if found["doing"] and found["doing"] != state else ""
     console.print(f"[bold]{escape(found['name'])}[/bold]: [{style}]{state}[/{style}]{doing}{elapsed}", soft_wrap=True)
     if found["tasks"]:
-        table = Table(box=box.SIMPLE_HEAD if terminal else None, padding=(0, 1, 0, 0), pad_edge=False)
-        for name in ("task", "state", "stage"):
-            table.add_column(name)
-        for name in ("trials", "failed", "epoch", "best", "time"):
-            table.add_column(name, justify="right")
-        table.add_column("result")
+        words, numbers = ("task", "state", "stage"), ("trials", "failed", "epoch", "best", "time")
+        columns = [*(Column(name, words=True) for name in words), *map(Column, numbers), Column("result", words=True)]
+        listing = Listing(columns)
         for task in found["tasks"]:
-            table.add_row(
+            listing.add(
                 task["task"],
                 task["state"],
                 task.get("stage", ""),
@@ -67,9 +64,9 @@ def _show(found: dict[str, Any]) -> None:
                 str(task.get("epoch") or ""),
                 f"{task['best']:.3f}" if task.get("best") is not None else "",
                 _clock(task["elapsed_s"]) if "elapsed_s" in task else "",
-                escape(task.get("result", "")),
+                task.get("result", ""),
             )
-        console.print(table)
+        print_fitted(console, listing)
     if event := found["last_event"]:
         console.print(f"last event  {_clock(event['ago_s'])} ago: {escape(event['text'])}", soft_wrap=True)
     if driver["pid"] is not None:

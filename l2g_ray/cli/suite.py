@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,15 @@ import click
 from l2g_ray.cli.source import find_source, with_source_flags
 
 EXIT_INTERRUPTED = 130
+EXPERIMENT = click.option(
+    "--experiment",
+    envvar="MLFLOW_EXPERIMENT_NAME",
+    show_envvar=True,
+    default="l2g_ray",
+    show_default=True,
+    metavar="NAME",
+    help="MLflow experiment.",
+)
 COMMON = [
     click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper."),
     click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files."),
@@ -27,6 +35,10 @@ COMMON = [
     ),
     click.option("--out", default="runs", show_default=True, metavar="FOLDER|s3://...", help="Where runs are kept."),
     click.option("--name", help="Name of the run; made of benchmark and preset by default."),
+    click.option(
+        "--replace", is_flag=True, help="Replace a finished run of this name that had other data or settings."
+    ),
+    EXPERIMENT,
     click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default."),
     click.option(
         "--gpus-per-trial",
@@ -147,6 +159,7 @@ def make_request(
     from l2g_ray.config import parse_assignments
     from l2g_ray.orchestrate.mirror import work_folder
     from l2g_ray.orchestrate.request import SuiteRequest
+    from l2g_ray.places import show_command
     from l2g_ray.storage import Location
 
     assignments = parse_assignments(options["assignments"])
@@ -167,7 +180,9 @@ def make_request(
         out=work_folder(out) if out.is_remote else out.local,
         remote=out if out.is_remote else None,
         data_dir=options["data_dir"],
-        command=shlex.join(["l2g-ray", *sys.argv[1:]]),
+        command=show_command(*sys.argv[1:]),
+        experiment=options["experiment"],
+        replace=options["replace"],
         register=options["register"],
         verbose=options["verbose"],
         cpus=options["cpus"],
@@ -181,15 +196,19 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     """The end of a suite in the terminal: leaderboard (with `table`), failures, and where everything is."""
     from rich.markup import escape
 
+    from l2g_ray.places import show_command
     from l2g_ray.redaction import redact
     from l2g_ray.results.leaderboard import describe_slots, render_table
+    from l2g_ray.results.terminal import print_fitted
 
     console.print()
     if table and result.board["tasks"]:
-        console.print(render_table(result.board))
+        print_fitted(console, render_table(result.board))
     for task, reason in result.failures.items():
         console.print(f"[red]{task} failed[/red]: {escape(reason)}", soft_wrap=True)
-    if not result.fresh:
+    if result.relogged:
+        console.print("Nothing to train: all of it was there already, and was logged anew in MLflow.")
+    elif not result.fresh:
         console.print("Nothing to do: all of it was there already.")
     elif sentence := describe_slots(result.board):
         console.print(sentence, soft_wrap=True)
@@ -201,7 +220,7 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     console.print(f"leaderboard  {folder / 'leaderboard.json'} (.csv, .md)", soft_wrap=True)
     for model in models:
         console.print(f"model        {model}", soft_wrap=True)
-    console.print(f"MLflow       {result.tracking_uri}   (browse: l2g-ray ui {folder})", soft_wrap=True)
+    console.print(f"MLflow       {result.tracking_uri}   (browse: {show_command('ui', folder)})", soft_wrap=True)
     console.print(f"took         {result.wall_s:.1f} s")
     if n_failed := len(result.failures):
         console.print(

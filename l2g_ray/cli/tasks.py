@@ -14,8 +14,8 @@ import click
 def tasks(bench: str | None, as_json: bool) -> None:
     """The catalogue: all benchmarks, or the tasks of BENCH."""
     from rich.console import Console
-    from rich.table import Table
 
+    from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.tasks.catalogue import list_benches, load_bench
 
     benches = [load_bench(name) for name in ([bench] if bench else list_benches())]
@@ -27,12 +27,12 @@ def tasks(bench: str | None, as_json: bool) -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     for found in benches:
-        table = Table(title=f"{found.name}: {found.title}", title_justify="left")
-        for column in ("task", "kind", "labels", "metric", "up to bp", "strand"):
-            table.add_column(column, overflow="fold")
+        headings = ("Task", "Kind", "Labels", "Metric", "Up to bp", "Strand")
+        columns = [Column(heading, words=heading != "Up to bp") for heading in headings]
+        listing = Listing(columns, title=f"{found.name}: {found.title}")
         for task in found.tasks.values():
             labels = ", ".join(task.labels[:4]) + (", ..." if len(task.labels) > 4 else "")
             name = f"{task.name} (synthetic)" if task.synthetic else task.name
             strand = "given" if task.strand_specific else "both"
-            table.add_row(name, task.kind, labels, task.metric, str(task.length_bp or "any"), strand)
-        console.print(table)
+            listing.add(name, task.kind, labels, task.metric, str(task.length_bp or "any"), strand)
+        print_fitted(console, listing)

@@ -13,14 +13,34 @@ from l2g_ray.errors import UserError
 
 
 def find_store(run: Path) -> str:
-    """The tracking URI that a suite's folder, or the folder above it, belongs to."""
+    """Return the tracking URI that a suite's folder, or the folder above it, belongs to."""
+    from l2g_ray.places import STORE_FILE, find_run_store, sqlite_file, sqlite_uri
+    from l2g_ray.tracking_moved import follow_folder
+
     if (run / "suite.json").exists():
-        return str(json.loads((run / "suite.json").read_text())["tracking_uri"])
-    if (run / "mlflow.db").exists():
-        return f"sqlite:///{(run / 'mlflow.db').resolve()}"
-    raise UserError(
-        f"{run}: neither a run (suite.json) nor a folder of runs (mlflow.db); give the --out folder of a suite"
-    )
+        uri = find_run_store(run, json.loads((run / "suite.json").read_text()))
+    elif (run / STORE_FILE).exists():
+        uri = sqlite_uri((run / STORE_FILE).resolve())
+    else:
+        raise UserError(
+            f"{run}: neither a run (suite.json) nor a folder of runs (mlflow.db); give the --out folder of a suite"
+        )
+    file = sqlite_file(uri)
+    if file is not None and file.exists() and file.parent in (run.resolve(), run.resolve().parent):
+        follow_folder(file)
+    return uri
+
+
+def _refuse_missing(uri: str) -> None:
+    """Refuse a file that is not there: MLflow's server would make an empty store in its place."""
+    from l2g_ray.places import sqlite_file
+
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise UserError(
+            f"there is no MLflow store at {file}; run the suite's command again to log it anew, or name another store "
+            "with MLFLOW_TRACKING_URI"
+        )
 
 
 @click.command()
@@ -30,6 +50,7 @@ def find_store(run: Path) -> str:
 def ui(run: Path, host: str, port: int) -> None:
     """The MLflow UI on the store of RUN (a run's folder, or the folder of all runs)."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or find_store(run)
+    _refuse_missing(uri)
     if uri.startswith(("http://", "https://")):
         click.echo(f"this run's store is a server with its own UI: {uri}")
         return

@@ -3,6 +3,7 @@
     train/part-00000.parquet ...   columns id (string), sequence (string), label and, where known, chrom start end strand
     valid/ , test/                 the same
     splits/*_indices.parquet       which rows of the source a split that was cut holds (rows counted from 0)
+    near_train.parquet             which rows of test are near-duplicates of train rows, or equal to one (from 0)
     task.json                      the task, counts, fingerprints, how splits were made, what the check found, warnings
 
 `label` is int64 for classification, else a fixed-size list of float32 with NaN for a missing value. The folder may be in
@@ -17,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from l2g_ray.data.shards import NEAR_ROWS
 from l2g_ray.errors import UserError
 from l2g_ray.storage import Location, as_location
 from l2g_ray.tasks.schema import Task
@@ -61,6 +64,16 @@ class PreparedTask:
     def open_test(self, columns: list[str] | None = None) -> pa.Table:
         """All rows of the test split. For stages/evaluate.py only, once everything is chosen."""
         return self._read("test", columns)
+
+    def near_train_rows(self) -> np.ndarray | None:
+        """Numbers (from 0) of the test rows that are near-duplicates of train rows of the source, or equal to one.
+
+        None where an earlier version prepared the task. Nothing may be chosen by it.
+        """
+        path = self.folder / NEAR_ROWS
+        if not path.is_file():
+            return None
+        return read_shard(path)["row"].to_numpy()
 
     def _refuse_test(self, split: str) -> None:
         if split == "test":

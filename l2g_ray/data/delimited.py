@@ -1,4 +1,9 @@
-"""CSV, TSV and JSON lines as streams of tables. Cells of CSV and TSV stay text: what a column is, its task says."""
+"""CSV, TSV and JSON lines as streams of tables. Cells of CSV and TSV stay text: what a column is, its task says.
+
+A cell of a CSV may be in quotes, and may then hold delimiters, line ends and doubled quotes (RFC 4180); any other quote
+is refused, because it can swallow the rows up to the next one. A TSV has no quoting, so that `5" end` is a text like any
+other, unless a name in its header is in quotes, as R's write.table writes it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,6 @@ import codecs
 import itertools
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,29 +21,160 @@ from l2g_ray.data.text import open_bytes
 from l2g_ray.errors import UserError
 from l2g_ray.storage import Location
 
-_BLOCK_BYTES = 1 << 22  # a row must fit in a block
+_BLOCK_BYTES = 1 << 22  # a row may have as many
+# A row that is not blank; line ends in quotes are part of it.
+_ROW = {False: re.compile(rb"[^\r\n]+"), True: re.compile(rb'(?:[^"\r\n]++|"[^"]*+(?:"|\Z))++')}
 
 
 def iter_delimited(location: Location, delimiter: str, batch_rows: int) -> Iterator[pa.Table]:
-    """Tables of at most `batch_rows` rows, all columns text. Raises UserError for no rows or a ragged row."""
-    names = _read_names(location, delimiter)
-    options: dict[str, Any] = {
-        # One thread, so that a wrong row's number is known.
-        "read_options": pa_csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-        "parse_options": pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        "convert_options": pa_csv.ConvertOptions(column_types={name: pa.large_string() for name in names}),
-    }
-    try:
-        with open_bytes(location) as source, pa_csv.open_csv(source, **options) as reader:
-            trimmed = [name.strip() for name in reader.schema.names]
-            yield reader.schema.empty_table().rename_columns(trimmed)
-            first_row = 1
-            for batch in reader:
-                _refuse_null_bytes(batch, location, first_row)
-                first_row += batch.num_rows
-                yield from _cut(pa.Table.from_batches([batch]).rename_columns(trimmed), batch_rows)
-    except pa.ArrowInvalid as error:
-        raise _describe(error, location) from None
+    """Tables of at most `batch_rows` rows, all columns text; the first one has no rows.
+
+    Raises UserError for an empty file, a row with another number of columns than the header, and a quote that does not
+    enclose a whole cell.
+    """
+    with open_bytes(location) as source:
+        head = source.read(_BLOCK_BYTES)
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError(f"{location}: the file is UTF-16, not UTF-8 text; save it as UTF-8")
+        head = head.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n")
+        if not head:
+            raise UserError(f"{location}: the file is empty; give a header and at least one row")
+        quoted = delimiter != "\t" or _has_quoted_name(head)
+        parser = _Parser(location, delimiter, quoted)
+        for block, whole in _blocks_of_rows(head, source, quoted):
+            if not whole:
+                raise UserError(
+                    f"{location}, row {parser.first_row}: the row has more than {_BLOCK_BYTES / 1e6:.1f} million "
+                    "characters, or a quote is never closed; give sequences of such length as FASTA or Parquet"
+                )
+            for table in parser.parse(block):
+                yield from _cut(table, batch_rows) if table.num_rows else [table]
+
+
+def _has_quoted_name(head: bytes) -> bool:
+    return any(name.startswith(b'"') for name in re.split(rb"[\r\n]", head, maxsplit=1)[0].split(b"\t"))
+
+
+def _blocks_of_rows(head: bytes, source: pa.NativeFile, quoted: bool) -> Iterator[tuple[bytes, bool]]:
+    """Blocks of whole rows; a row that is longer than a block comes as far as it was read, with False."""
+    rest = b""
+    for piece in itertools.chain([head], iter(lambda: source.read(_BLOCK_BYTES), b"")):
+        rest += piece
+        end = _find_end(rest, quoted)
+        if end:
+            yield rest[:end], True
+            rest = rest[end:]
+        elif len(rest) > _BLOCK_BYTES:
+            yield rest, False
+    if rest:
+        yield rest, True
+
+
+def _find_end(block: bytes, quoted: bool) -> int:
+    """Where the last whole row of a block ends: behind a line end that is not in quotes; 0 for nowhere."""
+
+    def last_line_end(stop: int) -> int:
+        return max(block.rfind(b"\n", 0, stop), block.rfind(b"\r", 0, stop)) + 1
+
+    end = last_line_end(len(block))
+    while quoted and block.count(b'"', 0, end) % 2:
+        end = last_line_end(block.rfind(b'"', 0, end))
+    return end
+
+
+class _Parser:
+    """Blocks of rows to tables; the first block begins with the header. `first_row` is the number of the next row."""
+
+    def __init__(self, location: Location, delimiter: str, quoted: bool) -> None:
+        self.first_row = 1
+        self._location = location
+        self._delimiter = delimiter
+        self._quoted = quoted
+        self._names: list[str] = []
+        mark = re.escape(delimiter.encode())
+        cell = rb'(?:"(?:[^"]++|"")*+"|[^"\r\n' + mark + rb"]*+)"
+        self._sound = re.compile(cell + rb"(?:" + mark + cell + rb")*+")
+
+    def parse(self, block: bytes) -> Iterator[pa.Table]:
+        """The block's rows, and before those of the first block a table without rows."""
+        if not self._names:
+            header = _ROW[self._quoted].match(block)
+            assert header is not None
+            self._refuse_stray_quote(header[0], "the header")
+            options = pa_csv.ParseOptions(
+                delimiter=self._delimiter, quote_char=self._quoted and '"', newlines_in_values=True
+            )
+            header[0].decode()  # raises, where pyarrow would take bytes for a name
+            twice = b"\n".join([header[0]] * 2)  # names alone are not read
+            names = pa_csv.read_csv(pa.py_buffer(twice), parse_options=options).column_names
+            self._names = [name.strip() for name in names]
+            block = block[header.end() :]
+            yield pa.table([pa.array([], pa.large_string()) for _ in names], names=self._names)
+        if not block.strip(b"\r\n"):
+            return
+        table = self._read(block)
+        _refuse_null_bytes(table, self._location, self.first_row)
+        self.first_row += table.num_rows
+        yield table
+
+    def _read(self, block: bytes) -> pa.Table:
+        has_quotes = self._quoted and b'"' in block
+        if has_quotes:
+            for row, found in enumerate(_ROW[True].finditer(block), start=self.first_row):
+                if b'"' in found[0]:
+                    self._refuse_stray_quote(found[0], f"row {row}")
+                    self._refuse_swallowed_rows(found[0], row)
+        # Names that are given cannot be doubled in `column_types`.
+        numbers = [str(i) for i in range(len(self._names))]
+        try:
+            table = pa_csv.read_csv(
+                pa.py_buffer(block),
+                # One thread, so that a wrong row's number is known.
+                pa_csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=numbers),
+                pa_csv.ParseOptions(
+                    delimiter=self._delimiter, quote_char=has_quotes and '"', newlines_in_values=has_quotes
+                ),
+                pa_csv.ConvertOptions(column_types=dict.fromkeys(numbers, pa.large_string())),
+            )
+        except pa.ArrowInvalid as error:
+            raise self._describe(error) from None
+        return table.rename_columns(self._names)
+
+    def _refuse_stray_quote(self, text: bytes, where: str) -> None:
+        if self._quoted and not self._sound.fullmatch(text):
+            fix = 'put the whole cell in quotes and double those in it ("12"" probe"), or write the table as TSV'
+            if self._delimiter == "\t":
+                fix = "take the quotes out of the header too, so that none has a meaning"
+            raise UserError(
+                f"{self._location}, {where}: a quote does not enclose a whole cell, or is never closed; {fix}"
+            )
+
+    def _refuse_swallowed_rows(self, text: bytes, row: int) -> None:
+        """Line ends in quotes may be meant; but not where each line has all columns, so that it is a row as well."""
+        lines = [line for line in re.split(rb"[\r\n]+", text) if line]
+        marks = len(self._names) - 1
+        if len(lines) > 1 and all(line.count(self._delimiter.encode()) == marks for line in lines):
+            raise UserError(
+                f"{self._location}, row {row}: a quote there makes one row of {len(lines)} lines, each of which has all "
+                f"{marks + 1} columns; remove the quote, or write cells with line ends as Parquet"
+            )
+
+    def _describe(self, error: pa.ArrowInvalid) -> Exception:
+        """What pyarrow says of a block, with the row counted in the file; the error itself where unknown."""
+        said = str(error)
+        found = re.search(r"Row #(\d+): (?:Expected (\d+) columns, got (\d+))?", said)
+        if not found:
+            return error
+        where = f"{self._location}, row {int(found[1]) + self.first_row - 1}"
+        if found[2]:
+            columns = "1 column" if found[3] == "1" else f"{found[3]} columns"
+            fix = "quote cells that hold the delimiter"
+            if not self._quoted:
+                fix = "take tabs and line ends out of its cells, or write the table as CSV, since quotes mean nothing here"
+            return UserError(f"{where}: {columns} where the header has {found[2]}; {fix}")
+        if "invalid UTF8" in said:
+            return UserError(f"{where}: the file is not UTF-8 text; save it as UTF-8")
+        return error
 
 
 def iter_json(location: Location, batch_rows: int) -> Iterator[pa.Table]:
@@ -92,44 +227,8 @@ def _blocks_of_lines(source: pa.NativeFile) -> Iterator[bytes]:
             yield block
 
 
-def _read_names(location: Location, delimiter: str) -> list[str]:
-    """The header's names as they stand there, blanks round them too; only the file's beginning is read."""
-    with open_bytes(location) as source:
-        if source.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise UserError(f"{location}: the file is UTF-16, not UTF-8 text; save it as UTF-8")
-    try:
-        with open_bytes(location) as source:
-            options = pa_csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
-            parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-            with pa_csv.open_csv(source, options, parse) as reader:
-                return list(reader.schema.names)
-    except pa.ArrowInvalid as error:
-        raise _describe(error, location) from None
-
-
-def _describe(error: pa.ArrowInvalid, location: Location) -> Exception:
-    """What pyarrow says of a CSV, with the row counted as we do: the header is none. The error itself where unknown."""
-    said = str(error)
-    if "Empty CSV" in said:
-        return UserError(f"{location}: the file is empty; give a header and at least one row")
-    if found := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", said):
-        row, expected, got = map(int, found.groups())
-        columns = "1 column" if got == 1 else f"{got} columns"
-        return UserError(
-            f"{location}, row {row - 1}: {columns} where the header has {expected}; quote cells that hold the delimiter"
-        )
-    if "straddles two block boundaries" in said:
-        return UserError(
-            f"{location}: a row has more than {_BLOCK_BYTES / 1e6:.1f} million characters, or a quote is never closed; "
-            "give sequences of such length as FASTA or Parquet"
-        )
-    if found := re.search(r"Row #(\d+): .*invalid UTF8", said, re.DOTALL):
-        return UserError(f"{location}, row {int(found[1]) - 1}: the file is not UTF-8 text; save it as UTF-8")
-    return error
-
-
-def _refuse_null_bytes(batch: pa.RecordBatch, location: Location, first_row: int) -> None:
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+def _refuse_null_bytes(table: pa.Table, location: Location, first_row: int) -> None:
+    for name, column in zip(table.column_names, table.columns, strict=True):
         row = pc.index(pc.match_substring(column, "\0"), pa.scalar(True)).as_py()
         if row >= 0:
             raise UserError(

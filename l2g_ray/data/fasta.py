@@ -16,12 +16,17 @@ from l2g_ray.storage import Location
 Header = Callable[[str], tuple[str, str | None]]
 
 
+def whole_header(header: str) -> tuple[str, str | None]:
+    """The id is all up to the first blank, bars included (`TR20|c0_g1_i1 len=2936`); there is no label."""
+    return (header.split() or [""])[0], None
+
+
 def split_header(header: str) -> tuple[str, str | None]:
-    """`name|label` has a label (after the last bar), `name some text` has none."""
+    """`name|label` has a label (after the last bar), `name some text` has none. For training data only."""
     name, bar, label = header.rpartition("|")
     if bar and label.strip():
         return name.strip(), label.strip()
-    return (header.split() or [""])[0], None
+    return whole_header(header)
 
 
 def make_header(pattern: str) -> Header:
@@ -34,9 +39,9 @@ def make_header(pattern: str) -> Header:
     def read(header: str) -> tuple[str, str | None]:
         match = compiled.search(header)
         if match is None:
-            return (header.split() or [""])[0], None
+            return whole_header(header)
         groups = match.groupdict()
-        return (groups.get("id") or (header.split() or [""])[0]).strip(), (groups["label"] or "").strip() or None
+        return (groups.get("id") or whole_header(header)[0]).strip(), (groups["label"] or "").strip() or None
 
     return read
 

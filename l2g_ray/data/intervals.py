@@ -1,9 +1,9 @@
-"""Intervals of BED3 to BED12 and narrowPeak files, plain or compressed (.gz, .zst)."""
+"""Intervals of BED3 to BED12 and narrowPeak files, plain or compressed."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,11 @@ class Intervals:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def take(self, rows: np.ndarray) -> Intervals:
+        """Some of them, by a mask (n,) or row numbers."""
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "path"}
+        return Intervals(self.path, **columns)
 
 
 def read_intervals(path: str | Path) -> Intervals:

@@ -19,6 +19,7 @@ class SourceOptions(BaseModel):
     `header_pattern` is a regular expression over a whole FASTA header (without '>') with a group named `label` and,
     where wanted, one named `id`. `label_table` gives labels by id (columns `id_column` and the label columns).
     `window_bp` cuts windows of that width round a peak's summit, or its middle; None takes intervals as they are.
+    `strict` stops at an interval, or a window, that does not fit on the genome; otherwise it is left out and counted.
     `split` 'auto' takes the splits that a source has (files, folders, `split_column`), else draws them at random, whole
     groups where there is a `group_column`. With any rule a validation split is cut in whole groups.
     """
@@ -41,6 +42,7 @@ class SourceOptions(BaseModel):
     negatives_per_peak: float = Field(default=1.0, ge=0)
     gc_tolerance: float = Field(default=0.02, gt=0, le=1)
     stranded: bool = False
+    strict: bool = False
 
     split: SplitRule = "auto"
     split_column: str | None = None

@@ -72,7 +72,7 @@ def prepare(
         if any(spool.rna for spool in spools.values()):
             warnings.append("The sequences hold RNA letters: U was read as T.")
         progress("checking splits", 0)
-        check = _check(splits, task)
+        check, near_rows = _check(splits, task)
         splits, leakage = _part_from("test", splits, settings, warnings)
         valid: dict[str, Any] = {"made": "given"}
         if "valid" in splits and ALL not in spools:
@@ -98,7 +98,7 @@ def prepare(
             "warnings": warnings,
         }
         progress("writing shards", 0)
-        write_prepared(out, scratch, splits, indices, manifest, rows_per_shard)
+        write_prepared(out, scratch, splits, indices, near_rows, manifest, rows_per_shard)
     return open_prepared(out)
 
 
@@ -110,7 +110,7 @@ def check_raw(raw: RawTask, settings: DataSettings, progress: Progress = lambda 
     with scratch_folder(Location(str(Path(tempfile.gettempdir()) / "l2g-ray-check"))) as scratch:
         splits = _open(raw, settings, scratch, progress)[1]
         progress("checking splits", 0)
-        return _check(splits, raw.task)
+        return _check(splits, raw.task)[0]
 
 
 def _open(
@@ -121,8 +121,11 @@ def _open(
     return spools, splits, made
 
 
-def _check(splits: dict[str, Selection], task: Task) -> dict[str, Any]:
-    return check_splits(task, {name: _as_part(selection) for name, selection in splits.items()})
+def _check(splits: dict[str, Selection], task: Task) -> tuple[dict[str, Any], np.ndarray]:
+    """The check, and the numbers of the test rows that have a near-duplicate in train."""
+    check = check_splits(task, {name: _as_part(selection) for name, selection in splits.items()})
+    rows = {name: found.pop("other_near_rows") for name, found in check["near"].items() if name != "within"}
+    return check, np.asarray(rows["train_in_test"], np.int64)
 
 
 def _files(raw: RawTask) -> dict[str, Location]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from l2g_ray.data.delimited import iter_delimited, iter_json
-from l2g_ray.data.fasta import Header, iter_fasta, split_header
+from l2g_ray.data.fasta import Header, iter_fasta, whole_header
 from l2g_ray.data.text import COMPRESSIONS, readable, split_suffix
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.storage import Location, as_location
@@ -57,7 +57,7 @@ def read_table(
 
     Returns
     -------
-    Table with `id`, `sequence` and the file's other columns. A FASTA header `>name|label` gives `id` and `label`.
+    Table with `id`, `sequence` and the file's other columns. A FASTA id is all of the header up to the first blank.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def iter_tables(
     path: str | Path | Location,
     batch_rows: int = 10_000,
     sequence_column: str = "sequence",
-    header: Header = split_header,
+    header: Header = whole_header,
     sequence_flag: str = "--sequence-column",
 ) -> Iterator[pa.Table]:
     """The rows of a file in order, in tables of at most `batch_rows`, without reading the file whole.

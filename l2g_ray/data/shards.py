@@ -22,6 +22,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.storage import Location
 
 MANIFEST = "task.json"
+NEAR_ROWS = "near_train.parquet"
 
 
 @contextlib.contextmanager
@@ -60,10 +61,11 @@ def write_prepared(
     scratch: Path,
     splits: dict[str, Selection],
     indices: dict[str, np.ndarray],
+    near_rows: np.ndarray,
     manifest: dict[str, Any],
     rows_per_shard: int,
 ) -> None:
-    """Write shards, index files and manifest. `manifest` gets the keys 'shards' and each split's 'fingerprint'.
+    """Write shards, index files, the numbers of test rows near to train rows, and manifest. `manifest` gets the keys 'shards' and each split's 'fingerprint'.
 
     A local folder is swapped in by one rename; in a store, shards have names of their own and the manifest comes last.
     """
@@ -77,6 +79,7 @@ def write_prepared(
     for name, rows in indices.items():
         (ready / "splits").mkdir(exist_ok=True)
         pq.write_table(pa.table({"row": rows}), ready / "splits" / f"{name}_indices.parquet", compression="zstd")
+    pq.write_table(pa.table({"row": near_rows}), ready / NEAR_ROWS, compression="zstd")
     (ready / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     if out.is_remote:
         _upload(ready, out)

@@ -22,6 +22,7 @@ from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import L2GModel, load_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.models.layers import masked_mean
+from l2g_ray.places import find_place
 from l2g_ray.sequence import encode
 
 LAYERS = ("backbone", "tokens", "language_model")
@@ -98,11 +99,12 @@ def load_point(name: str, model_folder: Path, prepared: PreparedTask) -> Point:
 
 def _read_deployed(task_folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((task_folder / "stages.json").read_text()).get("deployed", {})
+        deployed = json.loads((task_folder / "stages.json").read_text()).get("deployed", {})
     except (OSError, ValueError):
         raise UserError(
             f"{task_folder / 'stages.json'}: missing or not readable; give the folder of a finished task"
         ) from None
+    return deployed | {n: find_place(deployed[n], task_folder) for n in ("align", "pretrain") if deployed.get(n)}
 
 
 def _load_language_model(

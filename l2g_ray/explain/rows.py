@@ -13,6 +13,7 @@ import pyarrow as pa
 from l2g_ray.data.dataset import PreparedTask, open_prepared
 from l2g_ray.data.readers import read_table
 from l2g_ray.errors import UserError
+from l2g_ray.places import find_place
 from l2g_ray.predict import Predictor, find_model
 from l2g_ray.sequence import encode
 
@@ -78,11 +79,12 @@ def find_prepared(task_folder: Path, otherwise: str) -> PreparedTask:
         ) from None
     beside = sorted(path.parent for path in task_folder.absolute().parent.parent.glob("prepared/*/*/task.json"))
     reason = ""
-    for folder in [Path(known), *beside] if known else beside:
+    named = [find_place(known, task_folder)] if known else []
+    for folder in [*named, *map(str, beside)]:
         try:
             prepared = open_prepared(folder)
         except UserError as error:
-            reason = f" ({error})" if known and folder == Path(known) else reason
+            reason = f" ({error})" if folder in named else reason
             continue
         if all(prepared.fingerprint(split) == mark for split, mark in wanted.items()):
             return prepared

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from l2g_ray.errors import UserError
@@ -14,6 +16,7 @@ from l2g_ray.models.locate import locate
 
 # Class order of the official sample (spec 5.1).
 NER_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
+GZIP_MAGIC = b"\x1f\x8b"  # of bgzip too
 HUB_CORPUS = ("eriktks/conll2003", "conll2003/validation/0000.parquet", "refs/convert/parquet")
 
 
@@ -53,11 +56,16 @@ def read_corpus(path: Path) -> Corpus:
         path = path / "valid.parquet"
     if not path.exists():
         raise UserError(f"{path}: no such text corpus; give a Parquet, CoNLL or text file with align.source_path")
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8", errors="replace") as handle:
-        lines = [line.rstrip("\n") for line in handle]
+    try:
+        if path.suffix == ".parquet":
+            return _read_parquet(path)
+        with path.open("rb") as start:
+            opener = gzip.open if start.read(2) == GZIP_MAGIC else open
+        with opener(path, "rt", encoding="utf-8", errors="replace") as handle:
+            lines = [line.rstrip("\n") for line in handle]
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: the text corpus cannot be read ({reason}); copy it again") from None
     corpus = _parse_conll(lines, path.name) or _parse_text(lines, path.name)
     if not corpus.words:
         raise UserError(f"{path}: the corpus is empty; give a file with at least one sentence")
@@ -70,10 +78,21 @@ def _read_parquet(path: Path) -> Corpus:
         raise UserError(
             f"{path}: columns 'tokens' and 'ner_tags' are needed, found {table.column_names}; give such a file or plain text"
         )
-    raw = table["ner_tags"].to_pylist()
-    # The hub's file codes tags in its own order: O B-PER I-PER B-ORG I-ORG B-LOC I-LOC B-MISC I-MISC.
-    tags = [[t if isinstance(t, str) else NER_TAGS[t] for t in row] for row in raw]
-    return Corpus(table["tokens"].to_pylist(), tags, path.name)
+    words, raw = table["tokens"].to_pylist(), table["ner_tags"].to_pylist()
+    tags = []
+    for number, (sentence, row) in enumerate(zip(words, raw, strict=True), start=1):
+        try:
+            # The hub's file codes tags in its own order: O B-PER I-PER B-ORG I-ORG B-LOC I-LOC B-MISC I-MISC.
+            tags.append([t if isinstance(t, str) else NER_TAGS[t] for t in row])
+            fits = len(row) == len(sentence)
+        except (TypeError, IndexError):
+            fits = False
+        if not fits:
+            raise UserError(
+                f"{path}, row {number}: not a list of tokens and as many tags (names, or 0 to {len(NER_TAGS) - 1}); "
+                "correct the row"
+            )
+    return Corpus(words, tags, path.name)
 
 
 def _parse_conll(lines: list[str], name: str) -> Corpus | None:

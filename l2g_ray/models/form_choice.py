@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2g_ray.cache import cache_folder
 from l2g_ray.models.mixed_conv import MixedConv1d
 
 # Another form must be so much faster than the rule's own before it is taken: timings are noisy, choices should not be.
@@ -27,12 +28,6 @@ MARGIN = 1.15
 ROWS, ROUNDS, HOPELESS = 16, 2, 3.0
 
 _chosen: dict[str, str] = {}
-
-
-def cache_folder() -> Path:
-    """`L2G_RAY_CACHE_DIR`, else `l2g-ray` in the user's cache folder (`XDG_CACHE_HOME`)."""
-    own = os.environ.get("L2G_RAY_CACHE_DIR")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "l2g-ray"
 
 
 def choose_forms(

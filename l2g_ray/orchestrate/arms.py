@@ -18,7 +18,7 @@ import yaml
 from l2g_ray.config import Settings
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.orchestrate.compare import ArmScores
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
 # Between a task's name and an arm's.
@@ -159,4 +159,4 @@ def is_better(one: Compared) -> bool | None:
     lo, hi = (one.difference or {}).get("ci95") or (None, None)
     if lo is None or hi is None or lo <= 0 <= hi:
         return None
-    return bool((lo > 0) == HIGHER_IS_BETTER[one.metric])
+    return bool((lo > 0) == find_metric(one.metric).higher_is_better)

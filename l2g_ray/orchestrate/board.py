@@ -8,6 +8,7 @@ from typing import Any
 from l2g_ray.orchestrate.cuts import describe_cut
 
 Emit = Callable[[dict[str, Any]], None]
+# What a row of an epoch may hold, and what of it is an event. Tune adds keys of its own on the way.
 ROW_KEYS = frozenset(
     {
         "epoch",
@@ -26,17 +27,41 @@ ROW_KEYS = frozenset(
 )
 
 
+def check_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row that a stage reports, as it is. Raises ValueError for a key that would get lost on the way."""
+    if unknown := sorted(row.keys() - ROW_KEYS):
+        raise ValueError(f"a stage reports {', '.join(map(repr, unknown))}, which no event carries; add it to ROW_KEYS")
+    return row
+
+
 def make_trial_event(spec: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """The event of one epoch of a trial, whose 'task', 'stage', 'label', 'key' and 'params' `spec` names."""
+    """The event of one epoch of a trial, whose 'task', 'stage', 'label', 'key' and 'params' `spec` names.
+
+    A row may say when its trial began (`began_at`) and when it was reported (`at`), in seconds since 1970.
+    """
     told = {name: value for name, value in row.items() if name in ROW_KEYS}
-    named = {name: spec[name] for name in ("task", "stage", "key", "params")}
-    return {"type": "trial", **named, "trial": spec["label"], "row": told}
+    times: dict[str, Any] = {name: row[name] for name in ("began_at", "at") if name in row}
+    return {"type": "trial", **_name_trial(spec), **times, "row": told}
+
+
+def make_end_event(spec: dict[str, Any], began_at: float, ended_at: float, stopped: str) -> dict[str, Any]:
+    """The event of a trial's end, named as in `make_trial_event`: when it ran, in seconds since 1970, and why it ended."""
+    return {"type": "end", **_name_trial(spec), "began_at": began_at, "ended_at": ended_at, "stopped": stopped}
+
+
+def make_winner_event(spec: dict[str, Any]) -> dict[str, Any]:
+    """The event that says which trial of a search won."""
+    return {"type": "winner", **_name_trial(spec)}
+
+
+def _name_trial(spec: dict[str, Any]) -> dict[str, Any]:
+    return {name: spec[name] for name in ("task", "stage", "key", "params")} | {"trial": spec["label"]}
 
 
 class Board:
     """A Ray actor's class: a queue of events, in the order of arrival, each epoch of a trial once.
 
-    Events are mappings with `type` ('stage', 'trial', 'note') and `task`; the driver turns them into the progress
+    Events are mappings with `type` ('stage', 'trial', 'end', 'winner', 'failure', 'slots', 'note') and `task`; the driver turns them into the progress
     table and into MLflow, so that exactly one process writes to either.
     """
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.session import find_session_folder, make_job_config
 
 # Read by Ray when it is imported or started, so set first. Reader V2 costs seconds an epoch on small data; without
 # the shorter poll a Train run takes twice as long to start and may lose its last checkpoint.
@@ -62,6 +63,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
     options: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
+        "job_config": make_job_config(),
     }
     if os.environ.get("RAY_ADDRESS"):
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in RAY_ENVIRONMENT}}
@@ -69,6 +71,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
         # No runtime_env: processes of this machine inherit the environment, and each starts in one step instead of two.
         cores = num_cpus or os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
+        options["_temp_dir"] = find_session_folder()
         # A process a Train run that looks whether machines are about to be taken away; this one is not.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:

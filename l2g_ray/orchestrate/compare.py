@@ -14,7 +14,8 @@ from l2g_ray.results.bootstrap import (
     paired_difference,
     summarise_seeds,
 )
-from l2g_ray.stages.metrics import CONFUSION_METRICS, HIGHER_IS_BETTER, score
+from l2g_ray.stages.metrics import CONFUSION_METRICS, score
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
 
@@ -27,6 +28,13 @@ class ArmScores:
             str(arm): [part for _, part in rows.groupby("seed")] for arm, rows in frame.groupby("arm", sort=False)
         }
         self.n_rows = len(next(iter(self.parts.values()))[0])
+
+    def without(self, rows: np.ndarray) -> ArmScores:
+        """The same arms on the test rows but these (numbers from 0)."""
+        kept = np.ones(self.n_rows, bool)
+        kept[rows] = False
+        frames = [part[kept] for parts in self.parts.values() for part in parts]
+        return ArmScores(self.task, pd.concat(frames), self.resamples, self.seed)
 
     def summarise(self, arm: str) -> dict[str, Any]:
         """Mean over seeds, interval, score of each seed."""
@@ -49,6 +57,7 @@ class ArmScores:
                 CONFUSION_METRICS[self.task.metric],
                 self.resamples,
                 self.seed,
+                higher_is_better=find_metric(self.task.metric).higher_is_better,
             )
         return paired_difference(
             self._scores(first),
@@ -56,7 +65,7 @@ class ArmScores:
             self.n_rows,
             self.resamples,
             self.seed,
-            higher_is_better=HIGHER_IS_BETTER[self.task.metric],
+            higher_is_better=find_metric(self.task.metric).higher_is_better,
         )
 
     @property
@@ -64,7 +73,7 @@ class ArmScores:
         return self.task.is_classification and self.task.metric in CONFUSION_METRICS
 
     def _codes(self, names: pd.Series) -> np.ndarray:
-        return names.map({name: i for i, name in enumerate(self.task.labels)}).to_numpy()
+        return _read_codes(self.task, names)
 
     def _labels(self, arm: str) -> np.ndarray:
         return self._codes(self.parts[arm][0]["label"])
@@ -77,16 +86,23 @@ class ArmScores:
 
     def _score_rows(self, part: pd.DataFrame) -> Score:
         task = self.task
-        if task.is_classification:
-            labels = self._codes(part["label"])
-            outputs = part[[f"probability_{name}" for name in task.labels]].to_numpy()
-        else:
-            prefix = "probability" if task.kind == "multilabel" else "prediction"
-            labels = part[[f"label_{name}" for name in task.labels]].to_numpy()
-            outputs = part[[f"{prefix}_{name}" for name in task.labels]].to_numpy()
+        labels, outputs = read_outputs(task, part)
 
         def score_rows(rows: np.ndarray) -> float:
             value = score(task.kind, task.metric, labels[rows], outputs[rows])
             return value if np.isfinite(value) else float("nan")  # undefined: the bootstrap drops it
 
         return score_rows
+
+
+def read_outputs(task: Task, part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and outputs (n, n_outputs) of one model's rows of `predictions.parquet`."""
+    if task.is_classification:
+        return _read_codes(task, part["label"]), part[[f"probability_{name}" for name in task.labels]].to_numpy()
+    prefix = "probability" if task.kind == "multilabel" else "prediction"
+    labels = part[[f"label_{name}" for name in task.labels]].to_numpy()
+    return labels, part[[f"{prefix}_{name}" for name in task.labels]].to_numpy()
+
+
+def _read_codes(task: Task, names: pd.Series) -> np.ndarray:
+    return names.map({name: i for i, name in enumerate(task.labels)}).to_numpy()

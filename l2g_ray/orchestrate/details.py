@@ -13,7 +13,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.halving import rung_epochs
 from l2g_ray.results.explained import read_explained
 from l2g_ray.results.report import TaskDetails
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 
 
 def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, Any]) -> TaskDetails:
@@ -28,7 +28,7 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read ({error}); give the folder of a finished run") from None
     task = manifest["task"]
-    sign = 1.0 if HIGHER_IS_BETTER[row["metric"]] else -1.0
+    sign = find_metric(row["metric"]).sign
     seed = stages.get("deployed", {}).get("seed", frame["seed"].min())
     finetune = settings.get("finetune", {})
     # A label of many outputs is one column a name there.
@@ -46,7 +46,7 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
         licence=task.get("licence", ""),
         group=task.get("group", ""),
         metrics={"L2G": row["metrics"]["l2g"], "embedder only": row["metrics"]["embedder_only"]},
-        history=_read_history(stages, row["metric"], sign),
+        history=_read_history(stages, row["metric"]),
         predictions=frame[(frame["arm"] == "l2g") & (frame["seed"] == seed)],
         trials=[
             {**trial, "best_score": None if trial.get("best_score") is None else sign * trial["best_score"]}
@@ -61,17 +61,14 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
     )
 
 
-def _read_history(stages: Mapping[str, Any], metric: str, sign: float) -> list[dict[str, Any]]:
-    return [
-        {
-            "stage": name.split("/")[0],
-            "trial": name.split("/")[1],
-            "epoch": epoch["epoch"] + 1,
-            "metric": metric,
+def _read_history(stages: Mapping[str, Any], task_metric: str) -> list[dict[str, Any]]:
+    records = []
+    for name, epochs in stages["histories"].items():
+        stage, trial = name.split("/")
+        metric = name_stage_metric(stage, task_metric)
+        for epoch in epochs:
             # stages.json has null where a score was not finite.
-            "value": None if epoch["score"] is None else sign * epoch["score"],
-            "loss": epoch["train_loss"],
-        }
-        for name, epochs in stages["histories"].items()
-        for epoch in epochs
-    ]
+            value = None if epoch["score"] is None else find_metric(metric).sign * epoch["score"]
+            record = {"stage": stage, "trial": trial, "epoch": epoch["epoch"] + 1, "metric": metric, "value": value}
+            records.append(record | {"loss": epoch["train_loss"]})
+    return records

@@ -15,6 +15,26 @@ def rung_epochs(grace: int, epochs: int, reduction_factor: int) -> list[int]:
     return rungs
 
 
+def name_trial(number: int) -> str:
+    """The name of a trial of the search, everywhere: its number in the order of being drawn, from 00."""
+    return f"{number:02d}"
+
+
+def describe_end(epochs_run: int, last_loss: float, epochs: int, rungs: list[int]) -> str:
+    """Why a trial that did not fail ended after `epochs_run` epochs.
+
+    Parameters
+    ----------
+    last_loss : its last training loss.
+    epochs, rungs : the epochs of a whole trial, and those after which some are stopped (`rung_epochs`).
+    """
+    if not math.isfinite(last_loss):
+        return "loss not finite"
+    if epochs_run < epochs and epochs_run in rungs:
+        return f"ASHA, rung {rungs.index(epochs_run) + 1} (epoch {epochs_run})"
+    return "finished"
+
+
 def survives(score: float, peers: list[float], reduction_factor: int) -> bool:
     """ASHA's rule: go on when the score is within the best 1/eta of peers and itself, at least the best one."""
     if not peers:

@@ -29,6 +29,7 @@ from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import write_reference
 from l2g_ray.models.team import ALONE, Team
+from l2g_ray.orchestrate.board import check_row
 from l2g_ray.orchestrate.guard import StallWatch, forget_stall, persist
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import Store
@@ -154,7 +155,7 @@ def _run_locked(
         def report_alive(row: dict[str, Any]) -> None:
             watch.beat()
             store.save_state(spec["stage"], spec["key"])
-            report(row | {"began_at": began_at, "at": time.time()})
+            report(check_row(row) | {"began_at": began_at, "at": time.time()})
 
         runtime = Runtime(spec["device"], spec["precision"], report_alive, work / "state.pt", team)
         pretrained = spec.get("pretrained") if spec["stage"] in ("reference", "trial", "refit") else None

@@ -18,7 +18,9 @@ from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.orchestrate.cuts import warn_of_cuts
 from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.places import name_place
+from l2g_ray.results.rows import warn_of_baseline, warn_of_findings, warn_of_near_duplicates
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.published import published_scores
 from l2g_ray.tasks.stored import write_task_file
 
@@ -57,15 +59,18 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         "cpu_s": outcome.cost,
         "spent": [one.to_dict() for one in outcome.spent],
         "results": {
-            f"{r.stage}/{r.key}": str(r.folder) for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]
+            f"{r.stage}/{r.key}": name_place(r.folder, folder)
+            for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]
         },
-        # How the deployed model came to be: for `embed`, which looks at it before and after each stage.
+        # How the deployed model came to be: for `embed`, which looks at it before and after each stage. Places are
+        # relative to this folder, so that they hold after the runs were moved.
         "deployed": {
             "seed": outcome.seeds[number],
-            "align": str(align.folder),
-            "refit": str(refit.folder),
-            "prepared": str(prepared.folder.absolute()),
-            **({"pretrain": str(outcome.pretrained.folder)} if outcome.pretrained else {}),
+            "embedder_seed": outcome.seeds[outcome.embedders.index(alone)],
+            "align": name_place(align.folder, folder),
+            "refit": name_place(refit.folder, folder),
+            "prepared": name_place(prepared.folder.absolute(), folder),
+            **({"pretrain": name_place(outcome.pretrained.folder, folder)} if outcome.pretrained else {}),
         },
     }
     (staging / "stages.json").write_text(json.dumps(_finite(stages), indent=1))
@@ -92,9 +97,11 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
     frame = pd.read_parquet(folder / "predictions.parquet")
     arms = ArmScores(task, frame, settings.evaluate.bootstrap_resamples, settings.seed)
     counts = prepared.manifest["splits"]
-    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+    sign = find_metric(task.metric).sign
     validation = [sign * float(r.values["score"]) for r in outcome.refits]
     published = published_scores(task.bench, task.name)
+    used = evaluation["choice"]["arm"]
+    near = prepared.near_train_rows()
     row = {
         "task": task.name,
         "title": task.title,
@@ -107,7 +114,9 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "embedder_only": arms.summarise("embedder_only"),
         "difference": arms.subtract("l2g", "embedder_only"),
         "average": arms.summarise("average"),
-        "chosen": evaluation["choice"] | {"test": arms.summarise(evaluation["choice"]["arm"])},
+        "chosen": evaluation["choice"] | {"test": arms.summarise(used)},
+        "test_without_near_duplicates": None if near is None else score_apart(arms, near, used),
+        "check": count_findings(prepared.manifest),
         "baselines": _baselines(arms, outcome, sign),
         "strand_averaged": evaluation["strand_averaged"],
         "metrics": {arm: _mean_metrics(evaluation["metrics"], arm, "test") for arm in ARMS},
@@ -136,7 +145,28 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "model_uri": "",
         "warnings": [*prepared.manifest["warnings"], *warn_of_cuts(outcome.histories)],
     }
-    return _finite(row)
+    row = _finite(row)
+    row["warnings"] += [*warn_of_baseline(row), *warn_of_near_duplicates(row), *warn_of_findings(row)]
+    if settings.caution:
+        row["warnings"].append(settings.caution)
+    return row
+
+
+def score_apart(arms: ArmScores, near: np.ndarray, used: str) -> dict[str, Any] | None:
+    """Scores on the test rows that are no near-duplicates of train rows; None where none is, or all are."""
+    if not 0 < len(near) < arms.n_rows:
+        return None
+    rest = arms.without(near)
+    scores = {name: rest.summarise(arm) for name, arm in {"used": used, **{arm: arm for arm in ARMS}}.items()}
+    return {"dropped": len(near), "n": rest.n_rows, **scores}
+
+
+def count_findings(manifest: dict[str, Any]) -> dict[str, int | None]:
+    """What the data check found: warnings, notes, and test rows that are near-duplicates of train rows."""
+    check = manifest.get("check") or {}
+    levels = [finding["level"] for finding in check.get("findings", [])]
+    near = (check.get("near") or {}).get("train_in_test", {}).get("other_near")
+    return {"warnings": levels.count("warning"), "notes": levels.count("note"), "near_duplicates": near}
 
 
 def _baselines(arms: ArmScores, outcome: TaskOutcome, sign: float) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.orchestrate.board import make_trial_event
+from l2g_ray.orchestrate.board import make_winner_event
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.guard import persist
+from l2g_ray.orchestrate.halving import describe_end, name_trial, rung_epochs
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.spent import Spent, list_spent
 from l2g_ray.orchestrate.store import StageResult, make_key
-from l2g_ray.orchestrate.trials import Place, run_jobs
+from l2g_ray.orchestrate.trials import Place, emit_history, run_jobs
 
 T = TypeVar("T")
 
@@ -321,16 +322,31 @@ class Pipeline:
             found = persist(self.place.store.root, lambda: self._keep_search(key, trials), self.wait_s)
             self.place.store.discard_work("trial", keys)
         else:
-            for trial in found.values["trials"]:
-                for row in trial["history"]:
-                    named = {"task": self.place.task, "stage": "trial", "label": f"trial-{trial['key'][:6]}"}
-                    self.place.emit(make_trial_event(named | {"key": trial["key"], "params": trial["trial"]}, row))
+            self._emit_search(found.values["trials"])
+        trials = found.values["trials"]
+        number = max(
+            (i for i, trial in enumerate(trials) if trial["trial"]), key=lambda number: trials[number]["best_score"]
+        )
+        self.place.emit(make_winner_event(self._describe_trial(number, trials[number])))
         self.place.emit(
             {"type": "stage", "task": self.place.task, "stage": "finetune", "state": "done", "cached": cached}
         )
-        trials = found.values["trials"]
         self.results.append(found)
-        return trials, max((t for t in trials if t["trial"]), key=lambda t: t["best_score"])
+        return trials, trials[number]
+
+    def _describe_trial(self, number: int, trial: dict[str, Any]) -> dict[str, Any]:
+        named = {"task": self.place.task, "stage": "trial", "label": name_trial(number)}
+        return named | {"key": trial["key"], "params": trial["trial"]}
+
+    def _emit_search(self, trials: list[dict[str, Any]]) -> None:
+        """Tell a search that the store has."""
+        stage = self.settings.finetune
+        rungs = rung_epochs(stage.grace_epochs, stage.epochs, stage.reduction_factor)
+        for number, trial in enumerate(trials):
+            if trial["history"]:
+                last_loss = float(trial["history"][-1]["train_loss"])
+                stopped = describe_end(len(trial["history"]), last_loss, stage.epochs, rungs)
+                emit_history(self.place, self._describe_trial(number, trial), trial, stopped)
 
     def _keep_search(self, key: str, trials: list[dict[str, Any]]) -> StageResult:
         self.place.store.open_work("finetune", key)
@@ -390,7 +406,7 @@ class Pipeline:
     def _histories(self) -> dict[str, list[dict[str, Any]]]:
         found = {f"{r.stage}/{r.key[:6]}": r.values["history"] for r in self.results if r.values.get("history")}
         trials = next(r for r in self.results if r.stage == "finetune").values["trials"]
-        return found | {f"finetune/{i:02d}": t["history"] for i, t in enumerate(trials)}
+        return found | {f"finetune/{name_trial(i)}": t["history"] for i, t in enumerate(trials)}
 
     def _cost(self, trials: list[dict[str, Any]]) -> dict[str, float]:
         cost: dict[str, float] = {}

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+
+from l2g_ray.results.terminal import Column, Listing
+from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 
 BESIDE = ("embedder", "embedder_only")  # the stage's name, and that of its trials
 
 
 @dataclass
 class _TaskView:
+    metric: str
     stage: str = "waiting"
     state: str = "waiting"
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -26,6 +30,12 @@ class _TaskView:
     begun: float = field(default_factory=time.monotonic)
     ended: float | None = None
     result: str = ""
+
+    @property
+    def best_value(self) -> float | None:
+        """The best score so far as its metric gives it; events have it with the sign that makes higher better."""
+        metric = find_metric(name_stage_metric(self.stage, self.metric))
+        return metric.sign * self.best if math.isfinite(self.best) else None
 
 
 class _Shown:
@@ -46,10 +56,11 @@ class _Shown:
 class Progress(_Shown):
     """Shows events of the board. Use as a context manager; `update` takes events, `finish` a task's last word."""
 
-    def __init__(self, console: Console, tasks: list[str], title: str) -> None:
+    def __init__(self, console: Console, tasks: Mapping[str, str], title: str) -> None:
+        """`tasks` maps each task's name to its metric."""
         self.console = console
         self.title = title
-        self.views = {task: _TaskView() for task in tasks}
+        self.views = {task: _TaskView(metric) for task, metric in tasks.items()}
         self.begun = time.monotonic()
         self.epoch = time.time() - self.begun  # of the monotonic clock, in seconds since 1970
         self.live = (
@@ -102,7 +113,7 @@ class Progress(_Shown):
                 "trials": view.n_trials,
                 "trials_begun": len(view.trials),
                 "epoch": max(epochs, default=0),
-                "best": view.best if math.isfinite(view.best) else None,
+                "best": view.best_value,
             }
         return found
 
@@ -118,38 +129,28 @@ class Progress(_Shown):
             self.say(f"{task}: {stage} begins, {many} trial{'s' if many != 1 else ''}")
         elif event.get("cached"):
             self.say(f"{task}: {stage} is there already")
-        elif math.isfinite(view.best) and stage not in BESIDE:
-            self.say(f"{task}: {stage} done, best validation score {view.best:.3f}")
+        elif view.best_value is not None and stage not in BESIDE:
+            metric = name_stage_metric(stage, view.metric)
+            self.say(f"{task}: {stage} done, best validation {metric} {view.best_value:.3f}")
         else:
             self.say(f"{task}: {stage} done")
 
-    def render(self) -> Table:
+    def render(self) -> Listing:
         """The table as it stands."""
-        table = Table(
-            title=f"{self.title}   {_clock(time.monotonic() - self.begun)}", title_justify="left", expand=False
-        )
-        for name, justify in (
-            ("task", "left"),
-            ("stage", "left"),
-            ("trials", "right"),
-            ("epoch", "right"),
-            ("best", "right"),
-            ("time", "right"),
-        ):
-            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        headings = ("trials", "epoch", "best", "time")
+        columns = [Column("task", words=True), Column("stage", words=True), *map(Column, headings)]
+        listing = Listing(columns, title=f"{self.title}   {_clock(time.monotonic() - self.begun)}")
         for task, view in self.views.items():
             epochs = [int(row["epoch"]) + 1 for row in view.trials.values() if "epoch" in row]
-            best = f"{view.best:.3f}" if math.isfinite(view.best) else ""
-            clock = _clock((view.ended or time.monotonic()) - view.begun)
-            table.add_row(
+            listing.add(
                 task,
                 view.result or view.stage,
                 str(len(view.trials) or ""),
                 str(max(epochs) if epochs else ""),
-                best,
-                clock,
+                "" if view.best_value is None else f"{view.best_value:.3f}",
+                _clock((view.ended or time.monotonic()) - view.begun),
             )
-        return table
+        return listing
 
 
 def describe_event(event: dict[str, Any]) -> str:
@@ -159,6 +160,10 @@ def describe_event(event: dict[str, Any]) -> str:
     place = f"{event['task']}: {event['stage']}"
     if event["type"] == "stage":
         return f"{place} {'begins' if event['state'] == 'running' else 'done'}"
+    if event["type"] == "end":
+        return f"{place} {event['trial']} ended: {event['stopped']}"
+    if event["type"] == "winner":
+        return f"{place} {event['trial']} won the search"
     if event["type"] == "failure":
         then = "begins again from its last epoch" if event["again"] else "given up"
         return f"{place} {event['trial']} failed: {event['reason']}; {then}"

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from l2g_ray.config import Settings
+from l2g_ray.data.dataset import PreparedTask, read_shard
 from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.model_scores import ModelScores, read_scores
 from l2g_ray.orchestrate.request import SuiteRequest
-from l2g_ray.tracking import Tracker
+from l2g_ray.orchestrate.run_notes import describe_suite, describe_task
+from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.tasks.schema import Task
+from l2g_ray.tracking import NOTE_TAG, Tracker
 from l2g_ray.tracking_store import is_file_store, redact
 from l2g_ray.tracking_writer import JOURNAL, TrackingWriter
 
@@ -19,6 +27,12 @@ from l2g_ray.tracking_writer import JOURNAL, TrackingWriter
 WAIT_VARIABLE = "L2G_RAY_MLFLOW_WAIT_S"
 WAIT_S = 600.0
 INTERRUPT_WAIT_S = 10.0
+ARM_TAG, STOPPED_TAG, WINNER_TAG = "l2g_ray.chosen_arm", "l2g_ray.stopped", "l2g_ray.winner"
+# Of an epoch's row: what is its step, or has another name here, or is told once, at the end.
+NOT_CURVES = ("epoch", "score", "best_score", "best_epoch")
+RECORDED = ("trial", "failure", "end", "winner")  # the types of events that are more than a sign of life
+SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+EXAMPLES = 3
 
 
 class Recorder:
@@ -36,22 +50,28 @@ class Recorder:
         environment: dict[str, Any],
         folder: Path,
         say: Callable[[str], None],
+        uri: str | None = None,
     ) -> None:
-        """Open the store, send what an earlier run left in `folder`, and start the runs of suite and tasks.
+        """Open the store (of MLFLOW_TRACKING_URI, else the default one, unless `uri` names it), send what an earlier run
+        left in `folder`, and start the runs of suite and tasks.
 
         Raises UserError when the store does not answer at the start, or when L2G_RAY_MLFLOW_WAIT_S is no number.
         """
         self.wait_s = _read_wait()
         self.say = say
         self.unsent: int | None = None  # known when closed
-        tracker = Tracker(None, request.experiment, request.out)
+        tracker = Tracker(uri, request.experiment, request.out)
         self.uri, self.link = tracker.uri, tracker.link
         if is_file_store(self.uri):  # it is away when the storage is, for which there is a patience
             self.wait_s = min([self.wait_s, *(one.cluster.storage_wait_s for one in settings.values())])
         self.writer = TrackingWriter(tracker, folder / JOURNAL, say)
         self.root = f"suite-{key}"
-        self.bench = request.bench
-        self.trials: dict[str, set[str]] = {task.name: set() for task in request.tasks}
+        self.bench, self.command = request.bench, request.command
+        self.tasks = {task.name: task for task in request.tasks}
+        self.settings = {name: one.model_dump(mode="json") for name, one in settings.items()}
+        # By task: its trials that have not ended, each with its last epoch. A task that has not begun is not in here.
+        self.trials: dict[str, dict[str, dict[str, Any]]] = {}
+        self.scores: dict[str, ModelScores] = {}
         self.writer.put(
             "start",
             self.root,
@@ -59,59 +79,120 @@ class Recorder:
             tags={"l2g_ray.bench": request.bench, "l2g_ray.preset": request.preset, **_tags(environment)},
             params={"bench": request.bench, "preset": request.preset, "command": request.command},
         )
-        for task in request.tasks:
-            dumped = settings[task.name].model_dump(mode="json")
-            self.writer.put(
-                "start",
-                self._task(task.name),
-                name=task.name,
-                parent_key=self.root,
-                tags={"l2g_ray.level": "task", "l2g_ray.synthetic": str(task.synthetic).lower()},
-                params={"kind": task.kind, "metric": task.metric, **dumped},
-            )
-            self.writer.put("log_dict", self._task(task.name), obj=dumped, artifact_file="config.yaml")
 
     def _task(self, name: str) -> str:
         return f"{self.root}/{name}"
 
+    def _begin(self, name: str) -> None:
+        """Start the run of a task, once: at its first event, so that its time is not that of a queue."""
+        if name in self.trials:
+            return
+        self.trials[name] = {}
+        task, dumped = self.tasks[name], self.settings[name]
+        self.writer.put(
+            "start",
+            self._task(name),
+            name=name,
+            parent_key=self.root,
+            tags={"l2g_ray.level": "task", "l2g_ray.task": name, "l2g_ray.synthetic": str(task.synthetic).lower()},
+            params={"kind": task.kind, "metric": task.metric, **dumped},
+        )
+        self.writer.put("log_dict", self._task(name), obj=dumped, artifact_file="config.yaml")
+
     def record(self, event: dict[str, Any]) -> None:
         """Take one event of the board: an epoch of a trial is a row of metrics in the trial's own run, a failure its
-        artifact `failure.txt`."""
-        if event["type"] not in ("trial", "failure"):
+        artifact `failure.txt`; an end closes it, at the time at which the trial ended."""
+        task = event["task"]
+        self._begin(task)
+        if event["type"] not in RECORDED:
             return
-        key = f"{self._task(event['task'])}/{event['stage']}/{event['key']}"
-        if key not in self.trials[event["task"]]:
-            self.trials[event["task"]].add(key)
-            self.writer.put(
-                "start",
-                key,
-                name=f"{event['stage']}/{event['trial']}",
-                parent_key=self._task(event["task"]),
-                tags={"l2g_ray.level": "trial", "l2g_ray.stage": event["stage"]},
-                params=event.get("params") or {},
-            )
-        if event["type"] == "failure":
+        key = f"{self._task(task)}/{event['stage']}/{event['key']}"
+        if event["type"] == "trial":
+            self._log_epoch(key, event)
+        elif event["type"] == "failure":
+            self._start_trial(key, event, time.time())
             self.writer.put("log_text", key, text=redact(event["text"]), artifact_file="failure.txt")
             if not event["again"]:
+                self.writer.put("mark", key, tags={STOPPED_TAG: event["stopped"], NOTE_TAG: event["reason"]})
                 self.writer.put("end", key, status="FAILED")
-                self.trials[event["task"]].discard(key)  # ended: the end of the task says nothing more of it
-            return
-        row = {name: value for name, value in event["row"].items() if name != "epoch"}
-        self._log_metrics(key, row, step=int(event["row"]["epoch"]))
+                self.trials[task].pop(key)  # ended: the end of the task says nothing more of it
+        elif event["type"] == "end":
+            self._end_trial(key, event)
+        else:
+            name = f"{_name_run(event)} (winner)"
+            self.writer.put("mark", key, tags={WINNER_TAG: "true"}, name=name)
 
-    def log_task(self, name: str, folder: Path, row: dict[str, Any], register: bool) -> None:
-        """Scores, files and the model of a finished task; its files must stay where they are."""
-        key = self._task(name)
-        scores = {f"test_{metric}": value for metric, value in row["metrics"]["l2g"].items()}
-        scores |= {f"embedder_only_test_{metric}": value for metric, value in row["metrics"]["embedder_only"].items()}
-        scores |= {"wall_s": row["wall_s"], "cpu_s": row["cpu_s"]}
-        self._log_metrics(key, scores)
+    def _start_trial(self, key: str, event: dict[str, Any], began_at: float) -> None:
+        task, stage = event["task"], event["stage"]
+        if key in self.trials[task]:
+            return
+        self.trials[task][key] = {}
+        self.writer.put(
+            "start",
+            key,
+            name=_name_run(event),
+            parent_key=self._task(task),
+            tags={"l2g_ray.level": "trial", "l2g_ray.task": task, "l2g_ray.stage": stage},
+            params={"trial": event["trial"]} | (event.get("params") or {}),
+            at_ms=_to_ms(began_at),
+        )
+
+    def _log_epoch(self, key: str, event: dict[str, Any]) -> None:
+        row, at = event["row"], event.get("at") or time.time()
+        self._start_trial(key, event, event.get("began_at") or at - row.get("wall_s", 0.0))
+        self.trials[event["task"]][key] = row
+        metrics = {name: value for name, value in row.items() if name not in NOT_CURVES}
+        score, sign = self._name_score(event)
+        metrics[score] = sign * row.get("score", math.nan)
+        self._log_metrics(key, metrics, step=int(row["epoch"]) + 1, at=at)
+
+    def _end_trial(self, key: str, event: dict[str, Any]) -> None:
+        row = self.trials[event["task"]].pop(key, None)
+        if not row:  # ended already
+            return
+        (score, sign), epochs = self._name_score(event), int(row["epoch"]) + 1
+        best, best_epoch = sign * row.get("best_score", math.nan), int(row.get("best_epoch", -1)) + 1
+        summary: dict[str, float] = {"epochs": epochs}
+        note = f"{event['stage']} {event['trial']} of {event['task']}: {event['stopped']} after {epochs} epochs"
+        if best_epoch > 0 and math.isfinite(best):
+            summary |= {f"best_{score}": best, "best_epoch": best_epoch}
+            note += f"; best {score} {best:.4f}, in epoch {best_epoch}"
+        self._log_metrics(key, summary, at=event["ended_at"])
+        self.writer.put("mark", key, tags={STOPPED_TAG: event["stopped"], NOTE_TAG: f"{note}."})
+        self.writer.put("end", key, status="FINISHED", at_ms=_to_ms(event["ended_at"]))
+
+    def _name_score(self, event: dict[str, Any]) -> tuple[str, float]:
+        """What a stage's `score` is called, and the sign that undoes its being maximised."""
+        if event["stage"] == "pretrain":  # knows no labels
+            return "valid_masked_loss", -1.0
+        metric = self.tasks[event["task"]].metric
+        return f"valid_{metric}", 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+
+    def log_task(self, name: str, folder: Path, row: dict[str, Any], prepared: PreparedTask, register: bool) -> None:
+        """Scores, data, files and the model of a finished task; its files must stay where they are."""
+        self._begin(name)
+        key, task = self._task(name), prepared.task
+        scores = self.scores[name] = read_scores(folder, task, row)
+        self._log_metrics(key, scores.arms | {"wall_s": row["wall_s"], "cpu_s": row["cpu_s"]})
         for file in ("metrics.json", "predictions.parquet", "stages.json"):
             self._log_file(key, folder / file)
-        model = str((folder / "best").absolute())
+        data = {split: _describe_data(prepared, split) for split in SPLITS}
+        self.writer.put("log_data", key, data=list(data.values()))
         self.writer.put(
-            "log_model", key, model_folder=model, registered_name=f"{self.bench}-{name}" if register else None
+            "log_model",
+            key,
+            model_folder=str((folder / "best").absolute()),
+            registered_name=f"{self.bench}-{name}" if register else None,
+            metrics=scores.model,
+            about={
+                "name": name,
+                "tags": {ARM_TAG: scores.arm, "l2g_ray.task": name},
+                "example": _read_example(prepared),
+                "outputs": _name_outputs(task),
+                "data": {split: [one["name"], one["digest"]] for split, one in data.items()},
+            },
         )
+        self.writer.put("mark", key, tags={NOTE_TAG: describe_task(row)})
         self.end_task(name, "FINISHED")
 
     def model_uri(self, name: str) -> str | None:
@@ -120,19 +201,30 @@ class Recorder:
 
     def log_failure(self, name: str, text: str) -> None:
         """The whole error of a task that failed, as a file of its run."""
+        self._begin(name)
         self.writer.put("log_text", self._task(name), text=text, artifact_file="error.txt")
 
     def end_task(self, name: str, status: str) -> None:
         """Close a task's run and those of its trials."""
+        self._begin(name)
         for key in [*self.trials[name], self._task(name)]:
             self.writer.put("end", key, status=status)
+        self.trials[name] = {}
 
     def log_slots(self, use: dict[str, float]) -> None:
         """How busy the slots were (see `orchestrate.slot_use`), as metrics of the suite's run."""
         self._log_metrics(self.root, {f"slots_{name}": value for name, value in use.items()})
 
     def log_suite(self, folder: Path) -> None:
-        """Leaderboard, report and figures of the suite."""
+        """Leaderboard, report and figures of the suite; the leaderboard also as metrics and as the run's description."""
+        metrics: dict[str, float] = {}
+        for task, scores in self.scores.items():
+            ending = f"_{self.tasks[task].metric}"
+            found = {**scores.model, **scores.arms}
+            metrics |= {f"{task}/{n}": v for n, v in found.items() if n.startswith("test_") and n.endswith(ending)}
+        self._log_metrics(self.root, metrics)
+        note = describe_suite((folder / "leaderboard.md").read_text(), redact(self.command))
+        self.writer.put("mark", self.root, tags={NOTE_TAG: note})
         for name in ("leaderboard.json", "leaderboard.csv", "leaderboard.md", "report.html", "suite.json"):
             self._log_file(self.root, folder / name)
         if (folder / "figures").is_dir():
@@ -170,11 +262,47 @@ class Recorder:
             self.say(f"MLflow refused {len(refused)} event{'s' if len(refused) > 1 else ''}, the first: {refused[0]}")
         return unsent == 0
 
-    def _log_metrics(self, key: str, metrics: dict[str, Any], step: int | None = None) -> None:
-        self.writer.put("log_metrics", key, metrics=metrics, step=step, at_ms=int(time.time() * 1000))
+    def _log_metrics(self, key: str, metrics: dict[str, Any], step: int | None = None, at: float | None = None) -> None:
+        self.writer.put("log_metrics", key, metrics=metrics, step=step, at_ms=_to_ms(at or time.time()))
 
     def _log_file(self, key: str, path: Path, artifact_path: str | None = None) -> None:
         self.writer.put("log_artifacts", key, path=str(path.absolute()), artifact_path=artifact_path)
+
+
+def _to_ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _name_run(event: dict[str, Any]) -> str:
+    return f"{event['stage']}/{event['trial']}"
+
+
+def _describe_data(prepared: PreparedTask, split: str) -> dict[str, Any]:
+    # Where the rows came from: the split's own files, or those that it was cut from.
+    files = {name: one["file"] for name, one in prepared.manifest["source"].items()}
+    own = [file for name, file in files.items() if name.rstrip("0123456789") == split] or list(files.values())
+    return {
+        "name": f"{prepared.task.name} {split}",
+        "digest": prepared.fingerprint(split),
+        "context": SPLITS[split],
+        "source": ", ".join(dict.fromkeys(own)) or str(prepared.folder),
+        "rows": prepared.n_rows(split),
+        "columns": ["sequence", "label"],
+    }
+
+
+def _read_example(prepared: PreparedTask) -> list[str]:
+    """A few training sequences. The test split is not looked at, and of the shards no more than the first is read."""
+    first = read_shard(prepared.shard_paths("train")[0], ["sequence"])
+    return first["sequence"].slice(0, EXAMPLES).to_pylist()
+
+
+def _name_outputs(task: Task) -> list[list[str]]:
+    """Columns of a prediction, and their types in MLflow."""
+    from l2g_ray.stages.evaluate import prediction_columns  # with torch, which a driver has no other use for
+
+    columns = prediction_columns(task, np.zeros((1, task.n_outputs)))
+    return [[name, "double" if isinstance(values, np.ndarray) else "string"] for name, values in columns.items()]
 
 
 def _read_wait() -> float:

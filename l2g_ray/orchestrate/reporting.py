@@ -10,13 +10,14 @@ from typing import Any
 
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.details import read_details
+from l2g_ray.orchestrate.request import EXPERIMENT
+from l2g_ray.places import find_run_store, sqlite_file
 from l2g_ray.results.explained import read_study
 from l2g_ray.results.report import write_report
 from l2g_ray.results.schema import validate_leaderboard
 from l2g_ray.results.suite_figures import ALONE, L2G
 from l2g_ray.tracking import Tracker
 
-SQLITE = "sqlite:///"
 REPORT, FIGURES = "report.html", "figures"
 
 
@@ -74,11 +75,14 @@ def log_report(run: Path) -> str:
     key, uri = meta.get("key"), meta.get("tracking_uri")
     if not key or not uri:
         return "not put into MLflow: suite.json names no store"
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+    uri = find_run_store(run, meta)
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
         return f"not put into MLflow: {uri} is not there any more"
     try:
-        tracker = Tracker(uri, "l2g_ray", run.parent)
+        tracker = Tracker(uri, meta.get("experiment", EXPERIMENT), run.resolve().parent)
         done = tracker.replace_artifacts(f"suite-{key}", {run / REPORT: None, run / FIGURES: FIGURES})
     except UserError as error:
         return f"not put into MLflow: {error}"
-    return f"and in MLflow ({uri})" if done else f"not put into MLflow: {uri} does not know this suite"
+    again = "run the suite's command again to log it anew"
+    return f"and in MLflow ({uri})" if done else f"not put into MLflow: {uri} does not know this suite; {again}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,8 +22,12 @@ from l2g_ray.orchestrate.prepared import prepare_for_runs
 from l2g_ray.orchestrate.progress import ReadingProgress
 from l2g_ray.orchestrate.status import SUITE_FILE
 from l2g_ray.orchestrate.store import STAGE_VERSIONS
+from l2g_ray.places import STORE_FILE
 from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import NAME_PATTERN, Task
+from l2g_ray.tracking_store import is_own_store
+
+EXPERIMENT = "l2g_ray"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class SuiteRequest:
     out: Path
     data_dir: Path | None = None
     command: str = ""
-    experiment: str = "l2g_ray"
+    experiment: str = EXPERIMENT
     register: bool = False
     verbose: bool = False
     cpus: int | None = None
@@ -51,11 +56,16 @@ class SuiteRequest:
     # Settings of single tasks, above `assignments`: the arms of an ablation.
     task_assignments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     remote: Location | None = None
+    # Finished results of another suite of this name may go.
+    replace: bool = False
 
 
 @dataclass
 class SuiteResult:
-    """Where everything is. `failures` maps a task's name to why it has no row; `stored` is in an object store."""
+    """Where everything is. `failures` maps a task's name to why it has no row; `stored` is in an object store.
+
+    `fresh` is False where all results were there, `relogged` where these were logged anew in MLflow.
+    """
 
     board: dict[str, Any]
     folder: Path
@@ -64,6 +74,7 @@ class SuiteResult:
     wall_s: float
     failures: dict[str, str] = field(default_factory=dict)
     stored: Location | None = None
+    relogged: bool = False
 
 
 def check_name(name: str) -> None:
@@ -87,18 +98,29 @@ def prepare_task(request: SuiteRequest, task: Task, settings: Settings, console:
         return prepare_for_runs(request.out, task, source, settings.data, progress.advance, request.remote)
 
 
-def make_suite_key(request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]) -> str:
-    """The content key of a whole suite: what its leaderboard depends on."""
-    return hash_content(
-        {
-            "bench": request.bench,
-            "tasks": {task.name: task.model_dump(mode="json", exclude={"overrides"}) for task in request.tasks},
-            "settings": {name: s.model_dump(mode="json", exclude={"cluster"}) for name, s in settings.items()},
-            "language_models": sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
-            "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
-            "versions": STAGE_VERSIONS,
-        }
-    )
+def identify_suite(
+    request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]
+) -> dict[str, Any]:
+    """Return what a suite's leaderboard depends on; its hash is the suite's key."""
+    return {
+        "bench": request.bench,
+        "tasks": {task.name: task.model_dump(mode="json", exclude={"overrides"}) for task in request.tasks},
+        "settings": {name: s.model_dump(mode="json", exclude={"cluster", "caution"}) for name, s in settings.items()},
+        "language_models": sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
+        "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
+        "versions": STAGE_VERSIONS,
+    }
+
+
+def make_suite_key(identity: dict[str, Any]) -> str:
+    """Return the content key of a suite from `identify_suite`."""
+    return hash_content(identity)
+
+
+def name_store(request: SuiteRequest, uri: str) -> dict[str, Any]:
+    """Return how `suite.json` names the MLflow store: a store in the folder of all runs also from there, as it moves."""
+    store = os.path.join(os.pardir, STORE_FILE) if is_own_store(uri, request.out) else None
+    return {"tracking_uri": uri, "store": store, "experiment": request.experiment}
 
 
 def read_finished_board(folder: Path, key: str) -> dict[str, Any] | None:

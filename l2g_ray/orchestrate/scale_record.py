@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.orchestrate.environment import hash_content
+from l2g_ray.orchestrate.request import EXPERIMENT
 from l2g_ray.results.figures import save
 from l2g_ray.results.scale_table import KINDS, plot_scaling, write_markdown
 from l2g_ray.tracking import Tracker
 
 
-def record_scaling(found: dict[str, Any], home: Path, folder: Path, experiment: str = "l2g_ray") -> str:
+def record_scaling(found: dict[str, Any], home: Path, folder: Path, experiment: str = EXPERIMENT) -> str:
     """Write `scaling.md`, `.svg` and `.png` beside `scaling.json`, and all of it to MLflow, as one run whose steps are
     numbers of workers or slots. Returns the store's URI; raises UserError where the store does not answer."""
     (folder / "scaling.md").write_text(write_markdown(found))

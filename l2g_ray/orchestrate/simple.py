@@ -14,6 +14,8 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.orchestrate.arms import Compared, correct
 from l2g_ray.orchestrate.compare import ArmScores
+from l2g_ray.orchestrate.earlier import refuse_other_study
+from l2g_ray.orchestrate.environment import hash_content
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.mirror import push
@@ -22,7 +24,7 @@ from l2g_ray.orchestrate.request import SuiteRequest, prepare_task, resolve_task
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.results.arms_table import write_study
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
 SIMPLE = {
@@ -48,12 +50,21 @@ def run_simple(request: SuiteRequest, names: list[str], console: Console) -> dic
     """
     folder = request.out / request.name
     compared: list[Compared] = []
+    every = {task.name: resolve_task(request, task) for task in request.tasks}
+    rows = {task.name: prepare_task(request, task, every[task.name], console) for task in request.tasks}
+    key = hash_content(
+        {
+            "baselines": names,
+            "settings": {name: one.model_dump(mode="json", exclude={"cluster"}) for name, one in every.items()},
+            "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in rows.items()},
+        }
+    )
+    refuse_other_study(request, key)
     for task in request.tasks:
-        settings = resolve_task(request, task)
-        prepared = prepare_task(request, task, settings, console)
-        compared += _run_task(request, task, settings, prepared, names, folder, console)
+        compared += _run_task(request, task, every[task.name], rows[task.name], names, folder, console)
     study = {
         "schema": 1,
+        "key": key,
         "study": "baseline",
         "about": "simple models",
         "arms": {name: {} for name in names},
@@ -64,7 +75,7 @@ def run_simple(request: SuiteRequest, names: list[str], console: Console) -> dic
     plain: dict[str, Any] = json.loads(json.dumps(study, default=str))
     write_study(folder, plain)
     if request.remote is not None:
-        push(folder, request.remote / request.name, settings.cluster.storage_wait_s)
+        push(folder, request.remote / request.name, every[request.tasks[0].name].cluster.storage_wait_s)
     return plain
 
 
@@ -118,7 +129,7 @@ def _run_task(
         settings.evaluate.bootstrap_resamples,
         seed,
     )
-    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+    sign = find_metric(task.metric).sign
     first = next(iter(results))
     return [
         Compared(

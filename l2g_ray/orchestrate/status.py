@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
+from l2g_ray.places import show_command
 
 STATUS_FILE = "status.json"
 SUITE_FILE = "suite.json"
@@ -139,10 +141,20 @@ def read_status(run: Path) -> dict[str, Any]:
         "elapsed_s": round(elapsed, 1) if elapsed is not None else None,
         "tasks": [_describe_task(name, task, state, until or now) for name, task in live.get("tasks", {}).items()],
         "last_event": {"text": event["text"], "ago_s": round(now - event["at"], 1)} if event else None,
-        "links": live.get("links", {}),
-        "command": suite.get("command", ""),
+        # A command that an earlier version wrote may name a place from which the folder was moved.
+        "links": {"mlflow": show_command("ui", run)}
+        | {name: link for name, link in live.get("links", {}).items() if not link.startswith("l2g-ray ")},
+        "command": _find_command(suite, run),
     }
     return found | {"next": _advise(found, run)}
+
+
+def _find_command(suite: dict[str, Any], run: Path) -> str:
+    """The command of a suite; where its folder was moved, with an `--out` that finds it again."""
+    command, began_in = str(suite.get("command", "")), suite.get("folder")
+    if not command or not began_in or run.absolute() == Path(began_in):
+        return command
+    return f"{command} {shlex.join(['--out', str(run.absolute().parent)])}"
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ from l2g_ray.orchestrate.cluster import (
 )
 from l2g_ray.orchestrate.cluster_watch import ClusterWatch
 from l2g_ray.orchestrate.details import read_details
+from l2g_ray.orchestrate.earlier import refuse_replacement
 from l2g_ray.orchestrate.environment import describe_environment
 from l2g_ray.orchestrate.guard import StorageWatch, persist
 from l2g_ray.orchestrate.interrupts import SuiteStopped, name_interrupt, sigterm_interrupts
@@ -41,13 +42,16 @@ from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.plan_rows import rows_of_manifest
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.orchestrate.record import Recorder
+from l2g_ray.orchestrate.relog import log_if_gone, write_events
 from l2g_ray.orchestrate.reporting import count_parameters
 from l2g_ray.orchestrate.request import (
     SuiteRequest,
     SuiteResult,
     check_name,
     check_writable,
+    identify_suite,
     make_suite_key,
+    name_store,
     prepare_task,
     read_finished_board,
     resolve_task,
@@ -55,9 +59,11 @@ from l2g_ray.orchestrate.request import (
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.slot_use import SlotLog, SlotUse
 from l2g_ray.orchestrate.status import SUITE_FILE, StatusWriter
+from l2g_ray.places import show_command
 from l2g_ray.redaction import clean, redact
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
+from l2g_ray.results.rows import describe_result
 from l2g_ray.tracking_store import refuse_file_store, resolve_uri
 
 POLL_S = 0.3
@@ -94,13 +100,16 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
             held.enter_context(lease(request.remote, request.name, say, give_way))
             pull_finished(request.remote / request.name, folder)
         prepared = {task.name: prepare_task(request, task, settings[task.name], console) for task in request.tasks}
-        key = make_suite_key(request, settings, prepared)
+        identity = identify_suite(request, settings, prepared)
+        key = make_suite_key(identity)
         finished = read_finished_board(folder, key)
         if finished is not None:
             meta = json.loads((folder / SUITE_FILE).read_text())
+            uri, relogged = log_if_gone(request, settings, folder, meta, finished, say)
             took_s = time.monotonic() - begun
-            return SuiteResult(finished, folder, meta["tracking_uri"], False, took_s, stored=stored)
-        return _Run(request, settings, prepared, folder, key, console, begun).run()
+            return SuiteResult(finished, folder, redact(uri), False, took_s, stored=stored, relogged=relogged)
+        refuse_replacement(request, key, identity)
+        return _Run(request, settings, prepared, folder, identity, console, begun).run()
 
 
 class _Run:
@@ -112,12 +121,13 @@ class _Run:
         settings: dict[str, Settings],
         prepared: dict[str, PreparedTask],
         folder: Path,
-        key: str,
+        identity: dict[str, Any],
         console: Console,
         begun: float,
     ) -> None:
         self.request, self.settings, self.prepared = request, settings, prepared
-        self.folder, self.key, self.console, self.begun = folder, key, console, begun
+        self.folder, self.console, self.begun = folder, console, begun
+        self.identity, self.key = identity, make_suite_key(identity)
         # Tune's own files, a folder a process. Ray pickles its state there: nobody else may write it, and nothing that
         # was there before is read.
         self.scratch = (request.out / "tune" / f"{request.name}-{uuid.uuid4().hex[:8]}").resolve()
@@ -127,6 +137,7 @@ class _Run:
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.rows: dict[str, dict[str, Any]] = {}
         self.details: dict[str, Any] = {}
+        self.events: list[dict[str, Any]] = []  # for a store that shall have them later
         self.failures: dict[str, str] = {}
         self.use: SlotUse | None = None
 
@@ -157,7 +168,7 @@ class _Run:
             if found := [f for f in task.manifest["check"]["findings"] if f["level"] == "warning"]:
                 self.console.print(
                     f"[yellow]{name}: the data check has {len(found)} warning{'s' if len(found) > 1 else ''}: "
-                    f"l2g-ray data inspect {task.folder}[/yellow]",
+                    f"{escape(show_command('data', 'inspect', task.folder))}[/yellow]",
                     highlight=False,
                     soft_wrap=True,
                 )
@@ -191,8 +202,10 @@ class _Run:
         """Say where to look on, and return the addresses by name."""
         dashboard = find_dashboard(ray)
         links = {"dashboard": dashboard} if dashboard else {}
-        links["mlflow"] = redact(recorder.link) if recorder.link else f"l2g-ray ui {self.folder}"
-        for name, link in (links | {"status": f"l2g-ray status {self.folder}"}).items():
+        if recorder.link:
+            links["mlflow"] = redact(recorder.link)
+        shown = {"mlflow": show_command("ui", self.folder)} | links | {"status": show_command("status", self.folder)}
+        for name, link in shown.items():
             self.console.print(f"{name:<10} {escape(link)}", highlight=False, soft_wrap=True)
         return links
 
@@ -271,7 +284,8 @@ class _Run:
         metrics = SuiteMetrics(self.request.name)
         self.status.say("trains")
         storage = StorageWatch(self.request.remote or self.request.out, self._say)
-        with Progress(self.console, list(self.prepared), self.request.name) as progress:
+        metrics_by_task = {name: task.task.metric for name, task in self.prepared.items()}
+        with Progress(self.console, metrics_by_task, self.request.name) as progress:
             try:
                 start_tasks()
                 while running:
@@ -280,6 +294,8 @@ class _Run:
                     for event in ray.get(board.drain.remote()):
                         progress.update(event)
                         recorder.record(event)
+                        if event["type"] in ("trial", "failure"):
+                            self.events.append(event)
                         slot_log.take(event)
                         metrics.record(event)
                         if event["type"] != "slots":  # no news: a reckoning for the end
@@ -334,11 +350,9 @@ class _Run:
         self._persist(lambda: write_task_folder(task_folder, self.prepared[name], outcome))
         self.rows[name] = assemble_row(self.prepared[name], self.settings[name], outcome, task_folder)
         self.details[name] = read_details(task_folder, self.rows[name], self.settings[name].model_dump(mode="json"))
-        recorder.log_task(name, task_folder, self.rows[name], self.request.register)
+        recorder.log_task(name, task_folder, self.rows[name], self.prepared[name], self.request.register)
         self._push(task_folder)
-        test = self.rows[name]["test"]
-        low, high = test["ci95"]
-        progress.finish(name, f"test {self.rows[name]['metric']} {test['mean']:.3f} [{low:.3f}, {high:.3f}]")
+        progress.finish(name, describe_result(self.rows[name]))
 
     def _finish(self, recorder: Recorder) -> dict[str, Any]:
         self.status.say("waits for MLflow")
@@ -358,6 +372,7 @@ class _Run:
         }
         if self.use:
             recorder.log_slots(self.use.to_dict())
+        self._persist(lambda: write_events(self.folder, self.events))
         self._persist(lambda: write_leaderboard(board, self.folder))
         self._write_suite_file("reporting", recorder.uri)
         details = [self.details[name] for name in order if name in self.details]
@@ -381,7 +396,8 @@ class _Run:
             "bench": self.request.bench,
             "preset": self.request.preset,
             "command": self.request.command,
-            "tracking_uri": uri,
+            **name_store(self.request, uri),
+            "folder": str(self.folder.absolute()) if self.request.remote is None else None,
             "started": self.started,
             **self.environment,
             "wall_s": round(time.monotonic() - self.begun, 1),
@@ -392,6 +408,9 @@ class _Run:
                 name: {split: p.fingerprint(split) for split in ("train", "valid", "test")}
                 for name, p in self.prepared.items()
             },
+            "tasks": self.identity["tasks"],
+            "language_models": self.identity["language_models"],
+            "stage_versions": self.identity["versions"],
         }
 
         def write() -> None:

@@ -7,15 +7,17 @@ in processes that stay warm (`warm`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.board import Emit, make_trial_event
+from l2g_ray.orchestrate.board import Emit, make_end_event, make_trial_event
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.guard import read_stall
+from l2g_ray.orchestrate.halving import describe_end
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import memory_key
 from l2g_ray.orchestrate.store import StageResult, Store
@@ -70,8 +72,8 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
     """
     missing = [job for job in jobs if place.store.find(job.stage, job.key) is None]
     for job in jobs:
-        if job not in missing:
-            _emit_history(place, job)
+        if job not in missing and (stored := place.store.find(job.stage, job.key)):
+            emit_history(place, place.spec(job), stored.values)
     if missing:
         place.emit({"type": "stage", "task": place.task, "stage": stage, "state": "running", "trials": len(missing)})
 
@@ -86,7 +88,13 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
             errors = run_trials(place, stage, missing, runner)
         else:
             errors = run_jobs_warm(
-                [place.spec(job) for job in missing], runner, place.slots, place.held, place.board, tell
+                [place.spec(job) for job in missing],
+                runner,
+                place.slots,
+                place.held,
+                place.board,
+                tell,
+                lambda index: emit_end(place, missing[index]),
             )
         done = [result for job in missing if (result := place.store.find(job.stage, job.key))]
         emit_slots(place, {r.key: (r.values["began_at"], r.values["ended_at"]) for r in done})
@@ -103,10 +111,36 @@ def emit_slots(place: Place, intervals: dict[str, tuple[float, float]]) -> None:
     place.emit({"type": "slots", "task": place.task, "intervals": intervals})
 
 
-def _emit_history(place: Place, job: Job) -> None:
-    result = place.store.find(job.stage, job.key)
-    for row in result.values.get("history", []) if result else []:
-        place.emit(make_trial_event(place.spec(job), row))
+def emit_history(place: Place, spec: dict[str, Any], values: dict[str, Any], stopped: str = "finished") -> None:
+    """Tell the epochs of a trial that the store has, with the times at which it ran.
+
+    Parameters
+    ----------
+    spec : names the trial, as in `make_trial_event`.
+    values : its result: `history`, and `began_at` and `ended_at`, which those of an earlier version may lack.
+    stopped : why it ended.
+    """
+    history = values.get("history") or []
+    if not history:
+        return
+    took_s = [float(row.get("wall_s", 0.0)) for row in history]
+    ended_at = values.get("ended_at") or time.time()
+    began_at = values.get("began_at") or ended_at - sum(took_s)
+    for number, row in enumerate(history, 1):
+        at = max(began_at, ended_at - sum(took_s[number:]))
+        place.emit(make_trial_event(spec, row | {"began_at": began_at, "at": at}))
+    place.emit(make_end_event(spec, began_at, ended_at, stopped))
+
+
+def emit_end(place: Place, job: Job) -> None:
+    """Tell that a job is done, from its result."""
+    found = place.store.find(job.stage, job.key)
+    if found is None or "history" not in found.values:
+        return
+    history = found.values["history"]
+    last_loss = float(history[-1]["train_loss"]) if history else 0.0
+    stopped = describe_end(len(history), last_loss, len(history), [])
+    place.emit(make_end_event(place.spec(job), found.values["began_at"], found.values["ended_at"], stopped))
 
 
 def _note_failure(place: Place, job: Job, error: Exception, again: bool) -> None:
@@ -117,23 +151,28 @@ def _note_failure(place: Place, job: Job, error: Exception, again: bool) -> None
     emit_failure(place, job.stage, job.key, f"{type(cause).__name__}: {first}", str(error), again)
 
 
-def emit_failure(place: Place, stage: str, note: str, reason: str, error: str, again: bool) -> None:
+def emit_failure(
+    place: Place, stage: str, note: str, reason: str, error: str, again: bool, label: str | None = None
+) -> None:
     """Tell that a trial failed: the reason as one line, the whole error, and the last lines that its process wrote.
 
-    `note` is the name under which the trial noted where it writes; `stage` stands in for a trial that never began.
+    `note` is the name under which the trial noted where it writes; `stage` stands in for a trial that never began, and
+    `label` is its name, where that is not the one that it noted.
     """
     noted = read_note(place.scratch, note)
-    reason = place.find_stall(noted.get("stage", stage), noted.get("key", note)) or reason
+    stall = place.find_stall(noted.get("stage", stage), noted.get("key", note))
+    reason = stall or reason
     where = f"node {noted['node']}, process {noted['pid']}\n" if noted else ""
     place.emit(
         {
             "type": "failure",
             "task": place.task,
             "stage": noted.get("stage", stage),
-            "trial": noted.get("label", note),
+            "trial": label or noted.get("label", note),
             "key": noted.get("key", note),
             "params": noted.get("params"),
             "again": again,
+            "stopped": "stall limit" if stall else "failed",
             "reason": redact(reason[:300]),
             "text": redact(f"{where}--- error\n{error.rstrip()}\n{fetch_last_lines(noted)}"),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from ray.tune.execution import class_cache
 from l2g_ray.config import FinetuneSettings
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
-from l2g_ray.orchestrate.board import make_trial_event
+from l2g_ray.orchestrate.board import make_end_event, make_trial_event
+from l2g_ray.orchestrate.halving import describe_end, name_trial, rung_epochs
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import most_at_once
-from l2g_ray.orchestrate.trials import Place, emit_failure, emit_slots, raise_first_error
+from l2g_ray.orchestrate.trials import Place, emit_end, emit_failure, emit_slots, raise_first_error
 from l2g_ray.orchestrate.worker import draw_job, make_search_trainable, make_trainable
 from l2g_ray.redaction import SECRET
 
@@ -27,13 +28,15 @@ Histories = dict[str, list[dict[str, Any]]]
 
 
 @contextlib.contextmanager
-def _experiment(place: Place, stage: str) -> Iterator[tuple[tune.RunConfig, _EmitRows]]:
+def _experiment(
+    place: Place, stage: str, emitter: _EmitRows | None = None
+) -> Iterator[tuple[tune.RunConfig, _EmitRows]]:
     """A quiet Tune run whose own files are gone afterwards (results live in the store), and what it told."""
     # Tune hands AWS credentials to its trials by their runtime_env, which Ray writes to its logs. Trials have them from
     # the environment of their machine, as all other processes do.
     handed_on = class_cache.ENV_VARS_TO_PROPAGATE
     handed_on.difference_update({variable for variable in handed_on if SECRET.search(variable)})
-    told = _EmitRows(place)
+    told = emitter or _EmitRows(place)
     name = f"{place.task}-{stage}"
     shutil.rmtree(place.scratch / name, ignore_errors=True)
     try:
@@ -55,10 +58,18 @@ def _experiment(place: Place, stage: str) -> Iterator[tuple[tune.RunConfig, _Emi
 
 
 class _EmitRows(Callback):
-    """Passes each trial's epochs and failures on as events; keeps the epochs by the job's key, and the reasons."""
+    """Passes each trial's epochs, failures and end on as events; keeps the epochs by the job's key, and the reasons.
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    `label` names a trial of Tune, where its job's label does not; `on_end` is called with each that ended well.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        label: Callable[[Any], str | None] = lambda trial: None,
+        on_end: Callable[[Any], None] = lambda trial: None,
+    ) -> None:
+        self.place, self.label, self.on_end = place, label, on_end
         self.histories: Histories = {}
         self.reasons: list[str] = []
 
@@ -67,7 +78,8 @@ class _EmitRows(Callback):
     ) -> None:
         """One epoch of one trial."""
         if "label" in result:
-            event = make_trial_event(result | {"task": self.place.task}, result)
+            named = result | {"task": self.place.task, "label": self.label(trial) or result["label"]}
+            event = make_trial_event(named, result | _read_times(self.place, result))
             rows = self.histories.setdefault(result["key"], [])
             if len(rows) > event["row"]["epoch"]:  # a trial that was restarted tells its first epochs again
                 return
@@ -78,6 +90,10 @@ class _EmitRows(Callback):
         """A trial failed, and is started again."""
         self._emit_failure(trial, again=True)
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial is through, or was stopped."""
+        self.on_end(trial)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good."""
         self._emit_failure(trial, again=False)
@@ -87,13 +103,14 @@ class _EmitRows(Callback):
         error = Path(trial.error_file).read_text() if trial.error_file else "no error was kept"
         reason = (error.strip() or "no error was kept").splitlines()[-1].strip()
         self.reasons.append(reason)
-        emit_failure(self.place, "trial", trial.trial_id, reason, error, again)
+        emit_failure(self.place, "trial", trial.trial_id, reason, error, again, self.label(trial))
 
 
 def run_trials(place: Place, stage: str, jobs: list[Job], runner: str) -> list[Exception]:
     """Run jobs as the trials of one Tune run, as many at once as there are slots; the errors of those that failed for good."""
     specs = [place.spec(job) for job in jobs]
-    with _experiment(place, stage) as (run_config, _):
+    told = _EmitRows(place, on_end=lambda trial: emit_end(place, jobs[trial.config["index"]]))
+    with _experiment(place, stage, told) as (run_config, _):
         results = tune.Tuner(
             make_trainable(specs, runner, place.slots, place.held),
             param_space={"index": tune.grid_search(list(range(len(specs))))},
@@ -109,7 +126,8 @@ def run_search(
     place: Place, settings: FinetuneSettings, base: Job, space: dict[str, Any], seed: int, runner: str
 ) -> list[dict[str, Any]]:
     """ASHA over `space`; `base.args['trial']` is replaced by each drawn config. Returns one dict a trial, in order:
-    'trial' (the config; None where it failed), 'key', 'best_score', 'epochs', 'cpu_s', 'wall_s', 'gpu_s', 'error', 'history'.
+    'trial' (the config; None where it failed), 'key', 'best_score', 'epochs', 'cpu_s', 'wall_s', 'gpu_s', 'error', 'history',
+    and when it ran, 'began_at' and 'ended_at'.
 
     A trial that fails is a trial that lost; only when all fail does the stage fail.
     """
@@ -117,7 +135,19 @@ def run_search(
         {"type": "stage", "task": place.task, "stage": "finetune", "state": "running", "trials": settings.trials}
     )
     search = OrderedSearch(space, settings.parallel_trials, settings.initial_random_trials, seed)
-    with _experiment(place, "finetune") as (run_config, told):
+    rungs = rung_epochs(settings.grace_epochs, settings.epochs, settings.reduction_factor)
+
+    def tell_end(trial: Any) -> None:
+        last = trial.last_result or {}
+        if times := _read_times(place, last):
+            named = last | {"task": place.task, "label": name(trial)}
+            stopped = describe_end(int(last["epoch"]) + 1, float(last["train_loss"]), settings.epochs, rungs)
+            place.emit(make_end_event(named, times["began_at"], times["at"], stopped))
+
+    def name(trial: Any) -> str:
+        return name_trial(search.order.index(trial.trial_id))
+
+    with _experiment(place, "finetune", _EmitRows(place, name, tell_end)) as (run_config, told):
         results = tune.Tuner(
             make_search_trainable(base, place.common, runner, place.slots, place.held),
             tune_config=tune.TuneConfig(
@@ -151,6 +181,8 @@ def run_search(
                     "gpu_s": 0.0,
                     "error": "failed",
                     "history": [],
+                    "began_at": None,
+                    "ended_at": None,
                 }
             )
             continue
@@ -168,6 +200,18 @@ def run_search(
                 "gpu_s": wall_s * metrics.get("gpus", place.slots.gpus) * place.slots.workers,
                 "error": str(result.error) if result.error else "",
                 "history": history,
+                "began_at": (times := _read_times(place, metrics)).get("began_at"),
+                "ended_at": times.get("at"),
             }
         )
     return ordered
+
+
+def _read_times(place: Place, result: dict[str, Any]) -> dict[str, float]:
+    """`began_at` and `at` of a trial that has reported: its own, or those of the result that it found in the store."""
+    if "began_at" in result:
+        return {"began_at": result["began_at"], "at": result["at"]}
+    found = place.store.find(result["stage"], result["key"]) if "key" in result else None
+    if found is None or not found.values.get("began_at"):
+        return {}
+    return {"began_at": found.values["began_at"], "at": found.values["ended_at"]}

@@ -30,12 +30,13 @@ def run_jobs_warm(
     held: dict[str, Any],
     board: Any,
     on_failure: Callable[[int, Exception, bool], None] = lambda index, error, again: None,
+    on_end: Callable[[int], None] = lambda index: None,
 ) -> list[Exception | None]:
     """Run jobs as Ray tasks, as many at once as there are slots; the error of each, None for those that are done.
 
     A job whose process dies, or that raises, is started again, at most `MAX_FAILURES` times, and goes on from its last
     epoch; a user's mistake is not tried again. `on_failure` hears of each failure: the job's number, the error as Ray
-    gives it, whether it is started again. With `runner` 'train' a task starts a Ray Train run and waits for it.
+    gives it, whether it is started again; `on_end` of each job that is done. With `runner` 'train' a task starts a Ray Train run and waits for it.
     """
     import ray
 
@@ -60,6 +61,8 @@ def run_jobs_warm(
                 waiting.insert(0, index)
             else:
                 errors[index] = error
+        else:
+            on_end(index)
     return errors
 
 

@@ -43,7 +43,7 @@ def make_search_trainable(
 
     def trial(config: dict[str, Any], held: Held) -> None:
         job = draw_job(base, config)
-        named = {"label": f"trial-{job.key[:6]}", "params": job.args["trial"], "kind": memory_key(job)}
+        named = {"label": job.label, "params": job.args["trial"], "kind": memory_key(job)}
         run_reporting(job.spec(common) | named, runner, slots, held)
 
     def share(config: dict[str, Any]) -> float:

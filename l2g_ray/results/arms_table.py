@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, _new_figure, _styled, save
-from l2g_ray.results.leaderboard import format_interval, format_number, write_atomically
+from l2g_ray.results.leaderboard import write_atomically
+from l2g_ray.results.rows import TRAINED_BASELINES, format_interval, format_number, judge
+from l2g_ray.results.terminal import Column, Listing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 HEADINGS = ("Task, metric", "Arm", "Test", "Validation", "Difference", "p (Holm)", "CPU s")
 
@@ -34,52 +35,44 @@ def write_study(folder: Path, study: Mapping[str, Any]) -> list[Path]:
     return paths
 
 
-def render_study(study: Mapping[str, Any], plain: bool = False) -> Table:
-    """The study as a rich table of at most 100 columns. `plain`: for output that is not a terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    bold = "" if plain else "bold"
-    table = Table(
-        title=Text(f"{study['study']}: {study['about']}", style=bold),
-        title_justify="left",
-        caption=_explain(study),
-        caption_justify="left",
-        caption_style="",
-        box=None if plain else box.SIMPLE_HEAD,
-        header_style=bold,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for heading in HEADINGS[:2]:
-        table.add_column(heading, max_width=24, overflow="fold")
-    for heading in HEADINGS[2:]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    last = None
+def render_study(study: Mapping[str, Any]) -> Listing:
+    """The study for a terminal of any width."""
+    columns = [*(Column(h, words=True) for h in HEADINGS[:2]), *(Column(h) for h in HEADINGS[2:])]
+    listing = Listing(columns, title=f"{study['study']}: {study['about']}", caption=[_explain(study)], keys=2)
     for one in study["compared"]:
-        first = f"{one['task']}, {one['metric']}" if one["task"] != last else ""
-        last = one["task"]
-        table.add_row(first, one["arm"], *_cells(one))
-    return table
+        listing.add(f"{one['task']}, {one['metric']}", one["arm"], *_cells(one, study), strong=[1])
+    return listing
 
 
-def _cells(one: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+def _cells(one: Mapping[str, Any], study: Mapping[str, Any]) -> list[str | list[str]]:
     difference = one["difference"] or {}
-    return (
-        f"{format_number(one['test']['mean'])} {format_interval(one['test'])}",
+    told = ["", ""]
+    if difference:
+        told = [format_number(difference.get("mean"), signed=True), format_interval(difference)]
+    return [
+        [format_number(one["test"]["mean"]), format_interval(one["test"])],
         format_number(one["validation"]),
-        f"{format_number(difference.get('mean'), signed=True)} {format_interval(difference)}" if difference else "",
+        [*told, judge_arm(one, study)],
         "" if difference.get("p_holm") is None else f"{difference['p_holm']:.3f}",
         f"{one['cpu_s']:,.0f}" if one["cpu_s"] else "",
-    )
+    ]
+
+
+def judge_arm(one: Mapping[str, Any], study: Mapping[str, Any]) -> str:
+    """better, worse or unclear than the control, or the number of seeds where these are too few to say."""
+    arms = study.get("arms") or {}
+    scores = {c["arm"]: c["test"] for c in study["compared"] if c["task"] == one["task"]}
+    seeded = {**arms, "embedder_only": {}, "average": {}}.keys() | TRAINED_BASELINES
+    known = [scores[arm] for arm in (next(iter(arms), ""), one["arm"]) if arm in scores and arm in seeded]
+    seeds = min((len(score.get("per_seed") or [0]) for score in known), default=1)
+    return judge((one["difference"] or {}).get("ci95"), one["metric"], seeds)
 
 
 def _explain(study: Mapping[str, Any]) -> str:
     control = next(iter(study["arms"]))
     return (
         f"Difference = arm minus '{control}' over the same test rows; intervals are 95 % bootstrap, from three seeds on "
-        "over seeds too. p: two-sided, corrected over all rows of this table."
+        "over seeds too, and no verdict before. p: two-sided, corrected over all rows of this table."
     )
 
 
@@ -87,13 +80,13 @@ def _to_csv(study: Mapping[str, Any]) -> str:
     out = io.StringIO()
     fields = ["task", "arm", "metric", "test", "lo", "hi", "seeds", "validation", "difference", "difference_lo"]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*fields, "difference_hi", "p_holm", "cpu_s"])
+    writer.writerow([*fields, "difference_hi", "verdict", "p_holm", "cpu_s"])
     for one in study["compared"]:
         difference = one["difference"] or {}
         lo, hi = difference.get("ci95") or (None, None)
         first = [one["task"], one["arm"], one["metric"], one["test"]["mean"], *one["test"]["ci95"]]
         middle = [len(one["test"]["per_seed"]), one["validation"], difference.get("mean"), lo, hi]
-        writer.writerow([*first, *middle, difference.get("p_holm"), one["cpu_s"]])
+        writer.writerow([*first, *middle, judge_arm(one, study), difference.get("p_holm"), one["cpu_s"]])
     return out.getvalue()
 
 
@@ -101,7 +94,8 @@ def _to_markdown(study: Mapping[str, Any]) -> str:
     lines = [f"# {study['study']}: {study['about']}", "", f"`{study['command']}`", ""]
     lines += ["| " + " | ".join(HEADINGS) + " |", "|---|---|---:|---:|---:|---:|---:|"]
     for one in study["compared"]:
-        lines.append("| " + " | ".join([f"{one['task']}, {one['metric']}", one["arm"], *_cells(one)]) + " |")
+        cells = [cell if isinstance(cell, str) else " ".join(filter(None, cell)) for cell in _cells(one, study)]
+        lines.append("| " + " | ".join([f"{one['task']}, {one['metric']}", one["arm"], *cells]) + " |")
     return "\n".join([*lines, "", _explain(study)]) + "\n"
 
 

@@ -1,8 +1,9 @@
 """Percentile bootstrap intervals over the rows of the test split and, from three on, over the seeds of training.
 
-Rows are resampled jointly for all seeds and arms, since they all saw the same rows: a difference of two arms has a
-narrower interval than the two alone would suggest. The seeds of training are a second source of spread; two of them
-say too little of it to resample.
+The bootstrap is hierarchical: each resample draws rows and, from three seeds on, seeds. Rows are drawn jointly for all
+seeds and arms, and seeds jointly for two arms that have as many, whose seeds are listed in the same order: a difference
+of two arms has a narrower interval than the two alone would suggest. Two seeds say too little of their spread to
+resample.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def paired_difference(
 ) -> dict[str, Any]:
     """Mean of `first` minus mean of `second`, over the same rows.
 
-    Each arm is one function a seed; the arms may have different numbers of seeds. Returns `mean`, `ci95`, `p`
+    Each arm is one function a seed, in the same order; the arms may have different numbers of seeds, which are then drawn
+    apart. Returns `mean`, `ci95`, `p`
     (the share of resamples in which the first is not better: one-sided, a tie counts against the first; None
     without a resample) and `dropped_resamples`. Raises as `bootstrap_interval`.
     """
@@ -99,15 +101,16 @@ def confusion_difference(
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    higher_is_better: bool = True,
 ) -> dict[str, Any]:
-    """`paired_difference` of a metric (higher is better) that is a function of the confusion matrix.
+    """`paired_difference` of a metric that is a function of the confusion matrix.
 
     `first` and `second` are class numbers (n,) or (seeds, n). Raises as `confusion_bootstrap`.
     """
     arms = [np.atleast_2d(np.asarray(arm)) for arm in (first, second)]
     confusion, draws = _draw_confusions(labels, np.concatenate(arms), n_classes, resamples, seed)
     points, scores = np.asarray(metric(confusion)), np.asarray(metric(draws))
-    return _compare(points, scores, len(arms[0]), seed, confidence, higher_is_better=True)
+    return _compare(points, scores, len(arms[0]), seed, confidence, higher_is_better)
 
 
 def _score_all_rows(scores: Sequence[Score], n_rows: int) -> Array:
@@ -170,7 +173,9 @@ def _compare(
 ) -> dict[str, Any]:
     if not 0 < n_first < len(points):
         raise ValueError("both arms need at least one seed")
-    difference = _mean_over_seeds(draws[:, :n_first], seed) - _mean_over_seeds(draws[:, n_first:], seed + 1)
+    # Equal numbers of seeds are drawn by the same numbers, so that pairs stay pairs.
+    stream = seed if 2 * n_first == len(points) else seed + 1
+    difference = _mean_over_seeds(draws[:, :n_first], seed) - _mean_over_seeds(draws[:, n_first:], stream)
     defined = difference[~np.isnan(difference)]
     not_better = defined <= 0 if higher_is_better else defined >= 0
     return {

@@ -7,18 +7,25 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.results.leaderboard import format_interval, format_number, write_atomically
+from l2g_ray.results.leaderboard import write_atomically
+from l2g_ray.results.rows import format_interval, format_number, subtract_arms
 from l2g_ray.results.schema import validate_leaderboard
+from l2g_ray.results.terminal import Column, Listing
+from l2g_ray.tasks.metrics import METRICS
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+_LOWER = ", ".join(name for name, metric in METRICS.items() if not metric.higher_is_better)
 CAPTION = (
-    "Choose by validation; the test split is for the one that was chosen. Change: against the first variant, "
-    "as far as the metric goes (lower is better for mse). Intervals are 95 % bootstrap."
+    "Choose by validation; the test split is for the one that was chosen. Change: this variant minus the first, two means "
+    f"subtracted, without an interval; lower is better for {_LOWER}. Difference: L2G minus embedder only, over the same "
+    "test rows. Intervals are 95 % bootstrap."
+)
+COLUMNS = (
+    Column("Task, metric", words=True),
+    Column("Variant", words=True),
+    *(Column(h) for h in ("Validation", "Change", "Test", "Change in test", "Embedder only", "Difference")),
 )
 
 
@@ -49,7 +56,9 @@ def compare_boards(boards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
             entry |= {"validation": row["validation"]["mean"], "test": row["test"]["mean"]}
             entry |= {"test_ci95": list(row["test"].get("ci95") or [None, None])}
             entry |= {"embedder_only": (row["embedder_only"] or {}).get("mean")}
-            entry |= {"difference": (row.get("difference") or {}).get("mean"), "wall_s": row["wall_s"]}
+            difference = subtract_arms(row)
+            entry |= {"difference": difference.mean, "difference_ci95": list(difference.ci95 or (None, None))}
+            entry |= {"verdict": difference.verdict, "wall_s": row["wall_s"]}
             first = first or entry
             for split in ("validation", "test"):
                 one, other = entry[split], first[split]
@@ -58,47 +67,31 @@ def compare_boards(boards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
     return found
 
 
-def render_comparison(rows: list[dict[str, Any]]) -> Table:
-    """The rows as a rich table of at most 110 columns."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("Task, metric", "Variant"):
-        table.add_column(name, overflow="fold")
-    for name in ("Validation", "Change", "Test", "", "Change", "Embedder only", "Difference"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for before, row in zip([None, *rows], rows):
-        begins = before is None or before["task"] != row["task"]
-        table.add_row(f"{row['task']}, {row['metric']}" if begins else "", *_cells(row))
-    return table
+def render_comparison(rows: list[dict[str, Any]]) -> Listing:
+    """The rows for a terminal of any width."""
+    listing = Listing(COLUMNS, caption=[CAPTION], keys=2)
+    for row in rows:
+        listing.add(f"{row['task']}, {row['metric']}", *_cells(row))
+    return listing
 
 
 def write_comparison(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     """Write comparison.json, .csv and .md into `folder`. Returns the paths; raises UserError when that cannot be done."""
     out = io.StringIO()
     flat = [
-        {key: value for key, value in row.items() if key != "test_ci95"}
+        {key: value for key, value in row.items() if not key.endswith("_ci95")}
         | dict(zip(("test_lo", "test_hi"), row["test_ci95"]))
+        | dict(zip(("difference_lo", "difference_hi"), row["difference_ci95"]))
         for row in rows
     ]
     writer = csv.DictWriter(out, fieldnames=list(flat[0]) if flat else ["task"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
-    headings = [
-        "Task",
-        "Metric",
-        "Variant",
-        "Validation",
-        "Change",
-        "Test",
-        "95 %",
-        "Change",
-        "Embedder only",
-        "Difference",
-    ]
+    headings = ["Task", "Metric", *(column.heading for column in COLUMNS[1:])]
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * 3 + "---:|" * (len(headings) - 3)]
-    lines += ["| " + " | ".join([row["task"], row["metric"], *_cells(row)]) + " |" for row in rows]
+    for row in rows:
+        cells = [cell if isinstance(cell, str) else " ".join(filter(None, cell)) for cell in _cells(row)]
+        lines.append("| " + " | ".join([row["task"], row["metric"], *cells]) + " |")
     texts = {
         "comparison.json": json.dumps({"schema": 1, "rows": rows}, indent=1) + "\n",
         "comparison.csv": out.getvalue(),
@@ -107,14 +100,17 @@ def write_comparison(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     return [write_atomically(folder / name, text) for name, text in texts.items()]
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any]) -> list[str | list[str]]:
     return [
         row["variant"],
         format_number(row["validation"]),
         format_number(row["change_validation"], signed=True),
-        format_number(row["test"]),
-        format_interval({"ci95": row["test_ci95"]}),
+        [format_number(row["test"]), format_interval({"ci95": row["test_ci95"]})],
         format_number(row["change_test"], signed=True),
         format_number(row["embedder_only"]),
-        format_number(row["difference"], signed=True),
+        [
+            format_number(row["difference"], signed=True),
+            format_interval({"ci95": row["difference_ci95"]}),
+            row["verdict"],
+        ],
     ]

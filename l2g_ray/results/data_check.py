@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2g_ray.results import data_figures, figures
 from l2g_ray.results.leaderboard import write_atomically
+from l2g_ray.results.terminal import Column, Listing, Sentence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Group
-    from rich.table import Table
 
 _FEATURES = {"length_bp": "Length", "gc": "GC share"}
 _MEASURES = {"auroc": "AUROC", "spearman": "|Spearman|"}
@@ -27,31 +27,24 @@ _EXPLAIN_PAIRS = (
 )
 
 
-def render_check(check: Mapping[str, Any], title: str, plain: bool = False) -> Group:
-    """The check for a terminal of 110 columns: findings, then a table of splits and one of pairs of splits.
-
-    `plain`: no lines and no styles, for output that is not a terminal.
-    """
+def render_check(check: Mapping[str, Any], title: str) -> Group:
+    """The check for a terminal of any width: findings, then a table of splits and one of pairs of splits."""
     from rich.console import Group
-    from rich.padding import Padding
-    from rich.text import Text
 
-    bold, colours = ("", {}) if plain else ("bold", {"warning": "yellow", "note": "dim"})
-    lines: list[Any] = [Text(f"{title} · {check['kind']}", style=bold)]
+    colours = {"warning": "yellow", "note": "dim"}
+    lines: list[Any] = [Sentence(f"{title} · {check['kind']}", "bold")]
     for finding in check["findings"]:
         mark = "! " if finding["level"] == "warning" else "· "
-        lines.append(Padding(Text(mark + finding["text"], style=colours.get(finding["level"], "")), (0, 0, 0, 2)))
+        lines.append(Sentence(mark + finding["text"], colours.get(finding["level"], ""), indent=2))
     if not check["findings"]:
-        lines.append(Text("  Nothing found."))
-    tables = [_make_table(*table, plain=plain) for table in (list_splits(check), list_pairs(check))]
-    return Group(*lines, Text(""), *tables)
+        lines.append(Sentence("Nothing found.", indent=2))
+    for table in (list_splits(check), list_pairs(check)):
+        lines += [Sentence(""), _make_listing(*table)]
+    return Group(*lines)
 
 
-def render_summary(check_by_name: Mapping[str, Mapping[str, Any]], plain: bool = False) -> Group:
-    """Many checks for a terminal of 110 columns: one line a task; the findings are left to the page."""
-    from rich.console import Group
-    from rich.text import Text
-
+def render_summary(check_by_name: Mapping[str, Mapping[str, Any]]) -> Listing:
+    """Many checks for a terminal of any width: one line a task; the findings are left to the page."""
     headings = ["Task", "Train", "Test", "Exact", "RC", "Near", "Conflicts", "GC", "Length", "!"]
     lines = []
     for name, check in check_by_name.items():
@@ -73,7 +66,7 @@ def render_summary(check_by_name: Mapping[str, Mapping[str, Any]], plain: bool =
         "or nearly. Conflicts: sequences with different labels, in any split. GC, length: AUROC (regression: "
         "|Spearman|) of that one feature. !: warnings."
     )
-    return Group(_make_table(headings, lines, plain), Text(told, style="" if plain else "dim"))
+    return _make_listing(headings, lines, [told])
 
 
 def list_splits(check: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -201,18 +194,8 @@ def _format(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _make_table(headings: list[str], lines: list[list[str]], plain: bool) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        box=None if plain else box.SIMPLE_HEAD,
-        header_style="" if plain else "bold",
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", overflow="fold")
+def _make_listing(headings: list[str], lines: list[list[str]], caption: Sequence[str] = ()) -> Listing:
+    listing = Listing([Column(headings[0], words=True), *map(Column, headings[1:])], caption=caption)
     for line in lines:
-        table.add_row(*line)
-    return table
+        listing.add(*line)
+    return listing

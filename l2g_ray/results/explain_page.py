@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from l2g_ray.results import figures
 from l2g_ray.results.leaderboard import write_atomically
+from l2g_ray.results.terminal import Column, Listing, Sentence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,27 +56,20 @@ class Section:
     pictures: Sequence[Picture]
 
 
-def render_explanation(summary: Mapping[str, Any], plain: bool = False) -> Group:
-    """The figures of an output for a terminal of 110 columns; `plain`: without styles."""
-    from rich import box
+def render_explanation(summary: Mapping[str, Any]) -> Group:
+    """The figures of an output for a terminal of any width."""
     from rich.console import Group
-    from rich.table import Table as RichTable
-    from rich.text import Text
 
-    lines: list[Any] = [Text(f"{summary['output']} ({summary['explained']})", style="" if plain else "bold")]
-    lines += [Text(f"  {describe_completeness(summary['completeness'], summary['method'])}")]
-    lines += [Text(f"  {note}") for note in summary["notes"]]
-    for name, share in summary["planted_shares"].items():
-        lines.append(Text(f"  {describe_share(name, share)}"))
-    table = RichTable(box=None if plain else box.SIMPLE_HEAD, header_style="" if plain else "bold", pad_edge=False)
+    lines: list[Any] = [Sentence(f"{summary['output']} ({summary['explained']})", "bold")]
+    about = [describe_completeness(summary["completeness"], summary["method"]), *summary["notes"]]
+    about += [describe_share(name, share) for name, share in summary["planted_shares"].items()]
+    lines += [Sentence(text, indent=2) for text in about]
     headings, rows = list_motifs(summary)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i in (1, 2) else "left", overflow="fold")
+    listing = Listing([Column(heading, words=i not in (1, 2, 5)) for i, heading in enumerate(headings)])
     for row in rows:
-        table.add_row(*row)
-    lines += [table] if rows else []
-    lines += [Text(f"! {warning}", style="" if plain else "bold red") for warning in summary["warnings"]]
-    return Group(*lines)
+        listing.add(*row)
+    lines += [listing] if rows else []
+    return Group(*lines, *(Sentence(f"! {warning}", "bold red") for warning in summary["warnings"]))
 
 
 def describe_completeness(completeness: Mapping[str, float], method: str) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.results.leaderboard import format_interval, format_number
+from l2g_ray.results.arms_table import judge_arm
 from l2g_ray.results.report_tables import Table, make_table
+from l2g_ray.results.rows import format_interval, format_number
 
 MAX_MUTATED = 4  # pictures of single sequences in a report
 MAX_LOGOS = 12
@@ -72,7 +73,7 @@ def read_study(folder: Path) -> Part:
                 one["metric"],
                 one["arm"],
                 f"{format_number(one['test']['mean'])} {format_interval(one['test'])}",
-                _describe_difference(one.get("difference")),
+                _describe_difference(one, told),
             ]
             for one in told["compared"]
         ]
@@ -85,10 +86,11 @@ def read_study(folder: Path) -> Part:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); run the study again") from None
 
 
-def _describe_difference(difference: Mapping[str, Any] | None) -> str:
+def _describe_difference(one: Mapping[str, Any], study: Mapping[str, Any]) -> str:
+    difference = one.get("difference")
     if not difference:
         return "–"
-    return f"{format_number(difference['mean'], signed=True)} {format_interval(difference)}"
+    return f"{format_number(difference['mean'], signed=True)} {format_interval(difference)} {judge_arm(one, study)}"
 
 
 def _read(path: Path, make: Callable[[dict[str, Any], Path], list[Part]]) -> list[Part]:

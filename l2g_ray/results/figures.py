@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 import pandas as pd
 
-from l2g_ray.results.leaderboard import best_published, name_task
+from l2g_ray.results.rows import best_published, name_task
+from l2g_ray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +51,8 @@ STYLE: Any = {
 # Above this a scatter hides its own density.
 MAX_SCATTER_ROWS = 1500
 MAX_PANELS = 6
+# Letters of a task's name in a line; a longer name would leave no room for the scores.
+LONGEST_NAME = 24
 
 
 def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
@@ -80,7 +84,8 @@ def plot_scores(board: Mapping[str, Any]) -> Figure:
     if published:
         xs, ys = [best["value"] for _, best in published], [y for y, _ in published]
         axes.errorbar(xs, ys, fmt="D", color=VERMILION, markersize=5, label="best comparable published")
-    axes.set_yticks(range(len(rows)), [f"{name_task(row)}\n{row['metric']}" for row in rows])
+    names = ["\n".join([*textwrap.wrap(name_task(row), LONGEST_NAME), row["metric"]]) for row in rows]
+    axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("test score (points: mean over seeds; bars: 95 % bootstrap interval)")
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
@@ -278,7 +283,7 @@ def _to_frame(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _lower_is_better(frame: pd.DataFrame) -> bool:
-    return bool(len(frame)) and str(frame["metric"].iloc[0]).startswith(("mse", "loss"))
+    return bool(len(frame)) and not find_metric(str(frame["metric"].iloc[0])).higher_is_better
 
 
 def _pick_best(frame: pd.DataFrame) -> str:

@@ -6,15 +6,31 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l2g_ray.errors import UserError
+from l2g_ray.results.rows import (
+    MIN_SEEDS_FOR_A_VERDICT,
+    best_baseline,
+    best_published,
+    format_interval,
+    format_number,
+    name_arm,
+    name_task,
+    subtract_arms,
+    used_arm,
+)
 from l2g_ray.results.schema import validate_leaderboard
+from l2g_ray.results.terminal import Column, Listing
 
-if TYPE_CHECKING:
-    from rich.table import Table
+# Whose scores a row has without near-duplicates.
+APART = ("used", "l2g", "embedder_only")
+EXPLAIN_SEEDS = (
+    f"With fewer than {MIN_SEEDS_FOR_A_VERDICT} seeds of training the interval of a difference is of the test rows alone, and "
+    "another seed can turn it: no verdict (--seeds 3)."
+)
 
 
 def write_leaderboard(board: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -43,54 +59,6 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
-def best_published(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The best comparable published score of a row; all metrics of published tables are better when higher."""
-    known = [p for p in row["published"] if p["comparable"] and p["value"] is not None]
-    return max(known, key=lambda p: p["value"], default=None)
-
-
-def best_baseline(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Name and scores of the baseline with the best validation score: the test split chooses nothing."""
-    sign = -1.0 if row["metric"].startswith("mse") else 1.0
-    known = {n: s for n, s in (row.get("baselines") or {}).items() if isinstance(s, Mapping) and "validation" in s}
-    name = max(known, key=lambda n: sign * (known[n]["validation"] or 0.0), default=None)
-    return (name, dict(known[name])) if name else None
-
-
-def name_task(row: Mapping[str, Any]) -> str:
-    """The task's name, marked where its sequences are synthetic."""
-    return f"{row['task']} (synthetic)" if row.get("synthetic") else row["task"]
-
-
-def subtract_arms(row: Mapping[str, Any]) -> tuple[float | None, str]:
-    """L2G minus embedder only, and what may be said of it: better, worse, unclear, or nothing without an interval."""
-    paired = row.get("difference") or {}
-    ours, alone = row["test"]["mean"], (row["embedder_only"] or {}).get("mean")
-    value = paired.get("mean")
-    if value is None and ours is not None and alone is not None:
-        value = ours - alone
-    lo, hi = paired.get("ci95") or (None, None)
-    if value is None or lo is None or hi is None:
-        return value, ""
-    if lo <= 0 <= hi:
-        return value, "unclear"
-    return value, "better" if (lo > 0) != row["metric"].startswith("mse") else "worse"
-
-
-def format_number(value: float | None, signed: bool = False) -> str:
-    """Three decimals, a dash for an undefined value."""
-    if value is None:
-        return "–"
-    return f"{value:+.3f}" if signed else f"{value:.3f}"
-
-
-def format_interval(score: Mapping[str, Any] | None) -> str:
-    """`[lo, hi]`, or nothing when there is no interval."""
-    if not score or None in (score.get("ci95") or [None]):
-        return ""
-    return "[{}, {}]".format(*(format_number(bound) for bound in score["ci95"]))
-
-
 def describe_slots(board: Mapping[str, Any]) -> str:
     """How busy the slots were, where the board tells; empty where it does not, as when nothing had to be trained."""
     use = board.get("slots")
@@ -103,81 +71,59 @@ def describe_slots(board: Mapping[str, Any]) -> str:
     )
 
 
-def render_table(board: Mapping[str, Any], plain: bool = False) -> Table:
-    """The board as a rich table of at most 100 columns, with the warnings below.
-
-    `plain`: no lines and no styles, for output that is not a terminal.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    # rich reads None as its own default style, "" as none.
-    dim, bold = ("", "") if plain else ("dim", "bold")
-    title = Text(f"{board['bench']} · preset {board['preset']} · {board['language_model']}", style=bold)
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=_list_warnings(board),
-        caption_justify="left",
-        caption_style="",
-        header_style=bold,
-        box=None if plain else box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("Task, metric", min_width=16, max_width=26, overflow="fold")
-    for heading in ("L2G", "Embedder only", "Difference"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("Published", justify="right", max_width=15, overflow="fold")
-    table.add_column("Baseline", justify="right", max_width=15, overflow="fold")
-    table.add_column("!", justify="right", no_wrap=True)
-
-    def two_lines(first: str, second: str, style: str = "") -> Text:
-        return Text(first, style=style) + Text(f"\n{second}" if second else "", style=dim)
-
+def render_table(board: Mapping[str, Any]) -> Listing:
+    """The board for a terminal, or a file, of any width; the warnings below."""
+    published = any(best_published(row) for row in board["tasks"])
+    simple = any(best_baseline(row) for row in board["tasks"])
+    columns = [
+        Column("Task, metric", words=True),
+        *(Column(heading) for heading in ("L2G", "Embedder only", "Difference")),
+        *([Column("Baseline")] if simple else []),
+        *([Column("Published", words=True)] if published else []),
+        Column("!"),
+    ]
+    title = f"{board['bench']} · preset {board['preset']} · {board['language_model']}"
+    listing = Listing(columns, title=title, caption=_list_notes(board))
     for row in board["tasks"]:
-        alone, published = row["embedder_only"], best_published(row)
-        difference, verdict = subtract_arms(row)
-        simple = best_baseline(row)
-        table.add_row(
-            two_lines(row["task"], _second_line(row), bold),
-            two_lines(format_number(row["test"]["mean"]), format_interval(row["test"]), bold),
-            two_lines(format_number(alone["mean"] if alone else None), format_interval(alone)),
-            two_lines(format_number(difference, signed=True), verdict),
-            two_lines(format_number(published["value"]), _shorten(published["model"])) if published else Text("–"),
-            two_lines(format_number(simple[1]["mean"]), _shorten(simple[0])) if simple else Text("–"),
-            Text(str(len(row["warnings"]) or "")),
-        )
-    return table
+        alone, used = row["embedder_only"], used_arm(row)
+        cells: list[list[str]] = [
+            [row["task"], *_describe_row(row)],
+            _score_lines(row["test"]),
+            _score_lines(alone),
+            list(subtract_arms(row).parts),
+        ]
+        if simple:
+            name, score = best_baseline(row) or ("", None)
+            cells.append([*_score_lines(score), name] if score else [])
+        if published:
+            best = best_published(row)
+            cells.append([format_number(best["value"]), best["model"]] if best else [])
+        strong = {"l2g": [1], "embedder_only": [2]}.get(used.name if used else "l2g", [])
+        listing.add(*cells, [str(len(row["warnings"]) or "")], strong=[0, *strong])
+    return listing
 
 
-def _second_line(row: Mapping[str, Any]) -> str:
+def _score_lines(score: Mapping[str, Any] | None) -> list[str]:
+    return [format_number(score["mean"] if score else None), format_interval(score)]
+
+
+def _describe_row(row: Mapping[str, Any]) -> list[str]:
     lines = [f"{row['metric']}, {row['backbone']}", *(["(synthetic)"] if row.get("synthetic") else [])]
-    if chosen := row.get("chosen"):
-        lines.append(f"uses {name_arm(chosen['arm'])} {format_number(chosen['test']['mean'])}")
-    return "\n".join(lines)
+    if used := used_arm(row):
+        lines.append(f"uses {name_arm(used.name)} {format_number(used.test['mean'])}")
+    return lines
 
 
-def name_arm(arm: str) -> str:
-    """An arm's name for people."""
-    return {"l2g": "L2G", "embedder_only": "embedder", "average": "average"}.get(arm, arm)
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= 15 else name[:14] + "…"
-
-
-def _list_warnings(board: Mapping[str, Any]) -> Any:
-    from rich.text import Text
-
-    lines = [f"! {row['task']}: {warning}" for row in board["tasks"] for warning in row["warnings"]]
-    lines.insert(0, "Intervals are 95 % bootstrap; difference = L2G minus embedder only, over the same test rows.")
-    if any(row.get("chosen") for row in board["tasks"]):
-        lines.insert(1, "uses = the arm that was best on validation: what `l2g-ray predict` predicts with.")
-    if any(best_baseline(row) for row in board["tasks"]):
-        lines.insert(1, "Baseline = the simple model that was best on validation; leaderboard.json has all of them.")
-    return Text("\n".join(lines))
+def _list_notes(board: Mapping[str, Any]) -> list[str]:
+    rows = board["tasks"]
+    notes = ["Intervals are 95 % bootstrap. Difference = L2G minus embedder only, over the same test rows."]
+    if any(subtract_arms(row).verdict.split(" ")[0].isdigit() for row in rows):
+        notes.append(EXPLAIN_SEEDS)
+    if any(best_baseline(row) for row in rows):
+        notes.append("Baseline = the simple model that was best on validation; leaderboard.json has all of them.")
+    if any(used_arm(row) for row in rows):
+        notes.append("uses = the arm that was best on validation: what `l2g-ray predict` predicts with.")
+    return [*notes, *(f"! {row['task']}: {warning}" for row in rows for warning in row["warnings"])]
 
 
 def _to_csv(board: Mapping[str, Any]) -> str:
@@ -190,17 +136,23 @@ def _to_csv(board: Mapping[str, Any]) -> str:
 
 
 def _flatten_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    published, (difference, verdict) = best_published(row) or {}, subtract_arms(row)
+    published, difference = best_published(row) or {}, subtract_arms(row)
     flat: dict[str, Any] = {key: row[key] for key in ("task", "kind", "metric")}
     flat["synthetic"] = bool(row.get("synthetic"))
     for arm in ("test", "validation", "embedder_only"):
         score = row[arm] or {}
         lo, hi = score.get("ci95") or (None, None)
         flat |= {f"{arm}_mean": score.get("mean"), f"{arm}_lo": lo, f"{arm}_hi": hi}
-    flat |= {"difference": difference, "verdict": verdict}
+    lo, hi = difference.ci95 or (None, None)
+    flat |= {"difference": difference.mean, "difference_lo": lo, "difference_hi": hi, "verdict": difference.verdict}
     name, simple = best_baseline(row) or ("", {})
-    chosen = row.get("chosen") or {}
-    flat |= {"chosen": chosen.get("arm", ""), "chosen_mean": (chosen.get("test") or {}).get("mean")}
+    used = used_arm(row)
+    flat |= {"chosen": used.name if used else "", "chosen_mean": used.test["mean"] if used else None}
+    apart = row.get("test_without_near_duplicates") or {}
+    lo, hi = (apart.get("used") or {}).get("ci95") or (None, None)
+    flat |= {"near_duplicates": (row.get("check") or {}).get("near_duplicates")}
+    flat |= {"chosen_without_near_mean": (apart.get("used") or {}).get("mean")}
+    flat |= {"chosen_without_near_lo": lo, "chosen_without_near_hi": hi}
     flat |= {"baseline": name, "baseline_mean": simple.get("mean")}
     flat |= {"published_value": published.get("value"), "published_model": published.get("model")}
     flat |= {key: row[key] for key in ("n_train", "n_test", "backbone")}
@@ -233,21 +185,21 @@ def _to_markdown(board: Mapping[str, Any]) -> str:
     ]
     for row in board["tasks"]:
         alone, published = row["embedder_only"], best_published(row)
-        difference, verdict = subtract_arms(row)
-        simple, used = best_baseline(row), row.get("chosen")
+        simple, used = best_baseline(row), used_arm(row)
         cells = [
             name_task(row),
             row["metric"],
             f"{format_number(row['test']['mean'])} {format_interval(row['test'])}",
             f"{format_number(alone and alone['mean'])} {format_interval(alone)}",
-            f"{format_number(difference, signed=True)} {verdict}",
-            f"{format_number(used['test']['mean'])} {name_arm(used['arm'])}" if used else "–",
+            str(subtract_arms(row)),
+            f"{format_number(used.test['mean'])} {name_arm(used.name)}" if used else "–",
             f"{format_number(simple[1]['mean'])} {simple[0]}" if simple else "–",
             f"{format_number(published['value'])} {published['model']}" if published else "–",
             row["backbone"],
             str(row["n_test"]),
         ]
         lines.append("| " + " | ".join(escape(cell.strip()) for cell in cells) + " |")
+    lines += _tabulate_apart(board, escape)
     notes = [f"- {row['task']}: {warning}" for row in board["tasks"] for warning in row["warnings"]]
     if notes:
         lines += ["", "## Warnings", "", *notes]
@@ -258,3 +210,18 @@ def _to_markdown(board: Mapping[str, Any]) -> str:
     if sentence := describe_slots(board):
         lines += ["", sentence]
     return "\n".join(lines) + "\n"
+
+
+def _tabulate_apart(board: Mapping[str, Any], escape: Callable[[str], str]) -> list[str]:
+    """Scores on the test rows that are no near-duplicates of train rows; nothing where no row has them."""
+    rows = [row for row in board["tasks"] if row.get("test_without_near_duplicates")]
+    if not rows:
+        return []
+    lines = ["", "## Test rows that are no near-duplicates of train rows", ""]
+    lines += ["| Task | Metric | Rows | Left out | Used | L2G | Embedder only |", "|---|---|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        apart = row["test_without_near_duplicates"]
+        scores = [f"{format_number(s['mean'])} {format_interval(s)}" for s in map(apart.get, APART) if s]
+        cells = [name_task(row), row["metric"], f"{apart['n']:,}", f"{apart['dropped']:,}", *scores]
+        lines.append("| " + " | ".join(escape(cell.strip()) for cell in cells) + " |")
+    return lines

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from l2g_ray.results.terminal import Column, Listing
 
 
 def show_count(value: float) -> str:
@@ -39,17 +38,13 @@ def show_seconds(value: float | None) -> str:
     return "–" if value is None else show_hours(value / 3600)
 
 
-def render_plan(title: str, stages: Mapping[str, Mapping[str, Any]], total: Mapping[str, Any]) -> Table:
+def render_plan(title: str, stages: Mapping[str, Mapping[str, Any]], total: Mapping[str, Any]) -> Listing:
     """Stage to {'expected', 'most': amounts, 'hours': (expected, most), 'fits': str}; `total` likewise, without 'fits'."""
-    table = _table(title)
-    for heading in ("Stage",):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("Trials", "Epochs", "Steps", "LM tokens", "FLOP", "Hours", "at most", "Memory", "Disk"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("Fits", no_wrap=True)
+    numbers = ("Trials", "Epochs", "Steps", "LM tokens", "FLOP", "Hours", "at most", "Memory", "Disk", "Fits")
+    listing = Listing([Column("Stage", words=True), *map(Column, numbers)], title=title, sections=[len(stages)])
     for name, stage in {**stages, "total": total}.items():
         expected, most = stage["expected"], stage["most"]
-        table.add_row(
+        listing.add(
             name,
             show_count(most["trials"]),
             _both(expected["epochs"], most["epochs"]),
@@ -60,23 +55,20 @@ def render_plan(title: str, stages: Mapping[str, Mapping[str, Any]], total: Mapp
             show_bytes(most["memory_bytes"]),
             show_bytes(most["disk_bytes"]),
             stage.get("fits", ""),
-            end_section=name == list(stages)[-1],
         )
-    return table
+    return listing
 
 
-def render_spent(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+def render_spent(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Listing:
     """Stage to 'spent' (trials, epochs, wall_s, cpu_s, gpu_s) and 'planned' (epochs, hours) or None."""
-    table = _table(title)
-    table.add_column("Stage", no_wrap=True)
-    for heading in ("Trials", "Epochs", "planned", "Wall", "CPU", "GPU", "planned", "took / planned"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("Trials", "Epochs", "planned", "Wall", "CPU", "GPU", "planned", "took / planned")
+    listing = Listing([Column("Stage", words=True), *map(Column, numbers)], title=title)
     for name, row in rows.items():
         spent, planned = row["spent"], row.get("planned")
         hours = None if planned is None else planned["hours"]
         device_s = spent["gpu_s"] or spent["cpu_s"]
         ratio = "" if not hours or device_s is None else f"{device_s / 3600 / hours:.2f}"
-        table.add_row(
+        listing.add(
             name,
             show_count(spent["trials"]),
             show_count(spent["epochs"]),
@@ -85,15 +77,7 @@ def render_spent(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
             "" if hours is None else show_hours(hours),
             ratio,
         )
-    return table
-
-
-def _table(title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    return listing
 
 
 def _both(expected: float, most: float) -> str:

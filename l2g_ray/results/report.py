@@ -13,19 +13,21 @@ import pandas as pd
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results import report_tables as tables
 from l2g_ray.results.explained import Part
-from l2g_ray.results.leaderboard import (
+from l2g_ray.results.leaderboard import EXPLAIN_SEEDS, describe_slots, write_atomically
+from l2g_ray.results.report_tables import Table
+from l2g_ray.results.rows import (
     best_baseline,
     best_published,
-    describe_slots,
     format_interval,
     format_number,
     name_arm,
     name_task,
     subtract_arms,
-    write_atomically,
+    subtract_baseline,
+    used_arm,
 )
-from l2g_ray.results.report_tables import Table
 from l2g_ray.results.schema import validate_leaderboard
+from l2g_ray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,6 +130,9 @@ def write_report(
         "best_other": best_other,
         "name_task": name_task,
         "subtract_arms": subtract_arms,
+        "subtract_baseline": subtract_baseline,
+        "used_arm": used_arm,
+        "explain_seeds": EXPLAIN_SEEDS,
         "duration": format_duration,
         # Drawn by us, with its texts escaped by matplotlib.
         "draw": lambda picture: Markup(picture.svg),
@@ -148,8 +153,7 @@ def write_report(
 
 def best_other(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """The best published score of a row that is not comparable, where none is."""
-    known = [p for p in row["published"] if p["value"] is not None]
-    return None if best_published(row) else max(known, key=lambda p: p["value"], default=None)
+    return None if best_published(row) else best_published(row, comparable=False)
 
 
 def format_duration(seconds: float) -> str:
@@ -182,7 +186,7 @@ def _draw_overview(
             "published tables that ship here (L2G: none)."
         )
         pictures.append(_Picture("mean-scores", figure, caption, tables.tabulate_means(complete, tasks)))
-    types = {row["task"]: _group(row, details) for row in board["tasks"] if not row["metric"].startswith("mse")}
+    types = {row["task"]: _group(row, details) for row in board["tasks"] if find_metric(row["metric"]).higher_is_better}
     if len(set(types.values()) - {""}) > 1:
         types = {task: group or "other" for task, group in types.items()}
         figure = suite_figures.plot_task_types(standings, types)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from l2g_ray.results.leaderboard import best_published, format_interval, format_number, name_task
+from l2g_ray.results.rows import best_published, format_interval, format_number, name_task, subtract_arms
 from l2g_ray.results.suite_figures import Standing, mean_by_type, measure_profile
 
 MAX_LINES = 200
@@ -44,8 +44,11 @@ def tabulate_scores(board: Mapping[str, Any]) -> Table:
         cells = [name_task(row), row["metric"]]
         for score in (row["test"], row["embedder_only"]):
             cells += [format_number(score and score["mean"]), format_interval(score)]
+        cells.append(str(subtract_arms(row)))
         lines.append([*cells, f"{published['value']:.3f} {published['model']}" if published else None])
-    return make_table(["Task", "Metric", "L2G", "Interval", "Embedder only", "Interval", "Best comparable"], lines)
+    return make_table(
+        ["Task", "Metric", "L2G", "Interval", "Embedder only", "Interval", "Difference", "Best comparable"], lines
+    )
 
 
 def tabulate_means(standings: Sequence[Standing], tasks: Sequence[str]) -> Table:

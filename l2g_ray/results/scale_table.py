@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, VERMILION, _new_figure, _styled
+from l2g_ray.results.terminal import Column, Listing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 KINDS = {
     "strong": ("strong: one batch", "workers", "rows_per_s"),
@@ -43,29 +43,19 @@ def list_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def render_scaling(found: Mapping[str, Any]) -> Table:
-    """As a rich table."""
-    from rich import box
-    from rich.table import Table
-
-    shape, machine = found["shape"], found["machine"]
-    table = Table(
-        title=f"Scaling of fine-tuning: {shape['language_model']}, {shape['length_bp']} bp, {machine['cores']} CPU cores, "
-        f"{shape['gpus_per_worker']:g} GPU a worker",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
+def render_scaling(found: Mapping[str, Any]) -> Listing:
+    """For a terminal of any width."""
+    shape, machine, rows = found["shape"], found["machine"], list_rows(found)
+    title = (
+        f"Scaling of fine-tuning: {shape['language_model']}, {shape['length_bp']} bp, {machine['cores']} CPU cores, "
+        f"{shape['gpus_per_worker']:g} GPU a worker"
     )
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "Measured" else "right", no_wrap=True)
-    last = ""
-    for row in list_rows(found):
-        if last and row[0] != last:
-            table.add_section()
-        table.add_row("" if row[0] == last else row[0], *row[1:])
-        last = row[0]
-    return table
+    begins = [i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]]
+    columns = [Column(HEADINGS[0], words=True), *map(Column, HEADINGS[1:])]
+    listing = Listing(columns, title=title, keys=2, sections=begins)
+    for row in rows:
+        listing.add(*row)
+    return listing
 
 
 def write_markdown(found: Mapping[str, Any]) -> str:

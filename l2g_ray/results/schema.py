@@ -49,6 +49,16 @@ class TestScore(Score):
     per_seed: tuple[Number, ...] = Field(min_length=1)
 
 
+class Apart(_Part):
+    """Scores on the `n` test rows that are no near-duplicates of train rows, `dropped` are left out."""
+
+    n: int = Field(ge=0)
+    dropped: int = Field(ge=0)
+    used: TestScore
+    l2g: TestScore
+    embedder_only: TestScore
+
+
 class Published(_Part):
     """A published score of another model; `comparable` only with the same data, split and metric."""
 
@@ -81,6 +91,7 @@ class LeaderboardRow(_Part):
     baselines: dict[str, Score | Number] = Field(default_factory=dict)
     n_train: int = Field(ge=0)
     n_test: int = Field(ge=0)
+    test_without_near_duplicates: Apart | None = None
     published: tuple[Published, ...] = ()
     backbone: str
     architecture: tuple[Layer, ...] = ()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, VERMILION, _new_figure, _styled
+from l2g_ray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def gather_standings(board: Mapping[str, Any], parameters: Mapping[str, float] |
     scores: dict[str, dict[str, float]] = {L2G: {}, ALONE: {}}
     comparable: dict[str, bool] = {}
     for row in board["tasks"]:
-        if row["metric"].startswith("mse"):
+        if not find_metric(row["metric"]).higher_is_better:
             continue
         for arm, name in (("test", L2G), ("embedder_only", ALONE)):
             if row[arm] and row[arm]["mean"] is not None:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import urllib.request
@@ -90,10 +91,12 @@ def run_mlflow(
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
             signal.signal(number, stop)
+    # Neither Python nor uvicorn imports from the working directory; the latter would put `--app-dir` first.
+    own = {"PYTHONSAFEPATH": "1", "UVICORN_APP_DIR": sysconfig.get_path("stdlib")}
     # A session of its own: Ctrl-C then reaches this process alone, which ends the others in order.
     child = subprocess.Popen(
         [sys.executable, "-c", DIE_WITH_PARENT, str(os.getpid()), *command],
-        env=dict(environment),
+        env=dict(environment) | own,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

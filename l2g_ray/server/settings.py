@@ -8,6 +8,7 @@ import ipaddress
 import os
 import re
 import secrets
+import shlex
 import socket
 import stat
 import tempfile
@@ -72,12 +73,16 @@ class ServerSettings:
         """The environment of MLflow's processes, from that of this one."""
         kept = {name: value for name, value in given.items() if name != "MLFLOW_TRACKING_URI"}
         defaults = dict(QUIET)
-        forced = {"MLFLOW_BACKEND_STORE_URI": self.store, "MLFLOW_ARTIFACTS_DESTINATION": self.artifacts}
+        forced = {"MLFLOW_BACKEND_STORE_URI": self.store, "MLFLOW_ARTIFACTS_DESTINATION": _as_uri(self.artifacts)}
         if self.auth_file is not None:
             # Signs the forms of the sign-up page; one for all workers. A new one at each start only voids open pages.
             defaults["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex(32)
             forced["MLFLOW_AUTH_CONFIG_PATH"] = str(self.auth_file.absolute())
         return defaults | kept | forced
+
+
+def _as_uri(artifacts: str) -> str:
+    return artifacts if "://" in artifacts else Path(artifacts).absolute().as_uri()
 
 
 def check_settings(settings: ServerSettings) -> None:
@@ -110,7 +115,9 @@ def read_auth_file(path: Path) -> configparser.SectionProxy:
     if importlib.util.find_spec("flask_wtf") is None:
         raise UserError("--basic-auth needs the package Flask-WTF; install it with: pip install 'l2g-ray[server]'")
     if section.get("admin_password") and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UserError(f"--basic-auth {path}: holds a password that others can read; run: chmod 600 {path}")
+        raise UserError(
+            f"--basic-auth {path}: holds a password that others can read; run: chmod 600 {shlex.quote(str(path))}"
+        )
     database = section.get("database_uri", "")
     if not re.match(r"sqlite:////|postgresql(\+\w+)?://", database):
         raise UserError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2g_ray.errors import UserError
+from l2g_ray.places import sqlite_uri
 from l2g_ray.redaction import redact
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def resolve_store(uri: str) -> str:
     except (ArgumentError, ValueError):
         kind = ""
     if kind == "sqlite" and url.database not in (None, "", ":memory:"):
-        return str(url.set(database=os.path.abspath(str(url.database))))
+        path = Path(os.path.abspath(str(url.database)))
+        return str(make_url(sqlite_uri(path)).set(query=url.query))
     if kind != "postgresql":
         raise UserError(
             f"--store {redact(uri)}: must be sqlite:///PATH or postgresql://USER@HOST/DATABASE (a '/', '@' or '%' in a "

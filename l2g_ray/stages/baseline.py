@@ -20,7 +20,8 @@ from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.common import TaskData, predict_source, use_rc
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER, score
+from l2g_ray.stages.metrics import score
+from l2g_ray.tasks.metrics import find_metric
 
 FIT_BATCH_ROWS = 4096
 # Entries of a training matrix, at 8 bytes: more rows than fit are drawn from at random.
@@ -108,7 +109,7 @@ def fit_baseline(name: str, data: TaskData, settings: Settings, runtime: Runtime
     else:
         _fit_boosting(model, x, labels, data, seed)
     predictions, known = predict_source(model, data.valid, data.task, runtime)
-    sign = 1.0 if HIGHER_IS_BETTER[data.task.metric] else -1.0
+    sign = find_metric(data.task.metric).sign
     value = sign * score(data.task.kind, data.task.metric, known, predictions)
     return Fitted(model.eval(), value, chosen | {"train_rows": len(labels)})
 

@@ -20,8 +20,9 @@ from l2g_ray.models.team import ALONE, Team
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER, score
+from l2g_ray.stages.metrics import score
 from l2g_ray.stages.parts import Draws, release_memory
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
 
@@ -254,7 +255,7 @@ def predict_in_halves(predict: Callable[[Batch], torch.Tensor], batch: Batch) ->
 def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:
     """The task's metric on validation as 'score', negated where lower is better, so that it is always maximised."""
     task = data.task
-    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+    sign = find_metric(task.metric).sign
 
     def validate() -> dict[str, float]:
         predictions, labels = predict_source(model, data.valid, task, runtime)

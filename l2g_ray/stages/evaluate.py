@@ -16,7 +16,8 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.l2g import load_model
 from l2g_ray.stages.common import predict_source, use_rc
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER, compute_metrics, score
+from l2g_ray.stages.metrics import compute_metrics, score
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
 # Arm and seed to predictions (n, n_outputs): those reported, and those of the given strand.
@@ -97,7 +98,7 @@ def choose_arm(task: Task, outputs: Outputs, labels: np.ndarray) -> dict[str, An
     Of equal scores the cheaper arm wins: the embedder alone, then L2G, then their average. Baselines do not stand for
     election, they are what the others must beat.
     """
-    sign = 1.0 if HIGHER_IS_BETTER[task.metric] else -1.0
+    sign = find_metric(task.metric).sign
     scores: dict[str, float] = {}
     for arm in CANDIDATES:
         values = [

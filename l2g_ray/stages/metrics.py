@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[Any]
+from l2g_ray.tasks.metrics import find_metric
 
-_HIGHER = ("mcc", "accuracy", "f1_macro", "f1_positive", "auroc", "auprc", "pearson_mean", "spearman_mean")
-HIGHER_IS_BETTER: dict[str, bool] = dict.fromkeys(_HIGHER, True) | {"mse_mean": False}
+Array = NDArray[Any]
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, n_classes: int) -> Array:
@@ -164,7 +163,7 @@ def score(kind: str, metric_name: str, labels: ArrayLike, outputs: ArrayLike) ->
     """One aggregate metric, computed alone: the value that selects epochs, trials and backbones.
 
     If an output is not finite or the metric is undefined (NaN), the worst value: -inf, or inf for a metric
-    where lower is better (`HIGHER_IS_BETTER`). Raises ValueError for a metric that the kind does not have.
+    where lower is better (`tasks.metrics`). Raises ValueError for a metric that the kind does not have.
     """
     _check_kind(kind)
     functions = _SCORES[kind]
@@ -173,7 +172,7 @@ def score(kind: str, metric_name: str, labels: ArrayLike, outputs: ArrayLike) ->
     values = np.asarray(outputs)
     value = functions[metric_name](labels, values) if np.isfinite(values).all() else float("nan")
     if np.isnan(value):
-        return float("-inf") if HIGHER_IS_BETTER[metric_name] else float("inf")
+        return -find_metric(metric_name).sign * float("inf")
     return value
 
 

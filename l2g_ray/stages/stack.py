@@ -63,7 +63,9 @@ class Stacker:
             optimizer.zero_grad()
             outputs = torch.einsum("a,anc->nc", weights, evidence) + bias
             # The bias has a ridge too: with classes it is defined up to a constant only.
-            loss = self._loss(outputs, rows) + (weights.square().sum() + bias.square().sum()) / (2 * RIDGE_C * max(1, n_rows))
+            loss = self._loss(outputs, rows) + (weights.square().sum() + bias.square().sum()) / (
+                2 * RIDGE_C * max(1, n_rows)
+            )
             loss.backward()
             return loss
 

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from l2g_ray.tasks.metrics import metrics_of
+
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 
 # The metric that a kind is selected and reported by when the task names none.
@@ -15,13 +17,6 @@ DEFAULT_METRIC: dict[str, str] = {
     "multiclass": "mcc",
     "multilabel": "auroc",
     "regression": "pearson_mean",
-}
-_CLASS_METRICS = ("mcc", "accuracy", "f1_macro", "auroc", "auprc")
-METRICS: dict[str, tuple[str, ...]] = {
-    "binary": (*_CLASS_METRICS, "f1_positive"),
-    "multiclass": _CLASS_METRICS,
-    "multilabel": ("auroc", "auprc"),
-    "regression": ("pearson_mean", "spearman_mean", "mse_mean"),
 }
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -111,10 +106,9 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _metric_of_kind(self) -> Task:
-        if self.metric not in METRICS[self.kind]:
-            raise ValueError(
-                f"metric '{self.metric}' is not one of a {self.kind} task: {', '.join(METRICS[self.kind])}"
-            )
+        known = metrics_of(self.kind)
+        if self.metric not in known:
+            raise ValueError(f"metric '{self.metric}' is not one of a {self.kind} task: {', '.join(known)}")
         return self
 
     @property

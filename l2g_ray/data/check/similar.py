@@ -68,7 +68,8 @@ def find_similar(
     JSON-ready: k, threshold, scale, sampled (pairs may be missed), dropped_kmers; near (rows with a partner at or above
     the threshold), near_only (of these, those that are no exact or reverse-complement duplicates), unmeasured (rows
     with too few k-mers for a verdict, as short ones, those of N, and those of repeats left out); the same three with
-    `other_` before them when there is another part; histogram (rows by the similarity to their best partner, from 0.3
+    `other_` before them when there is another part, and other_near_rows, the numbers (from 0) of the rows that other_near
+    counts; histogram (rows by the similarity to their best partner, from 0.3
     on: edges, counts, other_counts); examples of near_only (row, other_row, similarity, strand; rows from 1).
     """
     others = part if other is None else other
@@ -99,6 +100,8 @@ def find_similar(
         exact = np.isin(other.facts.canonical, part.facts.canonical)
         found = _count(other_best, theirs, exact, index.sizes, threshold)
         report |= {f"other_{key}": value for key, value in found.items()}
+        counted = exact | (other_best.similarity[theirs.number] >= threshold)
+        report["other_near_rows"] = np.flatnonzero(counted).tolist()
         report["histogram"]["other_counts"] = _histogram(other_best, theirs, exact, floor)
     near = ~exact[theirs.first] & (other_best.similarity >= threshold)
     report["examples"] = _list_examples(part, ours, others, theirs, other_best, near, k)

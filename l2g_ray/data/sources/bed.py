@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,25 @@ import numpy as np
 import pyarrow as pa
 
 from l2g_ray.data.genome import Genome
+from l2g_ray.data.infer import make_name
 from l2g_ray.data.intervals import Intervals, read_intervals
 from l2g_ray.data.negatives import MAX_UNKNOWN, Negatives, draw_negatives
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.raw import ALL, Piece, RawTask
+from l2g_ray.data.text import split_suffix
+from l2g_ray.data.windows import Windows, cut_windows, find_chromosomes
 from l2g_ray.errors import UserError
 from l2g_ray.tasks.catalogue import parse_task
 
 BENCH = "user"
 DRAWN_LABELS = ("background", "peak")
-_SUFFIX = re.compile(r"\.(bed|narrowpeak|broadpeak)(\.gz|\.zst)?$", re.IGNORECASE)
+_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
 _VERSION = 1  # of the drawing: goes into the content key
 
 
 def is_bed(path: str | Path) -> bool:
-    """Whether a file is named .bed, .narrowPeak or .broadPeak, plain, .gz or .zst, in any case."""
-    return _SUFFIX.search(Path(path).name) is not None
+    """Whether a file is named .bed, .narrowPeak or .broadPeak, plain or compressed, in any case."""
+    return split_suffix(Path(path).name)[0].endswith(_SUFFIXES)
 
 
 def open_bed(paths: list[Path], options: SourceOptions) -> RawTask:
@@ -38,8 +40,9 @@ def open_bed(paths: list[Path], options: SourceOptions) -> RawTask:
     `gc_tolerance`) and chromosomes, drawn with `seed`; labels 'background' and 'peak', or the two of `labels`, the
     negative first. Several files: one class each, in the order given, named by `labels` or by the files.
 
-    With `window_bp` the rows are windows of that width round the summit, or the middle; those that do not fit on
-    their chromosome are left out and counted in a note. With `stranded` rows of strand '-' are reverse-complemented,
+    Intervals that reach past the end of their chromosome, or are on one that the genome does not have, are left out and
+    counted in a note; with `strict` the first of them is an error. With `window_bp` the rows are windows of that width
+    round the summit, or the middle, and the same holds for those that do not fit on their chromosome. With `stranded` rows of strand '-' are reverse-complemented,
     the task is strand-specific, and a negative has its peak's strand.
 
     A chromosome is named as the first interval on it names it, whatever the genome's name for it ('1' or 'chr1').
@@ -47,19 +50,19 @@ def open_bed(paths: list[Path], options: SourceOptions) -> RawTask:
 
     Raises
     ------
-    UserError : no genome, a file that cannot be read, an interval that is not on the genome, labels that do not fit
+    UserError : no genome, a file that cannot be read, a file without any interval on the genome, labels that do not fit
         the files, no strand where one is needed, no room for negatives. File and line are named where there is one.
     """
     if not paths:
         raise UserError("no BED file; give at least one")
     if options.genome is None:
         raise UserError(f"{paths[0]}: intervals need the genome that they are on; add --genome FASTA")
-    stems = [_SUFFIX.sub("", path.name) for path in paths]
+    stems = [_cut_suffix(path.name) for path in paths]
     labels = _name_labels(paths, stems, options)
     task = parse_task(
         {
             "bench": BENCH,
-            "name": options.name or _make_name("_vs_".join(stems)),
+            "name": options.name or make_name("_vs_".join(stems)),
             "kind": options.kind or ("binary" if len(labels) == 2 else "multiclass"),
             "labels": labels,
             "strand_specific": options.strand_specific or options.stranded,
@@ -74,7 +77,7 @@ def open_bed(paths: list[Path], options: SourceOptions) -> RawTask:
     with Genome(options.genome) as genome:
         shown: dict[str, str] = {}
         files = [read_intervals(path) for path in paths]
-        windows = [_cut_windows(intervals, genome, shown, options, notes) for intervals in files]
+        windows = [cut_windows(intervals, genome, shown, options, notes) for intervals in files]
         if len(paths) == 1:
             pieces = [_piece(str(paths[0]), options.genome, windows[0], labels[1])]
             drawn = _draw(files[0], windows[0], genome, options, notes)
@@ -101,17 +104,6 @@ def open_bed(paths: list[Path], options: SourceOptions) -> RawTask:
     )
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Places of n rows: `chrom` as the genome names it, `shown` as the files do; start and end in bp, strand + or -."""
-
-    chrom: np.ndarray
-    shown: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    strand: np.ndarray
-
-
 def _name_labels(paths: list[Path], stems: list[str], options: SourceOptions) -> tuple[str, ...]:
     if len(paths) == 1:
         labels = options.labels or DRAWN_LABELS
@@ -128,70 +120,12 @@ def _name_labels(paths: list[Path], stems: list[str], options: SourceOptions) ->
     return labels
 
 
-def _make_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip("._-") or "task"
+def _cut_suffix(name: str) -> str:
+    plain = split_suffix(name)[0]
+    return name[: len(plain) - max((len(suffix) for suffix in _SUFFIXES if plain.endswith(suffix)), default=0)]
 
 
-def _cut_windows(
-    intervals: Intervals, genome: Genome, shown: dict[str, str], options: SourceOptions, notes: list[str]
-) -> _Windows:
-    """The windows that fit, in order; `shown` learns how the files name the genome's chromosomes."""
-    chrom = _locate(intervals, genome, shown)
-    strand = np.full(len(intervals), "+", dtype=object)
-    if options.stranded:
-        strand = intervals.strand
-        if (unknown := np.flatnonzero(strand == ".")).size:
-            raise UserError(
-                f"{intervals.path}, line {intervals.line[unknown[0]]}: the interval has no strand; "
-                "write + or - in column 6, or leave out stranded"
-            )
-    names = np.array([shown[name] for name in chrom.tolist()], dtype=object)
-    rows = _Windows(chrom, names, intervals.start, intervals.end, strand)
-    if options.window_bp is None:
-        return rows
-    middle = (intervals.start + intervals.end) // 2
-    start = np.where(intervals.summit >= 0, intervals.summit, middle) - options.window_bp // 2
-    end = start + options.window_bp
-    lengths_bp = genome.chromosomes()
-    fits = (start >= 0) & (end <= np.array([lengths_bp[name] for name in chrom.tolist()]))
-    if not fits.any():
-        raise UserError(
-            f"{intervals.path}, line {intervals.line[0]}: a window of {options.window_bp:,} bp fits nowhere on its "
-            "chromosome, as in all other lines; set window_bp lower"
-        )
-    if left_out := int((~fits).sum()):
-        peaks = "1 peak" if left_out == 1 else f"{left_out:,} peaks"
-        verb = "was" if left_out == 1 else "were"
-        notes.append(
-            f"{intervals.path.name}: {peaks} too near a chromosome's end for a window of {options.window_bp} bp "
-            f"{verb} left out"
-        )
-    return _Windows(chrom[fits], names[fits], start[fits], end[fits], strand[fits])
-
-
-def _locate(intervals: Intervals, genome: Genome, shown: dict[str, str]) -> np.ndarray:
-    """The genome's name of each interval's chromosome; an interval that is not on the genome is a mistake."""
-    found: dict[str, str] = {}
-    lengths_bp = genome.chromosomes()
-    for name, end, line in zip(intervals.chrom.tolist(), intervals.end.tolist(), intervals.line.tolist(), strict=True):
-        where = f"{intervals.path}, line {line}"
-        if name not in found:
-            try:
-                found[name] = genome.find_chromosome(name)
-            except UserError as error:
-                raise UserError(f"{where}: {error}, or remove the line") from None
-            shown.setdefault(found[name], name)
-        if end > (length_bp := lengths_bp[found[name]]):
-            raise UserError(
-                f"{where}: the interval ends at {end:,}, past the end of {name}, which is {length_bp:,} bp long in "
-                f"{genome.path}; give the genome that the peaks were called on, or correct the line"
-            )
-    return np.array([found[name] for name in intervals.chrom.tolist()], dtype=object)
-
-
-def _draw(
-    intervals: Intervals, windows: _Windows, genome: Genome, options: SourceOptions, notes: list[str]
-) -> _Windows:
+def _draw(intervals: Intervals, windows: Windows, genome: Genome, options: SourceOptions, notes: list[str]) -> Windows:
     n_peaks = len(windows.start)
     count = int(options.negatives_per_peak * n_peaks + 0.5)
     if count == 0:
@@ -201,7 +135,7 @@ def _draw(
         )
     # The intervals themselves too: they can be wider than the windows cut from them, or have none.
     places = np.stack([intervals.start, intervals.end], axis=1)
-    owners = np.array([genome.find_chromosome(name) for name in intervals.chrom.tolist()], dtype=object)
+    owners = find_chromosomes(intervals, genome)
     occupied = {name: places[owners == name] for name in dict.fromkeys(windows.chrom.tolist())}
     generator = np.random.default_rng(options.seed)
     drawn = draw_negatives(
@@ -239,11 +173,11 @@ def _describe(drawn: Negatives, n_peaks: int, genome: Genome, options: SourceOpt
     return notes
 
 
-def _piece(where: str, genome: Path, windows: _Windows, label: str) -> Piece:
+def _piece(where: str, genome: Path, windows: Windows, label: str) -> Piece:
     return Piece(where, partial(_iter_windows, genome, windows, label))
 
 
-def _iter_windows(genome_path: Path, windows: _Windows, label: str, batch_rows: int = 10_000) -> Iterator[pa.Table]:
+def _iter_windows(genome_path: Path, windows: Windows, label: str, batch_rows: int = 10_000) -> Iterator[pa.Table]:
     with Genome(genome_path) as genome:
         for first in range(0, len(windows.start), batch_rows):
             rows = slice(first, first + batch_rows)

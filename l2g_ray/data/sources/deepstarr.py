@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from l2g_ray.data.delimited import iter_delimited
 from l2g_ray.data.raw import Piece, RawTask
 from l2g_ray.data.readers import iter_tables
-from l2g_ray.data.text import readable
+from l2g_ray.data.text import COMPRESSIONS, readable
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.schema import Task
@@ -20,7 +20,7 @@ from l2g_ray.tasks.schema import Task
 SETS = {"train": "Train", "valid": "Val", "test": "Test"}
 BLOCK_ROWS = 10_000
 _WHOLE = "Sequences_activity_all.txt"
-_COMPRESSED = ("", ".gz")
+_COMPRESSED = ("", *COMPRESSIONS)
 
 
 def is_one_table(folder: Path) -> bool:

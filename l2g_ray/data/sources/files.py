@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import yaml
 
 from l2g_ray.data.checks import label_texts, show
-from l2g_ray.data.fasta import make_header, split_header
+from l2g_ray.data.fasta import make_header, split_header, whole_header
 from l2g_ray.data.infer import infer_fields, make_name
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.raw import ALL, Piece, RawTask
@@ -182,7 +182,7 @@ def _make_piece(f: Location, task: Task, options: SourceOptions) -> Piece:
 
 
 def _label_piece(f: Location, label: str, options: SourceOptions) -> Piece:
-    read = _read(f, options.sequence_column, options.model_copy(update={"label_table": None}))
+    read = _read(f, options.sequence_column, options.model_copy(update={"label_table": None}), labels_elsewhere=True)
 
     def tables() -> Iterator[pa.Table]:
         for table in read():
@@ -193,8 +193,12 @@ def _label_piece(f: Location, label: str, options: SourceOptions) -> Piece:
     return Piece(str(f), tables)
 
 
-def _read(f: Location, sequence_column: str, options: SourceOptions) -> Tables:
-    header = make_header(options.header_pattern) if options.header_pattern else split_header
+def _read(f: Location, sequence_column: str, options: SourceOptions, labels_elsewhere: bool = False) -> Tables:
+    """The rows of a file. A bar in a FASTA header sets off a label only where labels come from the headers."""
+    if options.header_pattern:
+        header = make_header(options.header_pattern)
+    else:
+        header = whole_header if labels_elsewhere or options.label_table is not None else split_header
 
     def plain() -> Iterator[pa.Table]:
         for table in iter_tables(f, sequence_column=sequence_column, header=header):

@@ -20,7 +20,7 @@ from l2g_ray.data.delimited import iter_delimited
 from l2g_ray.data.genome import Genome
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.raw import Piece, RawTask
-from l2g_ray.data.text import readable
+from l2g_ray.data.text import COMPRESSIONS, readable
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.schema import Task
@@ -30,7 +30,7 @@ BLOCK_ROWS = 2_000
 # How far above the task's folder references are looked for: DIR/genomic_benchmarks/datasets/<name>.
 _LEVELS_UP = 4
 _COLUMNS = ("id", "region", "start", "end", "strand")
-_TABLE_SUFFIXES = (".csv.gz", ".csv")
+_TABLE_SUFFIXES = (*(f".csv{suffix}" for suffix in COMPRESSIONS), ".csv")
 _VERSION = re.compile(r"\.\d+$")
 # Reference names are those of the file but for transcripts, whose version the intervals leave out.
 _UNVERSIONED = frozenset({"ENSEMBL_HUMAN_TRANSCRIPTOME"})
@@ -168,16 +168,17 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
 
 def _find_reference(folder: Path, url: str) -> Path:
     name = url.rsplit("/", 1)[-1]
+    plain = name.removesuffix(".gz")
     folder = folder.absolute()
     roots = [folder, *folder.parents[: _LEVELS_UP - 1]]
     # The plain file first: Ensembl's .gz is no bgzip, so the plain one was made of it to be read by place.
-    for wanted in dict.fromkeys((name.removesuffix(".gz"), name)):
+    for wanted in (plain, f"{plain}.gz", f"{plain}.bgz"):
         for root in roots:
             for path in (root / "references" / wanted, root / wanted):
                 if path.is_file():
                     return path
     raise UserError(
-        f"{folder}: its reference {name.removesuffix('.gz')} is not there; download {url}, decompress it, and put it "
+        f"{folder}: its reference {plain} is not there; download {url}, decompress it, and put it "
         f"into {roots[1] / 'references'}"
     )
 

@@ -1,0 +1,132 @@
+"""What an earlier run left under the name of a suite, and whether this one may replace it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.request import SuiteRequest
+from l2g_ray.orchestrate.status import SUITE_FILE
+from l2g_ray.redaction import clean, redact
+from l2g_ray.storage import Location, as_location
+
+STUDY_FILE = "study.json"
+# States in which all results of a suite are there.
+WHOLE = ("finished", "unsent")
+MAX_SHOWN = 3
+MAX_CHARS = 40
+
+
+def refuse_replacement(request: SuiteRequest, key: str, identity: Mapping[str, Any]) -> None:
+    """Refuse a suite that would replace finished results of another one, unless the request says `replace`.
+
+    `identity` is what the suite's `key` is made of. Results of another benchmark, data, model, setting or task are not
+    replaced once the suite is finished. Before that, a changed setting is what a person corrects after a failure; only
+    finished tasks of other data are kept then.
+
+    Raises UserError, which says what differs and how to go on.
+    """
+    where = as_location(request.remote or request.out) / request.name
+    earlier = _read(where / SUITE_FILE)
+    if earlier is None and not request.replace and (where / STUDY_FILE).exists():
+        _refuse(where, "is a finished run of simple baselines")
+    if earlier is None or earlier.get("key") in (None, key):
+        return
+    if request.replace:
+        for name in earlier.get("settings", {}).keys() - identity["settings"].keys():
+            if Path(name).name == name:  # a folder of this suite, whatever the file says
+                (where / name).delete()
+                (as_location(request.out / request.name) / name).delete()
+        return
+    if earlier.get("state") in WHOLE:
+        differences = list_differences(earlier, identity)
+        _refuse(where, f"is a finished run with {differences}")
+    other = [name for name in _find_other_data(earlier, identity) if (where / name / "metrics.json").exists()]
+    if other:
+        _refuse(where, f"holds finished results of other data ({', '.join(other)})")
+
+
+def refuse_other_study(request: SuiteRequest, key: str) -> None:
+    """Refuse simple baselines whose table would replace that of other ones, or of a suite. Raises UserError."""
+    where = as_location(request.remote or request.out) / request.name
+    study = _read(where / STUDY_FILE)
+    is_suite = (where / SUITE_FILE).exists()
+    if not request.replace and (is_suite or (study is not None and study.get("key", key) != key)):
+        _refuse(where, "is a finished run of other baselines, data or settings")
+
+
+def _refuse(where: Location, what: str) -> None:
+    raise UserError(
+        f"{redact(str(where))}: {what}; nothing was changed. Keep both with --name NEW, or replace it with --replace"
+    )
+
+
+def list_differences(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """Return in words how the suite of an earlier `suite.json` differs from this one."""
+    now = clean(identity)  # as the file was written
+    said = []
+    if earlier.get("bench") != now["bench"]:
+        said.append(f"benchmark {earlier.get('bench')}, now {now['bench']}")
+    before, after = list(earlier.get("settings", {})), list(now["settings"])
+    if set(before) != set(after):
+        said.append(f"{_count(before)}, now {_count(after)}")
+    if other := _find_other_data(earlier, now):
+        said.append(f"other data ({_shorten(', '.join(other))})")
+    changed = dict(_find_changed(earlier.get("settings", {}), now["settings"]))
+    said += [f"{name}={_show(old)}, now {_show(new)}" for name, (old, new) in list(changed.items())[:MAX_SHOWN]]
+    if len(changed) > MAX_SHOWN:
+        said.append(f"{len(changed) - MAX_SHOWN} other settings that differ")
+    models = now["language_models"]
+    if "model.language_model" not in changed and earlier.get("language_models", models) != models:
+        said.append("other files of the language model")
+    same = {name: facts for name, facts in earlier.get("tasks", {}).items() if name in now["tasks"]}
+    if any(facts != now["tasks"][name] for name, facts in same.items()):
+        said.append("other facts of the task (kind, labels or metric)")
+    if not said or earlier.get("stage_versions", now["versions"]) != now["versions"]:
+        said.append("another version of l2g-ray")
+    return "; ".join(said)
+
+
+def _find_other_data(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    before = earlier.get("fingerprints", {})
+    return [name for name, marks in identity["data"].items() if name in before and list(before[name].values()) != marks]
+
+
+def _find_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Settings that both versions know and that differ in a task."""
+    for task in before.keys() & after.keys():
+        old, new = _flatten(before[task]), _flatten(after[task])
+        for name in new:
+            if name in old and old[name] != new[name] and not name.startswith("cluster."):
+                yield name, (old[name], new[name])
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _count(tasks: list[str]) -> str:
+    return f"tasks {_shorten(', '.join(tasks))}" if tasks else "no task"
+
+
+def _show(value: Any) -> str:
+    return _shorten(value if isinstance(value, str) else json.dumps(value))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 3]}..."
+
+
+def _read(path: Location) -> dict[str, Any] | None:
+    text = path.read_if_there()
+    try:
+        found = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

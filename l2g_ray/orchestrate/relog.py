@@ -1,0 +1,102 @@
+"""A finished suite logged anew in MLflow from its folder: its runs were deleted, or another store is named now."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from l2g_ray.config import Settings
+from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.record import Recorder
+from l2g_ray.orchestrate.request import SuiteRequest, name_store
+from l2g_ray.orchestrate.status import SUITE_FILE
+from l2g_ray.places import find_run_store, sqlite_file
+from l2g_ray.redaction import HIDDEN, clean, redact
+from l2g_ray.results.leaderboard import write_leaderboard
+from l2g_ray.tracking import Tracker
+
+EVENTS_FILE = "events.jsonl"
+
+
+def write_events(folder: Path, events: Iterable[dict[str, Any]]) -> None:
+    """Keep a suite's events in its folder, one a line, without secrets."""
+    temporary = folder / f".{EVENTS_FILE}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(clean(event)) + "\n" for event in events)
+    os.replace(temporary, folder / EVENTS_FILE)
+
+
+def log_if_gone(
+    request: SuiteRequest,
+    settings: dict[str, Settings],
+    folder: Path,
+    meta: dict[str, Any],
+    board: dict[str, Any],
+    say: Callable[[str], None],
+) -> tuple[str, bool]:
+    """Log a finished suite anew where its MLflow store does not have its runs.
+
+    The store is that of MLFLOW_TRACKING_URI, else the one to which the suite was logged. A store that does not answer
+    and an experiment that was deleted are no failure: `say` reports them.
+
+    Returns the store's URI, and whether the suite was logged.
+    """
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = named or find_run_store(folder, meta)
+    # A login is not kept; and the default store of a run in an object store is another one on each machine.
+    if not named and (HIDDEN in uri or request.remote is not None):
+        return uri, False
+    try:
+        if _has_runs(uri, request, meta["key"]):
+            return uri, False
+        say(f"{request.name}: not in the MLflow store {redact(uri)}; it is logged there from {folder}")
+        return _log(request, settings, folder, meta, board, say, uri), True
+    except UserError as error:
+        say(f"{request.name}: finished, but not logged in MLflow: {error}")
+        return uri, False
+
+
+def _has_runs(uri: str, request: SuiteRequest, key: str) -> bool:
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        return False
+    tracker = Tracker(uri, request.experiment, request.out)
+    root = f"suite-{key}"
+    return all(tracker.is_finished(run) for run in (root, *(f"{root}/{task.name}" for task in request.tasks)))
+
+
+def _log(
+    request: SuiteRequest,
+    settings: dict[str, Settings],
+    folder: Path,
+    meta: dict[str, Any],
+    board: dict[str, Any],
+    say: Callable[[str], None],
+    uri: str,
+) -> str:
+    recorder = Recorder(request, meta["key"], settings, meta, folder, say, uri)
+    for event in _read_events(folder):
+        recorder.record(event)
+    for row in board["tasks"]:
+        recorder.log_task(row["task"], folder / row["task"], row, request.register)
+    if board.get("slots"):
+        recorder.log_slots(board["slots"])
+    recorder.wait()
+    for row in board["tasks"]:
+        row["model_uri"] = recorder.model_uri(row["task"]) or row["model_uri"]
+    write_leaderboard(board, folder)
+    temporary = folder / f".{SUITE_FILE}.tmp"
+    temporary.write_text(json.dumps(clean(meta | name_store(request, recorder.uri)), indent=1))
+    os.replace(temporary, folder / SUITE_FILE)
+    recorder.log_suite(folder)
+    recorder.close("FINISHED")
+    return recorder.uri
+
+
+def _read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a suite; none where an earlier version wrote none."""
+    path = folder / EVENTS_FILE
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

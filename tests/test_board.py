@@ -1,0 +1,230 @@
+"""What the board says of a row, and that it says it whole on a terminal of any width."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from commands import Cli
+from rich.console import Console
+from test_report import make_row
+
+from l2g_ray.orchestrate.board import ROW_KEYS, check_row
+from l2g_ray.orchestrate.progress import Progress
+from l2g_ray.results import figures, suite_figures
+from l2g_ray.results.arms_table import render_study
+from l2g_ray.results.comparison import compare_boards, render_comparison
+from l2g_ray.results.leaderboard import render_table, write_leaderboard
+from l2g_ray.results.plan_table import render_plan, render_spent
+from l2g_ray.results.report import write_report
+from l2g_ray.results.rows import best_baseline, best_published, subtract_arms, warn_of_baseline
+from l2g_ray.results.terminal import print_fitted
+from l2g_ray.tasks.metrics import METRICS, Metric
+
+WIDTHS = (40, 60, 80, 100, 120)
+NUMBER = re.compile(r"[+-]?\d+\.\d{3}")
+
+
+def show(renderable: Any, width: int, live: bool) -> str:
+    out = io.StringIO()
+    print_fitted(Console(width=width, file=out, force_terminal=live, color_system=None, highlight=False), renderable)
+    return out.getvalue()
+
+
+def full_row(task: str, **changes: Any) -> dict[str, Any]:
+    row = make_row(task, 0.612, {"A-Model-With-A-Long-Name-500M (2.5B)": (0.701, True), "Other": (0.456, False)})
+    simple = {"mean": 0.333, "ci95": [0.301, 0.366], "per_seed": [0.333], "validation": 0.345}
+    return (
+        row
+        | {
+            "difference": {"mean": 0.051, "ci95": [-0.011, 0.112]},
+            "chosen": {"arm": "average", "validation": {"average": 0.7}, "test": {"mean": 0.654, "ci95": [0.6, 0.7]}},
+            "baselines": {"kmer_linear": simple},
+            "warnings": ["12 train rows were dropped."],
+        }
+        | changes
+    )
+
+
+def full_board(**changes: Any) -> dict[str, Any]:
+    rows = [full_row("splice_junction"), full_row("a_task_with_a_very_long_name_indeed_of_48_letters", synthetic=True)]
+    return {"schema": 1, "bench": "toy", "preset": "fast", "language_model": "tiny", "tasks": rows, **changes}
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["live", "piped"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_number_of_the_board_is_whole_at_any_width(width: int, live: bool) -> None:
+    text = show(render_table(full_board()), width, live)
+    shown = text if live else ""
+    assert all(len(line.rstrip()) <= width for line in shown.splitlines())
+    assert "…" not in text
+    expected = "0.612 [0.512, 0.712] 0.562 [0.462, 0.662] +0.051 [-0.011, 0.112] 0.654 0.333 [0.301, 0.366] 0.701"
+    for interval in re.findall(r"\[[^]]*\]", expected):
+        assert text.count(interval) == 2, interval  # once a task, in one piece
+    for number in NUMBER.findall(expected):
+        assert NUMBER.findall(text).count(number) >= 2, number
+    assert "splice_junction" in text
+    assert "1 seed" in text
+
+
+def test_what_is_piped_has_no_lines_and_no_wrapped_sentences() -> None:
+    board = full_board()
+    board["tasks"][0]["warnings"] = ["word " * 60 + "end."]
+    text = show(render_table(board), 110, live=False)
+    assert not {"─", "│", "━"} & set(text)
+    assert f"! splice_junction: {'word ' * 60}end.\n" in text
+    assert "\na_task_with_a_very_long_name_indeed_of_48_letters " in text
+
+
+@pytest.fixture
+def toy_metric(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A metric with nothing in its name of which way is up."""
+    monkeypatch.setitem(METRICS, "zeta", Metric(False, ("binary",)))
+    return "zeta"
+
+
+def test_direction_is_the_metrics_own(toy_metric: str, tmp_path: Path) -> None:
+    seeds = {"per_seed": [0.5] * 3}
+    row = full_row(
+        "lower",
+        metric=toy_metric,
+        test={"mean": 0.5, "ci95": [0.4, 0.6], **seeds},
+        embedder_only={"mean": 0.7, "ci95": [0.6, 0.8], **seeds},
+        difference={"mean": -0.2, "ci95": [-0.3, -0.1]},
+        chosen={"arm": "l2g", "validation": {"l2g": 0.5}, "test": {"mean": 0.5, "ci95": [0.4, 0.6]}},
+        baselines={"bad": {"mean": 0.9, "validation": 0.9}, "good": {"mean": 0.3, "validation": 0.3}},
+        published=[
+            {"model": m, "value": v, "comparable": True, "source": ""} for m, v in (("high", 0.9), ("low", 0.1))
+        ],
+    )
+    assert subtract_arms(row).verdict == "better"
+    name, _ = best_baseline(row) or ("", {})
+    assert name == "good"
+    assert "good has a better zeta on validation" in warn_of_baseline(row)[0]
+    best = best_published(row)
+    assert best is not None
+    assert best["model"] == "low"
+    board = full_board(tasks=[row])
+    assert suite_figures.gather_standings(board) == []  # a mean with scores of the other direction means nothing
+    history = [
+        {"stage": "finetune", "trial": trial, "epoch": epoch, "metric": toy_metric, "value": value, "loss": 1.0}
+        for trial, values in (("a", [0.9, 0.8]), ("b", [0.4, 0.3]))
+        for epoch, value in enumerate(values)
+    ]
+    drawn = figures.plot_trials(history).axes[0]
+    assert [label.get_text() for label in drawn.get_yticklabels()] == ["b", "a"]
+    assert [text.get_text() for text in drawn.texts] == ["0.300", "0.800"]
+    write_report(tmp_path, board, [])
+    assert "better" in (tmp_path / "report.html").read_text()
+    write_leaderboard(board, tmp_path)
+    assert pd.read_csv(tmp_path / "leaderboard.csv")["verdict"].item() == "better"
+
+
+def test_a_baseline_that_wins_on_validation_is_a_warning() -> None:
+    used = {"arm": "l2g", "validation": {"l2g": 0.0, "average": 0.0}, "test": {"mean": 0.0, "ci95": [0.0, 0.0]}}
+    row = full_row("lost", chosen=used)
+    (warning,) = warn_of_baseline(row)
+    assert "kmer_linear 0.345 (test 0.333)" in warning
+    assert "L2G 0.000 (test 0.000)" in warning
+    # The test split decides nothing: a baseline that is better only there is no warning.
+    assert warn_of_baseline(full_row("won")) == []
+    tie = {"arm": "l2g", "validation": {"l2g": 0.345}, "test": {"mean": 0.0, "ci95": [0.0, 0.0]}}
+    assert warn_of_baseline(full_row("tie", chosen=tie)) == []
+    assert warn_of_baseline(full_row("old", chosen=None)) == []
+    undefined = {"kmer_linear": {"mean": 0.3, "validation": None}, "plain": 0.9}
+    assert warn_of_baseline(full_row("undefined", chosen=used, baselines=undefined)) == []
+
+
+def test_the_interval_of_a_difference_is_wherever_the_difference_is(tmp_path: Path) -> None:
+    board = full_board()
+    for path in write_leaderboard(board, tmp_path):
+        text = path.read_text()
+        assert "-0.011" in text, path
+        assert "0.112" in text, path
+    (line, _) = csv.DictReader((tmp_path / "leaderboard.csv").open())
+    assert (line["difference_lo"], line["difference_hi"], line["verdict"]) == ("-0.011", "0.112", "1 seed")
+    write_report(tmp_path, board, [])
+    assert "[-0.011, 0.112]" in (tmp_path / "report.html").read_text()
+    rows = compare_boards({"one": board, "two": board})
+    assert "[-0.011, 0.112]" in show(render_comparison(rows), 60, live=True)
+
+
+def test_a_row_that_a_stage_reports_travels_or_is_an_error() -> None:
+    row = dict.fromkeys(ROW_KEYS, 0.5)
+    assert check_row(row) == row
+    with pytest.raises(ValueError, match="'grad_norm'"):
+        check_row(row | {"grad_norm": 1.0})
+
+
+STUDY = {
+    "study": "loss", "about": "joint or task loss", "command": "l2g-ray ablate", "arms": {"joint": {}, "task": {}},
+    "compared": [
+        {"task": "splice_junction", "arm": arm, "metric": "mcc", "validation": 0.812, "cpu_s": 1234.0,
+         "test": {"mean": 0.801, "ci95": [0.751, 0.851], "per_seed": [0.8]}, "difference": difference}
+        for arm, difference in (("joint", None), ("task", {"mean": -0.021, "ci95": [-0.041, -0.011], "p_holm": 0.012}))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_other_tables_keep_their_numbers(width: int) -> None:
+    text = show(render_study(STUDY), width, live=True)
+    for part in ("0.801", "[0.751, 0.851]", "0.812", "-0.021", "[-0.041, -0.011]", "0.012", "1,234", "1 seed"):
+        assert part in text, part
+    text = show(render_comparison(compare_boards({"one": full_board(), "two": full_board()})), width, live=True)
+    for part in ("0.612", "[0.512, 0.712]", "0.562", "+0.051", "[-0.011, 0.112]"):
+        assert part in text, part
+    assert "…" not in text
+
+
+PLANNED = {
+    "expected": {"epochs": 12, "steps": 1234, "tokens": 5.67e9, "flops": 8.91e15},
+    "most": {"trials": 4, "epochs": 24, "steps": 2468, "memory_bytes": 3.21e9, "disk_bytes": 4.32e8},
+    "hours": (1.5, 2.5),
+    "fits": "yes",
+}
+SPENT = {"spent": {"trials": 4, "epochs": 24, "wall_s": 61.0, "cpu_s": 7300.0, "gpu_s": None}, "planned": PLANNED}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tables_of_the_plan_and_of_progress_keep_their_numbers(width: int) -> None:
+    shown = {
+        show(render_plan("own/planted: 1,234 train", {"align": PLANNED}, PLANNED), width, live=True): (
+            ["12 ≤ 24", "1,234 ≤ 2,468", "5.67 G", "8.91 P", "1.5 h", "2.5 h", "3.21 GB", "432 MB"]
+        ),
+        show(render_spent("planted", {"align": SPENT | {"planned": {"epochs": 12, "hours": 1.5}}}), width, live=True): (
+            ["24", "12", "1.0 min", "2.0 h", "1.5 h", "1.35"]
+        ),
+        show(watch_a_trial(width), width, live=True): ["0.876", "7", "0.345", "splice_junction", "finetune"],
+    }
+    for text, parts in shown.items():
+        assert "…" not in text
+        assert all(len(line.rstrip()) <= width for line in text.splitlines())
+        for part in parts:
+            assert part in text, part
+
+
+def watch_a_trial(width: int) -> Any:
+    tasks = {"splice_junction": "mcc", "enhancer_grammar": "mse_mean"}
+    progress = Progress(Console(width=width, file=io.StringIO()), tasks, "demo-fast")
+    progress.update({"type": "stage", "task": "splice_junction", "stage": "finetune", "state": "running", "trials": 2})
+    row = {"epoch": 6, "best_score": 0.876}
+    progress.update({"type": "trial", "task": "splice_junction", "stage": "trial", "key": "k", "row": row})
+    lost = {"task": "enhancer_grammar", "key": "k", "row": {"epoch": 2, "best_score": -0.345}}  # higher is better there
+    progress.update({"type": "trial", "stage": "align", **lost})
+    assert progress.snapshot()["enhancer_grammar"]["best"] == 0.345
+    return progress.render()
+
+
+@pytest.mark.parametrize("arguments", [["tasks", "nt"], ["data", "list"], ["ablate", "--list"], ["baseline", "--list"]])
+def test_listings_that_are_piped_have_a_line_a_row(cli: Cli, arguments: list[str]) -> None:
+    said = cli(*arguments)
+    assert said.code == 0, said.err
+    assert not {"─", "│", "…"} & set(said.out)
+    known = {"tasks": "promoter_no_tata", "data": "nt/promoter_no_tata", "ablate": "weights", "baseline": "kmer_linear"}
+    assert any(line.startswith(f"{known[arguments[0]]} ") for line in said.out.splitlines())
