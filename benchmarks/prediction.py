@@ -24,6 +24,7 @@ from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.l2g import L2GConfig, L2GModel
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.predict import Predictor, predict_file
+from l2g_ray.run_folder import Arm
 from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.tasks.schema import Task
 
@@ -86,7 +87,7 @@ def make_predictor(language_model: bool) -> Predictor:
     task = Task.model_validate(
         {"bench": "user", "name": "synthetic", "kind": "binary", "labels": ["absent", "present"]}
     )
-    return Predictor(net.eval(), task, strand_averaged=True, length_bp=LENGTH_BP)
+    return Predictor(net.eval(), task, strand_averaged=True, length_bp=LENGTH_BP, arm=Arm("l2g", Path()))
 
 
 if __name__ == "__main__":

@@ -62,9 +62,9 @@ def _row(what: str, beside: str, ours_s: float, other_s: float, target_s: float 
 
 def _trials(root: Path, language_model: Path, quick: bool) -> list[dict[str, Any]]:
     from l2g_ray.config import resolve
+    from l2g_ray.counts import default_architecture
     from l2g_ray.data.prepare import prepare
     from l2g_ray.data.sources.catalogue import find_raw
-    from l2g_ray.models.backbones import default_architecture
     from l2g_ray.orchestrate.board import Board
     from l2g_ray.orchestrate.cluster import Slots, connect
     from l2g_ray.orchestrate.job import Job

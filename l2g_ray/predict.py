@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,32 +16,52 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+import l2g_ray
 from l2g_ray.data.checks import clean_sequences
+from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.table_writer import TableWriter
 from l2g_ray.errors import UserError
 from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.l2g import load_model
+from l2g_ray.redaction import redact
+from l2g_ray.run_folder import BEST, MODEL_FOLDERS, Arm, choose_arm, find_arm, find_task
 from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.stages.evaluate import prediction_columns
+from l2g_ray.stages.memory import RowsAtOnce
 from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import Task
 from l2g_ray.tasks.stored import TASK_FILE, TASK_SCHEMA
 
 MODEL_FILES = ("model.safetensors", "config.json", TASK_FILE)
-MODEL_FOLDERS = ("best", "model", "embedder_only")
 STREAM_ROWS = 4096  # read, predicted and written at once
+BATCH_SIZE = 256
+CPU = torch.device("cpu")
 
 
 @dataclass
 class Predictor:
-    """A trained model with the task it was trained for. `length_bp` is the longest sequence that it accepts."""
+    """A trained model with the task it was trained for. `length_bp` is the longest sequence that it accepts.
+
+    `arm` says which of the run's models it is; `at_once` how many sequences go through the model on its `device`.
+    """
 
     model: torch.nn.Module
     task: Task
     strand_averaged: bool
     length_bp: int
-    batch_size: int = 256
+    arm: Arm
+    at_once: RowsAtOnce = field(default_factory=lambda: RowsAtOnce(BATCH_SIZE))
+    device: torch.device = CPU
+
+    @property
+    def batch_size(self) -> int:
+        """How many sequences to hand to `forward` at once."""
+        return self.at_once.size
+
+    def facts(self) -> dict[str, str]:
+        """What a file of predictions says about where they come from."""
+        return {"task": self.task.name, **self.arm.facts(), "version": l2g_ray.__version__}
 
     def predict_array(
         self, sequences: pa.Array | pa.ChunkedArray, where: str | Path = "the input", first_row: int = 1
@@ -52,10 +72,11 @@ class Predictor:
         no nucleotide; it names `where` they come from and the row, counted from `first_row`.
         """
         clean = self.clean(sequences, where, first_row)
-        outputs = []
-        for start in range(0, len(clean), self.batch_size):
+        outputs, start = [], 0
+        while start < len(clean):
             codes, lengths = encode(clean.slice(start, self.batch_size))
-            outputs.append(self._forward(torch.from_numpy(codes), torch.from_numpy(lengths)))
+            outputs.append(self._predict(torch.from_numpy(codes), torch.from_numpy(lengths)))
+            start += len(codes)
         return np.concatenate(outputs) if outputs else np.empty((0, self.task.n_outputs), np.float32)
 
     def clean(
@@ -72,83 +93,107 @@ class Predictor:
             )
         return clean
 
-    def _forward(self, codes: torch.Tensor, lengths: torch.Tensor) -> np.ndarray:
-        with torch.inference_mode():
-            result = to_predictions(self.task.kind, self.model(codes, lengths))
-            if self.strand_averaged:
-                flipped = self.model(reverse_complement(codes, lengths), lengths)
-                result = (result + to_predictions(self.task.kind, flipped)) / 2
+    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
+        """Raw outputs (batch, n_outputs) on the CPU, of codes (batch, length) and lengths (batch,), at least one row.
+
+        Computed on `device`, in float32, in parts where memory does not suffice. Raises UserError where one row does not fit.
+        """
+
+        def compute(*rows: torch.Tensor) -> torch.Tensor:
+            return self.model(*(x.to(self.device) for x in rows)).cpu()
+
+        with torch.inference_mode(), naming_memory(self.device, codes.shape[1]):
+            return self.at_once.map(compute, codes, lengths_bp)
+
+    def _predict(self, codes: torch.Tensor, lengths: torch.Tensor) -> np.ndarray:
+        result = to_predictions(self.task.kind, self.forward(codes, lengths))
+        if self.strand_averaged:
+            flipped = self.forward(reverse_complement(codes, lengths), lengths)
+            result = (result + to_predictions(self.task.kind, flipped)) / 2
         return result.numpy()
 
     def predict(self, sequences: list[str]) -> pd.DataFrame:
-        """One row a sequence: `prediction` and `probability_<label>`, or `prediction_<output>` for regression."""
+        """One row a sequence: `prediction` and `probability_<label>`, or `prediction_<output>` for regression.
+
+        The table's `attrs` name task, arm and model.
+        """
         outputs = self.predict_array(pa.array(sequences, pa.large_string()))
-        return pa.table(prediction_columns(self.task, outputs)).to_pandas()
+        frame = pa.table(prediction_columns(self.task, outputs)).to_pandas()
+        frame.attrs |= self.facts()
+        return frame
 
 
-# Folders of a finished task: what was best on validation, the whole method, its embedder alone.
-ARMS = {"best": "best", "l2g": "model", "embedder_only": "embedder_only"}
-
-
-def find_model(run: Path, task: str | None = None, arm: str = "best") -> Path:
-    """The model folder of a run: a suite's folder (with `task` where it has several), a task's, or a model's own.
-
-    `arm`: 'best' for the arm that was best on validation, 'l2g', or 'embedder_only'.
-
-    Raises UserError naming the tasks to choose from, or what is missing.
-    """
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give the folder of a finished run")
-    if (run / TASK_FILE).exists() and (run / "model.safetensors").exists():
-        return run
-    name = ARMS[arm]
-    if arm == "best" and not any(run.glob(f"best/{TASK_FILE}")) and not any(run.glob(f"*/best/{TASK_FILE}")):
-        name = ARMS["l2g"]  # a run of an earlier version, which chose nothing
-    if (run / name / TASK_FILE).exists():
-        return run / name
-    if (run / ARMS["l2g"] / TASK_FILE).exists():
-        raise UserError(f"{run}: this run has no {arm} model; leave --arm out, or run its suite again")
-    found = {folder.parent.parent.name: folder.parent for folder in sorted(run.glob(f"*/{name}/{TASK_FILE}"))}
-    if task is not None and task not in found:
-        raise UserError(f"{run}: no finished task '{task}' here; there are: {', '.join(found) or 'none'}")
-    if not found:
-        raise UserError(f"{run}: no finished model here; run `l2g-ray suite` or `l2g-ray run` first")
-    if task is None and len(found) > 1:
-        raise UserError(f"{run}: several tasks here, choose one with --task: {', '.join(found)}")
-    return found[task] if task else next(iter(found.values()))
+def find_model(run: Path, task: str | None = None, arm: str = BEST) -> Path:
+    """The model folder of an arm of a run. Raises UserError as `find_arm`."""
+    return find_arm(run, task, arm).folder
 
 
 @contextlib.contextmanager
-def fetch_model(run: Location, task: str | None = None, arm: str = "best") -> Iterator[Path]:
-    """As `find_model`, for a run in an object store: a copy of the model's folder, which is gone afterwards.
+def fetch_arm(run: Location, task: str | None = None, arm: str = BEST) -> Iterator[Arm]:
+    """As `find_arm`, for a run in an object store: a copy of the model's folder, which is gone afterwards.
 
-    Only what a model needs is fetched. Raises UserError as `find_model` does, or for a store that does not answer.
+    Only what a model needs is fetched. Raises UserError as `find_arm` does, or for a store that does not answer.
     """
     files = {name for name in run.files() if ".." not in PurePosixPath(name).parts}
     with tempfile.TemporaryDirectory(prefix="l2g-ray-") as scratch:
         copy = Path(scratch) / (run.name or "run")
+
+        def fetch(folder: Path, name: str) -> None:
+            path = PurePosixPath(folder.relative_to(copy).as_posix()) / name
+            if str(path) in files:
+                (run / str(path)).download(copy / path)
+
         for name in files:
             folder = PurePosixPath(name).parent
-            # The names alone first: `find_model` chooses, or says what there is.
+            # The names alone first: they say which tasks there are.
             if PurePosixPath(name).name in MODEL_FILES and (len(folder.parts) == 0 or folder.name in MODEL_FOLDERS):
                 (copy / folder).mkdir(parents=True, exist_ok=True)
                 (copy / name).touch()
         if not copy.exists():
             raise UserError(f"{run}: no finished model here; run `l2g-ray suite` or `l2g-ray run` first")
-        found = find_model(copy, task, arm)
+        chosen = find_task(copy, task)
+        for path in (chosen, *(chosen / name for name in MODEL_FOLDERS)):
+            fetch(path, "config.json")
+        found = choose_arm(chosen, arm)
         for name in MODEL_FILES:
-            path = PurePosixPath(found.relative_to(copy).as_posix()) / name
-            if str(path) in files:
-                (run / str(path)).download(copy / path)
-        yield found
+            fetch(found.folder, name)
+        yield replace(found, place=redact(str(run / found.folder.relative_to(copy).as_posix())))
 
 
-def load_predictor(folder: Path) -> Predictor:
-    """The predictor of a model folder. Nothing is unpickled.
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of a name: auto (a GPU if there is one), cpu or cuda. Raises UserError for cuda without a GPU."""
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise UserError("device 'cuda': PyTorch sees no GPU here; choose cpu or auto, or check CUDA_VISIBLE_DEVICES")
+    return torch.device("cuda" if name != "cpu" and has_gpu else "cpu")
 
-    Raises UserError for a folder without a model, or of another schema.
+
+@contextlib.contextmanager
+def naming_memory(device: torch.device, length_bp: int) -> Iterator[None]:
+    """Turn the OutOfMemoryError of a single sequence, up to `length_bp` long, into a UserError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"a single sequence of {length_bp:,} bp does not fit into the memory of {device}; choose --device cpu, "
+            "or end other programs on the GPU"
+        ) from None
+
+
+def load_predictor(model: Path | Arm, device: str | torch.device = "auto", batch_size: int | None = None) -> Predictor:
+    """The predictor of a model folder, or of an arm. Nothing is unpickled.
+
+    Parameters
+    ----------
+    device : auto, cpu or cuda (see `choose_device`), or any device of torch.
+    batch_size : sequences at once (256 by default); halved where they do not fit into memory.
+
+    Raises UserError for a folder without a model, or of another schema, and for a device that is not there.
     """
-    model = load_model(folder)
+    arm = model if isinstance(model, Arm) else choose_arm(model)
+    folder = arm.folder
+    where = device if isinstance(device, torch.device) else choose_device(device)
+    loaded = load_model(folder)
     try:
         content = json.loads((folder / TASK_FILE).read_text())
     except (OSError, ValueError):
@@ -157,7 +202,15 @@ def load_predictor(folder: Path) -> Predictor:
         raise UserError(
             f"{folder / TASK_FILE}: schema {content.get('schema')}, this version reads {TASK_SCHEMA}; train it again"
         )
-    return Predictor(model, Task.model_validate(content["task"]), content["strand_averaged"], int(content["length_bp"]))
+    return Predictor(
+        loaded.to(where),
+        Task.model_validate(content["task"]),
+        content["strand_averaged"],
+        int(content["length_bp"]),
+        arm,
+        RowsAtOnce(batch_size or BATCH_SIZE),
+        where,
+    )
 
 
 def predict_file(
@@ -166,14 +219,21 @@ def predict_file(
     target: Path,
     *,
     sequence_column: str | None = None,
+    keep_columns: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
     """Stream predictions of a FASTA, CSV, TSV or Parquet file into a CSV or Parquet file; returns the rows written.
 
-    The output has `id` and the prediction columns; it appears only when complete.
+    The output has `id` and the prediction columns; with `keep_columns`, all of the input's columns before these. It
+    appears only when complete, and names the model (`TableWriter`).
+
+    Raises
+    ------
+    UserError : an output that is the input, a faulty input, or a column to keep that is named as one of predictions.
     """
-    with TableWriter(target) as writer:
-        for table in _predicted(predictor, source, sequence_column, progress):
+    refuse_overwrite([source], [target])
+    with TableWriter(target, predictor.facts()) as writer:
+        for table in _predicted(predictor, source, sequence_column, keep_columns, progress):
             writer.write(table)
         if not writer.rows:
             raise UserError("the input has no sequences; give a file with at least one")
@@ -181,12 +241,23 @@ def predict_file(
 
 
 def _predicted(
-    predictor: Predictor, source: Path, sequence_column: str | None, progress: Callable[[int], None]
+    predictor: Predictor,
+    source: Path,
+    sequence_column: str | None,
+    keep_columns: bool,
+    progress: Callable[[int], None],
 ) -> Iterator[pa.Table]:
     done = 0
     column = sequence_column or predictor.task.sequence_column
-    for table in iter_tables(source, batch_rows=STREAM_ROWS, sequence_column=column):
-        outputs = predictor.predict_array(table["sequence"], source, done + 1)
+    for table in iter_tables(source, batch_rows=STREAM_ROWS, sequence_column=column, keep_names=keep_columns):
+        sequences = table[column].cast(pa.large_string()) if keep_columns else table["sequence"]
+        outputs = predictor.predict_array(sequences, source, done + 1)
         done += len(table)
         progress(done)
-        yield pa.table({"id": table["id"], **prediction_columns(predictor.task, outputs)})
+        made = prediction_columns(predictor.task, outputs)
+        kept = table.column_names if keep_columns else ["id"]
+        if clash := next((name for name in kept if name in made), None):
+            raise UserError(
+                f"{source}: has a column '{clash}', as the predictions will; rename it, or leave out --keep-columns"
+            )
+        yield pa.table({**{name: table[name] for name in kept}, **made})

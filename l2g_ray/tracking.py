@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
+from l2g_ray.names import safe_name
 from l2g_ray.redaction import redact, without_secrets
 from l2g_ray.tracking_store import (
     MODEL_TAG,
@@ -397,8 +397,7 @@ def _flatten(nested: Mapping[str, Any], max_chars: int) -> dict[str, str]:
 
 def _safe_name(name: str) -> str:
     # MLflow allows no brackets, and our metrics have them: pearson[housekeeping].
-    safe = re.sub(r"[^\w\-. :/]", "_", name.replace("[", ".").replace("]", ""), flags=re.ASCII)
-    return safe[:MAX_KEY_CHARS]
+    return safe_name(name.replace("[", ".").replace("]", ""), r"\w\-. :/", most=MAX_KEY_CHARS)
 
 
 def _hash_folder(folder: Path) -> str:

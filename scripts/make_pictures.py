@@ -23,13 +23,15 @@ def make_pictures(run: Path, target: Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     name, sequence = choose_sequence(run / MUTATED)
     command = [sys.executable, "-m", "l2g_ray.cli.main"]
-    place = run / MUTATED / "mutagenesis" / name
-    options = ["--sequence", sequence, "--output", "developmental", "--out", str(place)]
+    place = run / MUTATED / "mutagenesis" / "l2g" / name
+    options = ["--arm", "l2g", "--sequence", sequence, "--output", "developmental", "--out", str(place)]
     subprocess.run([*command, "mutate", str(run), "--task", MUTATED, *options], check=True)
     vanilla = run.parent / f"{run.name}-vanilla"
     options = ["--out", str(vanilla.parent), "--name", vanilla.name]
     subprocess.run([*command, "baseline", "vanilla", f"demo/{EMBEDDED}", *options], check=True)
-    subprocess.run([*command, "embed", str(run), "--task", EMBEDDED, "--vanilla", str(vanilla)], check=True)
+    subprocess.run(
+        [*command, "embed", str(run), "--task", EMBEDDED, "--arm", "l2g", "--vanilla", str(vanilla)], check=True
+    )
     explained = run / MUTATED / "explain" / "pictures"
     rows = ["--top", "1200", "--pick", "random", "--references", "10", "--database", "jaspar:insects"]
     options = ["--arm", "embedder_only", "--output", "developmental", *rows, "--out", str(explained)]
@@ -37,13 +39,13 @@ def make_pictures(run: Path, target: Path) -> list[Path]:
     junctions = run / EMBEDDED / "explain" / "pictures"
     rows = ["--sequences", str(DEMO / EMBEDDED / "valid.parquet"), "--top", "60", "--references", "10", "--no-motifs"]
     for output in ("exon_intron", "intron_exon"):
-        options = ["--output", output, *rows, "--out", str(junctions / output)]
+        options = ["--arm", "l2g", "--output", output, *rows, "--out", str(junctions / output)]
         subprocess.run([*command, "explain", str(run), "--task", EMBEDDED, *options], check=True)
     subprocess.run([*command, "report", str(run), "--no-mlflow"], check=True)
     stored = {
         "heatmap.png": place / "heatmap.png",
         "logo.png": place / "logo.png",
-        "embeddings.png": run / EMBEDDED / "embeddings" / "embeddings.png",
+        "embeddings.png": run / EMBEDDED / "embeddings" / "l2g" / "embeddings.png",
         "donor.png": junctions / "exon_intron" / "exon_intron" / "figures" / "positions.png",
         "acceptor.png": junctions / "intron_exon" / "intron_exon" / "figures" / "positions.png",
     }

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2g_ray.data.batches import Batch, InMemorySource, count_batches, iter_batches, iter_evaluation_batches
+from l2g_ray.counts import count_batches
+from l2g_ray.data.batches import Batch, InMemorySource, iter_batches, iter_evaluation_batches
 from l2g_ray.sequence import decode
 
 

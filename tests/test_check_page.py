@@ -97,7 +97,7 @@ def test_terminal_view_fits(width: int) -> None:
     assert "test seen in train" in text
     assert "…" not in text
     near = check["near"]["train_in_test"]
-    assert len(re.findall(rf"\s{near['near_only']} / {near['other_near_only']}\s", text)) == 3
+    assert len(re.findall(rf"\s{near['near_only']} / {near['other_near_only']}[\s,]", text)) == 3
 
 
 def test_a_check_that_is_piped_wraps_nothing() -> None:

@@ -261,7 +261,7 @@ def test_predictions_are_the_same_from_every_kind_of_file(
     for kind, suffix in (("fa", "csv"), ("csv", "parquet"), ("tsv", "tsv"), ("parquet", "parquet"), ("csv", "csv")):
         target = tmp_path / f"{kind}.{suffix}"
         said = cli("predict", model, "--input", sequences / f"in.{kind}", "--output", target)
-        assert said == Said(0, f"40 predictions of task 'planted' in {target}\n", "")
+        assert said == Said(0, f"40 predictions of task 'planted' by arm l2g in {target}\n", "")
         found = read_predictions(target)
         assert list(found.columns) == ["id", "prediction", "probability_absent", "probability_present"]
         assert found["id"].tolist() == [f"s{i}" for i in range(40)]

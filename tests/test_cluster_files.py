@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,15 @@ def test_every_node_asks_for_the_token(name: str) -> None:
         if "ray start" in command:
             assert command.startswith("RAY_AUTH_MODE=token ")
     assert "~/.ray/auth_token" in config["file_mounts"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nodes_install_the_checkout_s_package(name: str) -> None:
+    config = load(name)
+    mounted = {there: here for there, here in config["file_mounts"].items() if there.startswith("~/l2g-ray/")}
+    assert all((ROOT / here).exists() for here in mounted.values())
+    project = tomllib.loads((ROOT / mounted["~/l2g-ray/pyproject.toml"]).read_text())["project"]
+    # What the build reads is there.
+    assert {project["readme"], *project["license-files"], "l2g_ray"} <= set(mounted.values())
+    (line,) = [command for command in config["setup_commands"] if "pip install" in command]
+    assert line.endswith("-c ~/l2g-ray/constraints.txt ~/l2g-ray'[demo,server]'")

@@ -97,23 +97,23 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     shutil.copytree(suite_of_three, out, ignore=shutil.ignore_patterns("mlartifacts", "tune"))
     run = out / "three"
-    said = cli("embed", run, "--task", "planted")
+    said = cli("embed", run, "--task", "planted", "--arm", "l2g")
     assert said.code == 0, said.err
     assert "all 16 rows of the valid split; silhouette: euclidean" in said.out
-    summary = json.loads((run / "planted" / "embeddings" / "embeddings.json").read_text())
+    summary = json.loads((run / "planted" / "embeddings" / "l2g" / "embeddings.json").read_text())
     found = {(e["point"], e["layer"]) for e in summary["embeddings"]}
     points = ("before training", "after align", "after finetune")
     assert found == {(p, la) for p in points for la in ("backbone", "tokens", "language_model")} | {
         ("embedder only", "backbone"),
         ("embedder only", "tokens"),
     }
-    stored = np.load(run / "planted" / "embeddings" / "embeddings.npz")
+    stored = np.load(run / "planted" / "embeddings" / "l2g" / "embeddings.npz")
     for entry in summary["embeddings"]:
         expected = double_loop(stored[f"{entry['point']}/{entry['layer']}"].astype(float), stored["labels"])
         assert entry["silhouette"] == pytest.approx(expected, abs=1e-6)
     assert not np.allclose(stored["before training/tokens"], stored["after align/tokens"])
     assert not np.allclose(stored["after align/tokens"], stored["after finetune/tokens"])
-    assert (run / "planted" / "embeddings" / "embeddings.png").stat().st_size > 5000
+    assert (run / "planted" / "embeddings" / "l2g" / "embeddings.png").stat().st_size > 5000
 
     test = cli("embed", run, "--task", "planted", "--split", "test", "--max-rows", 10, "--out", tmp_path / "test")
     assert "a sample (seed 0) of 10 of the 40 rows of the TEST split, opened for this picture only" in test.out

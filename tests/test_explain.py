@@ -22,6 +22,8 @@ from l2g_ray.explain.attribution import (
 )
 from l2g_ray.explain.references import shuffle_dinucleotides
 from l2g_ray.explain.rules import apply_rules
+from l2g_ray.models.average import AverageModel
+from l2g_ray.models.baselines import Baseline, BaselineConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import L2GConfig, L2GModel
 from l2g_ray.models.language_model import LanguageModel, load_transformer
@@ -114,6 +116,39 @@ def test_e4_adds_up_on_every_backbone(backbone: str, read: dict[str, str]) -> No
 def test_adds_up_on_every_family(family: str, changes: dict[str, str], tmp_path: Path) -> None:
     model = make_model(family, tmp_path, **changes)
     check_adds_up(explain(model), model)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel", "regression"])
+@pytest.mark.parametrize("rc_average", [False, True])
+def test_average_adds_up(kind: str, rc_average: bool, tmp_path: Path) -> None:
+    """The mean of probabilities is no sum of the members' logits, and yet its own output is what adds up."""
+    members = [make_model("bert", tmp_path), make_net(seed=5)]
+    average = AverageModel(kind, members)
+    found = explain(average, rc_average=rc_average)
+    if not rc_average:
+        check_adds_up(found, average)
+    assert found.completeness_errors.max() < 1e-3
+    assert np.abs(found.values - found.reference_values).max() > 0.01
+    alone = [explain(member, rc_average=rc_average).hypothetical for member in members]
+    assert all(not np.allclose(found.hypothetical, one, atol=1e-2) for one in alone)
+    if kind == "regression":
+        np.testing.assert_allclose(found.hypothetical, np.mean(alone, 0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["integrated-gradients", "mutagenesis"])
+def test_other_methods_take_an_average(method: str) -> None:
+    average = AverageModel("binary", [make_net(), make_net(seed=5)])
+    found, best = (explain(average, method=one, steps=100, n=2) for one in (method, "deeplift-shap"))
+    np.testing.assert_allclose(found.values, best.values, rtol=1e-5)
+    if method == "integrated-gradients":
+        assert np.median(found.completeness_errors) < 0.05
+
+
+def test_a_model_that_does_not_read_bases_is_refused() -> None:
+    baseline = Baseline(BaselineConfig("constant", "none", 2, 60))
+    for model in (baseline, AverageModel("binary", [make_net(), baseline])):
+        with pytest.raises(UserError, match="has no contributions of bases; explain L2G"):
+            explain(model)
 
 
 def test_ruled_copy_computes_the_same(tmp_path: Path) -> None:

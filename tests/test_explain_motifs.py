@@ -14,6 +14,8 @@ import torch
 from commands import Cli
 from detectors import LENGTH_BP, make_detector, plant_sites
 from explained import write_model
+from hypothesis import given
+from hypothesis import strategies as st
 from toys import MOTIF
 
 from l2g_ray.errors import UserError
@@ -102,7 +104,7 @@ def test_mistakes_are_one_sentence(cli: Cli, tmp_path: Path) -> None:
     given = ["--sequences", tmp_path / "new.fa"]
     for options, part in {
         (): "no readable task.json and stages.json of a finished task.*give --sequences FILE",
-        (*given, "--arm", "embedder_only"): "this run has no embedder_only model",
+        (*given, "--arm", "l2g"): "has no arm 'l2g'; choose with --arm one of those it has: embedder_only, best",
         (*given, "--output", "absend"): r"--output 'absend' is no output \(did you mean 'absent'\?\)",
         (*given, "--database", "jaspar:insect"): "no group 'insect'; did you mean 'insects'",
         (*given, "--database", tmp_path / "no.meme"): "no motif in it",
@@ -140,6 +142,34 @@ def test_no_motif_without_contributions_or_room() -> None:
     noise = np.random.default_rng(0).normal(size=(3, 40, 4)).astype(np.float32)
     short = Attributions(codes, lengths_bp, noise, np.zeros(3), np.zeros(3), "m", "o")
     assert motifs.discover_motifs(short, motifs.MotifSettings(41, 10)).motifs == []
+
+
+def test_a_window_longer_than_the_sequences_is_named_with_values_that_fit(cli: Cli, tmp_path: Path) -> None:
+    run = write_model(tmp_path / "task")
+    generator = np.random.default_rng(0)
+    texts = ["".join(generator.choice(list("ACGT"), 23)) for _ in range(3)]
+    (tmp_path / "short.fa").write_text("".join(f">s{i}\n{text}\n" for i, text in enumerate(texts)))
+    given = ["--sequences", tmp_path / "short.fa", "--references", "2", "--out", tmp_path / "out"]
+    said = cli("explain", run, *given)
+    assert said.code == 0, said.err
+    told = " ".join(said.out.split())
+    assert "window of TF-MoDISco, 25 bp (--core-bp 15 and --flank-bp 5 on either side)" in told
+    assert "is longer than the longest sequence, 23 bp; try --core-bp 11 --flank-bp 3." in told
+    assert "too few seqlets" not in told
+    assert "--core-bp 15" in (tmp_path / "out" / "explain.html").read_text()
+    said = cli("explain", run, *given, "--core-bp", 11, "--flank-bp", 3)
+    assert "longer than" not in said.out
+    assert "too few seqlets of 17 bp" in " ".join(said.out.split())
+
+
+@given(longest_bp=st.integers(1, 500))
+def test_proposed_seqlets_fit(longest_bp: int) -> None:
+    found = motifs.fit_seqlet(longest_bp)
+    assert (found is None) == (longest_bp < 7)
+    if found is not None:
+        core_bp, flank_bp = found
+        assert core_bp >= 5 and flank_bp >= 1  # noqa: PT018 - what the options take
+        assert core_bp + 2 * flank_bp <= longest_bp
 
 
 def test_seqlets_fit_the_sequences() -> None:
@@ -182,7 +212,7 @@ def test_jaspar() -> None:
     if not databases.has_jaspar():
         with pytest.raises(UserError, match=r"pip install 'l2g-ray\[explain\]'"):
             databases.read_jaspar("insects")
-        pytest.skip("JASPAR is not installed: pip install 'l2g-ray[explain]'")
+        pytest.skip("JASPAR is not installed: pip install -e '.[explain]'")
     found = databases.read_jaspar("insects")
     assert len(found) > 200
     ((_, ppm),) = [(motif.name, motif.ppm) for motif in found if motif.id == "MA0529.3"]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import make_tiny_language_model
 
+from l2g_ray.counts import default_architecture
 from l2g_ray.errors import UserError
-from l2g_ray.models.backbones import BACKBONES, default_architecture, searchable_layers
+from l2g_ray.models.backbones import BACKBONES, searchable_layers
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
 from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer

@@ -73,7 +73,7 @@ def test_command(cli: Cli, tmp_path: Path) -> None:
     said = cli("mutate", run, "--sequences", fasta, "--id", "two")
     assert said.code == 0, said.err
     for output in ("gc", "a"):
-        folder = run / "mutagenesis" / "two" / output
+        folder = run / "mutagenesis" / "embedder_only" / "two" / output
         names = {"heatmap.png", "heatmap.svg", "logo.png", "logo.svg", "matrix.npz", "matrix.tsv", "mutagenesis.json"}
         assert {path.name for path in folder.iterdir()} == names
         summary = json.loads((folder / "mutagenesis.json").read_text())

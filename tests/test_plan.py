@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pyarrow.csv import write_csv
@@ -18,24 +17,37 @@ from toys import make_task, plant, tiny_config, tiny_reference, tiny_settings, t
 from transformers import AutoModel
 
 from l2g_ray.cli.main import run
-from l2g_ray.data.batches import count_batches
+from l2g_ray.counts import batches_per_epoch, count_batches, default_architecture, group_size
 from l2g_ray.errors import UserError
-from l2g_ray.models.embedder import EmbedderNet
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.mixed_conv import OperationSet, replace_convolutions
 from l2g_ray.orchestrate.halving import expected_epochs, rung_epochs
 from l2g_ray.orchestrate.machines import find_machine, read_machines
 from l2g_ray.orchestrate.plan import Found, TaskPlan, plan_task
-from l2g_ray.orchestrate.plan_flops import count_language_model, count_net, measure_shape, read_shape
+from l2g_ray.orchestrate.plan_encoder import count_language_model, measure_shape, read_shape
+from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net
 from l2g_ray.orchestrate.plan_rows import Rows
 from l2g_ray.orchestrate.spent import read_spent, sum_stages
 from l2g_ray.orchestrate.store import StageResult
-from l2g_ray.stages.align import group_size
+from l2g_ray.results.plan_table import show_hours
 from l2g_ray.stages.common import build_net, count_steps
-from l2g_ray.stages.search import batches_per_epoch
 
 ROWS = Rows(160, 40, 40, 60, 60.0, 60, True, "given")
 Call = Callable[..., dict[str, Any]]
+LOADED = """
+import atexit, sys
+atexit.register(lambda: print("MODULES", *(name for name in sys.modules if "." not in name)))
+from l2g_ray.cli.main import run
+run()
+"""
+
+
+def shape_of(config: EmbedderConfig) -> NetShape:
+    """The sizes of an embedder's config."""
+    values = {name: value for name, value in config.__dict__.items() if name != "norm_eps"}
+    values["architecture"] = config.architecture or tuple(default_architecture(config.backbone))
+    return NetShape(**values)
 
 
 @pytest.fixture
@@ -83,7 +95,7 @@ def convolutions_by_hand(net: torch.nn.Module, length_bp: int) -> tuple[float, f
 def test_operations_of_an_embedder_are_those_counted_by_hand(backbone: str) -> None:
     data, settings = toy_data(), tiny_settings(data__channels=5)  # no later layer has 5 channels
     config = tiny_config(data, settings, backbone)
-    counted = count_net(config, 60)
+    counted = count_net(shape_of(config), 60)
     by_hand, first = convolutions_by_hand(build_net(config, data, tiny_reference(), 0), 60)
     assert counted.forward_flops == by_hand
     # Backward is twice forward, but nothing flows back into the sequence.
@@ -93,7 +105,10 @@ def test_operations_of_an_embedder_are_those_counted_by_hand(backbone: str) -> N
 def test_the_supernet_costs_a_convolution_a_dilation_and_one_mixing_a_batch() -> None:
     config = tiny_config(toy_data(), tiny_settings())
     operations = OperationSet((3, 5, 7), (1, 3))
-    plain, mixed = count_net(config, 60), count_net(config, 60, operations=operations)
+    plain, mixed = (
+        count_net(shape_of(config), 60),
+        count_net(shape_of(config), 60, mixture=Mixture((3, 5, 7), (1, 3), False)),
+    )
     net = EmbedderNet(config)
     layers = replace_convolutions(net.embedder.backbone, operations)
     mixing = sum(2 * layer.weight.numel() for layer in layers.values())
@@ -143,13 +158,15 @@ def test_weights_and_saved_tensors_are_those_of_the_real_model(tiny_lm: Path, ma
     mask = torch.ones(rows, 1, 60) if masked else None
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         net.predict(net.embedder(torch.zeros(rows, 4, 60), mask))
-    planned = count_net(config, 60, masked=masked)
+    planned = count_net(shape_of(config), 60, masked=masked)
     assert planned.parameters == sum(p.numel() for p in net.parameters())
-    assert planned.saved_bytes * rows + planned.fixed_bytes == sum(s.nbytes() for s in held.values())
+    kept = sum(s.nbytes() for s in held.values())
+    # Masks and what belongs to single channels are left out.
+    assert planned.saved_bytes * rows + planned.fixed_bytes == pytest.approx(kept, rel=0.02 if masked else 1e-9)
 
 
 def test_peak_memory_is_weights_gradients_states_and_activations() -> None:
-    counted = count_net(tiny_config(toy_data(), tiny_settings()), 60)
+    counted = count_net(shape_of(tiny_config(toy_data(), tiny_settings())), 60)
     weights = 4 * counted.parameters
     for optimizer, momentum, states in (("adamw", 0.9, 2), ("sgd", 0.9, 1), ("sgd", 0.0, 0)):
         expected = weights * (2 + states) + int(16 * counted.saved_bytes + counted.fixed_bytes)
@@ -242,7 +259,8 @@ def test_rows_of_own_files_are_counted(plan_json: Call, tiny_lm: Path, tmp_path:
     expected, most = told["total"]["hours"]
     assert 0 < expected <= most
     again = plan_json("mine", "--language-model", tiny_lm, "--preset", "smoke", "--gpu", "T4", "--utilisation", 0.5)
-    assert again["total"]["hours"][0] == pytest.approx(expected / 2)
+    start = told["total"]["expected"]["start_s"] / 3600
+    assert again["total"]["hours"][0] - start == pytest.approx((expected - start) / 2)
 
     write_csv(plant(100, 40, 3), tmp_path / "all.csv")
     (task,) = plan_json("all.csv", "--language-model", tiny_lm, "--preset", "smoke")["tasks"]
@@ -321,9 +339,42 @@ def test_results_are_summed_by_stage_and_an_unfinished_run_is_refused(tmp_path: 
         read_run(run_folder)
 
 
-def test_planning_imports_no_ray_and_help_no_torch() -> None:
-    code = "import sys; from l2g_ray.orchestrate import plan, plan_run, prepared; assert 'ray' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
-    code = "import sys; import l2g_ray.cli.plan, l2g_ray.results.plan_table; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
-    assert np.isfinite(float(read_machines()["utilisation"]))
+def test_planning_loads_nothing_heavy(tiny_lm: Path, tmp_path: Path) -> None:
+    for seed, (split, rows) in enumerate((("train", 50), ("test", 20))):
+        write_csv(plant(rows, 40, seed), tmp_path / f"{split}.csv")
+    finished = fake_run(tmp_path / "run", tiny_lm, [])
+    for arguments in (
+        [str(tmp_path), "--language-model", str(tiny_lm)],
+        ["--bench", "nt", "--preset", "paper"],
+        [str(finished)],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", LOADED, "plan", *arguments], capture_output=True, text=True, check=True, timeout=300
+        )
+        told, _, loaded = done.stdout.partition("MODULES ")
+        assert "at 25% of its peak" in " ".join(told.split())
+        heavy = {"torch", "ray", "transformers", "mlflow", "sklearn", "scipy"}
+        # pyarrow imports pandas as soon as it reads rows.
+        assert not set(loaded.split()) & (heavy if arguments[0] == str(tmp_path) else heavy | {"pandas"})
+
+
+def test_what_trials_take_to_start_is_planned(plan_json: Call, tiny_lm: Path, tmp_path: Path) -> None:
+    starts = read_machines()["start_up"]
+    plan = plan_toy(tiny_lm)
+    assert stage(plan, "align").expected.start_s == 3 * starts["tune"]
+    assert stage(plan, "refit").expected.start_s == starts["new_task"], "a GPU's trial has a process to itself"
+    (tmp_path / "mine").mkdir()
+    for seed, (split, rows) in enumerate((("train", 50), ("test", 20))):
+        write_csv(plant(rows, 40, seed), tmp_path / "mine" / f"{split}.csv")
+    told = plan_json("mine", "--language-model", tiny_lm, "--preset", "smoke", "--gpu", "RTX A6000")["total"]
+    # Arithmetic of so small a task is nothing beside it.
+    assert told["hours"][0] * 3600 == pytest.approx(told["expected"]["start_s"], rel=0.01)
+    assert told["expected"]["start_s"] > 30
+
+
+@pytest.mark.parametrize(
+    ("hours", "shown"),
+    [(0.4 / 3600, "0.4 s"), (90 / 3600, "1.5 min"), (47.9, "47.9 h"), (72.0, "3.0 d"), (24_000.0, "1,000.0 d")],
+)
+def test_times_are_in_units_that_fit(hours: float, shown: str) -> None:
+    assert show_hours(hours) == shown

@@ -32,7 +32,7 @@ from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.pipeline import make_pretrain_job
 from l2g_ray.orchestrate.plan import plan_task
-from l2g_ray.orchestrate.plan_flops import count_vocabulary, read_shape
+from l2g_ray.orchestrate.plan_encoder import count_vocabulary, read_shape
 from l2g_ray.orchestrate.plan_rows import Rows
 from l2g_ray.orchestrate.store import StageResult, Store, make_key
 from l2g_ray.stages.common import TaskData, build_net

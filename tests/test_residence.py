@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from l2g_ray.config import DataSettings
-from l2g_ray.data.batches import InMemorySource, count_batches, iter_batches
+from l2g_ray.counts import count_batches
+from l2g_ray.data.batches import InMemorySource, iter_batches
 from l2g_ray.data.dataset import PreparedTask, ShardSource
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare

@@ -14,10 +14,10 @@ from mlflow import MlflowClient
 from runs import read_board
 from toys import make_task, tiny_settings
 
-from l2g_ray.models.backbones import default_architecture
+from l2g_ray.counts import default_architecture
 from l2g_ray.orchestrate.order import Length, count_at_once, estimate_length, order_tasks
 from l2g_ray.orchestrate.plan import Found, plan_task
-from l2g_ray.orchestrate.plan_flops import read_shape
+from l2g_ray.orchestrate.plan_encoder import read_shape
 from l2g_ray.orchestrate.plan_rows import Rows
 from l2g_ray.orchestrate.slot_use import SlotLog, measure_use
 from l2g_ray.results.leaderboard import describe_slots

@@ -15,12 +15,13 @@ import torch
 from toys import make_data, make_task, plant, regression_table, tiny_config, tiny_reference, tiny_settings, toy_data
 
 from l2g_ray.config import OptimSettings, list_presets, resolve
+from l2g_ray.counts import group_size
 from l2g_ray.data.batches import iter_batches
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.models.mixed_conv import OperationSet, SearchableConv1d, replace_convolutions
 from l2g_ray.orchestrate.pipeline import choose_backbone
 from l2g_ray.sequence import encode
-from l2g_ray.stages.align import alpha_at, group_size, make_joint_losses, train_aligned
+from l2g_ray.stages.align import alpha_at, make_joint_losses, train_aligned
 from l2g_ray.stages.common import build_net, make_batches, make_losses
 from l2g_ray.stages.distances import SampleDistance
 from l2g_ray.stages.embedder_only import train_embedder_only

@@ -17,11 +17,11 @@ from pyarrow.csv import write_csv
 from toys import plant
 
 from l2g_ray.config import resolve
+from l2g_ray.counts import default_architecture
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
-from l2g_ray.models.backbones import default_architecture
 from l2g_ray.orchestrate.board import Board
 from l2g_ray.orchestrate.cluster import Slots, connect
 from l2g_ray.orchestrate.job import Job

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks.simulation.clock import Clock, Result, Slots, wait_any
 from benchmarks.simulation.lengths import Script
-from l2g_ray.models.backbones import default_architecture
+from l2g_ray.counts import default_architecture
 from l2g_ray.orchestrate import pipeline, suite
 from l2g_ray.orchestrate.asha import OrderedSearch
 from l2g_ray.orchestrate.cluster import Slots as SlotCount

@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from l2g_ray.cli.model import with_arm, with_device
+
 VANILLA = "vanilla"
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--task", help="Which task, where the run has several.")
+@with_arm
 @click.option(
     "--split",
     type=click.Choice(["valid", "train", "test"]),
@@ -35,11 +37,13 @@ VANILLA = "vanilla"
 )
 @click.option("--data", type=click.Path(path_type=Path), help="The prepared rows, where they were moved.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: embeddings in the task's folder]"
+    "--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: embeddings/ARM in the task's folder]"
 )
+@with_device
 def embed(
     run: Path,
     task: str | None,
+    arm: str,
     split: str,
     output: str | None,
     metric: str,
@@ -48,8 +52,13 @@ def embed(
     vanilla: Path | None,
     data: Path | None,
     out: Path | None,
+    device: str,
+    batch_size: int | None,
 ) -> None:
     """Embeddings of a finished RUN before and after each stage: silhouette scores and a picture.
+
+    Of the arm l2g each of its stages and the control, of embedder_only its own two, of average its members: those that the
+    arm predicts from carry a star.
 
     Writes the embeddings (NPZ), a summary (JSON) and principal components (SVG, PNG).
 
@@ -62,18 +71,25 @@ def embed(
     from rich.progress import Progress
 
     from l2g_ray.data.dataset import open_prepared
+    from l2g_ray.errors import UserError
     from l2g_ray.explain.embedding_files import LAYER_NAMES, read_rows, write_embeddings
-    from l2g_ray.explain.embeddings import load_point, load_points
+    from l2g_ray.explain.embeddings import ARM_POINTS, load_point, load_points
     from l2g_ray.explain.rows import find_prepared
-    from l2g_ray.predict import find_model
+    from l2g_ray.predict import BATCH_SIZE, choose_device
     from l2g_ray.results.terminal import Column, Listing, print_fitted
+    from l2g_ray.run_folder import find_arm
 
-    model_folder = find_model(run, task)
-    task_folder = model_folder.parent
+    where = choose_device(device)
+    chosen = find_arm(run, task, arm)
+    if chosen.name not in ARM_POINTS:
+        raise UserError(
+            f"{chosen.folder}: the arm '{chosen.name}' has no embeddings; choose one of {', '.join(ARM_POINTS)}"
+        )
+    task_folder = chosen.folder.parent
     otherwise = "name the rows' folder with --data"
     prepared = find_prepared(task_folder, otherwise) if data is None else open_prepared(data)
     notes: list[str] = []
-    points = load_points(task_folder, _read_settings(task_folder, prepared.task.name), notes.append)
+    points = load_points(task_folder, _read_settings(task_folder, prepared.task.name), chosen.name, notes.append)
     beside = _find_vanilla(task_folder, vanilla)
     if beside is not None:
         points.append(load_point("vanilla fine-tuning", beside, prepared))
@@ -82,24 +98,37 @@ def embed(
             "the run has no arm of vanilla fine-tuning; `l2g-ray baseline vanilla TASK` makes one, for --vanilla"
         )
     rows = read_rows(prepared, split, output, max_rows, seed)
-    folder = out or task_folder / "embeddings"
+    folder = out or task_folder / "embeddings" / chosen.name
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = progress.add_task("embedding", total=len(points) * len(rows.ids))
-        facts: dict[str, Any] = {"task": prepared.task.name, "notes": notes, "vanilla": str(beside) if beside else None}
+        predicts_from = ARM_POINTS[chosen.name][1]
+        facts: dict[str, Any] = {"task": prepared.task.name, **chosen.facts(), "predicts_from": predicts_from}
+        facts |= {"notes": notes, "vanilla": str(beside) if beside else None}
         if len(rows.ids) < rows.total:
             facts["sample_seed"] = seed
         summary = write_embeddings(
-            points, rows, folder, facts, metric, lambda done: progress.update(shown, completed=done)
+            points,
+            rows,
+            folder,
+            facts,
+            metric,
+            lambda done: progress.update(shown, completed=done),
+            device=where,
+            batch_size=batch_size or BATCH_SIZE,
         )
     n, total = len(rows.ids), rows.total
     sample = f"all {n:,}" if n == total else f"a sample (seed {seed}) of {n:,} of the {total:,}"
     where = "TEST split, opened for this picture only" if split == "test" else f"{split} split"
+    click.echo(f"arm {chosen.describe()}: predicts from what carries a star")
     click.echo(f"{sample} rows of the {where}; silhouette: {metric}, exact on these rows")
-    listing = Listing([Column("Point", words=True), Column("Layer", words=True), Column("Silhouette")])
+    listing = Listing(
+        [Column("", words=True), Column("Point", words=True), Column("Layer", words=True), Column("Silhouette")]
+    )
     for entry in summary["embeddings"]:
         score = "–" if entry["silhouette"] is None else f"{entry['silhouette']:+.3f}"
-        listing.add(entry["point"], LAYER_NAMES[entry["layer"]], score)
+        star = "*" if entry["point"] in predicts_from else ""
+        listing.add(star, entry["point"], LAYER_NAMES[entry["layer"]], score)
     print_fitted(Console(highlight=False), listing)
     for note in notes:
         click.echo(f"note: {note}")

@@ -7,19 +7,14 @@ from typing import Any
 
 import click
 
+from l2g_ray.cli.model import with_arm, with_device
+
 _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift", "mutagenesis")
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--task", help="Which task's model, where the run has several.")
-@click.option(
-    "--arm",
-    type=click.Choice(["l2g", "embedder_only"]),
-    default="l2g",
-    show_default=True,
-    help="The whole model, or the control.",
-)
+@with_arm
 @click.option(
     "--output",
     help="Class or output to explain, or how its name begins.  [default: all of up to four; of a binary task the second]",
@@ -90,6 +85,7 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
     "--truth", type=click.Path(path_type=Path), help="Parquet of planted sites: id, motif, start, end, strand, output."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: explain/ARM in the task's folder]")
+@with_device
 def explain(run: Path, **options: Any) -> None:
     """What a finished RUN's model has learned: contributions, motifs, names, logos, and a page.
 
@@ -100,12 +96,12 @@ def explain(run: Path, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from l2g_ray.explain.explanation import ExplainRequest, explain_output, open_request, pick_device, write_files
+    from l2g_ray.explain.explanation import ExplainRequest, explain_output, open_request, write_files
     from l2g_ray.explain.page import write_explanations
     from l2g_ray.results.explain_page import render_explanation
     from l2g_ray.results.terminal import print_fitted
 
-    request = ExplainRequest(run=run, device=pick_device(), **{**options, "databases": options["databases"] or None})
+    request = ExplainRequest(run=run, **{**options, "databases": options["databases"] or None})
     console = Console(stderr=True, highlight=False)
     opened = open_request(request)
     explanations = []
@@ -115,8 +111,10 @@ def explain(run: Path, **options: Any) -> None:
             explanation = explain_output(request, opened, output, progress=bar.show)
         write_files(explanation, opened.out)
         explanations.append(explanation)
-    page = write_explanations(opened.out, opened.predictor.task, str(opened.folder), explanations)
+    arm = opened.predictor.arm
+    page = write_explanations(opened.out, opened.predictor.task, arm, explanations)
     shown = Console(highlight=False)
+    click.echo(f"arm {arm.describe()}, model {arm.folder}")
     for explanation in explanations:
         print_fitted(shown, render_explanation(explanation.summary()))
     click.echo(f"page: {page}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from l2g_ray.cli.model import with_arm, with_device
+
 if TYPE_CHECKING:
     from l2g_ray.explain.mutagenesis import Mutagenesis
     from l2g_ray.predict import Predictor
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--task", help="Which task's model, where the run has several.")
+@with_arm
 @click.option("--sequence", "text", help="The sequence itself.")
 @click.option("--sequences", "source", type=click.Path(path_type=Path), help="Or a FASTA, CSV, TSV or Parquet file.")
 @click.option("--id", "identity", help="Which sequence of the file, where it has several.")
@@ -26,11 +28,15 @@ if TYPE_CHECKING:
     "--strand", type=click.Choice(["auto", "+", "both"]), default="auto", show_default=True, help="As in variants."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: mutagenesis/ID in the task's folder]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write to.  [default: mutagenesis/ARM/ID in the task's folder]",
 )
+@with_device
 def mutate(
     run: Path,
     task: str | None,
+    arm: str,
     text: str | None,
     source: Path | None,
     identity: str | None,
@@ -39,6 +45,8 @@ def mutate(
     region: str | None,
     strand: str,
     out: Path | None,
+    device: str,
+    batch_size: int | None,
 ) -> None:
     """Saturation mutagenesis: every base of one sequence changed into every other, scored by a finished RUN.
 
@@ -49,27 +57,35 @@ def mutate(
       l2g-ray mutate runs/demo-fast --task splice_junction --sequences new.fa --id seq7
       l2g-ray mutate runs/demo-fast --task enhancer_grammar --sequence ACGT... --output developmental
     """
-    from l2g_ray.errors import UserError
-    from l2g_ray.explain.mutagenesis_files import folder_name, write_mutagenesis
-    from l2g_ray.predict import find_model, load_predictor
+    from l2g_ray.data.overwrite import refuse_overwrite
+    from l2g_ray.errors import UserError, how_to_install
+    from l2g_ray.explain.mutagenesis_files import list_files, write_mutagenesis
+    from l2g_ray.explain.scores import scored_outputs
+    from l2g_ray.names import safe_name, safe_names
+    from l2g_ray.predict import load_predictor
+    from l2g_ray.run_folder import find_arm
 
     try:
         import logomaker  # noqa: F401 - before anything is computed
     except ImportError:
-        raise UserError("the logo needs logomaker; pip install 'l2g-ray[explain]'") from None
+        raise UserError(f"the logo needs logomaker; run: {how_to_install('explain')}") from None
     if (text is None) == (source is None):
         raise UserError("give either --sequence or --sequences")
-    model_folder = find_model(run, task)
-    predictor = load_predictor(model_folder)
+    chosen = find_arm(run, task, arm)
+    predictor = load_predictor(chosen, device, batch_size)
     outputs = _choose(predictor, output)
     name, sequence = _read(predictor, text, source, identity, sequence_column)
     bounds = _parse_region(region, len(sequence))
     both = predictor.strand_averaged if strand == "auto" else strand == "both"
-    results = _run(predictor, sequence, outputs, both, bounds)
-    folder = out or model_folder.parent / "mutagenesis" / folder_name(name)
-    for found in results:
-        place = folder / folder_name(found.output) if len(results) > 1 else folder
-        facts = {"task": predictor.task.name, "model": str(model_folder), "id": name, "length_bp": len(sequence)}
+    folder = out or chosen.folder.parent / "mutagenesis" / chosen.name / safe_name(name, otherwise="sequence")
+    # Outputs of one sequence, made one after the other, do not share a folder either.
+    each = len(outputs) > 1 or (out is None and len(scored_outputs(predictor.task)) > 1)
+    names = safe_names(predictor.task.labels, otherwise="output")
+    places = [folder / names[i] if each else folder for i in outputs]
+    refuse_overwrite([source, chosen.folder], [path for place in places for path in list_files(place)])
+    click.echo(f"arm {chosen.describe()}")
+    for found, place in zip(_run(predictor, sequence, outputs, both, bounds), places, strict=True):
+        facts = {**predictor.facts(), "id": name, "length_bp": len(sequence)}
         write_mutagenesis(found, place, facts | {"strand": "both" if both else "+"})
         strongest = found.strongest(3)
         shown = ", ".join(f"{c['from']}{c['position']}{c['to']} {c['difference']:+.3g}" for c in strongest)
@@ -91,7 +107,7 @@ def _run(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = progress.add_task("scoring mutants", total=total)
         return mutate(
-            predictor.model,
+            predictor.forward,
             predictor.task,
             sequence,
             outputs,

@@ -75,7 +75,7 @@ def _plan_all(
 ) -> tuple[list[TaskPlan], list[str]]:
     from l2g_ray.config import parse_assignments, resolve, resolve_precision
     from l2g_ray.orchestrate.plan import plan_task
-    from l2g_ray.orchestrate.plan_flops import read_shape
+    from l2g_ray.orchestrate.plan_encoder import read_shape
 
     assignments = parse_assignments(options["assignments"])
     if options["language_model"] is not None:
@@ -84,10 +84,7 @@ def _plan_all(
         assignments["seeds"] = options["seeds"]
     plans: list[TaskPlan] = []
     notes: list[str] = []
-    every = _find(source, flags, options)
-    for number, (task, found) in enumerate(every, start=1):
-        if len(every) > 1:  # a task's shapes take seconds
-            click.echo(f"planning {task.name} ({number} of {len(every)})", err=True)
+    for task, found in _find(source, flags, options):
         settings = resolve(options["preset"], task.overrides, assignments)
         rows = _rows(task, found, settings, options["out"])
         if rows is None:
@@ -147,8 +144,8 @@ def _console() -> Any:
 
 def _assumed(machine: Machine, utilisation: float) -> str:
     return (
-        f"Hours are of one {machine.name if machine.is_gpu else 'CPU core'} at {utilisation:.0%} of its peak, "
-        f"an assumption (--utilisation). {machine.source}."
+        f"Times are of one {machine.name if machine.is_gpu else 'CPU core'} with one trial at a time, at "
+        f"{utilisation:.0%} of its peak, an assumption (--utilisation). {machine.source}."
     )
 
 
@@ -175,7 +172,9 @@ def _show_plans(
         return "yes" if amount.memory_bytes + context <= machine.memory_bytes else "NO"
 
     def hours(task: TaskPlan, expected: Amount, most: Amount) -> tuple[float, float]:
-        first, second = (machine.hours(a.flops, task.precision, utilisation) for a in (expected, most))
+        first, second = (
+            machine.hours(a.flops, task.precision, utilisation) + a.start_s / 3600 for a in (expected, most)
+        )
         return first, second
 
     def describe(task: TaskPlan) -> dict[str, Any]:
@@ -222,7 +221,12 @@ def _show_plans(
     expected, most = total["hours"]
     if known:
         cost = "" if price is None else f", {expected * price:,.2f} to {most * price:,.2f} at {price:g} an hour"
-        console.print(f"hours   {show_hours(expected)} expected, {show_hours(most)} at most{cost}", soft_wrap=True)
+        start = total["expected"]["start_s"] / 3600
+        console.print(
+            f"time    {show_hours(expected)} expected, {show_hours(most)} at most{cost}; "
+            f"{show_hours(start)} of it is start-up of trials",
+            soft_wrap=True,
+        )
         kept_bytes = disk_bytes - sum(task.total().scratch_bytes for task in known)
         console.print(
             f"disk    {show_bytes(kept_bytes)} in the end; {show_bytes(disk_bytes)} at most, with the training states of "

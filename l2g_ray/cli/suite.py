@@ -200,6 +200,7 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     from l2g_ray.redaction import redact
     from l2g_ray.results.leaderboard import describe_slots, render_table
     from l2g_ray.results.terminal import print_fitted
+    from l2g_ray.run_folder import choose_arm, list_arms
 
     console.print()
     if table and result.board["tasks"]:
@@ -215,11 +216,11 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     if result.stored is not None:
         console.print(f"stored in    {redact(str(result.stored))}   (below: this machine's copy)", soft_wrap=True)
     folder = result.folder
-    models = sorted(str(p.parent) for p in folder.glob("*/model/task.json"))
+    models = [choose_arm(path) for path in sorted(folder.iterdir()) if list_arms(path)]
     console.print(f"report       {folder / 'report.html'}", soft_wrap=True)
     console.print(f"leaderboard  {folder / 'leaderboard.json'} (.csv, .md)", soft_wrap=True)
     for model in models:
-        console.print(f"model        {model}", soft_wrap=True)
+        console.print(f"model        {model.folder}   ({model.describe()})", soft_wrap=True)
     console.print(f"MLflow       {result.tracking_uri}   (browse: {show_command('ui', folder)})", soft_wrap=True)
     console.print(f"took         {result.wall_s:.1f} s")
     if n_failed := len(result.failures):

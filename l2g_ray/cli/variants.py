@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from l2g_ray.cli.model import with_arm, with_device
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--task", help="Which task's model, where the run has several.")
+@with_arm
 @click.option(
     "--vcf", type=click.Path(path_type=Path), help="Variants: VCF, plain, gzip or bgzip; a header is optional."
 )
@@ -46,9 +48,11 @@ import click
     help="Which strand the model reads; both: the mean. auto: both, unless the task belongs to one strand (then +).",
 )
 @click.option("--window-bp", type=click.IntRange(min=1), help="Length of the window.  [default: the model's]")
+@with_device
 def variants(
     run: Path,
     task: str | None,
+    arm: str,
     vcf: Path | None,
     fasta: Path | None,
     pairs: Path | None,
@@ -57,6 +61,8 @@ def variants(
     at_edge: str,
     strand: str,
     window_bp: int | None,
+    device: str,
+    batch_size: int | None,
 ) -> None:
     """Scores of both alleles of variants, and their difference, from a finished RUN. Streams; Ray need not run.
 
@@ -74,7 +80,8 @@ def variants(
     from l2g_ray.errors import UserError
     from l2g_ray.explain.effects import VCF_SUFFIXES, score_pairs, score_vcf
     from l2g_ray.explain.variants import Policy
-    from l2g_ray.predict import find_model, load_predictor
+    from l2g_ray.predict import load_predictor
+    from l2g_ray.run_folder import find_arm
 
     if (vcf is None) == (pairs is None):
         raise UserError("give either --vcf with --genome, or --pairs")
@@ -87,7 +94,7 @@ def variants(
             raise UserError(f"{target}: the output must end in {', '.join((*SUFFIXES, *VCF_SUFFIXES))}")
         if not target.absolute().parent.is_dir():
             raise UserError(f"{target}: no such folder; make it first")
-    predictor = load_predictor(find_model(run, task))
+    predictor = load_predictor(find_arm(run, task, arm), device, batch_size)
     if window_bp is not None and window_bp > predictor.length_bp:
         raise UserError(f"--window-bp {window_bp:,}: this model reads up to {predictor.length_bp:,} bp; lower it")
     if strand == "auto":
@@ -118,6 +125,7 @@ def variants(
                     lambda d: progress.update(shown, completed=d),
                 )
             told, notes = f"{tally.scored:,} alleles of {tally.rows:,} rows scored", tally.describe()
-    click.echo(f"{told} by task '{predictor.task.name}' (strand {strand}) in {', '.join(map(str, targets))}")
+    model = f"task '{predictor.task.name}', arm {predictor.arm.describe()}, strand {strand}"
+    click.echo(f"{told} by {model}, in {', '.join(map(str, targets))}")
     for note in notes:
         click.echo(f"  {note}")

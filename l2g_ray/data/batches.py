@@ -220,12 +220,6 @@ def make_part(table: pa.Table, kind: Kind, length_bp: int | None, worker: tuple[
     return batch._take(0, stop - start, Part(start, stop, table.num_rows, count_labels(labels)))
 
 
-def count_batches(n_rows: int, batch_size: int, drop_last: bool = False) -> int:
-    """How many batches `iter_batches` gives for so many rows."""
-    full, rest = divmod(n_rows, batch_size)
-    return full + (rest > (1 if drop_last else 0))
-
-
 def make_batch(table: pa.Table, kind: Kind, length_bp: int | None = None) -> Batch:
     """The rows of a table as one batch, in order; `row_index` is the table's column of that name, else 0..B-1.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from l2g_ray.data.checks import as_numbers, label_texts, show
 from l2g_ray.errors import UserError, nearest
+from l2g_ray.names import clean
 from l2g_ray.tasks.schema import Kind
 
 MAX_CLASSES = 50
@@ -18,7 +18,7 @@ LABEL = "label"
 
 def make_name(text: str) -> str:
     """A task's name from the name of a file or folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip("._-") or "task"
+    return clean(text, otherwise="task")
 
 
 def infer_fields(

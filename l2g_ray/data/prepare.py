@@ -20,6 +20,7 @@ from l2g_ray.data.check import Part, check_splits
 from l2g_ray.data.dataset import MANIFEST_SCHEMA, PreparedTask, open_prepared
 from l2g_ray.data.leakage import find_overlap
 from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.raw import ALL, RawTask
 from l2g_ray.data.shards import MANIFEST, scratch_folder, write_prepared
 from l2g_ray.data.splits import cut_validation, find_key_column, hash_indices, part_rows
@@ -61,6 +62,7 @@ def prepare(
     UserError : a file, column, row or label that cannot be used, or an output folder that cannot be written.
     """
     out = as_location(out)
+    refuse_overwrite(_files(raw).values(), [out])
     key = _content_key(raw, settings, rows_per_shard)
     if _holds(out, key):
         return open_prepared(out)

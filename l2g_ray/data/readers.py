@@ -74,10 +74,11 @@ def iter_tables(
     sequence_column: str = "sequence",
     header: Header = whole_header,
     sequence_flag: str = "--sequence-column",
+    keep_names: bool = False,
 ) -> Iterator[pa.Table]:
     """The rows of a file in order, in tables of at most `batch_rows`, without reading the file whole.
 
-    `header` takes a FASTA header apart, into id and label or None. Returns and raises as `read_table`; a fault further
+    `keep_names`: columns in the order and under the names of the file, after `id` where it has none. `header` takes a FASTA header apart, into id and label or None. Returns and raises as `read_table`; a fault further
     down is raised when the stream reaches it.
     """
     location = as_location(path)
@@ -95,7 +96,7 @@ def iter_tables(
         for table in streams[kind]():
             _check_columns(table.column_names, where, sequence_column, sequence_flag)
             if table.num_rows:
-                yield _arrange(table, where, sequence_column, first_row)
+                yield _arrange(table, where, sequence_column, first_row, keep_names)
                 first_row += table.num_rows
     if first_row == 1:
         raise UserError(f"{where}: the file has no rows; give at least one sequence")
@@ -136,7 +137,7 @@ def _check_columns(names: list[str], where: str, sequence_column: str, flag: str
             raise UserError(f"{where}: two columns are named '{name}'; rename one of them")
 
 
-def _arrange(table: pa.Table, where: str, sequence_column: str, first_row: int) -> pa.Table:
+def _arrange(table: pa.Table, where: str, sequence_column: str, first_row: int, keep_names: bool) -> pa.Table:
     """`id` and `sequence` first, ids made up from row numbers where the file has none."""
     sequences = table[sequence_column]
     kind = sequences.type.value_type if pa.types.is_dictionary(sequences.type) else sequences.type
@@ -148,6 +149,8 @@ def _arrange(table: pa.Table, where: str, sequence_column: str, first_row: int) 
         )
     numbers = pa.array(range(first_row, first_row + table.num_rows), pa.int64())
     ids = table["id"] if "id" in table.column_names else numbers
+    if keep_names:
+        return table if "id" in table.column_names else table.add_column(0, "id", ids.cast(pa.string()))
     columns = {"id": ids.cast(pa.string()), "sequence": sequences.cast(pa.large_string())}
     columns |= {name: table[name] for name in table.column_names if name not in ("id", "sequence", sequence_column)}
     return pa.table(columns)

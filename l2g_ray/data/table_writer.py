@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,33 +51,76 @@ class WholeFile:
                 if self._writer is not None:
                     self._writer.close()
                     if kind is None:
-                        os.replace(self._temporary, self.target)
+                        self._put_in_place()
         finally:
             self._temporary.unlink(missing_ok=True)
+
+    def _put_in_place(self) -> None:
+        os.replace(self._temporary, self.target)
 
 
 class TableWriter(WholeFile):
     """Takes tables of one schema into a CSV, TSV or Parquet file, by its suffix.
 
+    `facts` say how the table was made: in Parquet they are metadata of the schema, `l2g_ray.<name>`; a CSV or TSV, which has
+    no place for them, gets a file beside it, `<file>.meta.json`.
+
     Raises UserError for another suffix, or a place that cannot be written to.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, facts: Mapping[str, str] | None = None) -> None:
         if target.suffix not in SUFFIXES:
             raise UserError(f"{target}: the output must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
         super().__init__(target)
         self.rows = 0
+        self._facts = dict(facts or {})
+        self._beside = target.with_name(f"{target.name}.meta.json") if facts and target.suffix != ".parquet" else None
 
     def write(self, table: pa.Table) -> None:
         """Append a table."""
         with self._refusing():
-            if self._writer is None:
-                self._writer = self._open(table.schema)
-            self._writer.write_table(table)
+            try:
+                if self._writer is None:
+                    self._schema = table.schema
+                    self._writer = self._open(table.schema)
+                self._writer.write_table(self._fit(table))
+            except pa.ArrowException as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"{self.target}: these columns cannot be written as {self.target.suffix[1:]} ({reason}); write .parquet"
+                ) from None
         self.rows += len(table)
+
+    def _fit(self, table: pa.Table) -> pa.Table:
+        """The table with the types of the first: those of JSON lines are guessed block by block."""
+        if table.schema == self._schema:
+            return table
+        names = self._schema.names
+        if set(table.column_names) != set(names):
+            (name, *_) = sorted(set(table.column_names) ^ set(names))
+            raise UserError(
+                f"{self.target}: only some rows have a column '{name}'; give all rows the same columns, or leave it out"
+            )
+        for name in names:
+            try:
+                table[name].cast(self._schema.field(name).type)
+            except pa.ArrowException:
+                raise UserError(
+                    f"{self.target}: column '{name}' holds {self._schema.field(name).type} first and "
+                    f"{table.schema.field(name).type} from row {self.rows + 1} on; give it one type, or leave it out"
+                ) from None
+        return table.select(names).cast(self._schema)
 
     def _open(self, schema: pa.Schema) -> Any:
         if self.target.suffix == ".parquet":
+            schema = schema.with_metadata({f"l2g_ray.{name}": text for name, text in self._facts.items()} or None)
             return pq.ParquetWriter(str(self._temporary), schema, compression="zstd")
         options = pyarrow.csv.WriteOptions(delimiter="\t" if self.target.suffix == ".tsv" else ",")
         return pyarrow.csv.CSVWriter(str(self._temporary), schema, write_options=options)
+
+    def _put_in_place(self) -> None:
+        if self._beside is not None:
+            self._beside.unlink(missing_ok=True)  # so that it is never beside another table
+        super()._put_in_place()
+        if self._beside is not None:
+            self._beside.write_text(json.dumps({"file": self.target.name, **self._facts}, indent=1) + "\n")

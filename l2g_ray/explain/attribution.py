@@ -9,7 +9,7 @@ with f(x) - mean f(r), computed with the plain model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain import multipliers
 from l2g_ray.explain.references import shuffle_dinucleotides
 from l2g_ray.explain.rules import apply_rules
+from l2g_ray.models.average import AverageModel
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.l2g import L2GModel
+from l2g_ray.predict import naming_memory
 from l2g_ray.sequence import N_CODE, make_mask, one_hot, reverse_complement
+from l2g_ray.stages.memory import RowsAtOnce
 from l2g_ray.tasks.schema import Task
 
 METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift", "mutagenesis")
@@ -38,11 +41,13 @@ class ExplainedOutput(nn.Module):
 
     def __init__(self, model: nn.Module, weights: torch.Tensor) -> None:
         super().__init__()
-        if not isinstance(model, L2GModel | EmbedderNet):
-            raise TypeError(f"a {type(model).__name__} is no model of this package")
+        if not _reads_one_hot(model):
+            raise UserError(
+                f"a model of the form {type(model).__name__} has no contributions of bases; explain L2G, its embedder alone, "
+                "or their average"
+            )
         self.model = model
-        net = model.net if isinstance(model, L2GModel) else model
-        self.in_channels = net.config.in_channels
+        self.in_channels = int(model.in_channels)  # type: ignore[arg-type]
         self.register_buffer("weights", weights.float())
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -52,6 +57,12 @@ class ExplainedOutput(nn.Module):
             x = torch.cat([x, (1.0 if mask is None else mask) - x.sum(1, keepdim=True)], 1)
         outputs: torch.Tensor = self.model.forward_one_hot(x, mask)
         return outputs @ self.weights[:, None]
+
+
+def _reads_one_hot(model: nn.Module) -> bool:
+    if isinstance(model, AverageModel):
+        return all(_reads_one_hot(member) for member in model.members)
+    return isinstance(model, L2GModel | EmbedderNet)
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,7 @@ def attribute(
     rc_average: bool = False,
     output: str = "",
     device: str | torch.device = "cpu",
+    batch_size: int | None = None,
     steps: int = 20,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Attributions:
@@ -149,12 +161,15 @@ def attribute(
     codes, lengths_bp : right-padded sequences (n, length) and their lengths (n,), as `sequence.encode` gives them.
     n_references : dinucleotide shuffles of each sequence, drawn from `seed`.
     rc_average : explain the mean over both strands.
+    batch_size : pairs of a sequence and a reference to compute at once; by default as many as take about 1 GB. Halved
+        where they do not fit into memory.
     steps : points of the path of integrated gradients; draws a reference of gradient SHAP.
     progress : told the number of sequences done.
 
     Raises UserError for a module without a rule (`deeplift-shap`). Memory does not grow with n but for the result.
     """
     plain = ExplainedOutput(model, weights).to(device).eval()
+    at_once = RowsAtOnce(batch_size or _BATCH_BP)
     compute = multipliers.make(method, plain, apply_rules, steps=steps, seed=seed)
     n, width = codes.shape
     hypothetical = np.zeros((n, width, 4), np.float32)
@@ -175,11 +190,16 @@ def attribute(
                 x = reverse_complement(x, lengths)
                 r = reverse_complement(r.flatten(0, 1), lengths.repeat_interleave(n_references)).view_as(shuffled)
             pairs = Pairs.encode(x, r, lengths, device)
-            found = compute(pairs)
+
+            def explain(size: int, pairs: Pairs = pairs) -> tuple[torch.Tensor, tuple[np.ndarray, np.ndarray]]:
+                some = replace(pairs, batch_size=size)
+                return compute(some), some.evaluate(plain)
+
+            with naming_memory(torch.device(device), longest):
+                found, (ours, theirs) = at_once.attempt(explain, pairs.batch_size)
             if flipped:
                 found = _flip(found, lengths)
             hypothetical[rows, :longest] += found.cpu().numpy() / len(strands)
-            ours, theirs = pairs.evaluate(plain)
             values[rows] += ours / len(strands)
             reference_values[rows] += theirs / len(strands)
         progress(min(start + _SEQUENCES_AT_ONCE, n))
@@ -190,29 +210,40 @@ def attribute(
 
 @torch.no_grad()
 def evaluate(
-    explained: nn.Module, codes: np.ndarray, lengths_bp: np.ndarray, device: str | torch.device = "cpu"
+    explained: nn.Module,
+    codes: np.ndarray,
+    lengths_bp: np.ndarray,
+    device: str | torch.device = "cpu",
+    batch_size: int | None = None,
 ) -> np.ndarray:
-    """The explained value f(x) (n,), in float64, of right-padded codes (n, length)."""
-    batch_size = max(1, _BATCH_BP // max(1, codes.shape[1]))
-    values = [np.zeros(0)]
-    for start in range(0, len(codes), batch_size):
-        own = torch.from_numpy(codes[start : start + batch_size]).to(device)
-        mask = make_mask(torch.from_numpy(lengths_bp[start : start + batch_size]).to(device), own.shape[1])
+    """The explained value f(x) (n,), in float64, of right-padded codes (n, length); `batch_size` as in `attribute`."""
+
+    def compute(some: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        own = some.to(device)
+        mask = make_mask(lengths.to(device), own.shape[1])
         wide = None if bool(mask.all()) else mask[:, None].float()
-        values.append(explained(one_hot(own, mask), wide)[:, 0].double().cpu().numpy())
-    return np.concatenate(values)
+        return explained(one_hot(own, mask), wide)[:, 0].double().cpu()
+
+    at_once = RowsAtOnce(min(batch_size or _BATCH_BP, _fitting(codes.shape[1])))
+    with naming_memory(torch.device(device), codes.shape[1]):
+        return at_once.map(compute, torch.from_numpy(codes), torch.from_numpy(np.asarray(lengths_bp))).numpy()
+
+
+def _fitting(width: int) -> int:
+    return max(1, _BATCH_BP // max(1, width))
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Sequences x (b, 4, length) with references r (b, n, 4, length) and a mask (b, 1, length), None without padding;
-    `codes` (b, length) and `lengths_bp` (b,) are those of x."""
+    `codes` (b, length) and `lengths_bp` (b,) are those of x. `batch_size` pairs are to be computed at once."""
 
     codes: torch.Tensor
     lengths_bp: torch.Tensor
     x: torch.Tensor
     r: torch.Tensor
     mask: torch.Tensor | None
+    batch_size: int
 
     @classmethod
     def encode(
@@ -223,12 +254,8 @@ class Pairs:
         n = references.shape[1]
         r = one_hot(references.flatten(0, 1), mask.repeat_interleave(n, 0)).unflatten(0, (-1, n))
         wide = None if bool(mask.all()) else mask[:, None].float().to(device)
-        return cls(codes, lengths_bp, one_hot(codes, mask).to(device), r.to(device), wide)
-
-    @property
-    def batch_size(self) -> int:
-        """Pairs to compute at once so that memory holds."""
-        return max(1, _BATCH_BP // self.x.shape[2])
+        x = one_hot(codes, mask).to(device)
+        return cls(codes, lengths_bp, x, r.to(device), wide, _fitting(codes.shape[1]))
 
     def flatten(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         """Batches of pairs: x, r (pairs, 4, length) and their mask, sequence by sequence."""

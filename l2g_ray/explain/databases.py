@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from l2g_ray.errors import UserError, nearest
+from l2g_ray.errors import UserError, how_to_install, nearest
 
 JASPAR_GROUPS = ("vertebrates", "plants", "insects", "nematodes", "fungi", "urochordates")
 JASPAR_RELEASE = "JASPAR2024"
@@ -50,7 +50,7 @@ def read_jaspar(group: str) -> list[KnownMotif]:
     if group not in JASPAR_GROUPS:
         raise UserError(f"JASPAR has no group '{group}'; {nearest(group, JASPAR_GROUPS)}")
     if not has_jaspar():
-        raise UserError("JASPAR's motifs are not installed; pip install 'l2g-ray[explain]', or give a MEME file")
+        raise UserError(f"JASPAR's motifs are not installed; run: {how_to_install('explain')}; or give a MEME file")
     from pyjaspar import jaspardb
 
     motifs = jaspardb(release=JASPAR_RELEASE).fetch_motifs(collection="CORE", tax_group=[group])

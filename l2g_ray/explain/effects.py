@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,20 @@ import numpy as np
 import pyarrow as pa
 
 from l2g_ray.data.genome import Genome
+from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.table_writer import SUFFIXES, TableWriter, WholeFile
 from l2g_ray.data.vcf import COLUMNS, VcfHeader, VcfRow, open_vcf
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.scores import Scores, score_sequences, scored_outputs
 from l2g_ray.explain.variants import Allele, Policy, Tally, Windows
+from l2g_ray.names import safe_names
 from l2g_ray.predict import Predictor
 from l2g_ray.tasks.schema import Task
 
 VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz")
 INFO_PREFIX = "L2G_"
+FACT_PREFIX = "##l2g_ray_"
 CHUNK_ROWS = 512  # read, scored and written at once
 # Column of the table to INFO field and what it is.
 _FIELDS = {
@@ -48,15 +50,19 @@ def score_vcf(
 
     Raises
     ------
-    UserError : a faulty file, a row that does not fit the genome under the policy 'error', an output that cannot be
+    UserError : an output that is one of the inputs, a faulty file, a row that does not fit the genome under the policy 'error', an output that cannot be
         written, or a file of which no allele could be scored. Nothing is left then.
     """
+    refuse_overwrite([vcf, genome.path], targets)
     header, rows = open_vcf(vcf)
     tally = Tally()
     windows = Windows(genome, policy, str(vcf))
     with contextlib.ExitStack() as stack:
-        tables = [stack.enter_context(TableWriter(t)) for t in targets if not _is_vcf(t)]
-        copies = [stack.enter_context(AnnotatedVcf(t, header, predictor.task, policy)) for t in targets if _is_vcf(t)]
+        facts = predictor.facts()
+        tables = [stack.enter_context(TableWriter(t, facts)) for t in targets if not _is_vcf(t)]
+        copies = [
+            stack.enter_context(AnnotatedVcf(t, header, predictor.task, policy, facts)) for t in targets if _is_vcf(t)
+        ]
         for chunk in _iter_chunks(rows, CHUNK_ROWS):
             alleles: list[Allele] = []
             for row in chunk:
@@ -92,9 +98,10 @@ def score_pairs(
     for target in targets:
         if _is_vcf(target):
             raise UserError(f"{target}: pairs of sequences have no positions, so no VCF; write {', '.join(SUFFIXES)}")
+    refuse_overwrite([source], targets)
     done = 0
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(TableWriter(t)) for t in targets]
+        writers = [stack.enter_context(TableWriter(t, predictor.facts())) for t in targets]
         for table in iter_tables(source, CHUNK_ROWS, sequence_column="ref", sequence_flag="'ref'"):
             if "alt" not in table.column_names:
                 raise UserError(f"{source}: no column 'alt' ({nearest('alt', table.column_names)}); rename the column")
@@ -144,7 +151,7 @@ def _effects(
     scores = Scores(empty, None if task.kind == "regression" else empty)
     if references:
         scores = score_sequences(
-            predictor.model,
+            predictor.forward,
             task,
             references + alternatives,
             both_strands=both_strands,
@@ -163,11 +170,14 @@ def _effects(
 
 
 class AnnotatedVcf(WholeFile):
-    """The input's lines with the scores in INFO."""
+    """The input's lines with the scores in INFO, and `facts` about the model as header lines `##l2g_ray_<name>=`."""
 
-    def __init__(self, target: Path, header: VcfHeader, task: Task, policy: Policy) -> None:
+    def __init__(
+        self, target: Path, header: VcfHeader, task: Task, policy: Policy, facts: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(target)
         self.header = header
+        self._facts = [f"{FACT_PREFIX}{name}={' '.join(text.split())}" for name, text in (facts or {}).items()]
         self._fields = _info_fields(task)
         self._describe = f"task {task.name}, {policy.length_bp} bp window, strand {policy.strand}"
 
@@ -196,7 +206,8 @@ class AnnotatedVcf(WholeFile):
         return bgzf.BgzfWriter(str(self._temporary))
 
     def _head(self, n_columns: int) -> str:
-        meta = [line for line in self.header.meta if not line.startswith(f"##INFO=<ID={INFO_PREFIX}")]
+        earlier = (f"##INFO=<ID={INFO_PREFIX}", FACT_PREFIX)
+        meta = [line for line in self.header.meta if not line.startswith(earlier)]
         if not meta or not meta[0].startswith("##fileformat="):
             meta.insert(0, "##fileformat=VCFv4.2")
         lines = [
@@ -208,17 +219,14 @@ class AnnotatedVcf(WholeFile):
         if not columns:
             samples = [f"SAMPLE{i + 1}" for i in range(max(0, n_columns - 9))]
             columns = (*COLUMNS, *(["FORMAT", *samples] if n_columns > len(COLUMNS) else []))
-        return "\n".join([*meta, *lines, "\t".join([*columns, *COLUMNS[len(columns) :]])]) + "\n"
+        return "\n".join([*meta, *self._facts, *lines, "\t".join([*columns, *COLUMNS[len(columns) :]])]) + "\n"
 
 
 def _info_fields(task: Task) -> dict[str, tuple[str, str]]:
     """Effect column to INFO field and description; with one score the fields carry no label."""
     names = [task.labels[i] for i in scored_outputs(task)]
     fields: dict[str, tuple[str, str]] = {}
-    for i, name in enumerate(names):
-        label = re.sub(r"[^A-Za-z0-9_.]", "_", name)
-        # Two labels may differ only in letters that a field's name may not have.
-        label = label if sum(re.sub(r"[^A-Za-z0-9_.]", "_", n) == label for n in names) == 1 else f"{label}_{i + 1}"
+    for name, label in zip(names, safe_names(names, "A-Za-z0-9_.", "output"), strict=True):
         for column, (field, text) in _FIELDS.items():
             if column == "log_odds_diff" and task.kind == "regression":
                 continue

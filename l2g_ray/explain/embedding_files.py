@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.embeddings import LAYERS, Point, embed, measure_silhouette, project, sample_rows
+from l2g_ray.predict import BATCH_SIZE, CPU
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, VERMILION, _new_figure, _styled, save
 from l2g_ray.stages.evaluate import read_evaluated_rows
 from l2g_ray.tasks.schema import Task
@@ -86,6 +88,9 @@ def write_embeddings(
     facts: dict[str, Any],
     metric: str = "euclidean",
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    device: torch.device = CPU,
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, Any]:
     """Embed rows at every point; write embeddings.npz, embeddings.json and the picture (SVG, PNG). Returns the summary.
 
@@ -95,7 +100,8 @@ def write_embeddings(
     arrays: dict[str, np.ndarray] = {}
     panels: list[dict[str, Any]] = []
     for number, point in enumerate(points):
-        found = embed(point, rows.sequences, progress=_shifted(progress, number * len(rows.sequences)))
+        shifted = _shifted(progress, number * len(rows.sequences))
+        found = embed(point, rows.sequences, batch_size, shifted, device)
         for layer, values in found.items():
             arrays[f"{point.name}/{layer}"] = values
             places, shares = project(values)
@@ -129,7 +135,7 @@ def write_embeddings(
             **arrays,  # type: ignore[arg-type]
         )
         (folder / "embeddings.json").write_text(json.dumps(summary, indent=1))
-        save(plot_embeddings(panels, rows), folder / "embeddings")
+        save(plot_embeddings(panels, rows, facts.get("predicts_from", ())), folder / "embeddings")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); choose another with --out") from None
     return summary
@@ -140,8 +146,8 @@ def _shifted(progress: Callable[[int], None], before: int) -> Callable[[int], No
 
 
 @_styled
-def plot_embeddings(panels: list[dict[str, Any]], rows: Rows) -> Figure:
-    """Principal components: a column a point of training, a row a layer."""
+def plot_embeddings(panels: list[dict[str, Any]], rows: Rows, marked: Collection[str] = ()) -> Figure:
+    """Principal components: a column a point of training, a row a layer; a star at the names that are `marked`."""
     names = list(dict.fromkeys(panel["point"] for panel in panels))
     layers = [layer for layer in LAYERS if any(panel["layer"] == layer for panel in panels)]
     figure, axes = _new_figure(0.6 + 2.1 * len(names), 0.5 + 2.1 * len(layers), len(layers), len(names))
@@ -155,7 +161,7 @@ def plot_embeddings(panels: list[dict[str, Any]], rows: Rows) -> Figure:
             ax.set_xticks([])
             ax.set_yticks([])
             if i == 0:
-                ax.set_title(name)
+                ax.set_title(f"{name} *" if name in marked else name)
             if j == 0:
                 ax.set_ylabel(LAYER_NAMES[layer])
             if panel is None:

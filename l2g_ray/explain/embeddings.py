@@ -23,9 +23,19 @@ from l2g_ray.models.l2g import L2GModel, load_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.models.layers import masked_mean
 from l2g_ray.places import find_place
+from l2g_ray.predict import BATCH_SIZE, CPU, naming_memory
 from l2g_ray.sequence import encode
+from l2g_ray.stages.memory import RowsAtOnce
 
 LAYERS = ("backbone", "tokens", "language_model")
+BEFORE, ALIGNED, FINETUNED, ALONE = "before training", "after align", "after finetune", "embedder only"
+# Of an arm: the points to show, and those of them that it predicts from. An average predicts from its members; beside L2G
+# stands its control.
+ARM_POINTS = {
+    "l2g": ((BEFORE, ALIGNED, FINETUNED, ALONE), (FINETUNED,)),
+    "embedder_only": ((BEFORE, ALONE), (ALONE,)),
+    "average": ((BEFORE, ALIGNED, FINETUNED, ALONE), (FINETUNED, ALONE)),
+}
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,9 @@ class Point:
 
 
 def load_points(
-    task_folder: Path, settings: dict[str, Any], say: Callable[[str], None] = lambda sentence: None
+    task_folder: Path, settings: dict[str, Any], arm: str = "l2g", say: Callable[[str], None] = lambda sentence: None
 ) -> list[Point]:
-    """The deployed model of a finished task before training, after align and after finetune, and the control.
+    """The points of `ARM_POINTS`: L2G of a finished task before training, after align and after finetune, and the control.
 
     `settings` are the task's, from `suite.json`; they tell whether the language model was pretrained. What is missing
     is told as a sentence through `say`, and left out. Raises UserError where the finished model itself is missing.
@@ -50,28 +60,27 @@ def load_points(
         raise UserError(
             f"{task_folder / 'model'}: is no L2G model; give the folder of a task that l2g-ray has finished"
         )
-    points = []
+    points: list[Point] = []
+    wanted = ARM_POINTS[arm][0]
     deployed = _read_deployed(task_folder)
     language_model = _load_language_model(finetuned, settings, deployed.get("seed", 0), deployed.get("pretrain"), say)
     if "seed" in deployed:
-        points.append(
-            Point("before training", _untrained(finetuned.net.config, language_model, deployed["seed"]), None)
-        )
+        points.append(Point(BEFORE, _untrained(finetuned.net.config, language_model, deployed["seed"]), None))
     else:
         say(
             f"{task_folder / 'stages.json'}: does not tell the seed (an earlier version wrote it), so 'before training' is left out"
         )
-    aligned = _load_stage(deployed.get("align"), "align", say)
+    aligned = _load_stage(deployed.get("align"), "align", say) if ALIGNED in wanted else None
     if aligned is not None:
-        points.append(Point("after align", aligned, None))
+        points.append(Point(ALIGNED, aligned, None))
     joined = [Point(p.name, p.net, language_model[0] if language_model else None) for p in points]
-    joined.append(Point("after finetune", finetuned.net, finetuned.language_model))
+    joined.append(Point(FINETUNED, finetuned.net, finetuned.language_model))
     control = task_folder / "embedder_only"
     if (control / "config.json").exists():
         net = load_model(control)
         assert isinstance(net, EmbedderNet)
-        joined.append(Point("embedder only", net, None))
-    return joined
+        joined.append(Point(ALONE, net, None))
+    return [point for point in joined if point.name in wanted]
 
 
 def load_point(name: str, model_folder: Path, prepared: PreparedTask) -> Point:
@@ -162,23 +171,36 @@ def _load_stage(folder: str | None, stage: str, say: Callable[[str], None]) -> E
 def embed(
     point: Point,
     sequences: pa.Array | pa.ChunkedArray,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     progress: Callable[[int], None] = lambda done: None,
+    device: torch.device = CPU,
 ) -> dict[str, np.ndarray]:
-    """Masked means over positions (n, width) float32, by layer; 'language_model' only where the point has one."""
+    """Masked means over positions (n, width) float32, by layer; 'language_model' only where the point has one.
+
+    Computed on `device`, `batch_size` sequences at once, halved where they do not fit into memory.
+    """
     parts: dict[str, list[np.ndarray]] = {}
-    with torch.inference_mode():
-        for start in range(0, len(sequences), batch_size):
-            codes, lengths = map(torch.from_numpy, encode(sequences.slice(start, batch_size)))
-            embedding = point.net.embedder(*point.net.encode(codes, lengths))
-            found = {"backbone": embedding.pooled_features(), "tokens": embedding.pooled_tokens()}
-            if point.language_model is not None:
-                hidden = point.language_model(embedding.tokens, embedding.token_mask)
-                mask = None if embedding.token_mask is None else embedding.token_mask[..., None]
-                found["language_model"] = masked_mean(hidden, mask, 1)
+    at_once, done = RowsAtOnce(batch_size), 0
+    net = point.net.to(device)
+    language_model = None if point.language_model is None else point.language_model.to(device)
+
+    def compute(size: int) -> dict[str, np.ndarray]:
+        codes, lengths = (torch.from_numpy(x).to(device) for x in encode(sequences.slice(done, size)))
+        embedding = net.embedder(*net.encode(codes, lengths))
+        found = {"backbone": embedding.pooled_features(), "tokens": embedding.pooled_tokens()}
+        if language_model is not None:
+            hidden = language_model(embedding.tokens, embedding.token_mask)
+            mask = None if embedding.token_mask is None else embedding.token_mask[..., None]
+            found["language_model"] = masked_mean(hidden, mask, 1)
+        return {layer: values.float().cpu().numpy() for layer, values in found.items()}
+
+    with torch.inference_mode(), naming_memory(device, net.config.length_bp):
+        while done < len(sequences):
+            found = at_once.attempt(compute, len(sequences) - done)
             for layer, values in found.items():
-                parts.setdefault(layer, []).append(values.float().numpy())
-            progress(min(start + batch_size, len(sequences)))
+                parts.setdefault(layer, []).append(values)
+            done += len(found["tokens"])
+            progress(done)
     return {layer: np.concatenate(values) for layer, values in parts.items()}
 
 

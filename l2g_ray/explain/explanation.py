@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from l2g_ray.errors import UserError
+from l2g_ray.data.overwrite import refuse_overwrite
+from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.explain import databases, known, truth
 from l2g_ray.explain.attribution import (
     METHODS,
@@ -35,6 +34,7 @@ from l2g_ray.explain.motifs import (
     MotifSettings,
     choose_seqlet,
     discover_motifs,
+    fit_seqlet,
     format_meme,
     save_hdf5,
 )
@@ -42,17 +42,19 @@ from l2g_ray.explain.rows import (
     Candidates,
     choose_at_random,
     choose_top,
-    find_arm,
-    find_folder,
     open_candidates,
     read_candidates,
 )
 from l2g_ray.explain.truth import Site
+from l2g_ray.names import safe_names
 from l2g_ray.predict import Predictor, load_predictor
+from l2g_ray.results.explain_page import PAGES
+from l2g_ray.run_folder import BEST, find_arm
 from l2g_ray.sequence import N_CODE, decode
 from l2g_ray.tasks.schema import Task
 
 Q_BELOW = 0.05
+ARRAYS = "one_hot.npz"  # in the folder of every explained output
 _MATCHES_SHOWN = 5
 
 
@@ -63,7 +65,7 @@ class ExplainRequest:
 
     run: Path
     task: str | None = None
-    arm: str = "l2g"
+    arm: str = BEST
     output: str | None = None
     sequences: Path | None = None
     sequence_column: str | None = None
@@ -84,15 +86,17 @@ class ExplainRequest:
     truth: Path | None = None
     out: Path | None = None
     device: str = "cpu"
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one output: contributions of the chosen sequences, found motifs with their significant matches, and, where they
+    """Of one output, whose files go to a `folder` of its own: contributions of the chosen sequences, found motifs with their significant matches, and, where they
     are known, how they fare against planted sites and a list of motifs. `notes` are for the reader, in order; `warnings`
     those that must not be missed. `timings_s` says where the time went."""
 
     output: str
+    folder: str
     unit: str
     ids: list[str]
     source: str
@@ -106,11 +110,6 @@ class Explanation:
     notes: list[str]
     warnings: list[str]
     timings_s: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> str:
-        """The output's name as a folder's."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.output).lstrip(".") or "output"
 
     def completeness(self) -> dict[str, float]:
         """Median, 95th percentile and maximum of the relative error, and the mean error over the mean difference."""
@@ -206,9 +205,8 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a request resolves to: the model's folder, its predictor, the outputs to explain, and where files go."""
+    """What a request resolves to: the predictor of its model, the outputs to explain, and where files go."""
 
-    folder: Path
     predictor: Predictor
     outputs: list[int]
     candidates: Candidates
@@ -217,8 +215,8 @@ class Opened:
 
 def open_request(request: ExplainRequest) -> Opened:
     """Find model and sequences, and read what else is named. All mistakes that can be known without computing end here."""
-    folder = find_arm(request.run, request.task, request.arm)
-    predictor = load_predictor(folder)
+    arm = find_arm(request.run, request.task, request.arm)
+    predictor = load_predictor(arm, request.device)
     outputs = choose_output(predictor.task, request.output)
     for name in request.databases or ():
         databases.read_database(name)
@@ -227,17 +225,28 @@ def open_request(request: ExplainRequest) -> Opened:
     if request.sequences is not None:
         candidates = read_candidates(predictor, request.sequences, request.sequence_column)
     else:
-        candidates = open_candidates(predictor, folder, request.top)
+        candidates = open_candidates(predictor, arm.folder, request.top)
     if request.truth is not None:
         truth.read_sites(request.truth, candidates.ids)
-    out = request.out or find_folder(folder)
+    out = request.out or arm.folder.absolute().parent / "explain" / arm.name
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); name another folder with --out") from None
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: may not be written to; name another folder with --out")
-    return Opened(folder, predictor, outputs, candidates, out)
+    own = [out / folder_names(predictor.task)[output] for output in outputs]
+    files = [Path(name) for name in (*(request.databases or ()), request.known) if name and Path(name).exists()]
+    refuse_overwrite([arm.folder, request.sequences, request.truth, *files], [*own, *(out / name for name in PAGES)])
+    for place in own:
+        if place.exists() and not (place / ARRAYS).exists():
+            raise UserError(f"{place}: holds other files, which would be replaced; name another folder with --out")
+    return Opened(predictor, outputs, candidates, out)
+
+
+def folder_names(task: Task) -> list[str]:
+    """Of each output the folder that its files go to; all different."""
+    return safe_names(task.labels, otherwise="output")
 
 
 def explain_output(
@@ -253,13 +262,16 @@ def explain_output(
     weights = make_weights(task, output)
     timings_s: dict[str, float] = {}
     clock = _Clock(timings_s)
-    explained = ExplainedOutput(opened.predictor.model, weights).to(request.device).eval()
+    device = opened.predictor.device
+    explained = ExplainedOutput(opened.predictor.model, weights).to(device).eval()
     progress("scoring", 0, len(opened.candidates.ids))
     if request.pick == "random":
         chosen = choose_at_random(opened.candidates, request.top, request.seed)
     else:
         chosen = choose_top(
-            opened.candidates, lambda codes, lengths: evaluate(explained, codes, lengths, request.device), request.top
+            opened.candidates,
+            lambda codes, lengths: evaluate(explained, codes, lengths, device, request.batch_size),
+            request.top,
         )
     clock.note("choose sequences")
     n = len(chosen.ids)
@@ -273,7 +285,8 @@ def explain_output(
         seed=request.seed,
         rc_average=request.rc_average,
         output=label,
-        device=request.device,
+        device=device,
+        batch_size=request.batch_size,
         steps=request.steps,
         progress=lambda done: progress("contributions", done, n),
     )
@@ -293,7 +306,7 @@ def explain_output(
         )
         discovery = discover_motifs(attributions, settings)
         clock.note("motifs")
-        notes.append(_describe_discovery(discovery, settings, n))
+        notes.append(_describe_discovery(discovery, settings, chosen.lengths_bp))
     targets, told = _read_targets(request)
     notes += [told] if told and discovery and discovery.motifs else []
     sites, planted_motifs = _read_truth(request, task, label, chosen)
@@ -306,6 +319,7 @@ def explain_output(
     progress("names", 1, 1)
     return Explanation(
         output=label,
+        folder=folder_names(task)[output],
         unit=describe_output(task, output),
         ids=chosen.ids,
         source=chosen.source,
@@ -336,7 +350,7 @@ def write_files(explanation: Explanation, out: Path) -> None:
     try:
         scratch.mkdir(parents=True)
         a = explanation.attributions
-        np.savez_compressed(scratch / "one_hot.npz", a.one_hot.transpose(0, 2, 1).astype(np.int8))
+        np.savez_compressed(scratch / ARRAYS, a.one_hot.transpose(0, 2, 1).astype(np.int8))
         np.savez_compressed(scratch / "hypothetical.npz", a.hypothetical.transpose(0, 2, 1))
         _write_csv(explanation.sequence_table(), scratch / "sequences.csv")
         if explanation.discovery is not None:
@@ -378,13 +392,24 @@ def _find_warnings(attributions: Attributions) -> list[str]:
     ]
 
 
-def _describe_discovery(discovery: Discovery, settings: MotifSettings, n: int) -> str:
-    window = settings.core_bp + 2 * settings.flank_bp
+def _describe_discovery(discovery: Discovery, settings: MotifSettings, lengths_bp: np.ndarray) -> str:
     if discovery.motifs:
         return f"Motifs by TF-MoDISco from seqlets of {settings.core_bp} bp with {settings.flank_bp} bp on either side."
+    longest_bp = int(lengths_bp.max())
+    if settings.window_bp > longest_bp:
+        fitting = fit_seqlet(longest_bp)
+        remedy = (
+            "sequences are too short for motifs"
+            if fitting is None
+            else "try --core-bp {} --flank-bp {}".format(*fitting)
+        )
+        return (
+            f"No motif: the window of TF-MoDISco, {settings.window_bp} bp (--core-bp {settings.core_bp} and --flank-bp "
+            f"{settings.flank_bp} on either side), is longer than the longest sequence, {longest_bp} bp; {remedy}."
+        )
     return (
-        f"No motif: too few seqlets of {window} bp stand out or resemble each other in {n:,} sequences (at least "
-        f"{settings.min_seqlets} of a sign are needed, {settings.min_cluster_seqlets} for a motif)."
+        f"No motif: too few seqlets of {settings.window_bp} bp stand out or resemble each other in {len(lengths_bp):,} "
+        f"sequences (at least {settings.min_seqlets} of a sign are needed, {settings.min_cluster_seqlets} for a motif)."
         f"{f' TF-MoDISco stopped with {discovery.reason}.' if discovery.reason else ''}"
     )
 
@@ -393,7 +418,7 @@ def _read_targets(request: ExplainRequest) -> tuple[list[KnownMotif], str]:
     names = request.databases
     if names is None:
         if not databases.has_jaspar():
-            return [], "Motifs are not named: JASPAR is not installed (pip install 'l2g-ray[explain]')."
+            return [], f"Motifs are not named: JASPAR is not installed; run: {how_to_install('explain')}"
         names = ("jaspar:vertebrates",)
     found = [motif for name in names for motif in databases.read_database(name)]
     return found, f"Named by TOMTOM against {', '.join(names)} ({len(found):,} motifs), q < {Q_BELOW}."
@@ -461,8 +486,3 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
     text = io.StringIO()
     frame.to_csv(text, index=False, float_format="%.6g")
     path.write_text(text.getvalue())
-
-
-def pick_device() -> str:
-    """The accelerator, if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from l2g_ray.errors import UserError
+from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.explain.attribution import Attributions
 from l2g_ray.explain.logos import to_information
 from l2g_ray.sequence import ALPHABET
@@ -17,6 +17,7 @@ from l2g_ray.sequence import ALPHABET
 _TRIM_SHARE = 0.3
 _MIN_TRIMMED_BP = 4
 _PSEUDOCOUNT = 1e-3
+MIN_CORE_BP, MIN_FLANK_BP = 5, 1  # the shortest seqlet
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class MotifSettings:
     max_seqlets: int = 20_000
     min_seqlets: int = 100
     min_cluster_seqlets: int = 20
+
+    @property
+    def window_bp(self) -> int:
+        """What a sequence must be long for one seqlet: the core with both flanks."""
+        return self.core_bp + 2 * self.flank_bp
 
     @property
     def trim_bp(self) -> int:
@@ -91,6 +97,13 @@ def choose_seqlet(lengths_bp: np.ndarray) -> tuple[int, int]:
     return (21, 10) if np.median(lengths_bp) >= 200 else (15, 5)
 
 
+def fit_seqlet(longest_bp: int) -> tuple[int, int] | None:
+    """Core and flank of a seqlet that finds room, at several places, in a sequence of that length; None below 7 bp."""
+    core_bp = max(MIN_CORE_BP, longest_bp // 2)
+    flank_bp = max(MIN_FLANK_BP, (longest_bp - core_bp) // 4)
+    return (core_bp, flank_bp) if core_bp + 2 * flank_bp <= longest_bp else None
+
+
 def discover_motifs(attributions: Attributions, settings: MotifSettings) -> Discovery:
     """Cluster the strongest seqlets into motifs, strongest support first, positive before negative.
 
@@ -99,12 +112,11 @@ def discover_motifs(attributions: Attributions, settings: MotifSettings) -> Disc
     try:
         from modiscolite.tfmodisco import TFMoDISco
     except ImportError:
-        raise UserError("motifs need modisco-lite; pip install 'l2g-ray[explain]'") from None
+        raise UserError(f"motifs need modisco-lite; run: {how_to_install('explain')}") from None
 
     one_hot = attributions.one_hot
     nothing = Discovery(None, None, [], settings.core_bp)
-    window = settings.core_bp + 2 * settings.flank_bp
-    if len(one_hot) == 0 or one_hot.shape[1] < window or not np.any(attributions.hypothetical):
+    if len(one_hot) == 0 or one_hot.shape[1] < settings.window_bp or not np.any(attributions.hypothetical):
         return nothing
     try:
         positive, negative = TFMoDISco(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from l2g_ray.errors import UserError
+from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.explain.mutagenesis import saturation_mutagenesis
 from l2g_ray.explain.rules import extra_rules
 
@@ -47,7 +47,7 @@ def _make_deeplift_shap(explained: ExplainedOutput, apply_rules: Callable[[nn.Mo
     try:
         from tangermeme.deep_lift_shap import deep_lift_shap
     except ImportError:
-        raise UserError("contributions need tangermeme; pip install 'l2g-ray[explain]'") from None
+        raise UserError(f"contributions need tangermeme; run: {how_to_install('explain')}") from None
     ruled = copy.copy(explained)
     ruled._modules = {**explained._modules, "model": apply_rules(explained.model)}
     rules = extra_rules(ruled)
@@ -131,11 +131,11 @@ def _make_mutagenesis(explained: ExplainedOutput) -> Method:
 
     def compute(pairs: Pairs) -> torch.Tensor:
         device = pairs.x.device
-        _, mutants = saturation_mutagenesis(
-            lambda codes, lengths_bp: evaluate(explained, codes.numpy(), lengths_bp.numpy(), device)[:, None],
-            pairs.codes.numpy(),
-            pairs.lengths_bp.numpy(),
-        )
+
+        def score(codes: torch.Tensor, lengths_bp: torch.Tensor) -> np.ndarray:
+            return evaluate(explained, codes.numpy(), lengths_bp.numpy(), device, pairs.batch_size)[:, None]
+
+        _, mutants = saturation_mutagenesis(score, pairs.codes.numpy(), pairs.lengths_bp.numpy())
         values = torch.from_numpy(mutants[..., 0]).nan_to_num(0.0).float().to(device)
         # Centred at each position, so that the bases' effects compare.
         return values - values.mean(2, keepdim=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = 1
+SUMMARY, MATRIX, ARRAYS = "mutagenesis.json", "matrix.tsv", "matrix.npz"
+PICTURES = ("heatmap", "logo")
 # Above this, letters under the heat map could not be read.
 MAX_LETTERS = 120
 
@@ -35,19 +36,17 @@ def write_mutagenesis(found: Mutagenesis, folder: Path, facts: dict[str, Any]) -
         lines = ["\t".join(["position", "base", *ALPHABET])]
         for i, (base, row) in enumerate(zip(found.sequence, found.differences, strict=True)):
             lines.append("\t".join([str(found.first + i + 1), base, *(f"{value:.6g}" for value in row)]))
-        (folder / "matrix.tsv").write_text("\n".join(lines) + "\n")
+        (folder / MATRIX).write_text("\n".join(lines) + "\n")
         np.savez_compressed(
-            folder / "matrix.npz",
+            folder / ARRAYS,
             differences=found.differences,
             scores=found.scores,
             contributions=found.contributions,
             sequence=np.array(found.sequence),
             first=np.array(found.first),
         )
-        pictures = [
-            *save(plot_heatmap(found), folder / "heatmap"),
-            *save(plot_logo(found.contributions, found.quantity, found.first + 1), folder / "logo"),
-        ]
+        save(plot_heatmap(found), folder / PICTURES[0])
+        save(plot_logo(found.contributions, found.quantity, found.first + 1), folder / PICTURES[1])
         summary = {
             "schema": SCHEMA,
             **facts,
@@ -57,10 +56,16 @@ def write_mutagenesis(found: Mutagenesis, folder: Path, facts: dict[str, Any]) -
             "reference": found.reference,
             "strongest": found.strongest(),
         }
-        (folder / "mutagenesis.json").write_text(json.dumps(summary, indent=1))
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=1))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); choose another with --out") from None
-    return [folder / name for name in ("mutagenesis.json", "matrix.tsv", "matrix.npz")] + pictures
+    return list_files(folder)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """What `write_mutagenesis` writes into a folder."""
+    pictures = [f"{name}.{kind}" for name in PICTURES for kind in ("svg", "png")]
+    return [folder / name for name in (SUMMARY, MATRIX, ARRAYS, *pictures)]
 
 
 @_styled
@@ -90,8 +95,3 @@ def plot_heatmap(found: Mutagenesis) -> Figure:
         top.tick_params(length=0, labelsize=7)
     figure.colorbar(image, ax=axes, label=f"change in {found.quantity}", pad=0.01)
     return figure
-
-
-def folder_name(name: str) -> str:
-    """A sequence's or output's name as the name of a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "sequence"

@@ -12,19 +12,21 @@ from l2g_ray.explain.known import Comparison
 from l2g_ray.explain.logos import plot_logo, to_information
 from l2g_ray.explain.pictures import has_mean_logo, mean_by_position, plot_example, plot_positions, plot_sets
 from l2g_ray.results.explain_page import MotifPictures, Picture, Section, Table, write_page
+from l2g_ray.run_folder import Arm
 from l2g_ray.sequence import ALPHABET, N_CODE
 from l2g_ray.tasks.schema import Task
 
 _EXAMPLES = 3
 
 
-def write_explanations(folder: Path, task: Task, model: str, explanations: Sequence[Explanation]) -> Path:
-    """Write `explain.html` and `explain.json` of a model's explained outputs. Returns the page's path."""
+def write_explanations(folder: Path, task: Task, arm: Arm, explanations: Sequence[Explanation]) -> Path:
+    """Write `explain.html` and `explain.json` of an arm's explained outputs. Returns the page's path."""
     title = task.title or task.name
     marked = title if "synthetic" in title.lower() or not task.synthetic else f"{title} (synthetic)"
-    facts = {"Task": marked, "Model": model}
+    facts = {"Task": marked, "Arm": arm.describe(), "Model": str(arm.folder)}
     facts["Method"] = explanations[0].attributions.method
-    return write_page(folder, f"What {task.name} has learned", facts, [_make_section(e) for e in explanations])
+    sections = [_make_section(e) for e in explanations]
+    return write_page(folder, f"What {task.name} has learned", facts, sections, arm.facts())
 
 
 def _make_section(explanation: Explanation) -> Section:

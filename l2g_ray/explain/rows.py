@@ -14,10 +14,8 @@ from l2g_ray.data.dataset import PreparedTask, open_prepared
 from l2g_ray.data.readers import read_table
 from l2g_ray.errors import UserError
 from l2g_ray.places import find_place
-from l2g_ray.predict import Predictor, find_model
+from l2g_ray.predict import Predictor
 from l2g_ray.sequence import encode
-
-ARMS = ("l2g", "embedder_only")
 
 
 @dataclass(frozen=True)
@@ -34,17 +32,6 @@ class Candidates:
         lengths_bp = self.lengths_bp[rows]
         width = int(lengths_bp.max()) if len(rows) else 0
         return Candidates([self.ids[row] for row in rows], self.codes[rows, :width], lengths_bp, self.source)
-
-
-def find_arm(run: Path, task: str | None, arm: str) -> Path:
-    """The folder of a run's model, or of its control. Raises UserError where it is not there."""
-    return find_model(run, task, arm)
-
-
-def find_folder(model_folder: Path) -> Path:
-    """Where explanations of a model go: `explain/l2g` or `explain/embedder_only` of the task's folder."""
-    name = "l2g" if model_folder.name == "model" else model_folder.name
-    return model_folder.absolute().parent / "explain" / name
 
 
 def read_candidates(predictor: Predictor, path: Path, sequence_column: str | None) -> Candidates:

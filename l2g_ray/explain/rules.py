@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from l2g_ray.errors import UserError
-from l2g_ray.models import backbones, embedder, l2g, language_model, layers
+from l2g_ray.models import average, backbones, embedder, l2g, language_model, layers
 
 # Modules that are linear in evaluation mode: their gradient is their multiplier.
 _LINEAR = (
@@ -31,6 +31,7 @@ _LINEAR = (
 _CONTAINERS = (
     nn.ModuleList,
     nn.Sequential,
+    average.AverageModel,
     backbones.ConvUnit,
     backbones.ResidualBlock,
     backbones.ResNet,
@@ -46,6 +47,8 @@ _CONTAINERS = (
     language_model.LanguageModel,
     language_model.PassThrough,
 )
+# Ours that work element by element: the rescale rule holds for them.
+_ELEMENTWISE = (average.Log, average.Logit)
 # Of transformers, by name, so that nothing of it is imported for a model without a language model.
 _FAMILIES = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet"}
 _FAMILY_CONTAINERS = ("Model", "Embeddings", "Encoder", "Layer", "Attention", "SelfOutput", "Intermediate", "Output")
@@ -100,7 +103,7 @@ class RuledAttention(nn.Module):
 
 
 def apply_rules(model: nn.Module) -> nn.Module:
-    """A copy of a stored model (`L2GModel` or `EmbedderNet`), in evaluation mode, on which every rule finds its place.
+    """A copy of a model that `ExplainedOutput` takes, in evaluation mode, on which every rule finds its place.
 
     Same outputs as the model's. Raises UserError for a module that has no rule, by its name.
     """
@@ -109,19 +112,20 @@ def apply_rules(model: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if _family_part(child) == "SelfAttention":
                 setattr(module, name, RuledAttention(child))
-    if isinstance(ruled, l2g.L2GModel):
-        # The form whose mask is a number to add.
-        ruled.language_model.transformer.config._attn_implementation = "eager"
+    for module in ruled.modules():
+        if isinstance(module, l2g.L2GModel):
+            # The form whose mask is a number to add.
+            module.language_model.transformer.config._attn_implementation = "eager"
     for name, module in ruled.named_modules():
         _refuse_unruled(name, module)
     return ruled.requires_grad_(False)
 
 
 def extra_rules(model: nn.Module) -> dict[type[nn.Module], Any]:
-    """Rules for the activations of `transformers` in a model: the rescale rule, for they work element by element."""
+    """Rules for the activations of `transformers`, and ours, in a model: the rescale rule, for they work element by element."""
     from tangermeme.deep_lift_shap import _nonlinear
 
-    return {type(module): _nonlinear for module in model.modules() if _is_transformers_activation(module)}
+    return {type(module): _nonlinear for module in model.modules() if _is_elementwise(module)}
 
 
 def _refuse_unruled(name: str, module: nn.Module) -> None:
@@ -130,7 +134,7 @@ def _refuse_unruled(name: str, module: nn.Module) -> None:
     # By exact type: a subclass may compute something else. Our own convolutions and norms do not.
     if type(module) in (*_build_nonlinear_ops(), *_CONTAINERS, RuledAttention):
         return
-    if isinstance(module, _LINEAR) or _is_transformers_activation(module):
+    if isinstance(module, _LINEAR) or _is_elementwise(module):
         return
     if type(module).__name__ == "BilinearOp" or _family_part(module) in _FAMILY_CONTAINERS:
         return
@@ -140,9 +144,9 @@ def _refuse_unruled(name: str, module: nn.Module) -> None:
     )
 
 
-def _is_transformers_activation(module: nn.Module) -> bool:
+def _is_elementwise(module: nn.Module) -> bool:
     kind = type(module)
-    return kind.__module__ == "transformers.activations" and kind.__name__ in _ACTIVATIONS
+    return kind in _ELEMENTWISE or (kind.__module__ == "transformers.activations" and kind.__name__ in _ACTIVATIONS)
 
 
 def _family_part(module: nn.Module) -> str:

@@ -8,6 +8,22 @@ import torch
 from torch import nn
 
 
+class Log(nn.Module):
+    """Natural logarithm of a probability, of 1e-12 below that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Element by element."""
+        return x.clamp(min=1e-12).log()
+
+
+class Logit(nn.Module):
+    """Log-odds of a probability that is kept 1e-7 away from 0 and 1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Element by element."""
+        return torch.logit(x, eps=1e-7)
+
+
 class AverageModel(nn.Module):
     """Mean probabilities (classification, multilabel) or mean values (regression) of its members.
 
@@ -19,12 +35,27 @@ class AverageModel(nn.Module):
         super().__init__()
         self.kind = kind
         self.members = nn.ModuleList(members)
+        # Modules, one for each use, so that an attribution can put its rule on each (`explain.rules`).
+        forward, self.inverse = {
+            "regression": (nn.Identity, nn.Identity()),
+            "multilabel": (nn.Sigmoid, Logit()),
+        }.get(kind, (lambda: nn.Softmax(-1), Log()))
+        self.links = nn.ModuleList(forward() for _ in members)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the one-hot input, the same for all members."""
+        return int(self.members[0].in_channels)  # type: ignore[arg-type]
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
-        outputs = torch.stack([member(codes, lengths_bp).float() for member in self.members])
-        if self.kind == "regression":
-            return outputs.mean(0)
-        if self.kind == "multilabel":
-            return torch.logit(outputs.sigmoid().mean(0), eps=1e-7)
-        return outputs.softmax(2).mean(0).clamp(min=1e-12).log()
+        return self._average([member(codes, lengths_bp) for member in self.members])
+
+    def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """One-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
+        return self._average([member.forward_one_hot(x, mask) for member in self.members])  # type: ignore[operator]
+
+    def _average(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        predictions = [link(one.float()) for link, one in zip(self.links, outputs, strict=True)]
+        averaged: torch.Tensor = self.inverse(torch.stack(predictions).mean(0))
+        return averaged

@@ -234,12 +234,6 @@ BACKBONES: dict[str, type[ResNet] | type[UNet] | type[DeepSEA] | type[Orca]] = {
 }
 
 
-def default_architecture(backbone: str) -> list[tuple[int, int]]:
-    """The (kernel size, dilation) of every layer before any search."""
-    kind = BACKBONES[backbone]
-    return [(kind.default_kernel_size, 1)] * kind.n_layers
-
-
 def searchable_layers(module: nn.Module) -> list[tuple[str, SearchableConv1d]]:
     """The convolutions that DASH replaces, by name, in the order of an architecture's pairs."""
     return [(name, m) for name, m in module.named_modules() if isinstance(m, SearchableConv1d)]

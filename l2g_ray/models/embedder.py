@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2g_ray.models.backbones import BACKBONES, default_architecture
+from l2g_ray.counts import default_architecture
+from l2g_ray.models.backbones import BACKBONES
 from l2g_ray.models.layers import masked_mean, pool_mask
 from l2g_ray.sequence import make_mask, one_hot
 
@@ -197,6 +198,11 @@ class EmbedderNet(nn.Module):
     def config(self) -> EmbedderConfig:
         """The embedder's config."""
         return self.embedder.config
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the one-hot input."""
+        return self.config.in_channels
 
     def encode(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Codes (batch, length) to one-hot and mask; the mask is None when no position is padding."""

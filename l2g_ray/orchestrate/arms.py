@@ -17,6 +17,7 @@ import yaml
 
 from l2g_ray.config import Settings
 from l2g_ray.errors import UserError, nearest
+from l2g_ray.names import safe_names
 from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
@@ -65,9 +66,10 @@ def find_study(name: str) -> Study:
 
 def vary(key: str, values: Sequence[Any]) -> Study:
     """A study of one setting: an arm a value. Raises UserError for fewer than two values, or two that are the same."""
-    arms = {_name_value(value): {key: value} for value in values}
-    if len(values) < 2 or len(arms) < len(values):
+    if len(values) < 2 or any(value in values[:i] for i, value in enumerate(values)):
         raise UserError(f"--vary {key}: give at least two different values, separated by semicolons")
+    names = safe_names([_name_value(value) for value in values], otherwise="empty")
+    arms = {name: {key: value} for name, value in zip(names, values, strict=True)}
     return Study(key.split(".")[-1], f"values of {key}", arms)
 
 

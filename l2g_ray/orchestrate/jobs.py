@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from l2g_ray.config import Settings
+from l2g_ray.counts import default_architecture
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
 from l2g_ray.errors import UserError
-from l2g_ray.models.backbones import default_architecture
 from l2g_ray.models.cnn import SmallCNN
 from l2g_ray.models.corpus import find_corpus
 from l2g_ray.models.deepstarr import DeepSTARR

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from l2g_ray.config import Settings
-from l2g_ray.models.backbones import default_architecture
+from l2g_ray.counts import default_architecture
 from l2g_ray.orchestrate.plan import Found, StagePlan, plan_task
-from l2g_ray.orchestrate.plan_flops import read_shape
+from l2g_ray.orchestrate.plan_encoder import read_shape
 from l2g_ray.orchestrate.plan_rows import Rows
 from l2g_ray.tasks.schema import Task
 
@@ -32,22 +32,12 @@ class Length:
 
 
 def estimate_length(task: Task, settings: Settings, rows: Rows, on_gpu: bool) -> Length:
-    """From the plan, for the first candidate backbone with its own architecture.
-
-    Lengths in bp are rounded to powers of two for it, and what it says is scaled: the plan runs the modules on fake
-    tensors, which takes seconds, once for all tasks of one length. The order needs no more.
-    """
-    model = settings.model
-    rounded = [max(1, 2 ** round(math.log2(max(1.0, bp)))) for bp in (rows.min_bp, rows.mean_bp, rows.max_bp)]
-    if rows.is_padded and rounded[0] == rounded[2]:
-        rounded[0] -= 1  # a mask there is, all the same
-    near = replace(rows, min_bp=rounded[0], mean_bp=float(rounded[1]), max_bp=rounded[2])
+    """From the plan, for the first candidate backbone with its own architecture."""
     backbone = settings.select.backbones[0]
     found = Found(backbone, tuple(default_architecture(backbone)))
-    plan = plan_task(task, settings, near, read_shape(model.language_model), on_gpu=on_gpu, found=found)
-    scale = rows.mean_bp / near.mean_bp
+    plan = plan_task(task, settings, rows, read_shape(settings.model.language_model), on_gpu=on_gpu, found=found)
     chain = [_chain(stage, settings) for stage in plan.stages if stage.stage != _BESIDE]
-    return Length(scale * plan.total("expected").flops, scale * sum(chain))
+    return Length(plan.total("expected").flops, sum(chain))
 
 
 def _chain(stage: StagePlan, settings: Settings) -> float:

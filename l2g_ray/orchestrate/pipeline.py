@@ -10,6 +10,7 @@ from math import log
 from typing import Any, TypeVar
 
 from l2g_ray.config import Settings
+from l2g_ray.counts import default_architecture
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.orchestrate.board import make_winner_event
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
@@ -241,10 +242,6 @@ class Pipeline:
 
     def _search(self, backbone: str) -> list[tuple[int, int]]:
         if not self.settings.search.enabled:
-            from l2g_ray.models.backbones import (
-                default_architecture,  # with torch, which a pipeline has no other use for
-            )
-
             return default_architecture(backbone)
         job = Job("search", backbone, {"backbone": backbone, "seed": self.seeds[0]}, {}, self._parts("search"))
         values = self._run("search", [job])[0].values["architecture"]

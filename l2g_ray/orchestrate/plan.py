@@ -11,29 +11,27 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-import pyarrow as pa
-import torch
-
 from l2g_ray.config import OptimSettings, Settings
-from l2g_ray.data.batches import InMemorySource, count_batches
-from l2g_ray.models.backbones import default_architecture
-from l2g_ray.models.embedder import Embedder, EmbedderConfig, EmbedderNet
-from l2g_ray.models.mixed_conv import OperationSet
+from l2g_ray.counts import (
+    average_strands,
+    batches_per_epoch,
+    count_batches,
+    default_architecture,
+    find_channels,
+    group_size,
+)
 from l2g_ray.orchestrate.halving import expected_epochs
-from l2g_ray.orchestrate.plan_flops import (
-    Counted,
+from l2g_ray.orchestrate.machines import read_machines
+from l2g_ray.orchestrate.plan_costs import Counted
+from l2g_ray.orchestrate.plan_encoder import (
     LanguageModelShape,
     count_head,
     count_language_model,
-    count_net,
     count_vocabulary,
     measure_shape,
 )
+from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net
 from l2g_ray.orchestrate.plan_rows import Rows
-from l2g_ray.stages.align import group_size
-from l2g_ray.stages.common import Reference, TaskData, make_embedder_config
-from l2g_ray.stages.evaluate import average_strands
-from l2g_ray.stages.search import batches_per_epoch
 from l2g_ray.tasks.schema import Task
 
 STAGES = (
@@ -49,6 +47,8 @@ STAGES = (
     "refit",
     "evaluate",
 )
+# Trials of Ray Tune; the others are Ray tasks, which find a process with all imports behind it (`trials.TUNED`).
+_TUNED = ("select", "search", "rival", "warmup", "align", "trials")
 _LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
 # Measured on prepared benchmarks: a base in a shard (zstd), and what else a row has.
 _SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
@@ -59,7 +59,8 @@ _BASES_A_TOKEN = 1.8
 @dataclass(frozen=True)
 class Amount:
     """What a stage takes, over all its trials. `tokens` go through the language model, forward or forward and
-    backward. `memory_bytes` is of one trial; `disk_bytes` stays, `scratch_bytes` is gone when the stage ends."""
+    backward. `memory_bytes` is of one trial; `disk_bytes` stays, `scratch_bytes` is gone when the stage ends. `start_s` is
+    what trials take to start and end: processes, imports, Tune, Train."""
 
     trials: int = 0
     epochs: float = 0.0
@@ -69,6 +70,7 @@ class Amount:
     memory_bytes: float = 0.0
     disk_bytes: float = 0.0
     scratch_bytes: float = 0.0
+    start_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,11 @@ def plan_task(
     likely = [sizer.amounts(v) for v in _variants(settings, found, costliest=False)]
     costly = [sizer.amounts(v) for v in _variants(settings, found, costliest=True)]
     stages = tuple(
-        StagePlan(name, _mean([a[name] for a in likely]), _largest([a[name] for a in costly]))
+        StagePlan(
+            name,
+            _start(name, _mean([a[name] for a in likely]), settings, on_gpu),
+            _start(name, _largest([a[name] for a in costly]), settings, on_gpu),
+        )
         for name in STAGES
         if likely[0][name].trials
     )
@@ -200,6 +206,16 @@ def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[
     return [_Variant(b, a, which, size, epochs) for b, a in shapes.items() for which in layers for size in sizes]
 
 
+def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amount:
+    """With the time that its trials take to start, one after the other in one slot."""
+    seconds = read_machines()["start_up"]
+    new = on_gpu or stage == "reference"
+    each = seconds["tune" if stage in _TUNED else "new_task" if new else "task"]
+    if stage == "trials" and settings.finetune.trial_runner == "train":
+        each += seconds["train"]
+    return replace(amount, start_s=each * amount.trials)
+
+
 def _mean(amounts: list[Amount]) -> Amount:
     names = [f.name for f in fields(Amount) if f.name != "trials"]
     return replace(amounts[0], **{n: sum(getattr(a, n) for a in amounts) / len(amounts) for n in names})
@@ -217,11 +233,7 @@ class _Sizer:
     ) -> None:
         self.task, self.settings, self.rows, self.shape = task, settings, rows, shape
         self.precision, self.on_gpu = precision, on_gpu
-        self.width, max_tokens = measure_shape(shape)
-        none = torch.empty(0)
-        self.reference = Reference(self.width, max_tokens, 1e-12, none, none, none)
-        empty = InMemorySource(pa.table({"sequence": [], "label": []}))  # the config of an embedder asks for no rows
-        self.data = TaskData(task, empty, empty, rows.max_bp, not rows.is_padded, none, none)
+        self.width, self.max_tokens = measure_shape(shape)
 
     def amounts(self, v: _Variant) -> dict[str, Amount]:
         """All stages; a stage that does not run has no trials."""
@@ -281,12 +293,10 @@ class _Sizer:
 
     def _search(self, backbone: str) -> Amount:
         stage = self.settings.search
-        operations = OperationSet(tuple(stage.kernel_sizes), tuple(stage.dilations))
         net = count_net(
-            self._config(backbone, (), 0.0),
+            self._shape_of(backbone, (), 0.0),
             self._length(),
-            operations=operations,
-            separable=stage.separable,
+            mixture=Mixture(tuple(stage.kernel_sizes), tuple(stage.dilations), stage.separable),
             masked=self.rows.is_padded,
             precision=self.precision,
         )
@@ -352,15 +362,32 @@ class _Sizer:
             scratch_bytes=float(jobs * state),
         )
 
-    def _config(self, backbone: str, pairs: tuple[tuple[int, int], ...], dropout: float) -> EmbedderConfig:
-        return make_embedder_config(self.settings, self.data, self.reference, backbone, pairs, dropout)
+    def _shape_of(self, backbone: str, pairs: tuple[tuple[int, int], ...], dropout: float) -> NetShape:
+        model = self.settings.model
+        return NetShape(
+            backbone=backbone,
+            architecture=pairs,
+            channels=find_channels(model, backbone, self.width),
+            length_bp=self.rows.max_bp,
+            width=self.width,
+            max_tokens=self.max_tokens,
+            n_outputs=self.task.n_outputs,
+            in_channels=self.settings.data.channels,
+            target_tokens=model.target_tokens,
+            full_tokens=backbone == "resnet" and model.resnet_tokens == "full",
+            pool=model.resnet_pool,
+            causal=model.causal,
+            dropout=dropout if backbone == "resnet" else 0.0,
+            predictor_reads=model.predictor_reads,
+            pooling=model.pooling,
+        )
 
     def _length(self) -> int:
         return max(1, round(self.rows.mean_bp))
 
     def _net(self, backbone: str, pairs: tuple[tuple[int, int], ...], dropout: float) -> Counted:
         return count_net(
-            self._config(backbone, pairs, dropout),
+            self._shape_of(backbone, pairs, dropout),
             self._length(),
             masked=self.rows.is_padded,
             precision=self.precision,
@@ -370,7 +397,9 @@ class _Sizer:
         model = self.settings.model
         net = self._net(v.backbone, v.architecture, 0.0)
         if model.combine != "skip":  # Predictor 1 does not train; that it does not run either saves next to nothing
-            net = replace(net, trainable=net.trainable - self._predictor_weights(v))
+            net = replace(
+                net, trainable=net.trainable - self._shape_of(v.backbone, v.architecture, 0.0).predictor_weights
+            )
         encoder = count_language_model(
             self.shape,
             self._n_tokens(v),
@@ -384,13 +413,6 @@ class _Sizer:
         )
         return net + encoder + count_head(self.width, self.task.n_outputs)
 
-    def _predictor_weights(self, v: _Variant) -> int:
-        with torch.device("meta"):
-            net = EmbedderNet(self._config(v.backbone, v.architecture, 0.0))
-        return sum(p.numel() for p in net.predictor.parameters())
-
     def _n_tokens(self, v: _Variant) -> int:
         """Tokens of a row of mean length."""
-        with torch.device("meta"):
-            embedder = Embedder(self._config(v.backbone, v.architecture, 0.0))
-        return max(1, -(-embedder.backbone.out_length(self._length()) // embedder.stride))
+        return self._shape_of(v.backbone, v.architecture, 0.0).n_tokens(self._length())

@@ -11,7 +11,7 @@ from typing import Any
 from l2g_ray.config import Settings, known_keys, resolve_precision, validate
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.plan import Found, TaskPlan, plan_task
-from l2g_ray.orchestrate.plan_flops import LanguageModelShape, read_shape, shape_from_config
+from l2g_ray.orchestrate.plan_encoder import LanguageModelShape, read_shape, shape_from_config
 from l2g_ray.orchestrate.plan_rows import rows_of_manifest
 from l2g_ray.orchestrate.spent import Spent, read_json, read_spent, sum_stages
 from l2g_ray.tasks.schema import Task

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.data.prepare import Progress, prepare
 from l2g_ray.data.raw import RawTask
 from l2g_ray.orchestrate.environment import hash_content
 from l2g_ray.orchestrate.locks import hold_file
 from l2g_ray.storage import Location, as_location
 from l2g_ray.tasks.schema import Task
+
+if TYPE_CHECKING:
+    from l2g_ray.data.prepare import Progress
 
 
 def prepared_folder(out: Location, task: Task, source: RawTask, settings: DataSettings) -> Location:
@@ -35,6 +38,8 @@ def prepare_for_runs(
 
     Raises UserError as `prepare` does.
     """
+    from l2g_ray.data.prepare import prepare  # with SciPy, which a plan has no use for
+
     folder = prepared_folder(as_location(remote or out), task, source, settings)
     # Suites of other names may prepare the same task: one does, the others find it.
     with hold_file(out / "prepared" / task.bench / f".{folder.name}.lock"):

@@ -17,7 +17,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.model_scores import ModelScores, read_scores
 from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.orchestrate.run_notes import describe_suite, describe_task
-from l2g_ray.stages.metrics import HIGHER_IS_BETTER
+from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 from l2g_ray.tracking import NOTE_TAG, Tracker
 from l2g_ray.tracking_store import is_file_store, redact
@@ -166,7 +166,7 @@ class Recorder:
         if event["stage"] == "pretrain":  # knows no labels
             return "valid_masked_loss", -1.0
         metric = self.tasks[event["task"]].metric
-        return f"valid_{metric}", 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+        return f"valid_{metric}", find_metric(metric).sign
 
     def log_task(self, name: str, folder: Path, row: dict[str, Any], prepared: PreparedTask, register: bool) -> None:
         """Scores, data, files and the model of a finished task; its files must stay where they are."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.config import Settings
+from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.record import Recorder
 from l2g_ray.orchestrate.request import SuiteRequest, name_store
@@ -32,6 +33,7 @@ def write_events(folder: Path, events: Iterable[dict[str, Any]]) -> None:
 def log_if_gone(
     request: SuiteRequest,
     settings: dict[str, Settings],
+    prepared: dict[str, PreparedTask],
     folder: Path,
     meta: dict[str, Any],
     board: dict[str, Any],
@@ -53,7 +55,7 @@ def log_if_gone(
         if _has_runs(uri, request, meta["key"]):
             return uri, False
         say(f"{request.name}: not in the MLflow store {redact(uri)}; it is logged there from {folder}")
-        return _log(request, settings, folder, meta, board, say, uri), True
+        return _log(request, settings, prepared, folder, meta, board, say, uri), True
     except UserError as error:
         say(f"{request.name}: finished, but not logged in MLflow: {error}")
         return uri, False
@@ -71,6 +73,7 @@ def _has_runs(uri: str, request: SuiteRequest, key: str) -> bool:
 def _log(
     request: SuiteRequest,
     settings: dict[str, Settings],
+    prepared: dict[str, PreparedTask],
     folder: Path,
     meta: dict[str, Any],
     board: dict[str, Any],
@@ -81,7 +84,7 @@ def _log(
     for event in _read_events(folder):
         recorder.record(event)
     for row in board["tasks"]:
-        recorder.log_task(row["task"], folder / row["task"], row, request.register)
+        recorder.log_task(row["task"], folder / row["task"], row, prepared[row["task"]], request.register)
     if board.get("slots"):
         recorder.log_slots(board["slots"])
     recorder.wait()

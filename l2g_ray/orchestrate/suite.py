@@ -41,7 +41,7 @@ from l2g_ray.orchestrate.mirror import lease, pull_finished, push
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.plan_rows import rows_of_manifest
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress, describe_event
-from l2g_ray.orchestrate.record import Recorder
+from l2g_ray.orchestrate.record import RECORDED, Recorder
 from l2g_ray.orchestrate.relog import log_if_gone, write_events
 from l2g_ray.orchestrate.reporting import count_parameters
 from l2g_ray.orchestrate.request import (
@@ -105,7 +105,7 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
         finished = read_finished_board(folder, key)
         if finished is not None:
             meta = json.loads((folder / SUITE_FILE).read_text())
-            uri, relogged = log_if_gone(request, settings, folder, meta, finished, say)
+            uri, relogged = log_if_gone(request, settings, prepared, folder, meta, finished, say)
             took_s = time.monotonic() - begun
             return SuiteResult(finished, folder, redact(uri), False, took_s, stored=stored, relogged=relogged)
         refuse_replacement(request, key, identity)
@@ -294,7 +294,7 @@ class _Run:
                     for event in ray.get(board.drain.remote()):
                         progress.update(event)
                         recorder.record(event)
-                        if event["type"] in ("trial", "failure"):
+                        if event["type"] in RECORDED:
                             self.events.append(event)
                         slot_log.take(event)
                         metrics.record(event)

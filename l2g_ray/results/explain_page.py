@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Group
 
+PAGES = ("explain.html", "explain.json")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -119,11 +121,13 @@ def list_planted(summary: Mapping[str, Any]) -> Table:
     return Table(["Planted motif", "Best found", "p", "q"], lines)
 
 
-def write_page(folder: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> Path:
+def write_page(
+    folder: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section], model: Mapping[str, str]
+) -> Path:
     """Write `explain.json` and `explain.html`, each whole or not at all; figures also go to `figures/`.
 
-    The page needs no network and follows the reader's day or night colours. Returns its path. Raises UserError for a
-    folder that cannot be written to.
+    `facts` head the page; `model` says in the JSON which model it is. The page needs no network and follows the reader's
+    day or night colours. Returns its path. Raises UserError for a folder that cannot be written to.
     """
     import jinja2
     from markupsafe import Markup
@@ -143,9 +147,9 @@ def write_page(folder: Path, title: str, facts: Mapping[str, str], sections: Seq
     # Drawn by us, with its texts escaped by matplotlib.
     environment.globals |= {"draw": lambda svg: Markup(svg)}
     page = environment.get_template("explain_template.html").render(title=title, facts=facts, sections=prepared)
-    content = {"schema": 1, "facts": dict(facts), "outputs": [dict(section.summary) for section in sections]}
-    write_atomically(folder / "explain.json", json.dumps(content, indent=1) + "\n")
-    return write_atomically(folder / "explain.html", page)
+    content = {"schema": 1, **model, "facts": dict(facts), "outputs": [dict(section.summary) for section in sections]}
+    write_atomically(folder / PAGES[1], json.dumps(content, indent=1) + "\n")
+    return write_atomically(folder / PAGES[0], page)
 
 
 def _draw(section: Section, prefix: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def read_explained(task_folder: Path) -> list[Part]:
     parts = []
     for path in sorted(task_folder.glob("explain/*/explain.json")):
         parts += _read(path, _list_motifs)
-    for path in sorted(task_folder.glob("embeddings/embeddings.json")):
+    for path in sorted(task_folder.glob("embeddings/**/embeddings.json")):
         parts += _read(path, _embeddings)
     mutated = sorted(task_folder.glob("mutagenesis/**/mutagenesis.json"))
     for path in mutated[:MAX_MUTATED]:
@@ -158,6 +158,8 @@ def _embeddings(told: Mapping[str, Any], folder: Path) -> list[Part]:
     rows = f"{told['rows']:,} of {told['rows_of_split']:,} rows of the {told['split']} split"
     caption = f"First two principal components, {rows}; silhouette with {told['metric']} distance."
     text = ["The test split was opened for this picture only."] if told["split"] == "test" else []
+    if "arm" in told:
+        text.append(f"Of the arm {told['arm']}, which predicts from: {', '.join(told['predicts_from'])}.")
     text += [f"Note: {note}" for note in told.get("notes") or []]
     picture = Shown(caption, _text(folder / "embeddings.svg"), table)
     return [Part("Embeddings", text, pictures=[picture])]
@@ -170,13 +172,14 @@ def _mutagenesis(told: Mapping[str, Any], folder: Path) -> list[Part]:
     ]
     table = make_table(["Position", "Change", f"Change in {told['quantity']}"], lines)
     about = f"{told['id']}, {told['output']}"
+    text = [f"Of the arm {told['arm']}."] if "arm" in told else []  # of an earlier version
     pictures = [
         Shown(
             f"Every single-base change of {about}: change in {told['quantity']}.", _text(folder / "heatmap.svg"), table
         ),
         Shown(f"Mean effect of losing each base of {about}.", _text(folder / "logo.svg")),
     ]
-    return [Part(f"Mutagenesis of {about}", pictures=pictures)]
+    return [Part(f"Mutagenesis of {about}", text, pictures=pictures)]
 
 
 def _text(path: Path) -> str:

@@ -27,7 +27,9 @@ def show_bytes(value: float) -> str:
 
 
 def show_hours(hours: float) -> str:
-    """Hours, or minutes and seconds where they are few."""
+    """Hours in the unit that fits: s, min, h or d."""
+    if hours >= 48:
+        return f"{hours / 24:,.1f} d"
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"
@@ -40,7 +42,7 @@ def show_seconds(value: float | None) -> str:
 
 def render_plan(title: str, stages: Mapping[str, Mapping[str, Any]], total: Mapping[str, Any]) -> Listing:
     """Stage to {'expected', 'most': amounts, 'hours': (expected, most), 'fits': str}; `total` likewise, without 'fits'."""
-    numbers = ("Trials", "Epochs", "Steps", "LM tokens", "FLOP", "Hours", "at most", "Memory", "Disk", "Fits")
+    numbers = ("Trials", "Epochs", "Steps", "LM tokens", "FLOP", "Time", "at most", "Memory", "Disk", "Fits")
     listing = Listing([Column("Stage", words=True), *map(Column, numbers)], title=title, sections=[len(stages)])
     for name, stage in {**stages, "total": total}.items():
         expected, most = stage["expected"], stage["most"]

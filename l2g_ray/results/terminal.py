@@ -142,25 +142,46 @@ class Listing:
         return Text("\n").join(Text(line, style=soft if i else strong) for i, line in enumerate(lines))
 
     def _stack(self, width: int) -> Iterator[RenderableType]:
-        from rich.cells import cell_len
-        from rich.table import Table
         from rich.text import Text
 
-        room = width - max(cell_len(column.heading) for column in self.columns[self.keys :]) - 3
+        if self.title:
+            yield Text("")
+        flows = all(len(cell) < 2 for row in self.rows for cell in row)
         for number, row in enumerate(self.rows):
-            if number:
+            if number and not flows:
                 yield Text("")
             keys = [cell for cell in row[: self.keys] if cell]
             yield Text(", ".join(cell[0] for cell in keys), style="bold", overflow="fold")
             for line in (line for cell in keys for line in cell[1:]):
                 yield Text(f"  {line}", style="dim")
-            block = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
-            block.add_column(no_wrap=True)
-            block.add_column(overflow="fold")
-            for column, lines in list(zip(self.columns, row, strict=True))[self.keys :]:
-                if not any(lines):
-                    continue
-                together = " ".join(lines)
-                whole = together if cell_len(together) <= room else "\n".join(lines)
-                block.add_row(f"  {column.heading}", whole)
-            yield block
+            pairs = zip(self.columns[self.keys :], row[self.keys :], strict=True)
+            told = [(column.heading, cell) for column, cell in pairs if any(cell)]
+            yield self._flow(told, width) if flows else self._make_block(told, width)
+
+    def _flow(self, told: list[tuple[str, list[str]]], width: int) -> RenderableType:
+        """Headings and values one after the other, as many as go on a line."""
+        from rich.cells import cell_len
+        from rich.text import Text
+
+        lines: list[str] = []
+        for heading, (value,) in told:
+            pair = f"{heading} {value}"
+            if lines and cell_len(lines[-1]) + cell_len(pair) + 2 <= width:
+                lines[-1] += f", {pair}"
+            else:
+                lines.append(f"  {pair}")
+        return Text("\n".join(lines), overflow="fold")
+
+    def _make_block(self, told: list[tuple[str, list[str]]], width: int) -> RenderableType:
+        """A line a heading, or several where a value does not go on one."""
+        from rich.cells import cell_len
+        from rich.table import Table
+
+        room = width - max((cell_len(heading) for heading, _ in told), default=0) - 3
+        block = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        block.add_column(no_wrap=True)
+        block.add_column(overflow="fold")
+        for heading, cell in told:
+            together = " ".join(cell)
+            block.add_row(f"  {heading}", together if cell_len(together) <= room else "\n".join(cell))
+        return block

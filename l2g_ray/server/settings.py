@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from l2g_ray.errors import UserError
+from l2g_ray.errors import UserError, how_to_install
 
 # A module that must be there for a kind of artifact store, and the package that brings it.
 ARTIFACT_DRIVERS = {"s3": ("boto3", "boto3"), "gs": ("google.cloud.storage", "google-cloud-storage")}
@@ -113,7 +113,7 @@ def read_auth_file(path: Path) -> configparser.SectionProxy:
         reason = getattr(error, "strerror", None) or "it has no section [mlflow]"
         raise UserError(f"--basic-auth {path}: cannot be used ({reason}); docs/server.md shows one") from None
     if importlib.util.find_spec("flask_wtf") is None:
-        raise UserError("--basic-auth needs the package Flask-WTF; install it with: pip install 'l2g-ray[server]'")
+        raise UserError(f"--basic-auth needs the package Flask-WTF; run: {how_to_install('server')}")
     if section.get("admin_password") and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise UserError(
             f"--basic-auth {path}: holds a password that others can read; run: chmod 600 {shlex.quote(str(path))}"

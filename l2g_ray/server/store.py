@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2g_ray.errors import UserError
+from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.places import sqlite_uri
 from l2g_ray.redaction import redact
 
@@ -50,7 +50,7 @@ def resolve_store(uri: str) -> str:
         url.get_dialect().import_dbapi()
     except (ImportError, NoSuchModuleError):
         raise UserError(
-            f"--store {redact(uri)}: the driver of {url.drivername} is not installed; run: pip install 'l2g-ray[server]'"
+            f"--store {redact(uri)}: the driver of {url.drivername} is not installed; run: {how_to_install('server')}"
         ) from None
     return uri
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from l2g_ray.config import AlignSettings, Settings
+from l2g_ray.counts import group_size
 from l2g_ray.data.batches import Batch
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Embedding
 from l2g_ray.models.team import ALONE, Team
@@ -33,11 +34,6 @@ from l2g_ray.stages.parts import Draws, kept_buffers
 def alpha_at(epoch: int, alpha: float, task_only_epochs: int) -> float:
     """Weight of MMD in an epoch: 0 while the task comes first, then alpha (a step, not a ramp)."""
     return 0.0 if epoch < task_only_epochs else alpha
-
-
-def group_size(settings: AlignSettings) -> int:
-    """Batches a step: rows are gathered until their count exceeds `max_samples` (5 x 64 for 256; spec 5.3)."""
-    return settings.max_samples // settings.batch_size + 1
 
 
 def train_aligned(

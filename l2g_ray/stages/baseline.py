@@ -14,10 +14,11 @@ import scipy.sparse
 import torch
 
 from l2g_ray.config import Settings
+from l2g_ray.counts import use_rc
 from l2g_ray.data.batches import Source, iter_evaluation_batches
 from l2g_ray.models.baselines import MANY_OUTPUTS, Baseline, BaselineConfig
 from l2g_ray.sequence import reverse_complement
-from l2g_ray.stages.common import TaskData, predict_source, use_rc
+from l2g_ray.stages.common import TaskData, predict_source
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.metrics import score

@@ -12,16 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from l2g_ray.config import ModelSettings, Settings
-from l2g_ray.data.batches import Batch, Source, count_batches, iter_batches, iter_evaluation_batches
+from l2g_ray.config import Settings
+from l2g_ray.counts import count_batches, find_channels, use_rc
+from l2g_ray.data.batches import Batch, Source, iter_batches, iter_evaluation_batches
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss
+from l2g_ray.stages.memory import RowsAtOnce
 from l2g_ray.stages.metrics import score
-from l2g_ray.stages.parts import Draws, release_memory
+from l2g_ray.stages.parts import Draws
 from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
@@ -88,12 +90,6 @@ def read_reference(folder: Path, facts: dict[str, Any]) -> Reference:
     )
 
 
-def use_rc(settings: Settings, task: Task) -> bool:
-    """Whether reverse complements are the same example: 'auto' is yes unless the task belongs to one strand."""
-    choice = settings.data.rc_augment
-    return choice == "on" or (choice == "auto" and not task.strand_specific)
-
-
 def make_embedder_config(
     settings: Settings,
     data: TaskData,
@@ -106,7 +102,7 @@ def make_embedder_config(
     model = settings.model
     return EmbedderConfig(
         backbone=backbone,
-        channels=_channels(model, backbone, reference.width),
+        channels=find_channels(model, backbone, reference.width),
         length_bp=data.length_bp,
         width=reference.width,
         max_tokens=reference.max_tokens,
@@ -122,16 +118,6 @@ def make_embedder_config(
         norm_eps=reference.norm_eps,
         architecture=tuple(architecture),
     )
-
-
-def _channels(model: ModelSettings, backbone: str, width: int) -> tuple[int, ...]:
-    channels: dict[str, tuple[int | None, ...]] = {
-        "resnet": model.resnet_channels,
-        "unet": model.unet_channels,
-        "deepsea": model.deepsea_channels,
-        "orca": (),
-    }
-    return tuple(width if c is None else c for c in channels[backbone])
 
 
 def build_net(config: EmbedderConfig, data: TaskData, reference: Reference, seed: int) -> EmbedderNet:
@@ -215,41 +201,32 @@ def predict_source(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predictions (n, n_outputs) and labels of all rows in order, in evaluation mode.
 
-    `rc_average` means over both strands: probabilities for classification, values for regression (spec 6.5).
+    `rc_average` means over both strands: probabilities for classification, values for regression (spec 6.5). Batches that
+    do not fit into memory go through in parts.
     """
     model.eval()
-    predictions, labels, team = [], [], runtime.team
+    predictions, labels, team, at_once = [], [], runtime.team, RowsAtOnce(batch_size)
 
-    def predict(batch: Batch) -> torch.Tensor:
+    def predict(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         with runtime.autocast():
-            outputs = to_predictions(task.kind, model(batch.codes, batch.lengths_bp))
+            outputs = to_predictions(task.kind, model(codes, lengths_bp))
             if rc_average:
-                flipped = reverse_complement(batch.codes, batch.lengths_bp)
-                outputs = (outputs + to_predictions(task.kind, model(flipped, batch.lengths_bp))) / 2
+                flipped = reverse_complement(codes, lengths_bp)
+                outputs = (outputs + to_predictions(task.kind, model(flipped, lengths_bp))) / 2
         return outputs.float()
 
     with torch.no_grad():
         for batch in iter_evaluation_batches(
             source.tables(), kind=task.kind, batch_size=batch_size, worker=team.worker
         ):
-            outputs, known = predict_in_halves(predict, batch.to(runtime.device)), batch.labels.to(runtime.device)
+            batch = batch.to(runtime.device)
+            outputs, known = at_once.map(predict, batch.codes, batch.lengths_bp), batch.labels
             if batch.part:
                 own, place = slice(batch.n_own), (batch.part.start, batch.part.n_rows)
                 outputs, known = (team.gather_rows(x[own], *place) for x in (outputs, known))
             predictions.append(outputs.cpu().numpy())
             labels.append(known.cpu().numpy())
     return np.concatenate(predictions), np.concatenate(labels)
-
-
-def predict_in_halves(predict: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
-    """`predict(batch)`, in halves of halves where memory does not suffice; rows do not depend on each other there."""
-    try:
-        return predict(batch)
-    except torch.OutOfMemoryError:
-        if len(batch.codes) < 2:
-            raise
-    release_memory()
-    return torch.cat([predict_in_halves(predict, half) for half in batch.split(2)])
 
 
 def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:

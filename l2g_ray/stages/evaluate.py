@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from l2g_ray.config import Settings
+from l2g_ray.counts import average_strands
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.l2g import load_model
-from l2g_ray.stages.common import predict_source, use_rc
+from l2g_ray.stages.common import predict_source
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.metrics import compute_metrics, score
 from l2g_ray.tasks.metrics import find_metric
@@ -33,12 +34,6 @@ class Contender:
     arm: str
     seed: int
     folder: Path
-
-
-def average_strands(settings: Settings, task: Task) -> bool:
-    """Whether the reported predictions are means over both strands: 'auto' follows the augmentation."""
-    choice = settings.evaluate.rc_average
-    return choice == "on" or (choice == "auto" and use_rc(settings, task))
 
 
 def evaluate(

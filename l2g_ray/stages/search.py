@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from l2g_ray.config import OptimSettings, SearchSettings, Settings
-from l2g_ray.data.batches import count_batches
+from l2g_ray.config import OptimSettings, Settings
+from l2g_ray.counts import batches_per_epoch
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.form_choice import choose_forms
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions
@@ -84,12 +84,6 @@ def set_forms(net: EmbedderNet, settings: Settings, length_bp: int, runtime: Run
         return {name: m.form for name, m in backbone.named_modules() if isinstance(m, MixedConv1d)}
     row = torch.zeros(1, settings.data.channels, length_bp, device=runtime.device)
     return choose_forms(backbone, lambda: backbone(row, None), stage.batch_size, runtime.precision)
-
-
-def batches_per_epoch(stage: SearchSettings, n_rows: int) -> int:
-    """Batches of an epoch of the search, which sees a share of the training rows."""
-    available = count_batches(n_rows, stage.batch_size, drop_last=True)
-    return min(available, int(stage.batch_fraction * available) + 1)
 
 
 def build_supernet(net: EmbedderNet, settings: Settings, seed: int) -> dict[str, MixedConv1d]:

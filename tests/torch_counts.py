@@ -1,9 +1,4 @@
-"""What one row costs a model: floating point operations, and the bytes that training holds for it.
-
-The real modules run on fake tensors, which have shapes and no numbers, so that nothing is loaded and nothing computed.
-Operations are those of matrix products and convolutions (2 a multiply-add); normalisation and activations, which are
-bound by memory and not by arithmetic, are left to the utilisation that a plan assumes.
-"""
+"""Costs of real modules, run on fake tensors by torch: what the formulas of `l2g-ray plan` are compared with."""
 
 from __future__ import annotations
 

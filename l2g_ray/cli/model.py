@@ -1,0 +1,41 @@
+"""Options of all commands that read a finished run's model: which arm, on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from l2g_ray.run_folder import ARM_CHOICES, BEST
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def with_arm(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--task` and `--arm`."""
+    arm = click.option(
+        "--arm",
+        type=click.Choice(ARM_CHOICES),
+        default=BEST,
+        show_default=True,
+        help="Which of the run's models; best: the one that was best on validation, which may be the average of both others.",
+    )
+    return click.option("--task", help="Which task's model, where the run has several.")(arm(command))
+
+
+def with_device(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--device` and `--batch-size`."""
+    device = click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default=DEVICES[0],
+        show_default=True,
+        help="Where the model computes; auto: on a GPU if there is one.",
+    )
+    batch_size = click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        help="Sequences at once; halved where they do not fit into memory.  [default: 256]",
+    )
+    return device(batch_size(command))

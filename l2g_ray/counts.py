@@ -1,0 +1,55 @@
+"""How many batches, steps and channels settings make. Pure numbers: plans ask without torch, stages with it."""
+
+from __future__ import annotations
+
+from l2g_ray.config import AlignSettings, ModelSettings, SearchSettings, Settings
+from l2g_ray.tasks.schema import Task
+
+# (kernel size, number of layers) of each backbone before any search; `models.backbones` has the networks.
+LAYERS = {"resnet": (3, 9), "unet": (3, 18), "deepsea": (8, 3), "orca": (1, 0)}
+
+
+def default_architecture(backbone: str) -> list[tuple[int, int]]:
+    """The (kernel size, dilation) of every layer before any search."""
+    kernel_size, n_layers = LAYERS[backbone]
+    return [(kernel_size, 1)] * n_layers
+
+
+def count_batches(n_rows: int, batch_size: int, drop_last: bool = False) -> int:
+    """How many batches `iter_batches` gives for so many rows."""
+    full, rest = divmod(n_rows, batch_size)
+    return full + (rest > (1 if drop_last else 0))
+
+
+def group_size(settings: AlignSettings) -> int:
+    """Batches a step: rows are gathered until their count exceeds `max_samples` (5 x 64 for 256; spec 5.3)."""
+    return settings.max_samples // settings.batch_size + 1
+
+
+def batches_per_epoch(stage: SearchSettings, n_rows: int) -> int:
+    """Batches of an epoch of the search, which sees a share of the training rows."""
+    available = count_batches(n_rows, stage.batch_size, drop_last=True)
+    return min(available, int(stage.batch_fraction * available) + 1)
+
+
+def use_rc(settings: Settings, task: Task) -> bool:
+    """Whether reverse complements are the same example: 'auto' is yes unless the task belongs to one strand."""
+    choice = settings.data.rc_augment
+    return choice == "on" or (choice == "auto" and not task.strand_specific)
+
+
+def average_strands(settings: Settings, task: Task) -> bool:
+    """Whether the reported predictions are means over both strands: 'auto' follows the augmentation."""
+    choice = settings.evaluate.rc_average
+    return choice == "on" or (choice == "auto" and use_rc(settings, task))
+
+
+def find_channels(model: ModelSettings, backbone: str, width: int) -> tuple[int, ...]:
+    """Channels of a backbone's blocks; None in the settings is the language model's width."""
+    channels: dict[str, tuple[int | None, ...]] = {
+        "resnet": model.resnet_channels,
+        "unet": model.unet_channels,
+        "deepsea": model.deepsea_channels,
+        "orca": (),
+    }
+    return tuple(width if c is None else c for c in channels[backbone])

@@ -1,0 +1,149 @@
+"""What a model costs, and the layers from which a plan adds it up; numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+FLOAT_BYTES = 4  # of a weight: they are float32, also under autocast
+_INDEX_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Costs of a model.
+
+    forward_flops, train_flops : a row forward, and forward + backward. saved_bytes : a row's tensors that the forward
+    pass keeps for the backward one. fixed_flops, fixed_bytes : of a training batch whatever its rows (a mixed
+    convolution aggregates its kernels once). parameters, trainable : numbers of weights.
+    """
+
+    forward_flops: float
+    train_flops: float
+    saved_bytes: float
+    fixed_flops: float
+    fixed_bytes: float
+    parameters: int
+    trainable: int
+
+    def __add__(self, other: Counted) -> Counted:
+        return Counted(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Counted)})
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the weights."""
+        return self.parameters * FLOAT_BYTES
+
+    def optimizer_bytes(self, optimizer: str, momentum: float = 0.0) -> int:
+        """Size of the optimiser's states: two moments for Adam and AdamW, one for SGD with momentum, else none."""
+        return self.trainable * FLOAT_BYTES * ((1 if momentum else 0) if optimizer == "sgd" else 2)
+
+    def training_bytes(self, rows: float, optimizer: str, momentum: float = 0.0) -> int:
+        """Peak memory of training on `rows` rows at once:
+
+            weights + gradients + optimiser states + rows * saved_bytes + fixed_bytes
+
+        Left out: passing temporaries of a single operation, the fragments of the allocator, and (on a GPU) the CUDA
+        context, which `machines.yaml` has.
+        """
+        held = self.model_bytes + self.trainable * FLOAT_BYTES + self.optimizer_bytes(optimizer, momentum)
+        return int(held + rows * self.saved_bytes + self.fixed_bytes)
+
+
+@dataclass(eq=False)
+class Shape:
+    """A tensor of one row: channels x length. `is_input`: the sequence itself, into which no gradient flows back."""
+
+    channels: int
+    length: int
+    is_input: bool = False
+
+
+class Tally:
+    """Adds up layers. A tensor that two layers keep for the backward pass is counted once; `width` bytes an element."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.forward = self.train = self.saved = self.fixed_flops = self.fixed_bytes = 0.0
+        self.parameters = 0
+        self._kept: set[int] = set()
+        self._alive: list[Shape] = []  # so that ids are not used again
+
+    def counted(self) -> Counted:
+        """The sums; all weights train."""
+        return Counted(
+            self.forward,
+            self.train,
+            self.saved,
+            self.fixed_flops,
+            self.fixed_bytes,
+            self.parameters,
+            self.parameters,
+        )
+
+    def save(self, x: Shape, width: int | None = None) -> Shape:
+        """Keep a tensor for the backward pass."""
+        if id(x) not in self._kept:
+            self._kept.add(id(x))
+            self._alive.append(x)
+            self.saved += x.channels * x.length * (width or self.width)
+        return x
+
+    def add_flops(self, flops: float, passes: int = 3) -> None:
+        """A product: forward, and the gradients of its input and of its weights."""
+        self.forward += flops
+        self.train += passes * flops
+
+    def convolve(
+        self, x: Shape, out: int, kernel: int, length: int, *, own_weights: bool = True, backward: bool = True
+    ) -> Shape:
+        """A convolution with bias; the input is kept for the gradient of the weights. `own_weights` false: they are
+        counted elsewhere. `backward` false: nothing flows back through it."""
+        weights = out * x.channels * kernel
+        self.add_flops(2.0 * weights * length, (2 if x.is_input else 3) if backward else 1)
+        self.save(x)
+        if own_weights:
+            self.parameters += weights + out
+        if self.width != FLOAT_BYTES:
+            self.fixed_bytes += weights * self.width  # autocast's copy
+        return Shape(out, length)
+
+    def linear(self, x: Shape, out: int) -> Shape:
+        """A linear map of a row."""
+        return self.convolve(x, out, 1, x.length)
+
+    def activate(self, x: Shape) -> Shape:
+        """A ReLU keeps its result."""
+        return self.save(Shape(x.channels, x.length))
+
+    def drop(self, x: Shape, p: float) -> Shape:
+        """Dropout keeps what it multiplies with."""
+        if not p:
+            return x
+        self.save(Shape(x.channels, x.length))
+        return Shape(x.channels, x.length)
+
+    def normalise(self, x: Shape, masked: bool) -> Shape:
+        """A batch norm; the one that leaves padding out keeps three tensors, in float32."""
+        self.parameters += 2 * x.channels
+        if masked:
+            for _ in range(3):
+                self.save(Shape(x.channels, x.length), FLOAT_BYTES)
+            self.fixed_bytes += x.channels * FLOAT_BYTES
+        else:
+            self.save(x)
+            self.fixed_bytes += 2 * x.channels * FLOAT_BYTES
+        return Shape(x.channels, x.length)
+
+    def normalise_rows(self, x: Shape) -> Shape:
+        """A LayerNorm keeps its input, and mean and deviation of each position."""
+        self.parameters += 2 * x.channels
+        self.save(x)
+        self.saved += 2 * x.length * FLOAT_BYTES
+        return Shape(x.channels, x.length)
+
+    def pool(self, x: Shape, size: int, masked: bool) -> Shape:
+        """Max pooling keeps its input and the places of the largest."""
+        self.save(Shape(x.channels, x.length) if masked else x)
+        pooled = Shape(x.channels, -(-x.length // size))
+        self.saved += pooled.channels * pooled.length * _INDEX_BYTES
+        return Shape(pooled.channels, pooled.length) if masked else pooled

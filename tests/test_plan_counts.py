@@ -1,0 +1,98 @@
+"""The plan's formulas against the real modules, run on fake tensors by torch's own counter (`torch_counts`)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch_counts
+from test_plan import shape_of
+
+from l2g_ray.counts import LAYERS
+from l2g_ray.models.backbones import BACKBONES
+from l2g_ray.models.embedder import EmbedderConfig
+from l2g_ray.models.mixed_conv import OperationSet
+from l2g_ray.orchestrate import plan_encoder
+from l2g_ray.orchestrate.plan_net import Mixture, count_net
+
+CHANNELS = {"resnet": (8, 8, 16), "unet": (8, 12, 8, 16, 8), "deepsea": (8, 8, 12), "orca": ()}
+EXACT = ("forward_flops", "train_flops", "parameters", "trainable")
+
+
+def compare(counted: Any, real: Any, memory: float) -> None:
+    for name in EXACT:
+        assert getattr(counted, name) == pytest.approx(getattr(real, name), rel=1e-9), name
+    assert counted.fixed_flops == pytest.approx(real.fixed_flops, rel=1e-6, abs=1)
+    for rows in (1, 32):
+        kept = [one.saved_bytes * rows + one.fixed_bytes for one in (counted, real)]
+        assert kept[0] == pytest.approx(kept[1], rel=memory), rows
+
+
+@pytest.mark.parametrize(
+    ("backbone", "changes", "mixture", "masked", "precision", "memory"),
+    [
+        ("resnet", {}, None, False, "fp32", 1e-9),
+        ("unet", {}, None, False, "fp32", 1e-9),
+        ("deepsea", {"predictor_reads": "backbone"}, None, False, "fp32", 1e-9),
+        ("orca", {}, None, False, "fp32", 1e-9),
+        ("resnet", {"pool": 2, "dropout": 0.2, "causal": True}, None, True, "fp32", 0.05),
+        ("resnet", {"predictor_reads": "backbone", "full_tokens": True}, None, False, "fp32", 1e-9),
+        ("unet", {"pooling": "by_position"}, None, True, "bf16", 0.05),
+        ("resnet", {}, False, False, "fp32", 0.05),
+        ("resnet", {"causal": True}, True, False, "fp32", 0.05),
+        ("unet", {}, False, True, "bf16", 0.08),
+    ],
+)
+def test_an_embedder(
+    backbone: str, changes: dict[str, Any], mixture: bool | None, masked: bool, precision: str, memory: float
+) -> None:
+    sizes = {"length_bp": 60, "width": 16, "max_tokens": 62, "n_outputs": 3, "target_tokens": 8}
+    config = EmbedderConfig(backbone=backbone, channels=CHANNELS[backbone], **(sizes | changes))
+    operations = None if mixture is None else OperationSet((3, 5, 7), (1, 3))
+    real = torch_counts.count_net(
+        config, 50, operations=operations, separable=bool(mixture), masked=masked, precision=precision
+    )
+    mixed = None if mixture is None else Mixture((3, 5, 7), (1, 3), mixture)
+    compare(count_net(shape_of(config), 50, mixture=mixed, masked=masked, precision=precision), real, memory)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("bert", {}),
+        ("bert", {"train_layers": "top_half", "positions": "lm", "on_gpu": False}),
+        ("roberta", {"train_layers": "lora", "lora_rank": 4, "masked": True}),
+        ("roberta", {"precision": "bf16", "layers": 2}),
+        ("mpnet", {"on_gpu": False, "masked": True}),
+        ("mpnet", {"train_layers": "norms", "positions": "lm"}),
+    ],
+)
+def test_an_encoder(family: str, options: dict[str, Any]) -> None:
+    config = {
+        "model_type": family,
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 160,
+        "max_position_embeddings": 130,
+        "vocab_size": 100,
+    }
+    real_shape = torch_counts.shape_from_config(family, config)
+    shape = plan_encoder.shape_from_config(family, config)
+    assert plan_encoder.measure_shape(shape) == torch_counts.measure_shape(real_shape)
+    real = torch_counts.count_language_model(real_shape, 24, **options)
+    compare(plan_encoder.count_language_model(shape, 24, **options), real, 0.05)
+
+
+def test_the_table_of_layers_is_that_of_the_networks() -> None:
+    assert {name: (kind.default_kernel_size, kind.n_layers) for name, kind in BACKBONES.items()} == LAYERS
+
+
+def test_a_config_without_sizes_has_its_family_s() -> None:
+    for family in ("bert", "roberta", "mpnet"):
+        config = {"model_type": family}
+        assert plan_encoder.measure_shape(plan_encoder.shape_from_config(family, config)) == torch_counts.measure_shape(
+            torch_counts.shape_from_config(family, config)
+        )
+        assert json.loads(plan_encoder.shape_from_config(family, config).config) == config
