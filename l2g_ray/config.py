@@ -337,7 +337,11 @@ def _read_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file of settings") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error}); correct it") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the file is not UTF-8 text; save it as UTF-8") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds no settings; begin from `l2g-ray config show`")
     return raw

@@ -198,19 +198,18 @@ def load_predictor(model: Path | Arm, device: str | torch.device = "auto", batch
         content = json.loads((folder / TASK_FILE).read_text())
     except (OSError, ValueError):
         raise UserError(f"{folder / TASK_FILE}: missing or not readable; give the folder of a finished run") from None
+    content = content if isinstance(content, dict) else {}
     if content.get("schema") != TASK_SCHEMA:
         raise UserError(
             f"{folder / TASK_FILE}: schema {content.get('schema')}, this version reads {TASK_SCHEMA}; train it again"
         )
-    return Predictor(
-        loaded.to(where),
-        Task.model_validate(content["task"]),
-        content["strand_averaged"],
-        int(content["length_bp"]),
-        arm,
-        RowsAtOnce(batch_size or BATCH_SIZE),
-        where,
-    )
+    try:
+        task, length_bp = Task.model_validate(content["task"]), int(content["length_bp"])
+        strand_averaged = bool(content["strand_averaged"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{folder / TASK_FILE}: holds no task that this version reads; train it again") from None
+    rows = RowsAtOnce(batch_size or BATCH_SIZE)
+    return Predictor(loaded.to(where), task, strand_averaged, length_bp, arm, rows, where)
 
 
 def predict_file(

@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -25,6 +25,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.names import safe_name
 from l2g_ray.redaction import redact, without_secrets
 from l2g_ray.tracking_store import (
+    KEY_TAG,
     MODEL_TAG,
     MODELS,
     open_store,
@@ -36,7 +37,6 @@ from l2g_ray.tracking_store import (
     upload_model,
 )
 
-KEY_TAG = "l2g_ray.key"
 NAME_TAG = "mlflow.runName"  # of MLflow; so is the next, a run's description in Markdown
 NOTE_TAG = "mlflow.note.content"
 MODEL_HASH_TAG = "l2g_ray.model_sha256"
@@ -82,15 +82,25 @@ class Tracker:
         self._runs: dict[str, _Run] = {}
         self.experiment = experiment
         self.uri, self._client, self.experiment_id = open_store(uri, experiment, home)
-        with contextlib.suppress(UserError), speaking_to(self.uri):  # only for the looks
-            prepare_view(self._client, self.experiment_id)
+
+    def prepare_view(self, metrics: Iterable[str], tags: Iterable[str]) -> None:
+        """Have MLflow's table of runs show these metrics and tags to whoever follows `link`, and that page be the first.
+
+        A store that refuses is no failure: the table then has the columns of MLflow's choice.
+        """
+        columns = ["attributes.`Models`", *(f"tags.`{name}`" for name in tags)]
+        columns += [f"metrics.`{_safe_name(name)}`" for name in metrics]
+        with contextlib.suppress(UserError), speaking_to(self.uri):
+            prepare_view(self._client, self.experiment_id, columns)
 
     @property
     def link(self) -> str:
         """Where the table of runs is in the browser, without a login; empty for a store without a server."""
         if not self.uri.startswith(("http://", "https://")):
             return ""
-        return runs_page(split_login(self.uri)[0], self.experiment_id)
+        with speaking_to(self.uri):
+            tags = self._client.get_experiment(self.experiment_id).tags
+        return runs_page(split_login(self.uri)[0], self.experiment_id, tags)
 
     def start(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
+import json
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ import threading
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,13 @@ from l2g_ray.tracking_moved import follow_folder
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+KEY_TAG = "l2g_ray.key"
 MODEL_TAG = "l2g_ray.model_uri"
 MODELS = "models:/"
 KIND_TAG = "mlflow.experimentKind"
+# Where MLflow's UI (3.17) keeps a view that somebody shares, and finds it again by its name.
+VIEW = "l2g-ray"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 PROBE_SECONDS = 4.0
 # Only where the user set nothing. MLflow's own (120 s, 7 retries) hang for minutes on a server that went away.
 ENVIRONMENT = {
@@ -147,16 +152,21 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
         ) from error
 
 
-def prepare_view(client: MlflowClient, experiment_id: str) -> None:
-    """Have MLflow show an experiment as one of training, not of generative AI, unless a person has chosen."""
+def prepare_view(client: MlflowClient, experiment_id: str, columns: list[str]) -> None:
+    """Have MLflow show an experiment as one of training, unless a person has chosen generative AI, and keep a view of its
+    table of runs with these columns."""
     tags = client.get_experiment(experiment_id).tags
-    if KIND_TAG not in tags:
-        client.set_experiment_tag(experiment_id, KIND_TAG, "custom_model_development")
+    view = json.dumps({"selectedColumns": columns})
+    wanted = {KIND_TAG: tags.get(KIND_TAG, "custom_model_development"), VIEW_TAG: view}
+    for name, value in wanted.items():
+        if tags.get(name) != value:
+            client.set_experiment_tag(experiment_id, name, value)
 
 
-def runs_page(server: str, experiment_id: str) -> str:
-    """The address of an experiment's table of runs on a server."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+def runs_page(server: str, experiment_id: str, tags: Iterable[str]) -> str:
+    """The address of an experiment's table of runs on a server; `tags` are the names of the experiment's."""
+    view = f"&viewStateShareKey={VIEW}" if VIEW_TAG in tags else ""
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
 
 
 def upload_model(client: MlflowClient, experiment_id: str, run_id: str, folder: Path, about: Mapping[str, Any]) -> str:

@@ -144,7 +144,7 @@ BAD: dict[str, tuple[str, str | bytes | pa.Table, str]] = {
     ),
     "Latin-1 header": ("t.csv", csv(ROWS, "sequence,\u00e9").encode("latin-1"), r"t\.csv: the file is not UTF-8 text"),
     "UTF-16": ("t.csv", csv(ROWS).encode("utf-16"), r"t\.csv: the file is UTF-16, not UTF-8 text; save it as UTF-8"),
-    "Latin-1 FASTA": ("t.fa", b">a|0\nACGT\n>\xe9|1\nACGA\n", r"t\.fa: the file is not UTF-8 text .byte 11."),
+    "Latin-1 FASTA": ("t.fa", b">a|0\nACGT\n>\xe9|1\nACGA\n", r"t\.fa, line 3: the file is not UTF-8 text; save"),
     "Latin-1 JSON": (
         "t.jsonl",
         b'{"sequence": "ACGT"}\n{"sequence": "\xe9"}\n',

@@ -453,7 +453,7 @@ def test_bad_settings_files_are_named(cli: Cli, tmp_path: Path) -> None:
     file.write_text("finetune: {trials: none}\n")
     refuse(cli("config", "validate", file), "mine.yaml: key 'finetune.trials'", "valid integer")
     file.write_text("finetune: {\n")
-    refuse(cli("config", "validate", file), "mine.yaml: not valid YAML")
+    refuse(cli("config", "validate", file), "mine.yaml, line 2: not valid YAML")
     file.write_text("")
     refuse(cli("config", "validate", file), "mine.yaml: holds no settings; begin from `l2g-ray config show`")
     refuse(cli("config", "validate", tmp_path / "nowhere.yaml"), "nowhere.yaml: cannot be read")

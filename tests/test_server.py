@@ -166,9 +166,26 @@ def test_signals_stop_it_and_leave_nothing(tmp_path: Path, number: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_the_ui_answers_on_a_runs_store_and_leaves_nothing(tmp_path: Path, cli: Cli, number: int) -> None:
-    prepare_store(f"sqlite:///{tmp_path / 'mlflow.db'}", upgrade=False)
-    served = start_server(tmp_path, ".", command="ui", ready="MLflow UI: ")
+def test_the_ui_answers_on_a_runs_store_and_leaves_nothing(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    tracker = Tracker(None, "l2g", tmp_path)
+    tracker.start("suite-1", "demo")
+    tracker.prepare_view(["test_mcc"], ["l2g_ray.stopped"])
+    opened = tmp_path / "opened.txt"
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\necho $1 > {opened}\n")
+    browser.chmod(0o700)
+    served = start_server(
+        tmp_path, ".", "--open", command="ui", ready="Ctrl-C ends it", env={"BROWSER": f"{browser} %s"}
+    )
+    page = f"{served.url}/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=l2g-ray"
+    assert f"MLflow UI: {page} (Ctrl-C ends it)" in served.out.read_text()
+    assert opened.read_text().strip() == page
+    assert Tracker(served.url, "l2g", tmp_path / "client").link == page
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
+    assert f"a server with its own UI: {page}" in cli("ui", tmp_path).out
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert get(served.url) == 200
     one_sentence(cli("ui", tmp_path, "--port", served.port), f"127.0.0.1:{served.port}", "address already in use")
     family = served.family()

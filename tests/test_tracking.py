@@ -14,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -233,7 +232,7 @@ import json, sys, types
 import numpy as np, pandas as pd
 stub = types.ModuleType("l2g_ray.predict")
 class Predictor:
-    def __init__(self, folder): self.motif = (folder / "motif.txt").read_text()
+    def __init__(self, folder, device, batch_size): self.motif = (folder / "motif.txt").read_text()
     def predict(self, sequences): return pd.DataFrame({"prediction": [self.motif in s for s in sequences]})
 stub.load_predictor = Predictor
 sys.modules["l2g_ray.predict"] = stub
@@ -277,14 +276,6 @@ print(json.dumps([shapes, *out]))
     said = [line for line in done.stderr.splitlines() if line.strip()]
     assert all("Found extra inputs" in line for line in said), "loading must be quiet"
     assert "['dna']" in said[-1]
-
-
-def test_pyfunc_takes_the_column_named_sequence() -> None:
-    from l2g_ray.pyfunc import read_sequences
-
-    table = pd.DataFrame({"id": ["r1", "r2"], "sequence": ["AC", "GT"]})
-    assert read_sequences(table) == ["AC", "GT"]
-    assert read_sequences("AC") == ["AC"]
 
 
 def test_missing_model_folder_is_one_sentence(tracker: Tracker, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ an object store (s3://, gs://).
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,8 +89,20 @@ class PreparedTask:
 
 def read_shard(shard: Location, columns: list[str] | None = None) -> pa.Table:
     """All rows of one shard."""
-    with shard.open_input() as source:
+    with _whole(shard), shard.open_input() as source:
         return pq.read_table(source, columns=columns)
+
+
+@contextlib.contextmanager
+def _whole(shard: Location) -> Iterator[None]:
+    """Name a damaged shard of this machine; what a store answers is for its caller to judge."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if shard.is_remote:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{shard}: the prepared rows cannot be read ({reason}); prepare the task again") from None
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class ShardSource:
     def tables(self) -> Iterator[pa.Table]:
         """One pass over the rows, in order: columns sequence and label."""
         for shard in self.shards:
-            with shard.open_input() as source, pq.ParquetFile(source) as file:
+            with _whole(shard), shard.open_input() as source, pq.ParquetFile(source) as file:
                 for batch in file.iter_batches(self.rows_per_table, columns=["sequence", "label"]):
                     yield pa.Table.from_batches([batch])
 
@@ -129,4 +142,7 @@ def open_prepared(folder: str | Path | Location) -> PreparedTask:
         raise UserError(f"{path}: holds no mapping; prepare the task again")
     if manifest.get("schema") != MANIFEST_SCHEMA:
         raise UserError(f"{path}: schema {manifest.get('schema')} is not {MANIFEST_SCHEMA}; prepare the task again")
-    return PreparedTask(folder, Task.model_validate(manifest["task"]), manifest)
+    try:
+        return PreparedTask(folder, Task.model_validate(manifest.get("task")), manifest)
+    except ValueError:
+        raise UserError(f"{path}: holds no task that this version reads; prepare the task again") from None

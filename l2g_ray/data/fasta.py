@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 
@@ -66,7 +65,7 @@ def iter_fasta(location: Location, batch_rows: int, sequence_column: str, header
         yield _make_table(records, bool(labelled), sequence_column)
 
 
-def _parse(lines: IO[str], location: Location) -> Iterator[tuple[str, str]]:
+def _parse(lines: Iterable[str], location: Location) -> Iterator[tuple[str, str]]:
     """Headers without '>' and their sequences. Blank lines are nothing; blanks inside a sequence are left out."""
     header: str | None = None
     pieces: list[str] = []

@@ -103,7 +103,8 @@ def iter_tables(
 
 
 def _check_file(location: Location) -> str:
-    info = location.info()
+    with readable(str(location)):
+        info = location.info()
     if info.type == info.type.NotFound:
         raise UserError(f"{location}: no such file; check the path")
     if info.type == info.type.Directory:

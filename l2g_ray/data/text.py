@@ -31,10 +31,27 @@ def open_bytes(location: Location) -> pa.NativeFile:
 
 
 @contextmanager
-def open_lines(location: Location) -> Iterator[IO[str]]:
-    """Lines of UTF-8 text; a byte-order mark is no part of them, CR LF ends a line as LF does."""
-    with open_bytes(location) as stream, io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig") as lines:
-        yield lines
+def open_lines(location: Location) -> Iterator[Iterator[str]]:
+    """Lines of UTF-8 text; a byte-order mark is no part of them, CR LF ends a line as LF does.
+
+    Raises UserError at a line that is no UTF-8.
+    """
+    with (
+        open_bytes(location) as stream,
+        # A decoder of blocks would not know the line.
+        io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="surrogateescape") as lines,
+    ):
+        yield _check_lines(lines, location)
+
+
+def _check_lines(lines: IO[str], location: Location) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if not line.isascii():
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{location}, line {number}: the file is not UTF-8 text; save it as UTF-8") from None
+        yield line
 
 
 @contextmanager

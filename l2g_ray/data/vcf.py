@@ -7,10 +7,9 @@ scores. htslib refuses files without a header, rewrites what it passes on, and t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from l2g_ray.data.checks import show
 from l2g_ray.data.text import open_lines, readable
@@ -61,7 +60,8 @@ def open_vcf(path: str | Path) -> tuple[VcfHeader, Iterator[VcfRow]]:
     """
     location = as_location(path)
     where = str(location)
-    info = location.info()
+    with readable(where):
+        info = location.info()
     if info.type == info.type.NotFound:
         raise UserError(f"{where}: no such file; check the path")
     if info.type == info.type.Directory:
@@ -81,7 +81,7 @@ def _iter_items(location: Location, where: str) -> Iterator[VcfHeader | VcfRow]:
         yield from _parse(lines, where)
 
 
-def _parse(lines: IO[str], where: str) -> Iterator[VcfHeader | VcfRow]:
+def _parse(lines: Iterable[str], where: str) -> Iterator[VcfHeader | VcfRow]:
     meta: list[str] = []
     columns: tuple[str, ...] = ()
     width = 0

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from l2g_ray.data.text import open_lines, readable
 from l2g_ray.errors import UserError, how_to_install, nearest
+from l2g_ray.storage import Location
 
 JASPAR_GROUPS = ("vertebrates", "plants", "insects", "nematodes", "fungi", "urochordates")
 JASPAR_RELEASE = "JASPAR2024"
@@ -63,10 +65,10 @@ def read_jaspar(group: str) -> list[KnownMotif]:
 
 def read_meme(path: Path) -> list[KnownMotif]:
     """The motifs of a file in MEME's format. Raises UserError for a file without, or a damaged one (row named)."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no MEME file can be read here ({error}); give one, or jaspar:GROUP") from None
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a file in MEME's format, or jaspar:GROUP")
+    with readable(str(path)), open_lines(Location(str(path))) as text:
+        lines = list(text)
     found: list[KnownMotif] = []
     name = identifier = ""
     number = 0

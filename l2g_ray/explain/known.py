@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from l2g_ray.data.text import open_lines, readable
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.databases import Match
+from l2g_ray.storage import Location
 
 
 class KnownName(BaseModel):
@@ -78,14 +80,17 @@ def read_list(name: str) -> KnownList:
         if name not in shipped:
             raise UserError(f"--known '{name}': no such file or shipped list; {nearest(name, shipped)}")
         return shipped[name]
+    with readable(str(path)), open_lines(Location(str(path))) as found:
+        lines = list(found)
     try:
-        content: Any = yaml.safe_load(path.read_text("utf-8"))
+        content: Any = yaml.safe_load("".join(lines))
         if isinstance(content, str):  # one name a line
-            names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+            names = [line.strip() for line in lines]
             content = {"title": path.stem, "motifs": [{"motif": line} for line in names if line]}
         return KnownList.model_validate(content)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (yaml.YAMLError, ValidationError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        reason = " ".join(first.split())[:200]
         raise UserError(f"{path}: no list of motifs ({reason}); give one name a line") from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from l2g_ray.data.text import readable
 from l2g_ray.errors import UserError
 from l2g_ray.explain.attribution import Attributions
 from l2g_ray.explain.databases import KnownMotif
@@ -34,19 +35,25 @@ def read_sites(path: Path, ids: Sequence[str]) -> list[Site]:
 
     Raises UserError for a file without these columns. Sequences without a site have none.
     """
-    try:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a table of planted sites")
+    with readable(str(path)):
         table = pq.read_table(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as Parquet ({error}); give a table of planted sites") from None
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: no column {missing[0]}; planted sites need {', '.join(_COLUMNS)}")
     row_of = {name: row for row, name in enumerate(ids)}
-    return [
-        Site(row_of[r["id"]], r["motif"], int(r["start"]), int(r["end"]), r["strand"], r["output"])
-        for r in table.select(list(_COLUMNS)).to_pylist()
-        if r["id"] in row_of
-    ]
+    sites = []
+    for number, r in enumerate(table.select(list(_COLUMNS)).to_pylist(), start=1):
+        try:
+            start, end = int(r["start"]), int(r["end"])
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{path}, row {number}: start '{r['start']}' and end '{r['end']}' are no whole numbers; correct the row"
+            ) from None
+        if r["id"] in row_of:
+            sites.append(Site(row_of[r["id"]], r["motif"], start, end, r["strand"], r["output"]))
+    return sites
 
 
 def cover(sites: Sequence[Site], shape: tuple[int, int]) -> np.ndarray:

@@ -118,8 +118,14 @@ def load_model(folder: Path) -> Model:
         state = load_file(str(folder / "model.safetensors"))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / 'model.safetensors'}: not readable ({error}); train the model again") from None
-    model = build_genomic_lm(config, folder) if config["form"] == "genomic_lm" else _build(config, state)
-    model.load_state_dict(state)
+    try:
+        model = build_genomic_lm(config, folder) if config["form"] == "genomic_lm" else _build(config, state)
+        model.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: config.json and model.safetensors are not of one model ({reason}); copy the folder again"
+        ) from None
     return model.eval()
 
 

@@ -19,6 +19,7 @@ def load_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: no model can be read here ({error}); give a finished run or its model folder"
         ) from None
+    config = config if isinstance(config, dict) else {}
     if config.get("schema") != MODEL_SCHEMA:
         raise UserError(
             f"{folder}: model schema {config.get('schema')}, this version reads {MODEL_SCHEMA}; train it again"

@@ -17,7 +17,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.model_scores import ModelScores, read_scores
 from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.orchestrate.run_notes import describe_suite, describe_task
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.metrics import METRICS, find_metric
 from l2g_ray.tasks.schema import Task
 from l2g_ray.tracking import NOTE_TAG, Tracker
 from l2g_ray.tracking_store import is_file_store, redact
@@ -31,6 +31,7 @@ ARM_TAG, STOPPED_TAG, WINNER_TAG = "l2g_ray.chosen_arm", "l2g_ray.stopped", "l2g
 # Of an epoch's row: what is its step, or has another name here, or is told once, at the end.
 NOT_CURVES = ("epoch", "score", "best_score", "best_epoch")
 RECORDED = ("trial", "failure", "end", "winner")  # the types of events that are more than a sign of life
+SHOWN_TAGS = ("l2g_ray.stage", ARM_TAG, STOPPED_TAG)
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 EXAMPLES = 3
 
@@ -61,6 +62,8 @@ class Recorder:
         self.say = say
         self.unsent: int | None = None  # known when closed
         tracker = Tracker(uri, request.experiment, request.out)
+        # All metrics, for the suites of other tasks in the same table: a column without a value is not shown.
+        tracker.prepare_view([f"{p}_{m}" for p in ("test", "best_valid") for m in METRICS], SHOWN_TAGS)
         self.uri, self.link = tracker.uri, tracker.link
         if is_file_store(self.uri):  # it is away when the storage is, for which there is a patience
             self.wait_s = min([self.wait_s, *(one.cluster.storage_wait_s for one in settings.values())])

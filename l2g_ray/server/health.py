@@ -26,23 +26,29 @@ def check_health(url: str) -> tuple[bool, str]:
     url = url.rstrip("/")
     shown = redact(url)
     try:
-        _get(f"{url}/health")
+        ask(f"{url}/health")
     except (OSError, ValueError, http.client.HTTPException) as error:
         return False, f"{shown} does not answer ({redact(str(getattr(error, 'reason', error)))})"
     try:
-        return True, f"{shown} is well: MLflow {_get(url + '/version')}"
+        return True, f"{shown} is well: MLflow {ask(url + '/version')[:200]}"
     except urllib.error.HTTPError as error:
         return True, f"{shown} is well: version not told (status {error.code})"
     except (OSError, http.client.HTTPException) as error:
         return False, f"{shown} stopped answering ({redact(str(error))})"
 
 
-def _get(url: str) -> str:
+def ask(url: str, body: str | None = None) -> str:
+    """What a server answers: to GET, or to POST where there is a `body`, which is JSON.
+
+    The login is as in `check_health`. Raises OSError, ValueError or http.client.HTTPException where there is no answer.
+    """
     url, user, password = split_login(url)
     if not user:
         user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
-    request = urllib.request.Request(url)
+    request = urllib.request.Request(
+        url, body.encode() if body else None, {"Content-Type": "application/json"} if body else {}
+    )
     if user:
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        return answer.read(200).decode(errors="replace").strip()
+        return answer.read().decode(errors="replace").strip()

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from l2g_ray.data.raw import Piece, RawTask
 from l2g_ray.data.sources.deepsea_files import N_CHANNELS, Arrays, open_mat, open_npz
+from l2g_ray.data.text import readable
 from l2g_ray.errors import UserError
 from l2g_ray.tasks.schema import Task
 
@@ -109,7 +110,9 @@ def _name_labels(task: Task, folder: Path) -> tuple[tuple[str, ...], dict[str, P
     path = next((folder / name for name in _NAME_FILES if (folder / name).is_file()), None)
     if path is None:
         return task.labels, {}, ()
-    names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    with readable(str(path)):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
     if len(names) != task.n_outputs:
         return task.labels, {}, (f"{path.name} has {len(names)} names for {task.n_outputs} labels: not used.",)
     seen: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -184,8 +185,11 @@ def _damage(path: Path) -> Iterator[None]:
         OSError,
         ValueError,
         TypeError,
-        KeyError,
-        NotImplementedError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        struct.error,
         zipfile.BadZipFile,
         zlib.error,
         MatReadError,

@@ -158,8 +158,9 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with readable(str(path)):
+            raw = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); download it again") from None
     classes = raw.get("classes") if isinstance(raw, dict) else None
     classes = classes if isinstance(classes, dict) else {}
