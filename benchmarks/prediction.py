@@ -20,12 +20,12 @@ import torch
 from benchmarks.measure import Options, interleave, measure_peak_mib, print_peak
 from benchmarks.synthetic import draw_table
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.l2g import L2GConfig, L2GModel
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.predict import Predictor, predict_file
 from l2g_ray.run_folder import Arm
 from l2g_ray.sequence import encode, reverse_complement
-from l2g_ray.stages.losses import to_predictions
 from l2g_ray.tasks.schema import Task
 
 LENGTH_BP = 200

@@ -9,12 +9,15 @@ import copy
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from l2g_ray.errors import UserError, nearest
+
+# `data.shift_bp: auto` for tasks whose label belongs to both strands (the official code shifts by as much).
+AUTO_SHIFT_BP = 3
 
 
 class _Settings(BaseModel):
@@ -24,6 +27,8 @@ class _Settings(BaseModel):
 class DataSettings(_Settings):
     """Splits, leakage, augmentation (spec 1.1-1.3), and how rows reach a trial.
 
+    `shift_bp` 'auto' is 0 where the label belongs to one strand, since such tasks are cut at the same place (a promoter's
+    start, a splice site) and a shift moves what the label depends on; 3 elsewhere.
     `bucket_batches` sorts by length within so many batches, so that little is padded (0: not at all; nothing changes
     for sequences of one length). `residence`: rows in the object store, streamed from shards, or by what fits.
     """
@@ -34,10 +39,16 @@ class DataSettings(_Settings):
     max_length_bp: int = Field(default=20_000, gt=0)
     channels: Literal[4, 5] = 4
     rc_augment: Literal["auto", "on", "off"] = "auto"
-    shift_bp: int = Field(default=3, ge=0)
+    shift_bp: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     shuffle_window_rows: int = Field(default=50_000, gt=0)
     bucket_batches: int = Field(default=50, ge=0)
     residence: Literal["auto", "memory", "stream"] = "auto"
+
+    def find_shift_bp(self, strand_specific: bool) -> int:
+        """Return the largest shift in bp for a task, with 'auto' resolved."""
+        if self.shift_bp == "auto":
+            return 0 if strand_specific else AUTO_SHIFT_BP
+        return self.shift_bp
 
 
 class ModelSettings(_Settings):
@@ -223,7 +234,18 @@ class BaselinesSettings(_Settings):
     """Simple models that stand beside L2G in the leaderboard (`stages.baseline`)."""
 
     names: tuple[
-        Literal["majority", "kmer_linear", "one_hot_linear", "kmer_boosting", "deepstarr", "genomic_lm"], ...
+        Literal[
+            "majority",
+            "kmer_linear",
+            "one_hot_linear",
+            "gapped_kmer",
+            "positional_kmer",
+            "kmer_boosting",
+            "cnn",
+            "deepstarr",
+            "genomic_lm",
+        ],
+        ...,
     ] = (
         "majority",
         "kmer_linear",
@@ -284,6 +306,11 @@ class Settings(_Settings):
         """Whose weights the text of stage 2 goes through (spec 8, both readings of "random")."""
         pretrained = self.align.reference_weights == "pretrained"
         return "pretrained" if pretrained else self.model.language_model_init
+
+    def for_task(self, strand_specific: bool) -> Settings:
+        """Return the settings with `data.shift_bp` resolved for a task, so that files and MLflow show its value."""
+        data = self.data.model_copy(update={"shift_bp": self.data.find_shift_bp(strand_specific)})
+        return self.model_copy(update={"data": data})
 
 
 def list_presets() -> list[str]:
@@ -360,8 +387,11 @@ def validate(raw: Mapping[str, Any], where: str = "settings") -> Settings:
         return Settings.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-        message = first["msg"].removeprefix("Value error, ")
+        # Behind the key, pydantic names the form of a union that it tried: data.shift_bp.int.
+        places = [".".join(str(part) for part in e["loc"] if not isinstance(part, int)) for e in error.errors()]
+        key = next((k for k in known if places[0].startswith(k + ".")), places[0])
+        alike = [e for e, place in zip(error.errors(), places, strict=True) if place.startswith(key)]
+        message = "; or: ".join(e["msg"].removeprefix("Value error, ") for e in alike)
         given = first.get("input")
         shown = f" (given: {given!r})" if not isinstance(given, Mapping | BaseModel) else ""
         raise UserError(f"{where}: key '{key}': {message}{shown}") from None

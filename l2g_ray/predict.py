@@ -22,12 +22,12 @@ from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.table_writer import TableWriter
 from l2g_ray.errors import UserError
+from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.l2g import load_model
 from l2g_ray.redaction import redact
 from l2g_ray.run_folder import BEST, MODEL_FOLDERS, Arm, choose_arm, find_arm, find_task
 from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.stages.evaluate import prediction_columns
-from l2g_ray.stages.losses import to_predictions
 from l2g_ray.stages.memory import RowsAtOnce
 from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import Task

@@ -20,15 +20,16 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig, Features
 from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
+from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.genomic_lm import load_genomic_lm
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.sequence import encode, reverse_complement
+from l2g_ray.stages import baseline
 from l2g_ray.stages.baseline import FORMS, NotApplicable, fit_baseline
 from l2g_ray.stages.common import predict_source
 from l2g_ray.stages.deepstarr import build_deepstarr, train_deepstarr
 from l2g_ray.stages.genomic_lm import LEARNING_RATES, tune_genomic_lm
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.losses import to_predictions
 
 RUNTIME = Runtime("cpu", "fp32", lambda row: None, None)
 
@@ -42,7 +43,7 @@ def codes_of(sequences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 @given(st.lists(st.text("ACGTN", min_size=1, max_size=40), min_size=1, max_size=5), st.integers(1, 4))
 def test_counts_are_those_of_scikit_learn(sequences: list[str], k: int) -> None:
     features = Features(BaselineConfig("linear", "kmer", 2, 40, k))
-    counted = features(*codes_of(sequences)).numpy()
+    counted = features(codes_of(sequences)[0]).toarray()
     vocabulary = ["".join(word) for word in itertools.product("ACGT", repeat=k)]
     vectorizer = CountVectorizer(analyzer="char", ngram_range=(k, k), lowercase=False, vocabulary=vocabulary)
     np.testing.assert_array_equal(counted, vectorizer.transform(sequences).toarray())
@@ -54,7 +55,7 @@ def test_canonical_counts_do_not_know_the_strand(sequences: list[str]) -> None:
     features = Features(BaselineConfig("linear", "kmer", 2, 40, 4, canonical=True))
     codes, lengths = codes_of(sequences)
     assert features.n_features == (4**4 + 4**2) // 2  # palindromes stand for themselves
-    torch.testing.assert_close(features(codes, lengths), features(reverse_complement(codes, lengths), lengths))
+    assert (features(codes) != features(reverse_complement(codes, lengths))).nnz == 0
 
 
 def test_tfidf_is_that_of_scikit_learn() -> None:
@@ -64,7 +65,7 @@ def test_tfidf_is_that_of_scikit_learn() -> None:
     vocabulary = ["".join(word) for word in itertools.product("ACGT", repeat=3)]
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(3, 3), lowercase=False, vocabulary=vocabulary)
     expected = vectorizer.fit(train).transform(other).toarray()
-    np.testing.assert_allclose(model.features(*codes_of(other)).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(model.features(codes_of(other)[0]).toarray(), expected, atol=1e-6)
 
 
 def test_majority_is_the_frequency_of_each_class() -> None:
@@ -80,7 +81,7 @@ def test_majority_is_the_frequency_of_each_class() -> None:
 @pytest.mark.parametrize("name", [n for n in FORMS if n != "majority"])
 def test_finds_what_there_is_to_find_and_is_stored_without_pickles(name: str, tmp_path: Path) -> None:
     # GC content: each set of features can tell it.
-    task = make_task("regression")
+    task = make_task("regression", strand_specific=True)
     data = make_data(task, regression_table(400), regression_table(100, seed=1))
     fitted = fit_baseline(name, data, tiny_settings(baselines__k=3), RUNTIME, 0)
     assert fitted.score > 0.6
@@ -110,7 +111,8 @@ def test_classes_and_binary_boosting_give_probabilities() -> None:
 
 
 def test_shuffled_labels_teach_nothing() -> None:
-    data = make_data(make_task(), plant(400, shuffle_labels=True), plant(400, seed=1, shuffle_labels=True))
+    task = make_task(strand_specific=True)
+    data = make_data(task, plant(400, shuffle_labels=True), plant(400, seed=1, shuffle_labels=True))
     for name in FORMS:
         assert abs(fit_baseline(name, data, tiny_settings(), RUNTIME, 0).score) < 0.15, name
 
@@ -124,7 +126,7 @@ def test_missing_labels_are_left_out() -> None:
     data = make_data(task, table.set_column(1, "label", column), valid)
     tiny = tiny_settings(baselines__k=2, data__rc_augment="off")
     model = fit_baseline("kmer_linear", data, tiny, RUNTIME, 0)
-    features = model.model.features(*codes_of(table["sequence"].to_pylist()[1::2])).numpy()
+    features = model.model.features(codes_of(table["sequence"].to_pylist()[1::2])[0]).toarray()
     expected = Ridge(alpha=1 / model.chosen["C"], solver="lsqr").fit(features, values[1::2, 0])
     np.testing.assert_allclose(model.model.weight[0].numpy(), expected.coef_, rtol=1e-2, atol=1e-2)  # type: ignore[index]
 
@@ -132,7 +134,8 @@ def test_missing_labels_are_left_out() -> None:
 def test_multilabel_with_a_class_that_never_occurs() -> None:
     labels = np.stack([np.arange(80) % 2, np.zeros(80)], 1).astype("float32")
     column = pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel()), 2)
-    task = make_task().model_copy(update={"kind": "multilabel", "labels": ("a", "b"), "metric": "auroc"})
+    changes = {"kind": "multilabel", "labels": ("a", "b"), "metric": "auroc"}
+    task = make_task(strand_specific=True).model_copy(update=changes)
     table = plant(80).set_column(1, "label", column)
     data = make_data(task, table, table)
     for name in FORMS:
@@ -149,6 +152,37 @@ def test_too_many_outputs_for_trees() -> None:
     table = plant(80).set_column(1, "label", column)
     with pytest.raises(NotApplicable, match="30 outputs"):
         fit_baseline("kmer_boosting", make_data(task, table, table), tiny_settings(), RUNTIME, 0)
+
+
+def test_a_word_has_no_place_where_either_strand_may_be_given() -> None:
+    data = make_data(make_task(), plant(40), plant(40, seed=1))
+    with pytest.raises(NotApplicable, match="strands"):
+        fit_baseline("positional_kmer", data, tiny_settings(), RUNTIME, 0)
+
+
+def test_only_words_at_their_place_tell_these_classes_apart() -> None:
+    # The same words in the same number, in the first half or in the second.
+    rng = np.random.default_rng(0)
+
+    def make(rows: int) -> pa.Table:
+        labels = np.arange(rows) % 2
+        letters = rng.choice(list("ACGT"), (rows, 40))
+        for row, label in enumerate(labels):
+            letters[row, 5 + 18 * label : 12 + 18 * label] = list("TGACTCA")
+        return pa.table({"sequence": ["".join(r) for r in letters], "label": pa.array(labels, pa.int64())})
+
+    data = make_data(make_task(strand_specific=True), make(300), make(100))
+    assert fit_baseline("positional_kmer", data, tiny_settings(), RUNTIME, 0).score > 0.95
+    assert fit_baseline("gapped_kmer", data, tiny_settings(), RUNTIME, 0).score < 0.5
+
+
+def test_a_training_matrix_has_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data(make_task(), plant(200), plant(40, seed=1))
+    features = Features(BaselineConfig("linear", "gapped", 2, 60, canonical=True))
+    raw = features.count(torch.from_numpy(encode(plant(200)["sequence"])[0]))
+    assert max(sum(block[i].nnz for block in raw) for i in range(200)) <= features.count_entries()
+    monkeypatch.setattr(baseline, "MOST_ENTRIES", 50 * features.count_entries())
+    assert fit_baseline("gapped_kmer", data, tiny_settings(), RUNTIME, 0).chosen["train_rows"] == 50
 
 
 def test_deepstarr_learns_and_is_stored(tmp_path: Path) -> None:

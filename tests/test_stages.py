@@ -20,8 +20,9 @@ from l2g_ray.data.batches import iter_batches
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.models.mixed_conv import OperationSet, SearchableConv1d, replace_convolutions
 from l2g_ray.orchestrate.pipeline import choose_backbone
+from l2g_ray.sequence import encode
 from l2g_ray.stages.align import alpha_at, make_joint_losses, train_aligned
-from l2g_ray.stages.common import build_net, make_losses
+from l2g_ray.stages.common import build_net, make_batches, make_losses
 from l2g_ray.stages.distances import SampleDistance
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
@@ -425,3 +426,13 @@ def test_a_step_may_have_batches_with_and_without_padding() -> None:
     result = run_align(data, settings, Runtime(), 0)
     assert len(result.history) == 4
     assert all(math.isfinite(row["train_loss"]) for row in result.history)
+
+
+def test_rows_of_a_strand_specific_task_reach_the_model_unshifted() -> None:
+    table = plant(32)
+    settings = tiny_settings()
+    given = {tuple(row) for row in encode(table["sequence"])[0].tolist()}
+    for strand_specific, unshifted in ((True, True), (False, False)):
+        data = make_data(make_task(strand_specific=strand_specific), table, table)
+        seen = torch.cat([batch.codes for batch in make_batches(settings, data, 16, seed=0)(0)])
+        assert ({tuple(row) for row in seen.tolist()} == given) is unshifted

@@ -116,3 +116,15 @@ def test_published_scores_are_fractions_with_a_source() -> None:
     deepstarr = {(s.model, s.metric): s.value for s in published_scores("deepstarr", "deepstarr")}
     assert deepstarr["L2G", "pearson_mean"] == pytest.approx(0.71)
     assert ("DeepSTARR", "pearson_mean") not in deepstarr
+
+
+def test_a_strand_specific_task_is_not_shifted_unless_told_to() -> None:
+    splice = find_tasks("demo", ["splice_junction"])[0]
+    grammar = find_tasks("demo", ["enhancer_grammar"])[0]
+    for preset, of_splice, of_grammar in (("fast", 0, 3), ("paper", 0, 3)):
+        assert resolve(preset, splice.overrides).for_task(splice.strand_specific).data.shift_bp == of_splice
+        assert resolve(preset, grammar.overrides).for_task(grammar.strand_specific).data.shift_bp == of_grammar
+    told = resolve("fast", splice.overrides, {"data.shift_bp": 2}).for_task(strand_specific=True)
+    assert told.data.shift_bp == 2
+    with pytest.raises(UserError, match=r"key 'data\.shift_bp'"):
+        resolve("fast", None, {"data.shift_bp": -1})

@@ -25,11 +25,13 @@ def show(preset: str, task_name: str | None, assignments: tuple[str, ...]) -> No
     from l2g_ray.config import parse_assignments, resolve
     from l2g_ray.tasks.catalogue import find_tasks
 
-    overrides = None
-    if task_name is not None:
+    given = parse_assignments(assignments)
+    if task_name is None:
+        settings = resolve(preset, None, given)
+    else:
         bench, _, name = task_name.partition("/")
-        overrides = find_tasks(bench, [name])[0].overrides
-    settings = resolve(preset, overrides, parse_assignments(assignments))
+        task = find_tasks(bench, [name])[0]
+        settings = resolve(preset, task.overrides, given).for_task(task.strand_specific)
     click.echo(f"# l2g-ray suite --bench BENCH --preset {preset}")
     click.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), nl=False)
 

@@ -61,7 +61,7 @@ def part_rows(
         classes = None
     n_groups = int(groups.max()) + 1 if n_rows else 0
     if rule == "folds":
-        fold = _cut_folds(n_groups, options.folds, options.seed, classes)[groups]
+        fold = cut_folds(n_groups, options.folds, options.seed, classes)[groups]
         if len(np.unique(fold)) < options.folds:
             raise UserError(
                 f"{where}: {n_groups} rows or groups are too few for {options.folds} folds; give fewer folds"
@@ -145,7 +145,7 @@ def _by_chromosome(keys: Sequence[str], options: SourceOptions, where: str) -> P
     return Partition(rows, made)
 
 
-def _cut_folds(n_groups: int, folds: int, seed: int, classes: np.ndarray | None) -> np.ndarray:
+def cut_folds(n_groups: int, folds: int, seed: int, classes: np.ndarray | None) -> np.ndarray:
     """The fold (n_groups,) of each row or group; each class is dealt out evenly."""
     generator = np.random.default_rng(seed)
     fold = np.empty(n_groups, np.int64)

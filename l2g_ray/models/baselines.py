@@ -1,27 +1,35 @@
-"""Simple models to beat: a constant, linear models on k-mers or one-hot, boosted trees on k-mers.
+"""Simple models: a constant, linear models on k-mers or one-hot, boosted trees on k-mers.
 
 They are modules with the call of the other models, codes and lengths to logits or values, and are stored like them: as
-tensors and JSON, nothing pickled. `stages.baseline` fits them.
+tensors and JSON, nothing pickled. `stages.baseline` fits them. Features are sparse and made on the CPU.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import nn
 
+from l2g_ray.models.kmers import GAPPED, POSITIONAL, SHORT, Pattern, Places, count_kmers
 from l2g_ray.sequence import N_CODE, one_hot
+
+# Sequences longer than this, and tasks of more outputs, do without gapped words of more than `FEW_LETTERS` letters: the rows
+# that fit into memory, or the weights of all outputs, would be too few or too many.
+LONG_BP, MANY_OUTPUTS, FEW_LETTERS = 2000, 20, 6
 
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """`form`: constant, linear or boosting. `features`: none, kmer (counts), tfidf (weighted, unit length) or one_hot.
+    """`form`: constant, linear or boosting. `features`: a name of `FEATURES`.
 
-    `length_bp` is the longest sequence; one-hot features have 4 of it, longer sequences are cut. `canonical`: a k-mer and
-    its reverse complement are one feature.
+    `length_bp` is the longest sequence; one-hot and positional features end there, longer sequences are cut. `k`: the word
+    length of kmer and tfidf. `canonical`: both strands are the same example.
     """
 
     form: str
@@ -36,69 +44,156 @@ class BaselineConfig:
         return asdict(self)
 
 
-class Features(nn.Module):
-    """Codes (batch, length) and lengths (batch,) to features (batch, n_features), float32."""
+@dataclass(frozen=True)
+class Weighting:
+    """How counts become features: TF-IDF, then unit length of each row, or of each pattern's part of it.
 
-    def __init__(self, config: BaselineConfig) -> None:
+    `sublinear`: 1 + log(count) instead of the count. Words in fewer than `least_rows` training rows are left out (0: none is).
+    """
+
+    sublinear: bool
+    least_rows: int
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """What is counted, as blocks of columns, and how it is weighted (None: raw)."""
+
+    count: Callable[[BaselineConfig, np.ndarray], list[Any]]
+    widths: Callable[[BaselineConfig], list[int]]
+    weighting: Weighting | None = None
+
+
+def find_patterns(config: BaselineConfig) -> tuple[Pattern, ...]:
+    """The k-mer patterns of a config's features."""
+    if config.features == "short":
+        return SHORT
+    if config.features == "gapped":
+        small = config.length_bp > LONG_BP or config.n_outputs > MANY_OUTPUTS
+        return tuple(p for p in GAPPED if len(p.offsets) <= FEW_LETTERS) if small else GAPPED
+    return (Pattern(tuple(range(config.k))),)
+
+
+def _count_words(config: BaselineConfig, codes: np.ndarray) -> list[Any]:
+    return count_kmers(codes, find_patterns(config), config.canonical)
+
+
+def _word_widths(config: BaselineConfig) -> list[int]:
+    return [pattern.count_features(config.canonical) for pattern in find_patterns(config)]
+
+
+def _find_places(config: BaselineConfig, codes: np.ndarray) -> list[Any]:
+    return [Places(config.length_bp).find(codes[:, : config.length_bp])]
+
+
+def _one_hot(config: BaselineConfig, codes: np.ndarray) -> list[Any]:
+    wanted = config.length_bp
+    padded = np.full((len(codes), wanted), N_CODE, np.uint8)
+    padded[:, : codes.shape[1]] = codes[:, :wanted]
+    letters = torch.from_numpy(padded)
+    flat = one_hot(letters, torch.ones_like(letters, dtype=torch.bool)).flatten(1)
+    return [scipy.sparse.csr_matrix(flat.numpy())]
+
+
+FEATURES: dict[str, FeatureKind] = {
+    "none": FeatureKind(lambda c, codes: [scipy.sparse.csr_matrix((len(codes), 0), dtype=np.float32)], lambda c: [0]),
+    "one_hot": FeatureKind(_one_hot, lambda c: [4 * c.length_bp]),
+    "kmer": FeatureKind(_count_words, _word_widths),
+    "short": FeatureKind(_count_words, _word_widths),
+    "tfidf": FeatureKind(_count_words, _word_widths, Weighting(sublinear=False, least_rows=0)),
+    "gapped": FeatureKind(_count_words, _word_widths, Weighting(sublinear=True, least_rows=2)),
+    "places": FeatureKind(
+        _find_places, lambda c: [Places(c.length_bp).n_features], Weighting(sublinear=False, least_rows=2)
+    ),
+}
+
+
+class Features(nn.Module):
+    """Codes (batch, length) to a CSR matrix (batch, n_features) float32."""
+
+    idf: torch.Tensor
+    columns: torch.Tensor
+
+    def __init__(self, config: BaselineConfig, n_columns: int | None = None) -> None:
+        """`n_columns` says how many columns fitted features have kept, where they choose any."""
         super().__init__()
         self.config = config
-        index = _canonical_index(config.k) if config.canonical else np.arange(4**config.k)
-        self.n_features = {"none": 0, "one_hot": 4 * config.length_bp}.get(config.features, int(index.max()) + 1)
-        if config.features in ("kmer", "tfidf"):
-            self.register_buffer("index", torch.from_numpy(index), persistent=False)
-        if config.features == "tfidf":
+        self.kind = FEATURES[config.features]
+        self.widths = self.kind.widths(config)
+        weighting = self.kind.weighting
+        self.n_features = sum(self.widths)
+        if weighting is not None and weighting.least_rows:
+            self.n_features = self.n_features if n_columns is None else n_columns
+            self.register_buffer("columns", torch.arange(self.n_features))
+        if weighting is not None:
             self.register_buffer("idf", torch.ones(self.n_features))
 
-    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
+    def count_entries(self) -> int:
+        """Return an upper bound of the entries of one row of the longest sequences."""
+        config = self.config
+        if self.kind.count is _count_words:
+            strands = 2 if config.canonical else 1
+            return sum(min(w, strands * config.length_bp) for w in self.widths)
+        return min(sum(self.widths), config.length_bp * sum(2 * reach + 1 for reach in POSITIONAL.values()))
+
+    def count(self, codes: torch.Tensor) -> list[Any]:
+        """Raw blocks of all columns: a CSR matrix (batch, width) for each of `widths`."""
+        return self.kind.count(self.config, codes.cpu().numpy())
+
+    def fit(self, blocks: list[Any]) -> None:
+        """Choose columns and weights (smooth inverse document frequencies, as scikit-learn's) from training rows."""
+        weighting = self.kind.weighting
+        if weighting is None:
+            return
+        n_rows = blocks[0].shape[0]
+        rows_with = np.concatenate([np.bincount(b.indices, minlength=b.shape[1]) for b in blocks])
+        kept = np.flatnonzero(rows_with >= weighting.least_rows)
+        self.idf = torch.from_numpy((np.log((1 + n_rows) / (1 + rows_with[kept])) + 1).astype(np.float32))
+        if weighting.least_rows:
+            self.columns = torch.from_numpy(kept)
+        self.n_features = len(kept)
+
+    def weigh(self, blocks: list[Any]) -> Any:
+        """The features (n, n_features) of raw blocks, which are changed on the way."""
+        weighting = self.kind.weighting
+        if weighting is None:
+            return scipy.sparse.hstack(blocks, format="csr", dtype=np.float32) if len(blocks) > 1 else blocks[0]
+        idf, done, first, start = self.idf.cpu().numpy(), [], 0, 0
+        kept = self.columns.cpu().numpy() if weighting.least_rows else None
+        while blocks:  # one after the other, so that no more than one is there twice
+            block = blocks.pop(0)
+            width = block.shape[1]
+            if kept is not None:
+                stop = first + int(np.searchsorted(kept[first:], start + width))
+                block = block[:, kept[first:stop] - start]
+            else:
+                stop = first + width
+            if weighting.sublinear:
+                block.data = 1 + np.log(block.data)
+            block.data *= idf[first:stop][block.indices]
+            lengths = np.sqrt(np.asarray(block.multiply(block).sum(1))).ravel() * math.sqrt(len(self.widths))
+            block.data /= np.repeat(np.where(lengths > 0, lengths, 1), np.diff(block.indptr)).astype(np.float32)
+            done.append(block)
+            first, start = stop, start + width
+        return scipy.sparse.hstack(done, format="csr", dtype=np.float32) if len(done) > 1 else done[0]
+
+    def forward(self, codes: torch.Tensor) -> Any:
         """See the class."""
-        if self.config.features == "none":
-            return torch.zeros(len(codes), 0, device=codes.device)
-        if self.config.features == "one_hot":
-            return self._one_hot(codes)
-        counts = self.count(codes)
-        if self.config.features == "kmer":
-            return counts
-        assert isinstance(self.idf, torch.Tensor)
-        return nn.functional.normalize(counts * self.idf)
-
-    def count(self, codes: torch.Tensor) -> torch.Tensor:
-        """Counts (batch, n_features) of k-mers; one with an N is none, and padding is N."""
-        k, (n_rows, length) = self.config.k, codes.shape
-        counts = torch.zeros(n_rows, self.n_features + 1, device=codes.device)  # the last column takes what is none
-        if length >= k:
-            windows = codes.long().unfold(1, k, 1)
-            number = (windows * 4 ** torch.arange(k - 1, -1, -1, device=codes.device)).sum(2)
-            known = (windows < N_CODE).all(2)
-            assert isinstance(self.index, torch.Tensor)
-            column = torch.where(known, self.index[number.clamp(max=4**k - 1)], self.n_features)
-            counts.scatter_add_(1, column, torch.ones_like(column, dtype=counts.dtype))
-        return counts[:, :-1]
-
-    def _one_hot(self, codes: torch.Tensor) -> torch.Tensor:
-        wanted = self.config.length_bp
-        codes = nn.functional.pad(codes[:, :wanted], (0, max(0, wanted - codes.shape[1])), value=N_CODE)
-        return one_hot(codes, torch.ones_like(codes, dtype=torch.bool)).flatten(1)
-
-
-def _canonical_index(k: int) -> np.ndarray:
-    """(4^k,) column of each k-mer, where a k-mer and its reverse complement have one."""
-    number = np.arange(4**k)
-    reverse = np.zeros_like(number)
-    rest = number.copy()
-    for _ in range(k):
-        # A C G T = 0..3 and the complement of c in this order is 3 - c.
-        reverse = reverse * 4 + (3 - rest % 4)
-        rest //= 4
-    return np.unique(np.minimum(number, reverse), return_inverse=True)[1]
+        return self.weigh(self.count(codes))
 
 
 class Baseline(nn.Module):
     """Features, then a linear map or boosted trees, to logits (batch, n_outputs), or values for regression."""
 
-    def __init__(self, config: BaselineConfig, booster_bytes: int = 0) -> None:
+    weight: torch.Tensor
+    bias: torch.Tensor
+    boosters: torch.Tensor
+
+    def __init__(self, config: BaselineConfig, booster_bytes: int = 0, n_columns: int | None = None) -> None:
+        """Sizes that only a fit knows: bytes of the trees' text, columns that the features have kept."""
         super().__init__()
         self.config = config
-        self.features = Features(config)
+        self.features = Features(config, n_columns)
         if config.form == "boosting":
             self.register_buffer("boosters", torch.zeros(booster_bytes, dtype=torch.uint8))
             self._loaded: list[Any] | None = None
@@ -108,12 +203,11 @@ class Baseline(nn.Module):
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
-        features = self.features(codes, lengths_bp)
+        features = self.features(codes)
         if self.config.form == "boosting":
             return self._boost(features).to(codes.device)
-        assert isinstance(self.weight, torch.Tensor)
-        assert isinstance(self.bias, torch.Tensor)
-        return features @ self.weight.T + self.bias
+        outputs = features @ self.weight.cpu().numpy().T
+        return torch.from_numpy(np.asarray(outputs, np.float32)).to(codes.device) + self.bias
 
     def set_boosters(self, texts: list[str]) -> None:
         """Keep LightGBM's own text form of the trees: one model for all classes, or one an output."""
@@ -121,15 +215,13 @@ class Baseline(nn.Module):
         self.boosters = torch.frombuffer(bytearray(joined), dtype=torch.uint8)
         self._loaded = None
 
-    def _boost(self, features: torch.Tensor) -> torch.Tensor:
+    def _boost(self, rows: Any) -> torch.Tensor:
         import lightgbm
 
         if self._loaded is None:
-            assert isinstance(self.boosters, torch.Tensor)
             texts = self.boosters.cpu().numpy().tobytes().decode().split("\0")
             self._loaded = [lightgbm.Booster(model_str=text) for text in texts]
-        rows = features.cpu().numpy()
-        raw = [np.asarray(booster.predict(rows, raw_score=True)).reshape(len(rows), -1) for booster in self._loaded]
+        raw = [np.asarray(b.predict(rows, raw_score=True)).reshape(rows.shape[0], -1) for b in self._loaded]
         scores = np.concatenate(raw, 1)
         if scores.shape[1] == 1 and self.config.n_outputs == 2:  # LightGBM's binary: the log-odds of class 1
             scores = np.concatenate([np.zeros_like(scores), scores], 1)

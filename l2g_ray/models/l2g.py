@@ -15,6 +15,7 @@ from torch import nn
 from l2g_ray.errors import UserError
 from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig
+from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
 from l2g_ray.models.genomic_lm import TOKENIZER_FOLDER, GenomicLM, build_genomic_lm, describe_genomic_lm
@@ -68,7 +69,7 @@ class L2GModel(nn.Module):
         return outputs + self.net.predict(embedding) if self.config.combine == "skip" else outputs
 
 
-Model = L2GModel | EmbedderNet | Baseline | DeepSTARR | GenomicLM | AverageModel
+Model = L2GModel | EmbedderNet | Baseline | SmallCNN | DeepSTARR | GenomicLM | AverageModel
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -87,6 +88,8 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         return {"form": "baseline", "baseline": model.config.to_dict()}
     if isinstance(model, DeepSTARR):
         return {"form": "deepstarr", "deepstarr": model.config.to_dict()}
+    if isinstance(model, SmallCNN):
+        return {"form": "cnn", "cnn": model.config.to_dict()}
     if isinstance(model, GenomicLM):
         return describe_genomic_lm(model)
     if isinstance(model, EmbedderNet):
@@ -134,9 +137,13 @@ def _build(config: dict[str, Any], state: dict[str, torch.Tensor]) -> Model:
             [_build(one, _part(state, f"members.{i}.")) for i, one in enumerate(config["members"])],
         )
     if config["form"] == "baseline":
-        return Baseline(BaselineConfig(**config["baseline"]), len(state.get("boosters", ())))
+        columns = state.get("features.columns")
+        n_columns = None if columns is None else len(columns)
+        return Baseline(BaselineConfig(**config["baseline"]), len(state.get("boosters", ())), n_columns)
     if config["form"] == "deepstarr":
         return DeepSTARR(DeepSTARRConfig(**config["deepstarr"]))
+    if config["form"] == "cnn":
+        return SmallCNN(SmallCNNConfig(**config["cnn"]))
     net = EmbedderNet(EmbedderConfig.from_dict(config["embedder"]))
     if config["form"] == "embedder_only":
         return net

@@ -21,7 +21,9 @@ from l2g_ray.counts import default_architecture
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
 from l2g_ray.errors import UserError
+from l2g_ray.models.cnn import SmallCNN
 from l2g_ray.models.corpus import find_corpus
+from l2g_ray.models.deepstarr import DeepSTARR
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.language_model import load_transformer
@@ -34,6 +36,7 @@ from l2g_ray.orchestrate.store import Store
 from l2g_ray.redaction import redact
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.baseline import NotApplicable, fit_baseline
+from l2g_ray.stages.cnn import build_cnn, train_cnn
 from l2g_ray.stages.common import (
     Reference,
     TaskData,
@@ -353,9 +356,13 @@ def _refit(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _baseline(context: Context, args: dict[str, Any]) -> dict[str, Any]:
-    if args["name"] == "deepstarr":
-        training = train_deepstarr(context.data, context.settings, context.runtime, args["seed"])
-        net = build_deepstarr(context.data, args["seed"])
+    if args["name"] in ("cnn", "deepstarr"):
+        if args["name"] == "cnn":
+            training = train_cnn(context.data, context.settings, context.runtime, args["seed"])
+            net: SmallCNN | DeepSTARR = build_cnn(context.data, context.settings, args["seed"])
+        else:
+            training = train_deepstarr(context.data, context.settings, context.runtime, args["seed"])
+            net = build_deepstarr(context.data, args["seed"])
         net.load_state_dict(training.best_state)
         save_model(net, context.work)
         return _summary(training) | {"chosen": {"epochs": training.best_epoch + 1}}

@@ -58,7 +58,7 @@ class TaskOutcome:
 
 def describe_data(prepared: PreparedTask, settings: Settings) -> dict[str, Any]:
     """The part of a key that says which rows, and how they reach a model."""
-    dumped = settings.data.model_dump(mode="json")
+    dumped = settings.for_task(prepared.task.strand_specific).data.model_dump(mode="json")
     names = ("channels", "rc_augment", "shift_bp", "shuffle_window_rows", "bucket_batches")
     return {
         "task": prepared.task.model_dump(mode="json", include={"kind", "labels", "metric", "strand_specific"}),
@@ -72,7 +72,7 @@ def make_baseline_job(prepared: PreparedTask, settings: Settings, name: str) -> 
     """A simple model on the task's rows; nothing of the embedder or the language model is in its key."""
     own = settings.baselines.model_dump(mode="json", exclude={"names"})
     parts = describe_data(prepared, settings) | {"settings": own}
-    if name == "deepstarr":  # the one that trains by epochs
+    if name == "deepstarr":  # trains as the embedder alone does
         parts |= {"embedder_only": settings.embedder_only.model_dump(mode="json")}
     if name == "genomic_lm":
         assert settings.baselines.genomic_model is not None

@@ -86,7 +86,7 @@ def check_name(name: str) -> None:
 def resolve_task(request: SuiteRequest, task: Task) -> Settings:
     """The settings of one task of the suite. Raises UserError as `resolve`."""
     own = request.task_assignments.get(task.name, {})
-    return resolve(request.preset, task.overrides, {**request.assignments, **own})
+    return resolve(request.preset, task.overrides, {**request.assignments, **own}).for_task(task.strand_specific)
 
 
 def prepare_task(request: SuiteRequest, task: Task, settings: Settings, console: Console) -> PreparedTask:

@@ -33,7 +33,7 @@ STAGE_VERSIONS = {
     "trial": 2,
     "finetune": 2,
     "refit": 2,
-    "baseline": 2,
+    "baseline": 3,
     "evaluate": 2,
 }
 

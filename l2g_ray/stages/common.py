@@ -16,10 +16,11 @@ from l2g_ray.config import Settings
 from l2g_ray.counts import count_batches, find_channels, use_rc
 from l2g_ray.data.batches import Batch, Source, iter_batches, iter_evaluation_batches
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.losses import compute_task_loss, to_predictions
+from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.memory import RowsAtOnce
 from l2g_ray.stages.metrics import score
 from l2g_ray.stages.parts import Draws
@@ -152,7 +153,7 @@ def make_batches(
             epoch=epoch,
             shuffle_window_rows=settings.data.shuffle_window_rows,
             rc_augment=augment and use_rc(settings, data.task),
-            shift_bp=settings.data.shift_bp if augment else 0,
+            shift_bp=settings.data.find_shift_bp(data.task.strand_specific) if augment else 0,
             bucket_batches=settings.data.bucket_batches,
             drop_last=True,
             max_batches=max_batches,

@@ -55,7 +55,10 @@ class Runtime:
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """`group` batches make one optimiser step. `select_from_epoch`: epochs before it cannot become the best."""
+    """`group` batches make one optimiser step. `select_from_epoch`: epochs before it cannot become the best.
+
+    `average_weights`: validated and kept are exponential moving averages of weights and statistics over about one epoch.
+    """
 
     epochs: int
     steps_per_epoch: int
@@ -64,6 +67,7 @@ class LoopSettings:
     clip_norm: float | None = 1.0
     patience_epochs: int | None = None
     select_from_epoch: int = 0
+    average_weights: bool = False
 
 
 @dataclass
@@ -85,6 +89,7 @@ class _State:
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
     micro_batches: int = 1
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def train(
@@ -136,6 +141,7 @@ def train(
         loss = _train_epoch(model, optimizer, schedule, settings, runtime, batches, losses, before_step, state)
         row: dict[str, Any] = {"epoch": epoch, "train_loss": loss, "score": -math.inf}
         row["train_s"] = time.perf_counter() - wall
+        trained = swap_weights(model, state.average)
         if math.isfinite(loss):
             model.eval()
             with torch.no_grad():
@@ -146,9 +152,11 @@ def train(
             row["micro_batches"] = state.micro_batches
         if runtime.device == "cuda":
             row |= measure_memory()
-        if epoch >= settings.select_from_epoch and (row["score"] > state.best_score or state.best_epoch < 0):
+        selectable = epoch >= settings.select_from_epoch or not math.isfinite(loss)  # a run that diverged ends here
+        if selectable and (row["score"] > state.best_score or state.best_epoch < 0):
             state.best_score, state.best_epoch = row["score"], epoch
             state.best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        swap_weights(model, trained)
         row |= {"best_score": state.best_score, "best_epoch": state.best_epoch}
         state.epoch += 1
         state.history.append(row)
@@ -160,6 +168,25 @@ def train(
             _save(runtime.state_path, state, model, optimizer)
         runtime.report(row)
     return TrainResult(state.best_state, state.best_epoch, state.best_score, state.history)
+
+
+def update_average(average: dict[str, torch.Tensor], model: nn.Module, share: float) -> None:
+    """Move an average of a model's weights and statistics by `share` of the way to what they are; it begins as they are."""
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name not in average or not value.is_floating_point():
+                average[name] = value.detach().clone()
+            else:
+                average[name].lerp_(value, share)
+
+
+def swap_weights(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the model these weights, if any; returns those that it had, or nothing where nothing was given."""
+    if not state:
+        return {}
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    return before
 
 
 def measure_memory() -> dict[str, float]:
@@ -198,6 +225,9 @@ def _train_epoch(
         if settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
+        if settings.average_weights:
+            # From the first step on the mean of all so far, later of about an epoch.
+            update_average(state.average, model, 1.0 / min(step + 1, max(2, settings.steps_per_epoch)))
         total, rows, step = total + value * n_rows, rows + n_rows, step + 1
     return total / max(1, rows)
 

@@ -1,4 +1,4 @@
-"""Task losses and the step from network outputs to predictions, by task kind."""
+"""Task losses, by task kind."""
 
 from __future__ import annotations
 
@@ -38,10 +38,3 @@ def compute_task_loss(
         each = ((outputs - target) / (1.0 if scale is None else scale)).square()
     count = known.sum().clamp(min=1) if n_labels is None else max(1, n_labels)
     return (each * known).sum() / count
-
-
-def to_predictions(kind: str, outputs: torch.Tensor) -> torch.Tensor:
-    """Probabilities (batch, n_outputs) for classification and multilabel tasks, the values themselves for regression."""
-    if kind in ("binary", "multiclass"):
-        return outputs.float().softmax(1)
-    return outputs.float().sigmoid() if kind == "multilabel" else outputs.float()

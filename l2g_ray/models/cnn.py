@@ -1,0 +1,80 @@
+"""Two small convolutional networks, a member of the ensemble: where a motif may stand anywhere, and where its place counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2g_ray.models.backbones import ConvUnit
+from l2g_ray.models.embedder import Predictor
+from l2g_ray.models.layers import Dropout, MaskedMaxPool1d, masked_mean
+from l2g_ray.sequence import make_mask, one_hot
+
+# (filters, kernel size, pooling after it) of each layer.
+ANYWHERE = ((96, 7, 2), (96, 7, 1), (96, 7, 1))
+BY_POSITION = ((96, 11, 2), (96, 5, 2), (64, 5, 1))
+ANYWHERE_DROPOUT = 0.1
+DENSE, DENSE_DROPOUT = 128, 0.4
+# The dense layer reads at most so many places; longer sequences are pooled further before it.
+MOST_PLACES = 128
+
+
+@dataclass(frozen=True)
+class SmallCNNConfig:
+    """`by_position`: the read-out has weights for each place (of sequences up to `length_bp`), else it is their mean and max."""
+
+    length_bp: int
+    n_outputs: int
+    by_position: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return asdict(self)
+
+
+class SmallCNN(nn.Module):
+    """Three convolutions with batch norm and ReLU, then a read-out in the labels' own units. Padding changes nothing."""
+
+    def __init__(self, config: SmallCNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers = BY_POSITION if config.by_position else ANYWHERE
+        widths = [4, *(filters for filters, _, _ in layers)]
+        self.units = nn.ModuleList(
+            ConvUnit(before, filters, kernel, 1, 0.0, False)
+            for before, (filters, kernel, _) in zip(widths, layers, strict=False)
+        )
+        self.pools = nn.ModuleList(MaskedMaxPool1d(size) for _, _, size in layers)
+        if not config.by_position:
+            self.dropout = Dropout(ANYWHERE_DROPOUT)
+            self.predictor = Predictor(2 * widths[-1], config.n_outputs)
+            return
+        places = config.length_bp
+        for _, _, size in layers:
+            places = math.ceil(places / size)
+        self.last_pool = MaskedMaxPool1d(math.ceil(places / MOST_PLACES))
+        self.n_places = math.ceil(places / self.last_pool.size)
+        flat = widths[-1] * self.n_places
+        self.dense = nn.Sequential(
+            nn.BatchNorm1d(flat), Dropout(DENSE_DROPOUT), nn.Linear(flat, DENSE), nn.ReLU(), Dropout(DENSE_DROPOUT)
+        )
+        self.predictor = Predictor(DENSE, config.n_outputs)
+
+    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
+        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
+        real = make_mask(lengths_bp, codes.shape[1])
+        x: torch.Tensor = one_hot(codes, real)
+        mask: torch.Tensor | None = real[:, None].to(x.dtype)
+        for unit, pool in zip(self.units, self.pools, strict=True):
+            x, mask = pool(unit(x, mask), mask)
+        if not self.config.by_position:
+            assert mask is not None
+            highest = x.masked_fill(mask == 0, torch.finfo(x.dtype).min).amax(2)
+            return self.predictor(self.dropout(torch.cat([masked_mean(x, mask, 2), highest], 1)))
+        x, _ = self.last_pool(x, mask)
+        x = nn.functional.pad(x[..., : self.n_places], (0, max(0, self.n_places - x.shape[2])))
+        return self.predictor(self.dense(x.flatten(1)))

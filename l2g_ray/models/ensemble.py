@@ -1,0 +1,89 @@
+"""Several arms as one predictor: weighted sums of their log-probabilities or values, each arm the mean of its fold models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2g_ray.sequence import reverse_complement
+
+# Probabilities are clipped to this from either end, so that a member that is sure and wrong has a limit.
+LEAST_PROBABILITY = 1e-4
+
+
+def to_predictions(kind: str, outputs: torch.Tensor) -> torch.Tensor:
+    """Probabilities (batch, n_outputs) for classification and multilabel tasks, the values themselves for regression."""
+    if kind in ("binary", "multiclass"):
+        return outputs.float().softmax(1)
+    return outputs.float().sigmoid() if kind == "multilabel" else outputs.float()
+
+
+def to_evidence(kind: str, predictions: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """What an arm adds to the sum, (n, n_outputs), from its predictions of the same shape.
+
+    Classification: log-probabilities, centred over the classes, so that an arm that does not tell classes apart adds 0.
+    Multilabel: log-odds. Regression: values in standard deviations (`scale`, (n_outputs,)) from the mean (`offset`).
+    """
+    if kind == "regression":
+        return (predictions - offset) / scale
+    clipped = predictions.clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    if kind == "multilabel":
+        return torch.logit(clipped)
+    logs = clipped.log()
+    return logs - logs.mean(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One weight an arm, and one bias an output: sum of weight x evidence + bias, in logits or standard deviations."""
+
+    kind: str
+    arms: tuple[str, ...]
+    weights: tuple[float, ...]
+    bias: tuple[float, ...]
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping; `Combination(**values)` reads it back, lists being as good as tuples."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.__dict__.items()}
+
+    def combine(self, predictions: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits or values (n, n_outputs), float64, from each arm's predictions (n, n_outputs)."""
+        offset, scale, bias = (torch.tensor(x, dtype=torch.float64) for x in (self.offset, self.scale, self.bias))
+        total = bias.expand(len(predictions[self.arms[0]]), -1).clone()
+        for arm, weight in zip(self.arms, self.weights, strict=True):
+            total += weight * to_evidence(self.kind, predictions[arm].double().cpu(), offset, scale)
+        return total * scale + offset if self.kind == "regression" else total
+
+
+class Ensemble(nn.Module):
+    """What a run predicts with: every arm of a `Combination` that has a weight, as the mean of its models' predictions."""
+
+    def __init__(
+        self, combination: Combination, arms: Mapping[str, Sequence[nn.Module]], both_strands: Mapping[str, bool]
+    ) -> None:
+        """`arms` has the models of each arm; `both_strands` says of which the predictions are means over both strands."""
+        super().__init__()
+        self.combination = combination
+        self.both_strands = dict(both_strands)
+        self.arms = nn.ModuleDict({name: nn.ModuleList(models) for name, models in arms.items()})
+
+    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
+        """Codes (batch, length) uint8 and lengths (batch,) to logits or values (batch, n_outputs)."""
+        predictions = {arm: self.predict_arm(arm, codes, lengths_bp) for arm in self.arms}
+        return self.combination.combine(predictions).float().to(codes.device)
+
+    def predict_arm(self, arm: str, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
+        """Probabilities or values (batch, n_outputs) of one arm: the mean over its models and, where that is so, strands."""
+        strands = [codes]
+        if self.both_strands[arm]:
+            strands.append(reverse_complement(codes, lengths_bp))
+        models = self.arms[arm]
+        assert isinstance(models, nn.ModuleList)
+        outputs = [to_predictions(self.combination.kind, model(s, lengths_bp)) for model in models for s in strands]
+        return torch.stack(outputs).mean(0)
