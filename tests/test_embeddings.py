@@ -186,7 +186,7 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
 
     # A stage's result that was deleted, and rows that are gone.
     aligned = json.loads((run / "planted" / "stages.json").read_text())["deployed"]["align"]
-    assert Path(aligned).parent == suite_of_three / "stages" / "align"
+    assert (run / "planted" / aligned).resolve().parent == (out / "stages" / "align").resolve()
     stages = json.loads((run / "planted" / "stages.json").read_text())
     stages["deployed"]["align"] = str(out / "stages" / "align" / "gone")
     stages["deployed"]["prepared"] = str(out / "gone")

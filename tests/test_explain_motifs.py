@@ -109,11 +109,11 @@ def test_mistakes_are_one_sentence(cli: Cli, tmp_path: Path) -> None:
         (*given, "--database", "jaspar:insect"): "no group 'insect'; did you mean 'insects'",
         (*given, "--database", tmp_path / "no.meme"): "no motif in it",
         (*given, "--database", tmp_path / "broken.meme"): r"broken\.meme, row 4: motif 'a' has 1 rows.*says 3",
-        (*given, "--database", tmp_path / "away.meme"): "no MEME file can be read",
+        (*given, "--database", tmp_path / "away.meme"): "no such file; give a file in MEME's format",
         (*given, "--known", "deepstarr/deepstarr:develop"): "did you mean 'deepstarr/deepstarr:developmental'",
         (*given, "--known", tmp_path / "broken.yaml"): "no list of motifs",
         (*given, "--truth", tmp_path / "short.parquet"): "no column start",
-        (*given, "--truth", tmp_path / "new.fa"): "not readable as Parquet",
+        (*given, "--truth", tmp_path / "new.fa"): "this is not a parquet file",
         ("--sequences", tmp_path / "long.fa"): "41 bp long, this model reads up to 40 bp",
         ("--sequences", tmp_path / "away.fa"): "away.fa",
         (*given, "--out", tmp_path / "new.fa" / "x"): "cannot be made",
@@ -210,7 +210,7 @@ def test_known_lists() -> None:
 
 def test_jaspar() -> None:
     if not databases.has_jaspar():
-        with pytest.raises(UserError, match=r"pip install 'l2g-ray\[explain\]'"):
+        with pytest.raises(UserError, match=r"pip install -e '?\S+\[explain\]"):
             databases.read_jaspar("insects")
         pytest.skip("JASPAR is not installed: pip install -e '.[explain]'")
     found = databases.read_jaspar("insects")

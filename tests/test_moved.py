@@ -82,7 +82,7 @@ def test_embed_and_explain_find_stages_and_rows(cli: Cli, moved: Path, tmp_path:
     if old:  # as earlier versions wrote it
         path = run / "planted" / "stages.json"
         path.write_text(path.read_text().replace("../../", f"{GONE}/"))
-    said = cli("embed", run, "--task", "planted", "--max-rows", "20")
+    said = cli("embed", run, "--task", "planted", "--max-rows", "20", "--arm", "l2g")
     assert said.code == 0, said.err
     assert "after align" in said.out
     said = cli("explain", run, "--task", "planted", "--no-motifs", "--top", "2", "--references", "2")

@@ -84,7 +84,7 @@ def test_mutate_keeps_outputs_and_sequences_apart(cli: Cli, run: Path, tmp_path:
         options = ["--id", name, "--output", label, "--region", "1-2"]
         said = cli("mutate", run, "--sequences", tmp_path / "new.fa", *options)
         assert said.code == 0, said.err
-    found = [json.loads(path.read_text()) for path in run.glob("mutagenesis/*/*/mutagenesis.json")]
+    found = [json.loads(path.read_text()) for path in run.glob("mutagenesis/*/*/*/mutagenesis.json")]
     assert sorted((one["id"], one["output"]) for one in found) == expected
 
 

@@ -245,5 +245,5 @@ def test_the_other_output_of_a_task(cli: Cli, tmp_path: Path) -> None:
     run = write_model(tmp_path / "toy", make_task("regression"))
     for output in ("gc", "a"):
         assert cli("mutate", run, "--sequence", SEQUENCES[0], "--output", output).code == 0
-    found = sorted(path.parent.name for path in run.glob("mutagenesis/sequence/*/mutagenesis.json"))
+    found = sorted(path.parent.name for path in run.glob("mutagenesis/*/sequence/*/mutagenesis.json"))
     assert found == ["a", "gc"]

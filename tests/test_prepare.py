@@ -237,7 +237,7 @@ def test_missing_doubled_and_damaged_files(tmp_path: Path, source: Path) -> None
     (source / "train.fa.gz").rename(source / "train.parquet")
     refuse(r"train\.parquet: the file cannot be read")
     (source / "train.parquet").rename(source / "train.fasta")
-    refuse(r"train\.fasta: the file is not UTF-8 text")
+    refuse(r"train\.fasta, line 1: the file is not UTF-8 text")
     (source / "train.fasta").write_text("ACGT\n>one|1\nACGT\n")
     refuse(r"train\.fasta, line 1: a FASTA file starts with a '>' header")
     (source / "train.fasta").unlink()

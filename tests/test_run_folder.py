@@ -200,7 +200,14 @@ def test_the_end_of_a_run_names_the_chosen_models(run: Path, tiny_lm: Path, tmp_
     write_arms(tmp_path / "one", tiny_lm, "embedder_only")
     shutil.copytree(run, tmp_path / "two")
     (tmp_path / "figures").mkdir()
-    facts = {"board": {"tasks": []}, "failures": {}, "fresh": False, "stored": None, "folder": tmp_path}
+    facts = {
+        "board": {"tasks": []},
+        "failures": {},
+        "fresh": False,
+        "relogged": False,
+        "stored": None,
+        "folder": tmp_path,
+    }
     console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     show_result(SimpleNamespace(**facts, tracking_uri="sqlite:///m.db", wall_s=1.0), console)
     shown = console.export_text()

@@ -33,6 +33,8 @@ from l2g_ray.tasks.schema import Task
 # What the pipeline reads of the text's stage; nothing is trained on it here.
 REFERENCE = {"described": "", "width": 1, "max_tokens": 1, "norm_eps": 0.0, "norm": ""}
 
+TASK = Task(bench="simulation", name="task", kind="binary", labels=("0", "1"))
+
 
 @dataclass(frozen=True)
 class Overheads:
@@ -72,7 +74,9 @@ class _Run(suite._Run):
     def __init__(self, world: _World, given_order: bool) -> None:
         self.world, self.given_order = world, given_order
         self.settings = {name: one.settings for name, one in world.scripts.items()}
-        self.prepared = {name: SimpleNamespace(folder=Path(name)) for name in world.scripts}  # type: ignore[misc]
+        self.prepared = {  # type: ignore[misc]
+            name: SimpleNamespace(folder=Path(name), task=TASK) for name in world.scripts
+        }
         self.request = SimpleNamespace(  # type: ignore[assignment]
             name="simulation", out=Path(), remote=None, data_dir=None, verbose=False
         )
@@ -145,7 +149,7 @@ class _World:
         self.clock.sleep(self.overheads.task_s)
         place = SimpleNamespace(task=script.name, slots=spec["slots"], emit=lambda event: None)
         prepared = SimpleNamespace(
-            task=Task(bench="simulation", name="task", kind="binary", labels=("0", "1")),
+            task=TASK,
             fingerprint=lambda split: split,
             length_range=lambda: (1, 1),
         )

@@ -21,11 +21,9 @@ from l2g_ray.counts import default_architecture
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
 from l2g_ray.errors import UserError
-from l2g_ray.models.cnn import SmallCNN
 from l2g_ray.models.corpus import find_corpus
-from l2g_ray.models.deepstarr import DeepSTARR
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
-from l2g_ray.models.l2g import load_model, save_model
+from l2g_ray.models.l2g import Model, load_model, save_model
 from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import write_reference
 from l2g_ray.models.team import ALONE, Team
@@ -356,26 +354,33 @@ def _refit(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _baseline(context: Context, args: dict[str, Any]) -> dict[str, Any]:
-    if args["name"] in ("cnn", "deepstarr"):
-        if args["name"] == "cnn":
-            training = train_cnn(context.data, context.settings, context.runtime, args["seed"])
-            net: SmallCNN | DeepSTARR = build_cnn(context.data, context.settings, args["seed"])
-        else:
-            training = train_deepstarr(context.data, context.settings, context.runtime, args["seed"])
-            net = build_deepstarr(context.data, args["seed"])
-        net.load_state_dict(training.best_state)
-        save_model(net, context.work)
-        return _summary(training) | {"chosen": {"epochs": training.best_epoch + 1}}
-    if args["name"] == "genomic_lm":
-        tuned = tune_genomic_lm(context.data, context.settings, context.runtime, args["seed"])
-        save_model(tuned.model, context.work)
-        return _summary(tuned.training) | {"chosen": {"lr": tuned.lr, "epochs": tuned.training.best_epoch + 1}}
     try:
-        fitted = fit_baseline(args["name"], context.data, context.settings, context.runtime, args["seed"])
+        model, values = _fit_baseline(context, args["name"], args["seed"])
     except NotApplicable as reason:
         return {"skipped": str(reason)}
-    save_model(fitted.model, context.work)
-    return {"score": fitted.score, "chosen": fitted.chosen}
+    save_model(model, context.work)
+    return values
+
+
+def _fit_baseline(context: Context, name: str, seed: int) -> tuple[Model, dict[str, Any]]:
+    data, settings, runtime = context.data, context.settings, context.runtime
+    if name == "genomic_lm":
+        tuned = tune_genomic_lm(data, settings, runtime, seed)
+        return tuned.model, _summary(tuned.training) | {"chosen": {"lr": tuned.lr, **_chosen_epochs(tuned.training)}}
+    net: Model
+    if name == "cnn":
+        training, net = train_cnn(data, settings, runtime, seed), build_cnn(data, settings, seed)
+    elif name == "deepstarr":
+        training, net = train_deepstarr(data, settings, runtime, seed), build_deepstarr(data, seed)
+    else:
+        fitted = fit_baseline(name, data, settings, runtime, seed)
+        return fitted.model, {"score": fitted.score, "chosen": fitted.chosen}
+    net.load_state_dict(training.best_state)
+    return net, _summary(training) | {"chosen": _chosen_epochs(training)}
+
+
+def _chosen_epochs(training: TrainResult) -> dict[str, int]:
+    return {"epochs": training.best_epoch + 1}
 
 
 def _evaluate(context: Context, args: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 
 from l2g_ray.config import OptimSettings, Settings
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
+from l2g_ray.stages.baseline import NotApplicable
 from l2g_ray.stages.common import TaskData, count_steps, make_batches, make_losses, make_validate, use_rc
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
@@ -42,12 +43,15 @@ def build_cnn(data: TaskData, settings: Settings, seed: int) -> SmallCNN:
 
 
 def train_cnn(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -> TrainResult:
-    """Train to the end of the schedule; the result is the average of the weights of about the last epoch."""
+    """Train to the end of the schedule; the result is the average of the weights of about the last epoch.
+
+    Raises NotApplicable where the loss ceases to be finite.
+    """
     net = build_cnn(data, settings, seed).to(runtime.device)
     recipe = BY_POSITION if net.config.by_position else ANYWHERE
     epochs, steps = recipe.count_epochs(data.train.n_rows), count_steps(data, recipe.batch_size)
     optim = OptimSettings(lr=recipe.lr, weight_decay=0.02, betas=(0.9, 0.999), warmup_fraction=0.2, decay="cosine")
-    return train(
+    result = train(
         net,
         make_optimizer(optim, [(net.parameters(), optim.lr)]),
         make_schedule(optim, epochs, steps),
@@ -57,3 +61,6 @@ def train_cnn(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -
         losses=make_losses(net, data.task, data.label_scale),
         validate=make_validate(net, data, runtime),
     )
+    if not result.best_state:
+        raise NotApplicable("cnn: the loss ceased to be finite")
+    return result

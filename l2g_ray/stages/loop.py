@@ -152,8 +152,7 @@ def train(
             row["micro_batches"] = state.micro_batches
         if runtime.device == "cuda":
             row |= measure_memory()
-        selectable = epoch >= settings.select_from_epoch or not math.isfinite(loss)  # a run that diverged ends here
-        if selectable and (row["score"] > state.best_score or state.best_epoch < 0):
+        if epoch >= settings.select_from_epoch and (row["score"] > state.best_score or state.best_epoch < 0):
             state.best_score, state.best_epoch = row["score"], epoch
             state.best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
         swap_weights(model, trained)
