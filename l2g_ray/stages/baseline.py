@@ -31,7 +31,7 @@ MOST_ENTRIES = 120_000_000
 STRENGTHS = {
     "tfidf": (0.1, 1.0, 10.0, 100.0),
     "one_hot": (0.1, 1.0, 10.0, 100.0),
-    "gapped": (1.0, 3.0, 10.0, 30.0),
+    "gapped": (3.0, 10.0, 30.0, 100.0),
     "places": (1.0, 3.0, 10.0, 30.0),
 }
 # Taken for granted above `MANY_OUTPUTS` outputs (DeepSEA has 919).
