@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -14,12 +13,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
-from l2g_ray.models.locate import PACKAGED, locate
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions
-from l2g_ray.orchestrate.machines import read_machines
+from l2g_ray.orchestrate.plan_costs import Counted
+from l2g_ray.orchestrate.plan_encoder import LanguageModelShape
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *others: Any, **named: Any) -> int:
@@ -35,88 +33,6 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-BYTES = 4  # of a parameter: weights are float32, also under autocast
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Costs of a model.
-
-    forward_flops, train_flops : a row forward, and forward + backward. saved_bytes : a row's tensors that the forward
-    pass keeps for the backward one. fixed_flops, fixed_bytes : of a training batch whatever its rows (a mixed
-    convolution aggregates its kernels once). parameters, trainable : numbers of weights.
-    """
-
-    forward_flops: float
-    train_flops: float
-    saved_bytes: float
-    fixed_flops: float
-    fixed_bytes: float
-    parameters: int
-    trainable: int
-
-    def __add__(self, other: Counted) -> Counted:
-        return Counted(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Counted)})
-
-    @property
-    def model_bytes(self) -> int:
-        """Size of the weights."""
-        return self.parameters * BYTES
-
-    def optimizer_bytes(self, optimizer: str, momentum: float = 0.0) -> int:
-        """Size of the optimiser's states: two moments for Adam and AdamW, one for SGD with momentum, else none."""
-        return self.trainable * BYTES * ((1 if momentum else 0) if optimizer == "sgd" else 2)
-
-    def training_bytes(self, rows: float, optimizer: str, momentum: float = 0.0) -> int:
-        """Peak memory of training on `rows` rows at once:
-
-            weights + gradients + optimiser states + rows * saved_bytes + fixed_bytes
-
-        Left out: passing temporaries of a single operation, the fragments of the allocator, and (on a GPU) the CUDA
-        context, which `machines.yaml` has.
-        """
-        held = self.model_bytes + self.trainable * BYTES + self.optimizer_bytes(optimizer, momentum)
-        return int(held + rows * self.saved_bytes + self.fixed_bytes)
-
-
-@dataclass(frozen=True)
-class LanguageModelShape:
-    """A language model's config as JSON, without weights; `origin` says where it is from."""
-
-    name: str
-    config: str
-    origin: str
-
-
-def read_shape(name: str) -> LanguageModelShape:
-    """The shape of a language model: packaged, a local folder, the hub's cache, the table in machines.yaml, the hub.
-
-    Raises UserError where it cannot be had.
-    """
-    from transformers import AutoConfig
-
-    known = read_machines()["language_models"]
-    if name in known and not _is_cached(name):
-        return LanguageModelShape(name, json.dumps(known[name], sort_keys=True), "known sizes")
-    try:
-        config = AutoConfig.from_pretrained(locate(name))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"language model '{name}': its config cannot be read ({' '.join(str(error).split())[:160]}); "
-            "give a local folder or another hub id with --language-model"
-        ) from None
-    return shape_from_config(name, config.to_diff_dict() | {"model_type": config.model_type})
-
-
-def shape_from_config(name: str, config: dict[str, Any]) -> LanguageModelShape:
-    """The shape that a config mapping describes (`model_type` and what differs from its defaults)."""
-    return LanguageModelShape(name, json.dumps(config, sort_keys=True, default=str), "its config")
-
-
-def _is_cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return name not in PACKAGED and isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 @lru_cache(maxsize=8)
@@ -132,11 +48,6 @@ def _build_language_model(shape: LanguageModelShape, positions: str, layers: int
     values = json.loads(shape.config)
     with torch.device("meta"):
         transformer = AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
-        if not (hasattr(transformer, "embeddings") and hasattr(getattr(transformer, "encoder", None), "layer")):
-            raise UserError(
-                f"language model '{shape.name}': a {type(transformer).__name__} is not supported; "
-                "use an encoder of the BERT, RoBERTa or MPNet family"
-            )
         return LanguageModel(transformer, positions, layers)
 
 
@@ -199,26 +110,6 @@ def count_net(
         return net.predict(embedding)
 
     return _count(net, call, precision)
-
-
-def count_head(width: int, n_outputs: int) -> Counted:
-    """Costs of the linear read-out from a row's mean token."""
-    weights, forward = width * n_outputs + n_outputs, 2.0 * width * n_outputs
-    return Counted(forward, 3 * forward, BYTES * (width + n_outputs), 0.0, 0.0, weights, weights)
-
-
-def count_vocabulary(shape: LanguageModelShape, n_tokens: int) -> Counted:
-    """What masked modelling adds to the encoder over `n_tokens` tokens a row: token embeddings, and a head of a dense layer
-    and the scores of the whole vocabulary (whose matrix is that of the embeddings)."""
-    from transformers import AutoConfig
-
-    values = json.loads(shape.config)
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    width, vocabulary = config.hidden_size, config.vocab_size
-    weights = width * (vocabulary + width)
-    forward = 2.0 * n_tokens * weights
-    saved = float(BYTES * n_tokens * (2 * vocabulary + 3 * width))
-    return Counted(forward, 3 * forward, saved, 0.0, 0.0, weights, weights)
 
 
 def _count(model: nn.Module, call: Callable[[int], torch.Tensor], precision: str) -> Counted:
