@@ -9,15 +9,17 @@ import copy
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from l2g_ray.errors import UserError, nearest
 
 # `data.shift_bp: auto` for tasks whose label belongs to both strands (the official code shifts by as much).
 AUTO_SHIFT_BP = 3
+ArmName = Literal["gapped_kmer", "kmer_boosting", "positional_kmer", "cnn", "embedder_only", "l2g"]
+ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
 
 
 class _Settings(BaseModel):
@@ -281,13 +283,22 @@ class ClusterSettings(_Settings):
 
 
 class Settings(_Settings):
-    """Everything that a run can be told."""
+    """Everything that a run can be told.
+
+    `folds`: every arm is trained once a fold of train and valid rows, on the rows of the other folds, and predicts with the
+    mean of these models (0: once, on train, and validation stands in for out-of-fold rows). `arms`: what is trained, see
+    `l2g_ray.arms`. `ensemble`: how the arms' predictions become one: weights by ridge regression (stack) or by greedy
+    selection, all alike (mean), or the best arm alone.
+    """
 
     preset: str = "fast"
     # What to know before the scores are read; a warning of every row of the leaderboard.
     caution: str = ""
     seed: int = Field(default=0, ge=0)
     seeds: int = Field(default=1, ge=1)
+    folds: int = Field(default=5, ge=0)
+    arms: tuple[ArmName, ...] = Field(default=ALL_ARMS, min_length=1)
+    ensemble: Literal["stack", "greedy", "mean", "best"] = "stack"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
@@ -300,6 +311,13 @@ class Settings(_Settings):
     baselines: BaselinesSettings = BaselinesSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     cluster: ClusterSettings = ClusterSettings()
+
+    @field_validator("folds")
+    @classmethod
+    def _is_a_split(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("one fold leaves no rows to train on; set it to 2 or more, or to 0 for a single split")
+        return folds
 
     @property
     def reference_init(self) -> str:

@@ -22,7 +22,7 @@ from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.table_writer import TableWriter
 from l2g_ray.errors import UserError
-from l2g_ray.models.ensemble import to_predictions
+from l2g_ray.models.ensemble import Ensemble, to_predictions
 from l2g_ray.models.l2g import load_model
 from l2g_ray.redaction import redact
 from l2g_ray.run_folder import BEST, MODEL_FOLDERS, Arm, choose_arm, find_arm, find_task
@@ -205,7 +205,7 @@ def load_predictor(model: Path | Arm, device: str | torch.device = "auto", batch
         )
     try:
         task, length_bp = Task.model_validate(content["task"]), int(content["length_bp"])
-        strand_averaged = bool(content["strand_averaged"])
+        strand_averaged = bool(content["strand_averaged"]) and not isinstance(loaded, Ensemble)
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{folder / TASK_FILE}: holds no task that this version reads; train it again") from None
     rows = RowsAtOnce(batch_size or BATCH_SIZE)

@@ -2,62 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from l2g_ray.arms import ARMS, ENSEMBLE
 from l2g_ray.errors import UserError
 from l2g_ray.models.stored import load_config
 from l2g_ray.tasks.stored import TASK_FILE
 
 BEST = "best"
-ARM_CHOICES = (BEST, "l2g", "embedder_only", "average")
-# Folders of a finished task. An arm that has a folder of its own is found there, else in the chosen one's.
+# What the chosen model could be in runs of an earlier version, beside the arms of `arms.ARMS`.
+AVERAGE = "average"
+ARM_CHOICES = (BEST, *ARMS, AVERAGE)
+# Folders of a finished task that hold a model: the ensemble, and in an earlier version one a kind of arm.
 MODEL_FOLDERS = ("model", "embedder_only", BEST)
+# Folders with a model for each arm: those that the ensemble uses, and those that it has no use for.
+ARM_FOLDERS = (BEST, "arms")
 _NO_MODEL = "no finished model here; run `l2g-ray suite` or `l2g-ray run` first"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A stored model of a task: the arm's name, the model's folder, and whether validation chose this arm.
+    """A stored model of a task: the arm's name, the model's folder, and whether it is what the run predicts with.
 
-    `place` is what to show for the folder, for one that was fetched from elsewhere.
+    `weights` are those of an ensemble's arms. `place` is what to show for the folder, for one that was fetched from elsewhere.
     """
 
     name: str
     folder: Path
     is_best: bool = False
     place: str = ""
+    weights: tuple[tuple[str, float], ...] = ()
 
     def describe(self) -> str:
         """The arm, as a line of output names it."""
+        if self.name == ENSEMBLE:
+            return f"{self.name} of {self._shares()}"
         return f"{self.name} (best on validation)" if self.is_best else self.name
 
     def facts(self) -> dict[str, str]:
         """What a file of results says about the model that made them."""
-        chosen = {"chosen_by": "validation"} if self.is_best else {}
-        return {"arm": self.name, **chosen, "model": self.place or str(self.folder)}
+        about = {"ensemble_of": self._shares()} if self.weights else {"chosen_by": "validation"} if self.is_best else {}
+        return {"arm": self.name, **about, "model": self.place or str(self.folder)}
+
+    def _shares(self) -> str:
+        total = sum(weight for _, weight in self.weights)
+        ranked = sorted(self.weights, key=lambda pair: -pair[1])
+        return ", ".join(f"{name} {weight / total:.0%}" for name, weight in ranked)
 
 
 def list_arms(task_folder: Path) -> dict[str, Arm]:
-    """The arms of a finished task by name, and the chosen one as 'best' too; empty where there is no model.
+    """The arms of a finished task by name, and what it predicts with as 'best' too; empty where there is no model.
 
     Raises UserError for a model whose `config.json` cannot be read.
     """
-    names = {folder: read_arm(task_folder / folder) for folder in MODEL_FOLDERS if _has_model(task_folder / folder)}
-    chosen = names.get(BEST)
-    arms = {name: Arm(name, task_folder / folder, name == chosen) for folder, name in reversed(names.items())}
-    return arms if chosen is None else {BEST: Arm(chosen, task_folder / BEST, True), **arms}
+    inner = [path for name in ARM_FOLDERS for path in sorted((task_folder / name).glob("[!.]*"))]
+    found = [read_arm(path) for path in (*inner, *(task_folder / name for name in MODEL_FOLDERS)) if _has_model(path)]
+    chosen = next((arm for arm in found if arm.folder == task_folder / BEST), None)
+    arms = {arm.name: replace(arm, is_best=chosen is not None and arm.name == chosen.name) for arm in reversed(found)}
+    return arms if chosen is None else {BEST: replace(chosen, is_best=True), **arms}
 
 
-def read_arm(model_folder: Path) -> str:
-    """The arm of a stored model by its form: l2g, embedder_only, average. Raises UserError as `load_config`."""
-    return str(load_config(model_folder)["form"])
+def read_arm(model_folder: Path) -> Arm:
+    """The arm of a stored model; of an earlier version, the model's form is the name. Raises UserError as `load_config`."""
+    config = load_config(model_folder)
+    combination = config.get("combination") or {}
+    weights = tuple(zip(combination.get("arms", ()), combination.get("weights", ()), strict=True))
+    return Arm(str(config.get("arm") or config["form"]), model_folder, weights=weights)
 
 
 def find_arm(run: Path, task: str | None = None, arm: str = BEST) -> Arm:
     """An arm of a run: a suite's folder (with `task` where it has several), a task's, or a model's own.
 
-    'best' is the arm that was best on validation, and L2G in a run of an earlier version, which chose none.
+    'best' is what the run predicts with: its ensemble, in a run of an earlier version the arm that was best on validation, or
+    L2G where none was chosen.
 
     Raises UserError naming the tasks or arms to choose from, or what is missing.
     """
@@ -85,10 +103,13 @@ def find_task(run: Path, task: str | None = None) -> Path:
 def choose_arm(folder: Path, arm: str = BEST) -> Arm:
     """An arm of a task's folder, or the arm of a model's own. Raises UserError where it has no such arm."""
     if _has_model(folder):
-        name = read_arm(folder)
+        own = read_arm(folder)
         chosen = list_arms(folder.parent).get(BEST) if folder.name in MODEL_FOLDERS else None
-        arms = {name: Arm(name, folder, chosen is not None and chosen.name == name)}
-        arms[BEST] = arms[name]
+        own = replace(own, is_best=chosen is not None and chosen.name == own.name)
+        inside = {
+            one.name: one for path in sorted(folder.glob("[!.]*")) if _has_model(path) for one in [read_arm(path)]
+        }
+        arms = {own.name: own, BEST: own, **inside}
     else:
         arms = list_arms(folder)
         if arms and BEST not in arms:

@@ -214,7 +214,7 @@ def make_part(table: pa.Table, kind: Kind, length_bp: int | None, worker: tuple[
     if length_bp is None:
         length_bp = int(pc.max(pc.binary_length(table["sequence"])).as_py())
     start, stop = cut_rows(table.num_rows, rank, n_workers)
-    labels = _read_labels(table, kind)
+    labels = read_labels(table, kind)
     # An empty part encodes some row too, for its width.
     batch = make_batch(table.slice(min(start, table.num_rows - 1), max(1, stop - start)), kind, length_bp)
     return batch._take(0, stop - start, Part(start, stop, table.num_rows, count_labels(labels)))
@@ -233,12 +233,13 @@ def make_batch(table: pa.Table, kind: Kind, length_bp: int | None = None) -> Bat
     return Batch(
         torch.from_numpy(codes),
         torch.from_numpy(np.ascontiguousarray(lengths)),
-        _read_labels(table, kind),
+        read_labels(table, kind),
         torch.from_numpy(np.array(row_index, dtype=np.int64)),
     )
 
 
-def _read_labels(table: pa.Table, kind: Kind) -> torch.Tensor:
+def read_labels(table: pa.Table, kind: Kind) -> torch.Tensor:
+    """Labels of a table, as `Batch` has them."""
     if "label" not in table.column_names:
         return torch.empty(0)
     column = table["label"].combine_chunks()

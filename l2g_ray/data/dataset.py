@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from l2g_ray.data.shards import NEAR_ROWS
+from l2g_ray.data.shards import GROUPS, NEAR_ROWS
 from l2g_ray.errors import UserError
 from l2g_ray.storage import Location, as_location
 from l2g_ray.tasks.schema import Task
@@ -75,6 +75,16 @@ class PreparedTask:
         if not path.is_file():
             return None
         return read_shard(path)["row"].to_numpy()
+
+    def row_groups(self) -> np.ndarray:
+        """Group (n,) int64 of every row of train, then of valid: rows of one group belong on one side of a split.
+
+        Raises UserError where an earlier version prepared the task.
+        """
+        path = self.folder / GROUPS
+        if not path.is_file():
+            raise UserError(f"{path}: missing; prepare the task again, or set folds to 0")
+        return read_shard(path)["group"].to_numpy()
 
     def _refuse_test(self, split: str) -> None:
         if split == "test":

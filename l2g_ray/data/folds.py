@@ -1,8 +1,8 @@
-"""Folds over a task's training and validation rows: stratified, with near-identical rows and given groups on one side."""
+"""Folds over a task's training and validation rows: stratified, with equal sequences and given groups on one side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,26 +11,28 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from l2g_ray.data.batches import Source
-from l2g_ray.data.facts import join_facts, measure_facts
-from l2g_ray.data.splits import cut_folds
+from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.data.splits import cut_folds, hash_indices
 from l2g_ray.errors import UserError
 
 
-def find_groups(sources: Sequence[Source], column: str | None = None) -> np.ndarray:
-    """Group (n,) int64 of every row of the sources, in order.
+def find_groups(canonical: np.ndarray, keys: np.ndarray | None = None) -> np.ndarray:
+    """Group (n,) int64 of every row: rows of one group must not be on two sides of a split.
 
-    A sequence and its reverse complement are one group; with `column` (a chromosome, a group of the user's), so are rows that
-    agree in it, and whatever is joined through such rows.
+    Parameters
+    ----------
+    canonical : (n,) one hash for a sequence and its reverse complement (`Facts.canonical`).
+    keys : (n,) chromosomes, or groups of the user's; rows that agree in them are one group, and so is whatever is joined
+        through such rows.
     """
-    facts = join_facts(measure_facts(table["sequence"]) for source in sources for table in source.tables())
-    groups = np.unique(facts.canonical, return_inverse=True)[1]
-    if column is None:
-        return groups
-    keys = [key for source in sources for table in source.tables() for key in table[column].to_pylist()]
-    given = np.unique(np.asarray(keys), return_inverse=True)[1] + len(groups)
+    groups = np.unique(canonical, return_inverse=True)[1]
+    if keys is None or not len(groups):
+        return groups.astype(np.int64)
+    given = np.unique(keys, return_inverse=True)[1] + len(groups)
     size = int(given.max()) + 1
     edges = coo_matrix((np.ones(len(groups), np.int8), (groups, given)), shape=(size, size))
-    return connected_components(edges, directed=False)[1][groups].astype(np.int64)
+    joined = connected_components(edges, directed=False)[1][groups]
+    return np.unique(joined, return_inverse=True)[1].astype(np.int64)
 
 
 def assign_folds(groups: np.ndarray, classes: np.ndarray | None, n_folds: int, seed: int, where: str) -> np.ndarray:
@@ -51,6 +53,39 @@ def assign_folds(groups: np.ndarray, classes: np.ndarray | None, n_folds: int, s
             f"{where}: {len(names)} different sequences or groups are too few for {n_folds} folds; lower folds, or set it to 0"
         )
     return fold.astype(np.int8)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Which rows of train and valid are held out: fold `number` of `of`, dealt out by `seed`. 0 of 0: those of valid.
+
+    `groups` is a hash of the rows' groups, so that keys depend on them.
+    """
+
+    number: int
+    of: int
+    seed: int
+    groups: str = ""
+
+    def read(self, prepared: PreparedTask) -> np.ndarray:
+        """Fold (n,) of every row of train, then of valid: 0 for valid and 1 for train where there is only that split.
+
+        Raises UserError as `assign_folds` and `PreparedTask.row_groups`.
+        """
+        if not self.of:
+            return np.repeat([1, 0], [prepared.n_rows("train"), prepared.n_rows("valid")])
+        classes = None
+        if prepared.task.is_classification:
+            classes = np.concatenate([prepared.table(s, ["label"])["label"].to_numpy() for s in ("train", "valid")])
+        return assign_folds(prepared.row_groups(), classes, self.of, self.seed, prepared.task.name)
+
+
+def make_folds(prepared: PreparedTask, n_folds: int, seed: int) -> list[Fold]:
+    """All folds of a task; the given split as the only one for 0."""
+    if not n_folds:
+        return [Fold(0, 0, 0)]
+    digest = hash_indices(prepared.row_groups())[:12]
+    return [Fold(number, n_folds, seed, digest) for number in range(n_folds)]
 
 
 @dataclass(frozen=True)

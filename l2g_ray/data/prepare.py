@@ -18,13 +18,14 @@ import numpy as np
 from l2g_ray.config import DataSettings
 from l2g_ray.data.check import Part, check_splits
 from l2g_ray.data.dataset import MANIFEST_SCHEMA, PreparedTask, open_prepared
+from l2g_ray.data.folds import find_groups
 from l2g_ray.data.leakage import find_overlap
 from l2g_ray.data.missing import missing_texts
 from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.raw import ALL, RawTask
 from l2g_ray.data.shards import MANIFEST, scratch_folder, write_prepared
-from l2g_ray.data.splits import cut_validation, find_key_column, hash_indices, part_rows
+from l2g_ray.data.splits import cut_validation, find_key_column, find_rule, hash_indices, part_rows
 from l2g_ray.data.spool import Selection, Spool, spool_pieces
 from l2g_ray.errors import UserError
 from l2g_ray.redaction import redact
@@ -86,6 +87,7 @@ def prepare(
             indices["valid"] = valid.pop("indices")
         splits, train_leakage = _part_from("valid", splits, settings, warnings)
         _check_classes(splits, task, warnings)
+        groups = _find_groups([splits["train"], splits["valid"]], raw.options)
         manifest = {
             "schema": MANIFEST_SCHEMA,
             "key": key,
@@ -101,7 +103,7 @@ def prepare(
             "warnings": warnings,
         }
         progress("writing shards", 0)
-        write_prepared(out, scratch, splits, indices, near_rows, manifest, rows_per_shard)
+        write_prepared(out, scratch, splits, indices, near_rows, groups, manifest, rows_per_shard)
     return open_prepared(out)
 
 
@@ -144,6 +146,7 @@ def _content_key(raw: RawTask, settings: DataSettings, rows_per_shard: int) -> s
         "content": raw.content,
         "settings": settings.model_dump(mode="json", include=_USED_SETTINGS),
         "rows_per_shard": rows_per_shard,
+        "groups": 1,  # a folder of an earlier version has none
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -248,6 +251,14 @@ def _cut_valid(
         "indices": train.rows[chosen],
     }
     return {**splits, "train": train.keep(~chosen), "valid": train.keep(chosen)}, made
+
+
+def _find_groups(parts: list[Selection], options: SourceOptions) -> np.ndarray:
+    """Group of every row of the parts, by sequence and by what the split goes by: a column of groups, or chromosomes."""
+    column = options.group_column or ("chrom" if find_rule(options) == "chromosome" else "")
+    keys = [np.asarray(part.spool.keys[column])[part.rows] for part in parts if column in part.spool.keys]
+    canonical = np.concatenate([part.facts.canonical for part in parts])
+    return find_groups(canonical, np.concatenate(keys) if len(keys) == len(parts) else None)
 
 
 def _check_classes(splits: dict[str, Selection], task: Task, warnings: list[str]) -> None:

@@ -23,6 +23,7 @@ from l2g_ray.storage import Location
 
 MANIFEST = "task.json"
 NEAR_ROWS = "near_train.parquet"
+GROUPS = "groups.parquet"
 
 
 @contextlib.contextmanager
@@ -62,10 +63,12 @@ def write_prepared(
     splits: dict[str, Selection],
     indices: dict[str, np.ndarray],
     near_rows: np.ndarray,
+    groups: np.ndarray,
     manifest: dict[str, Any],
     rows_per_shard: int,
 ) -> None:
-    """Write shards, index files, the numbers of test rows near to train rows, and manifest. `manifest` gets the keys 'shards' and each split's 'fingerprint'.
+    """Write shards, index files, the numbers of test rows near to train rows, the group of every train and valid row (in
+    this order), and manifest. `manifest` gets the keys 'shards' and each split's 'fingerprint'.
 
     A local folder is swapped in by one rename; in a store, shards have names of their own and the manifest comes last.
     """
@@ -80,6 +83,7 @@ def write_prepared(
         (ready / "splits").mkdir(exist_ok=True)
         pq.write_table(pa.table({"row": rows}), ready / "splits" / f"{name}_indices.parquet", compression="zstd")
     pq.write_table(pa.table({"row": near_rows}), ready / NEAR_ROWS, compression="zstd")
+    pq.write_table(pa.table({"group": groups}), ready / GROUPS, compression="zstd")
     (ready / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     if out.is_remote:
         _upload(ready, out)

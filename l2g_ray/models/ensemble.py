@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,16 +62,16 @@ class Combination:
 
 
 class Ensemble(nn.Module):
-    """What a run predicts with: every arm of a `Combination` that has a weight, as the mean of its models' predictions."""
+    """What a run predicts with: every arm of a `Combination`, each of them a model or the mean of its fold models.
 
-    def __init__(
-        self, combination: Combination, arms: Mapping[str, Sequence[nn.Module]], both_strands: Mapping[str, bool]
-    ) -> None:
-        """`arms` has the models of each arm; `both_strands` says of which the predictions are means over both strands."""
+    Its predictions are of both strands already where `both_strands` says so: weights are for each arm's mean over strands.
+    """
+
+    def __init__(self, combination: Combination, arms: Mapping[str, nn.Module], both_strands: bool) -> None:
         super().__init__()
         self.combination = combination
-        self.both_strands = dict(both_strands)
-        self.arms = nn.ModuleDict({name: nn.ModuleList(models) for name, models in arms.items()})
+        self.both_strands = both_strands
+        self.arms = nn.ModuleDict({name: arms[name] for name in combination.arms})
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Codes (batch, length) uint8 and lengths (batch,) to logits or values (batch, n_outputs)."""
@@ -79,11 +79,7 @@ class Ensemble(nn.Module):
         return self.combination.combine(predictions).float().to(codes.device)
 
     def predict_arm(self, arm: str, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Probabilities or values (batch, n_outputs) of one arm: the mean over its models and, where that is so, strands."""
-        strands = [codes]
-        if self.both_strands[arm]:
-            strands.append(reverse_complement(codes, lengths_bp))
-        models = self.arms[arm]
-        assert isinstance(models, nn.ModuleList)
-        outputs = [to_predictions(self.combination.kind, model(s, lengths_bp)) for model in models for s in strands]
-        return torch.stack(outputs).mean(0)
+        """Probabilities or values (batch, n_outputs) of one arm, over both strands where that is so."""
+        strands = [codes, reverse_complement(codes, lengths_bp)] if self.both_strands else [codes]
+        kind = self.combination.kind
+        return torch.stack([to_predictions(kind, self.arms[arm](one, lengths_bp)) for one in strands]).mean(0)

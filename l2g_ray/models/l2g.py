@@ -18,6 +18,7 @@ from l2g_ray.models.baselines import Baseline, BaselineConfig
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
+from l2g_ray.models.ensemble import Combination, Ensemble
 from l2g_ray.models.genomic_lm import TOKENIZER_FOLDER, GenomicLM, build_genomic_lm, describe_genomic_lm
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.stored import MODEL_SCHEMA, load_config
@@ -69,14 +70,25 @@ class L2GModel(nn.Module):
         return outputs + self.net.predict(embedding) if self.config.combine == "skip" else outputs
 
 
-Model = L2GModel | EmbedderNet | Baseline | SmallCNN | DeepSTARR | GenomicLM | AverageModel
+Model = L2GModel | EmbedderNet | Baseline | SmallCNN | DeepSTARR | GenomicLM | AverageModel | Ensemble
 
 
-def save_model(model: Model, folder: Path) -> None:
-    """Write `model.safetensors` and `config.json` into an existing folder; no pickle, so a model is safe to load."""
+def save_model(model: Model, folder: Path, arm: str = "") -> None:
+    """Write `model.safetensors` and `config.json` into an existing folder; no pickle, so a model is safe to load.
+
+    An ensemble has a folder for each of its arms instead of weights of its own. `arm`: the model's name in a run.
+    """
+    named = {"arm": arm} if arm else {}
+    if isinstance(model, Ensemble):
+        described = {"form": "ensemble", "both_strands": model.both_strands, "combination": model.combination.to_dict()}
+        for name, member in model.arms.items():
+            (folder / name).mkdir()
+            save_model(member, folder / name, name)  # type: ignore[arg-type]
+        (folder / "config.json").write_text(json.dumps({"schema": MODEL_SCHEMA, **named, **described}, indent=1))
+        return
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, str(folder / "model.safetensors"))
-    (folder / "config.json").write_text(json.dumps({"schema": MODEL_SCHEMA, **_describe(model)}, indent=1))
+    (folder / "config.json").write_text(json.dumps({"schema": MODEL_SCHEMA, **named, **_describe(model)}, indent=1))
     if isinstance(model, GenomicLM):
         model.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
 
@@ -114,6 +126,10 @@ def load_model(folder: Path) -> Model:
     Raises UserError for a folder that holds no model, or one of another schema.
     """
     config = load_config(folder)
+    if config["form"] == "ensemble":
+        combination = Combination(**config["combination"])
+        arms = {name: load_model(folder / name) for name in combination.arms}
+        return Ensemble(combination, arms, config["both_strands"]).eval()
     try:
         state = load_file(str(folder / "model.safetensors"))
     except (OSError, SafetensorError) as error:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from l2g_ray.arms import ENSEMBLE
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.halving import rung_epochs
 from l2g_ray.results.explained import read_explained
 from l2g_ray.results.report import TaskDetails
+from l2g_ray.results.rows import name_arm
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 
 
@@ -30,6 +32,7 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
     task = manifest["task"]
     sign = find_metric(row["metric"]).sign
     seed = stages.get("deployed", {}).get("seed", frame["seed"].min())
+    shown = ENSEMBLE if row.get("used") else "l2g"
     finetune = settings.get("finetune", {})
     # A label of many outputs is one column a name there.
     labels = tuple(task["labels"])
@@ -45,9 +48,9 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
         source=task.get("source", ""),
         licence=task.get("licence", ""),
         group=task.get("group", ""),
-        metrics={"L2G": row["metrics"]["l2g"], "embedder only": row["metrics"]["embedder_only"]},
+        metrics={name_arm(arm): metrics for arm, metrics in row["metrics"].items()},
         history=_read_history(stages, row["metric"]),
-        predictions=frame[(frame["arm"] == "l2g") & (frame["seed"] == seed)],
+        predictions=frame[(frame["arm"] == shown) & (frame["seed"] == seed)],
         trials=[
             {**trial, "best_score": None if trial.get("best_score") is None else sign * trial["best_score"]}
             for trial in stages["trials"]

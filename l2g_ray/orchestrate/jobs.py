@@ -10,16 +10,18 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from l2g_ray.config import Settings
-from l2g_ray.counts import default_architecture
+from l2g_ray.counts import average_strands, default_architecture
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
+from l2g_ray.data.folds import Fold, SelectedRows
 from l2g_ray.errors import UserError
 from l2g_ray.models.corpus import find_corpus
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
@@ -41,11 +43,12 @@ from l2g_ray.stages.common import (
     build_net,
     make_embedder_config,
     make_label_scale,
+    predict_source,
     read_reference,
 )
 from l2g_ray.stages.deepstarr import build_deepstarr, train_deepstarr
 from l2g_ray.stages.embedder_only import train_embedder_only
-from l2g_ray.stages.evaluate import Contender, evaluate
+from l2g_ray.stages.evaluate import HELD_OUT, Contender, evaluate
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.genomic_lm import tune_genomic_lm
 from l2g_ray.stages.loop import Report, Runtime, TrainResult
@@ -75,21 +78,35 @@ class Context:
         return self.language_model
 
 
-def load_data(prepared: PreparedTask, train: Source | None = None, valid: Source | None = None) -> TaskData:
-    """Training and validation rows, streamed from the shards unless sources are given."""
+# Stages whose models are arms: each keeps what it predicts for the rows that are held out.
+ARM_STAGES = frozenset({"baseline", "embedder_only", "refit"})
+
+
+def load_data(
+    prepared: PreparedTask, train: Source | None = None, valid: Source | None = None, fold: Fold | None = None
+) -> TaskData:
+    """Training and validation rows, streamed from the shards unless sources are given; with a fold, the rows of the other
+    folds and its own."""
     task = prepared.task
     outputs = prepared.manifest["splits"]["train"].get("outputs", {})
     means, sds = ([outputs.get(label, {}).get(name) for label in task.labels] for name in ("mean", "sd"))
     offset, scale = make_label_scale(task, means, sds)
     lengths = prepared.length_range()
+    train = train or ShardSource(tuple(prepared.shard_paths("train")), prepared.n_rows("train"))
+    valid = valid or ShardSource(tuple(prepared.shard_paths("valid")), prepared.n_rows("valid"))
+    held_out = fold is not None and fold.of > 0
+    if fold is not None and held_out:
+        inside = fold.read(prepared) == fold.number
+        train, valid = SelectedRows((train, valid), ~inside), SelectedRows((train, valid), inside)
     return TaskData(
         task=task,
-        train=train or ShardSource(tuple(prepared.shard_paths("train")), prepared.n_rows("train")),
-        valid=valid or ShardSource(tuple(prepared.shard_paths("valid")), prepared.n_rows("valid")),
+        train=train,
+        valid=valid,
         length_bp=lengths[1],
         fixed_length=lengths[0] == lengths[1],
         label_offset=offset,
         label_scale=scale,
+        held_out=held_out,
     )
 
 
@@ -165,9 +182,10 @@ def _run_locked(
             prepared = open_prepared(spec["prepared"])
             for folder in (*filter(None, [spec.get("reference")]), *spec["inputs"].values()):
                 store.need(Path(folder))
+            fold = Fold(**spec["args"]["fold"]) if "fold" in spec["args"] else None
             context = Context(
                 prepared,
-                load_data(prepared, train, valid),
+                load_data(prepared, train, valid, fold),
                 settings,
                 read_reference(Path(spec["reference"]), spec["reference_facts"]) if "reference" in spec else None,
                 runtime,
@@ -176,6 +194,8 @@ def _run_locked(
                 Path(pretrained) if pretrained else None,
             )
             values = STAGES[spec["stage"]](context, spec["args"])
+            if fold is not None and spec["stage"] in ARM_STAGES and team.is_first and "skipped" not in values:
+                _predict_held_out(context)
     # A stage that trains counts its epochs itself, those before an interruption too.
     values = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu} | values
     gpus = spec.get("gpus", 0.0) * team.size
@@ -184,6 +204,16 @@ def _run_locked(
     if not team.is_first:
         return values
     return store.commit(spec["stage"], spec["key"], values).values
+
+
+def _predict_held_out(context: Context) -> None:
+    """Keep the predictions (n, n_outputs) of the stored model for the held-out rows, as they would be reported."""
+    runtime = replace(context.runtime, team=ALONE)
+    model = load_model(context.work).to(runtime.device)
+    both = average_strands(context.settings, context.prepared.task)
+    size = context.settings.evaluate.batch_size
+    predictions, _ = predict_source(model, context.data.valid, context.prepared.task, runtime, size, rc_average=both)
+    np.save(context.work / HELD_OUT, predictions.astype(np.float32))
 
 
 def _summary(training: TrainResult, inherited_epochs: int = 0) -> dict[str, Any]:
@@ -355,14 +385,14 @@ def _refit(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 def _baseline(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     try:
-        model, values = _fit_baseline(context, args["name"], args["seed"])
+        model, values = _fit_baseline(context, args["name"], args["seed"], args.get("strength"))
     except NotApplicable as reason:
         return {"skipped": str(reason)}
     save_model(model, context.work)
     return values
 
 
-def _fit_baseline(context: Context, name: str, seed: int) -> tuple[Model, dict[str, Any]]:
+def _fit_baseline(context: Context, name: str, seed: int, strength: float | None) -> tuple[Model, dict[str, Any]]:
     data, settings, runtime = context.data, context.settings, context.runtime
     if name == "genomic_lm":
         tuned = tune_genomic_lm(data, settings, runtime, seed)
@@ -373,7 +403,7 @@ def _fit_baseline(context: Context, name: str, seed: int) -> tuple[Model, dict[s
     elif name == "deepstarr":
         training, net = train_deepstarr(data, settings, runtime, seed), build_deepstarr(data, seed)
     else:
-        fitted = fit_baseline(name, data, settings, runtime, seed)
+        fitted = fit_baseline(name, data, settings, runtime, seed, strength)
         return fitted.model, {"score": fitted.score, "chosen": fitted.chosen}
     net.load_state_dict(training.best_state)
     return net, _summary(training) | {"chosen": _chosen_epochs(training)}
@@ -384,8 +414,9 @@ def _chosen_epochs(training: TrainResult) -> dict[str, int]:
 
 
 def _evaluate(context: Context, args: dict[str, Any]) -> dict[str, Any]:
-    contenders = [Contender(c["arm"], c["seed"], context.inputs[f"{c['arm']}:{c['seed']}"]) for c in args["contenders"]]
-    return evaluate(context.prepared, context.settings, context.runtime, contenders, context.work)
+    contenders = [Contender(**named, folder=context.inputs[name]) for name, named in args["contenders"].items()]
+    fold = Fold(**args["folds"]) if args["folds"] else None
+    return evaluate(context.prepared, context.settings, context.runtime, contenders, fold, context.work)
 
 
 STAGES: dict[str, Callable[[Context, dict[str, Any]], dict[str, Any]]] = {

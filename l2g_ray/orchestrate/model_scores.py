@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from l2g_ray.orchestrate.compare import read_outputs
-from l2g_ray.stages.metrics import compute_metrics
+from l2g_ray.arms import ENSEMBLE
 from l2g_ray.tasks.schema import Task
 
 Metrics = dict[str, float]
@@ -35,39 +33,23 @@ class ModelScores:
 def read_scores(folder: Path, task: Task, row: Mapping[str, Any]) -> ModelScores:
     """The scores of a finished task, from its folder and its leaderboard row.
 
-    The stored model is of one seed (an average: of one seed for each member), the one that was best on validation. Its
-    own validation score is known only where there is one seed.
+    The stored model is the ensemble of one seed. In MLflow `valid_*` are scores on held-out rows (`oof` in the leaderboard),
+    of a baseline those on validation.
     """
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
-    arm, validation = row["chosen"]["arm"], row["chosen"]["validation"]
     arms: Metrics = {}
-    for name in dict.fromkeys(entry["arm"] for entry in metrics):
+    for name in dict.fromkeys(entry["arm"] for entry in metrics if entry["arm"] != ENSEMBLE):
         seeds = [_numbers(entry["test"]) for entry in metrics if entry["arm"] == name]
         arms |= {f"test_{name}_{metric}": float(np.mean([one[metric] for one in seeds])) for metric in seeds[0]}
-    arms |= {f"valid_{name}_{task.metric}": value for name, value in validation.items() if value is not None}
-    arms |= {
-        f"valid_{name}_{task.metric}": scores["validation"]
-        for name, scores in row["baselines"].items()
-        if isinstance(scores, Mapping) and scores.get("validation") is not None
-    }
-    own = {f"test_{metric}": value for metric, value in _read_own(folder, task, arm, metrics).items()}
-    if len(row["test"]["per_seed"]) == 1 and validation.get(arm) is not None:
-        own[f"valid_{task.metric}"] = validation[arm]
-    return ModelScores(arm, own, arms)
-
-
-def _read_own(folder: Path, task: Task, arm: str, metrics: list[dict[str, Any]]) -> Metrics:
-    deployed = json.loads((folder / "stages.json").read_text())["deployed"]
-    seeds = {"l2g": deployed["seed"], "embedder_only": deployed["embedder_seed"]}
-    members = [arm] if arm in seeds else list(seeds)
-    if len({seeds[member] for member in members}) == 1:
-        seed = seeds[members[0]]
-        return _numbers(next(e["test"] for e in metrics if (e["arm"], e["seed"]) == (arm, seed)))
-    frame = pd.read_parquet(folder / "predictions.parquet")
-    parts = [frame[(frame["arm"] == member) & (frame["seed"] == seeds[member])] for member in members]
-    read = [read_outputs(task, part) for part in parts]
-    outputs = np.mean([outputs for _, outputs in read], axis=0)
-    return _numbers(compute_metrics(task.kind, read[0][0], outputs, list(task.labels)))
+    known = {name: (one["oof"] or {}).get("mean") for name, one in row["arms"].items()}
+    known |= {name: one.get("validation") for name, one in row["baselines"].items() if isinstance(one, Mapping)}
+    arms |= {f"valid_{name}_{task.metric}": value for name, value in known.items() if value is not None}
+    seed = json.loads((folder / "stages.json").read_text())["deployed"]["seed"]
+    own = _numbers(next(e["test"] for e in metrics if (e["arm"], e["seed"]) == (ENSEMBLE, seed)))
+    scores = {f"test_{metric}": value for metric, value in own.items()}
+    seeds_used = sorted({entry["seed"] for entry in metrics if entry["arm"] == ENSEMBLE})
+    scores[f"valid_{task.metric}"] = row["used"]["oof"]["per_seed"][seeds_used.index(seed)]
+    return ModelScores(ENSEMBLE, scores, arms)
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Metrics:

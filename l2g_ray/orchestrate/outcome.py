@@ -11,43 +11,44 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from l2g_ray.arms import ENSEMBLE, WITHOUT
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.models.stored import load_config
-from l2g_ray.orchestrate.compare import ArmScores
+from l2g_ray.orchestrate.compare import ArmScores, read_outputs
 from l2g_ray.orchestrate.cuts import warn_of_cuts
-from l2g_ray.orchestrate.pipeline import TaskOutcome
+from l2g_ray.orchestrate.pipeline import Member, TaskOutcome
 from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
 from l2g_ray.places import name_place
 from l2g_ray.results.rows import warn_of_baseline, warn_of_findings, warn_of_near_duplicates
+from l2g_ray.stages.metrics import score
 from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.published import published_scores
+from l2g_ray.tasks.schema import Task
 from l2g_ray.tasks.stored import write_task_file
 
-ARMS = ("l2g", "embedder_only")
+# Arms of which a row has all metrics, and scores on rows without near-duplicates.
+SHOWN = (ENSEMBLE, "l2g", "embedder_only")
 
 
 def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome) -> None:
-    """Copy what a person wants to keep out of the store: model, predictions, metrics, where each stage's result is."""
+    """Copy what a person wants to keep out of the store: models, predictions, metrics, where each stage's result is.
+
+    `best/` is the ensemble of one seed, the one with the best score on held-out rows, with a folder for each of its arms; the
+    arms that it has no use for are in `arms/`.
+    """
     staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    evaluation = outcome.evaluation.values
-    number = max(range(len(outcome.refits)), key=lambda i: outcome.refits[i].values["score"])
-    refit, align = outcome.refits[number], outcome.aligned[number]
-    alone = max(outcome.embedders, key=lambda r: r.values["score"])
-    length_bp = load_config(alone.folder)["embedder"]["length_bp"]
-    for name, source in (("model", refit), ("embedder_only", alone)):
-        (staging / name).mkdir()
-        for file in ("model.safetensors", "config.json"):
-            shutil.copy(source.folder / file, staging / name / file)
-    chosen = {"l2g": ["model"], "embedder_only": ["embedder_only"], "average": ["model", "embedder_only"]}
-    write_best(staging / "best", [staging / name for name in chosen[evaluation["choice"]["arm"]]], prepared.task.kind)
-    for name in ("model", "embedder_only", "best"):
-        write_task_file(staging / name, prepared.task, evaluation["strand_averaged"], length_bp)
-    shutil.copy(outcome.evaluation.folder / "predictions.parquet", staging / "predictions.parquet")
+    evaluation, task = outcome.evaluation.values, prepared.task
+    for name in ("predictions.parquet", "oof.parquet"):
+        shutil.copy(outcome.evaluation.folder / name, staging / name)
+    seed = choose_seed(task, pd.read_parquet(staging / "oof.parquet"))
+    write_models(staging, outcome.members, evaluation["combinations"][str(seed)], seed, evaluation["strand_averaged"])
+    for config in staging.glob("**/config.json"):
+        write_task_file(config.parent, task, evaluation["strand_averaged"], prepared.length_range()[1])
     metrics = {key: value for key, value in evaluation.items() if key not in COST_KEYS}
     (staging / "metrics.json").write_text(json.dumps(_finite(metrics), indent=1))
+    first = {m.arm: m.result for m in outcome.members if (m.seed, m.fold) == (seed, 0)}
     stages = {
         "backbone": outcome.backbone,
         "select_scores": outcome.select_scores,
@@ -60,15 +61,14 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         "spent": [one.to_dict() for one in outcome.spent],
         "results": {
             f"{r.stage}/{r.key}": name_place(r.folder, folder)
-            for r in [*outcome.refits, *outcome.embedders, outcome.evaluation]
+            for r in [*(member.result for member in outcome.members), outcome.evaluation]
         },
-        # How the deployed model came to be: for `embed`, which looks at it before and after each stage. Places are
-        # relative to this folder, so that they hold after the runs were moved.
+        # How the deployed model came to be: for `embed`, which looks at the first fold's before and after each stage.
+        # Places are relative to this folder, so that they hold after the runs were moved.
         "deployed": {
-            "seed": outcome.seeds[number],
-            "embedder_seed": outcome.seeds[outcome.embedders.index(alone)],
-            "align": name_place(align.folder, folder),
-            "refit": name_place(refit.folder, folder),
+            "seed": seed,
+            **({"align": name_place(outcome.aligned[seed, 0].folder, folder)} if outcome.aligned else {}),
+            **({"refit": name_place(first["l2g"].folder, folder)} if "l2g" in first else {}),
             "prepared": name_place(prepared.folder.absolute(), folder),
             **({"pretrain": name_place(outcome.pretrained.folder, folder)} if outcome.pretrained else {}),
         },
@@ -79,29 +79,49 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
     os.replace(staging, folder)
 
 
-def write_best(folder: Path, members: list[Path], kind: str) -> None:
-    """The chosen model as one folder: a copy, or the mean of several members' predictions."""
-    if len(members) == 1:
-        shutil.copytree(members[0], folder)
-        return
+def choose_seed(task: Task, oof: pd.DataFrame) -> int:
+    """The seed whose ensemble scores best on held-out rows, the first of equals."""
+    used = oof[oof["arm"] == ENSEMBLE]
+    parts = {int(seed): used[used["seed"] == seed] for seed in used["seed"].unique()}
+    sign = find_metric(task.metric).sign
+    scores = {seed: sign * score(task.kind, task.metric, *read_outputs(task, part)) for seed, part in parts.items()}
+    known = {seed: value for seed, value in scores.items() if np.isfinite(value)}
+    return max(known or scores, key=lambda seed: known.get(seed, 0.0))
+
+
+def write_models(folder: Path, members: list[Member], combined: dict[str, Any], seed: int, both_strands: bool) -> None:
+    """Write `best/`, the ensemble of one seed, and `arms/` with the arms of it that have no weight."""
     from l2g_ray.models.average import AverageModel  # with torch, which a driver has no other use for
+    from l2g_ray.models.ensemble import Combination, Ensemble
     from l2g_ray.models.l2g import load_model, save_model
 
-    folder.mkdir()
-    save_model(AverageModel(kind, [load_model(member) for member in members]), folder)
+    combination = Combination(**combined)
+
+    def join(arm: str) -> Any:
+        models = [load_model(m.result.folder) for m in members if (m.arm, m.seed) == (arm, seed)]
+        return models[0] if len(models) == 1 else AverageModel(combination.kind, models)
+
+    (folder / "best").mkdir()
+    ensemble = Ensemble(combination, {arm: join(arm) for arm in combination.arms}, both_strands)
+    save_model(ensemble, folder / "best", ENSEMBLE)
+    for arm in dict.fromkeys(member.arm for member in members):
+        if arm not in combination.arms:
+            target = folder / "arms" / arm
+            target.mkdir(parents=True)
+            save_model(join(arm), target, arm)
 
 
 def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcome, folder: Path) -> dict[str, Any]:
     """The leaderboard row of a task (design: `leaderboard.json`), with bootstrap intervals over test rows and seeds."""
     task, evaluation = prepared.task, outcome.evaluation.values
-    frame = pd.read_parquet(folder / "predictions.parquet")
-    arms = ArmScores(task, frame, settings.evaluate.bootstrap_resamples, settings.seed)
+    frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("predictions", "oof")}
+    resamples = settings.evaluate.bootstrap_resamples
+    arms, held_out = (ArmScores(task, frame, resamples, settings.seed) for frame in frames.values())
     counts = prepared.manifest["splits"]
-    sign = find_metric(task.metric).sign
-    validation = [sign * float(r.values["score"]) for r in outcome.refits]
     published = published_scores(task.bench, task.name)
-    used = evaluation["choice"]["arm"]
     near = prepared.near_train_rows()
+    every = summarise_arms(arms, held_out, outcome)
+    both = {"l2g", "embedder_only"} <= every.keys()
     row = {
         "task": task.name,
         "title": task.title,
@@ -109,18 +129,20 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "metric": task.metric,
         "synthetic": task.synthetic,
         "group": task.group,
-        "test": arms.summarise("l2g"),
-        "validation": {"mean": float(np.mean(validation)), "per_seed": validation},
-        "embedder_only": arms.summarise("embedder_only"),
-        "difference": arms.subtract("l2g", "embedder_only"),
-        "average": arms.summarise("average"),
-        "chosen": evaluation["choice"] | {"test": arms.summarise(used)},
-        "test_without_near_duplicates": None if near is None else score_apart(arms, near, used),
+        "test": every["l2g"]["test"] if "l2g" in every else None,
+        "validation": held_out.summarise("l2g" if "l2g" in every else ENSEMBLE),
+        "embedder_only": every["embedder_only"]["test"] if "embedder_only" in every else None,
+        "difference": arms.subtract("l2g", "embedder_only") if both else None,
+        "used": summarise_used(arms, held_out, outcome, settings, folder),
+        "arms": every,
+        "test_without_near_duplicates": None if near is None else score_apart(arms, near),
         "check": count_findings(prepared.manifest),
-        "baselines": _baselines(arms, outcome, sign),
+        "baselines": _baselines(arms, outcome, find_metric(task.metric).sign),
         "strand_averaged": evaluation["strand_averaged"],
-        "metrics": {arm: _mean_metrics(evaluation["metrics"], arm, "test") for arm in ARMS},
-        "metrics_plain": {arm: _mean_metrics(evaluation["metrics"], arm, "test_plain") for arm in ARMS},
+        "metrics": {arm: _mean_metrics(evaluation["metrics"], arm, "test") for arm in SHOWN if arm in arms.parts},
+        "metrics_plain": {
+            arm: _mean_metrics(evaluation["metrics"], arm, "test_plain") for arm in SHOWN if arm in arms.parts
+        },
         "n_train": counts["train"]["rows"],
         "n_valid": counts["valid"]["rows"],
         "n_test": counts["test"]["rows"],
@@ -134,7 +156,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "architecture_from": max(outcome.rivals, key=lambda name: outcome.rivals[name])
         if outcome.rivals
         else "searched",
-        "hyperparameters": outcome.best_trial["trial"],
+        "hyperparameters": outcome.best_trial["trial"] if outcome.best_trial else {},
         "trials": len(outcome.trials),
         "wall_s": round(outcome.wall_s, 1),
         "cpu_s": round(sum(outcome.cost.values()), 1),
@@ -152,12 +174,48 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
     return row
 
 
-def score_apart(arms: ArmScores, near: np.ndarray, used: str) -> dict[str, Any] | None:
+def summarise_used(
+    arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome, settings: Settings, folder: Path
+) -> dict[str, Any]:
+    """What the run predicts with: its scores, how many models of how many bytes, and rows per second on this machine."""
+    combined = list(outcome.evaluation.values["combinations"].values())
+    taken = set().union(*(one["arms"] for one in combined))
+    took_s = sum(outcome.evaluation.values["predict_s"][arm] for arm in taken)
+    return {
+        "arm": ENSEMBLE,
+        "ensemble": settings.ensemble,
+        "folds": settings.folds,
+        "test": arms.summarise(ENSEMBLE),
+        "oof": held_out.summarise(ENSEMBLE),
+        "models": sum(m.arm in taken and m.seed == outcome.seeds[0] for m in outcome.members),
+        "bytes": sum(path.stat().st_size for path in (folder / "best").glob("**/*.safetensors")),
+        "rows_per_s": round(outcome.evaluation.values["n_test"] / took_s, 1) if took_s else None,
+    }
+
+
+def summarise_arms(arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome) -> dict[str, Any]:
+    """Of every arm: its scores on test and on held-out rows, its weight (mean over seeds), and what the ensemble gains by it
+    on held-out rows."""
+    combined = list(outcome.evaluation.values["combinations"].values())
+    found = {}
+    for arm in dict.fromkeys(member.arm for member in outcome.members):
+        weights = [dict(zip(one["arms"], one["weights"], strict=True)).get(arm, 0.0) for one in combined]
+        without = f"{WITHOUT}{arm}"
+        found[arm] = {
+            "test": arms.summarise(arm),
+            "oof": held_out.summarise(arm) if arm in held_out.parts else None,
+            "weight": float(np.mean(weights)),
+            "adds": held_out.subtract(ENSEMBLE, without) if without in held_out.parts else None,
+        }
+    return found
+
+
+def score_apart(arms: ArmScores, near: np.ndarray) -> dict[str, Any] | None:
     """Scores on the test rows that are no near-duplicates of train rows; None where none is, or all are."""
     if not 0 < len(near) < arms.n_rows:
         return None
     rest = arms.without(near)
-    scores = {name: rest.summarise(arm) for name, arm in {"used": used, **{arm: arm for arm in ARMS}}.items()}
+    scores = {("used" if arm == ENSEMBLE else arm): rest.summarise(arm) for arm in SHOWN if arm in rest.parts}
     return {"dropped": len(near), "n": rest.n_rows, **scores}
 
 
@@ -170,12 +228,12 @@ def count_findings(manifest: dict[str, Any]) -> dict[str, int | None]:
 
 
 def _baselines(arms: ArmScores, outcome: TaskOutcome, sign: float) -> dict[str, Any]:
-    """Each baseline's test score, its validation score, and L2G minus it over the same rows."""
+    """Each baseline's test score, its validation score, and the ensemble minus it over the same rows."""
     return {
         name: {
             **arms.summarise(name),
             "validation": sign * float(result.values["score"]),
-            "difference": arms.subtract("l2g", name),
+            "difference": arms.subtract(ENSEMBLE, name),
         }
         for name, result in outcome.baselines.items()
         if name in arms.parts

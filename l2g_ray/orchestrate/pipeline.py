@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import log
 from typing import Any, TypeVar
 
+from l2g_ray.arms import ARMS, find_arms
 from l2g_ray.config import Settings
 from l2g_ray.counts import default_architecture
 from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.data.folds import Fold, make_folds
 from l2g_ray.orchestrate.board import make_winner_event
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.guard import persist
@@ -23,6 +25,8 @@ from l2g_ray.orchestrate.trials import Place, emit_history, run_jobs
 
 T = TypeVar("T")
 
+# The arms that need a backbone.
+EMBEDDING_ARMS = frozenset({"embedder_only", "l2g"})
 LORA_SETTINGS = ("lora_rank", "lora_alpha")
 # What a stage's result does not depend on, so that arms that differ in it share the result: what the text is stands in
 # the reference's key, and the alpha of one alignment in its arguments.
@@ -32,8 +36,22 @@ NOT_IN_WARMUP = NOT_IN_ALIGN | {"enabled", "distance"}
 
 
 @dataclass(frozen=True)
+class Member:
+    """A trained model of an arm: its seed, and the fold that it has not seen (0 where there is one split only)."""
+
+    arm: str
+    seed: int
+    fold: int
+    result: StageResult
+
+
+@dataclass(frozen=True)
 class TaskOutcome:
-    """All that one task's pipeline found; the leaderboard row is made of it."""
+    """All that one task's pipeline found; the leaderboard row is made of it.
+
+    `members` are the models of all arms; `aligned` the embedders that L2G's went on from, by seed and fold. Without L2G among
+    the arms there are no `trials`.
+    """
 
     task: str
     seeds: list[int]
@@ -42,10 +60,9 @@ class TaskOutcome:
     architecture: list[tuple[int, int]]
     rivals: dict[str, float]
     trials: list[dict[str, Any]]
-    best_trial: dict[str, Any]
-    refits: list[StageResult]
-    aligned: list[StageResult]
-    embedders: list[StageResult]
+    best_trial: dict[str, Any] | None
+    members: list[Member]
+    aligned: dict[tuple[int, int], StageResult]
     baselines: dict[str, StageResult]
     evaluation: StageResult
     histories: dict[str, list[dict[str, Any]]]
@@ -68,8 +85,18 @@ def describe_data(prepared: PreparedTask, settings: Settings) -> dict[str, Any]:
     }
 
 
-def make_baseline_job(prepared: PreparedTask, settings: Settings, name: str) -> Job:
-    """A simple model on the task's rows; nothing of the embedder or the language model is in its key."""
+def make_baseline_job(
+    prepared: PreparedTask,
+    settings: Settings,
+    name: str,
+    seed: int | None = None,
+    fold: Fold | None = None,
+    strength: float | None = None,
+) -> Job:
+    """A simple model on the task's rows; nothing of the embedder or the language model is in its key.
+
+    With a fold it is an arm's member, whose penalty has the `strength` given.
+    """
     own = settings.baselines.model_dump(mode="json", exclude={"names"})
     parts = describe_data(prepared, settings) | {"settings": own}
     if name == "deepstarr":  # trains as the embedder alone does
@@ -86,7 +113,10 @@ def make_baseline_job(prepared: PreparedTask, settings: Settings, name: str) -> 
             "batch_size": min(stage.batch_size),
             "genomic_model": fingerprint_language_model(settings.baselines.genomic_model),
         }
-    return Job("baseline", name, {"name": name, "seed": settings.seed}, {}, parts)
+    args: dict[str, Any] = {"name": name, "seed": settings.seed if seed is None else seed}
+    if fold is not None:
+        args |= {"fold": asdict(fold)} | ({} if strength is None else {"strength": strength})
+    return Job("baseline", name if fold is None else name_member(name, args["seed"], fold), args, {}, parts)
 
 
 def make_pretrain_job(prepared: PreparedTask, settings: Settings, precision: str, threads: int) -> Job:
@@ -130,6 +160,8 @@ class Pipeline:
         self.settings = settings
         self.wait_s = settings.cluster.storage_wait_s
         self.seeds = [settings.seed + i for i in range(settings.seeds)]
+        self.arms = find_arms(settings, prepared.task)
+        self.folds = make_folds(prepared, settings.folds, settings.data.split_seed)
         self.pretrained = pretrained
         self.results: list[StageResult] = [pretrained] if pretrained else []
         self.rivals: dict[str, float] = {}
@@ -146,32 +178,27 @@ class Pipeline:
     def run(self) -> TaskOutcome:
         """Run all stages; each takes from the store what is already there. `wall_s` is of this call alone."""
         start = time.monotonic()
-        backbone, scores = self._select()
-        architecture = self._search(backbone)
+        backbone, scores, architecture = "", dict[str, float](), list[tuple[int, int]]()
+        if EMBEDDING_ARMS & set(self.arms):
+            backbone, scores = self._select()
+            architecture = self._search(backbone)
         shape = {"backbone": backbone, "architecture": [list(pair) for pair in architecture]}
-        first = self.seeds[0]
-        # Nothing but the evaluation waits for the control arm and the baselines: they train beside the stages of L2G.
-        names: list[str] = list(self.settings.baselines.names)
-        controls = [self._embedder_only(shape, seed) for seed in self.seeds]
-        simple = [make_baseline_job(self.prepared, self.settings, name) for name in names]
-        runner = self._trial_runner()
-        wait_for_controls = self._beside(
-            lambda: [
-                *run_jobs(self.place, "baseline", simple),
-                *run_jobs(self.place, "embedder", controls, runner),
-            ]
-        )
+        # Nothing but the evaluation waits for the other arms and the baselines: they train beside the stages of L2G.
+        wait_for_others = self._beside(lambda: self._train_others(shape))
+        trials: list[dict[str, Any]] = []
+        best: dict[str, Any] | None = None
+        aligned: dict[tuple[int, int], StageResult] = {}
+        members: list[Member] = []
         try:
-            warm = self._run("warmup", [self._warmup(shape, first)])[0] if self._shares_warmup() else None
-            aligned = self._run("align", [self._align(shape, a, first, warm) for a in self.settings.align.alphas])
-            inputs = {f"align:{a}": r for a, r in zip(self.settings.align.alphas, aligned, strict=True)}
-            trials, best = self._finetune(shape, inputs)
-            refits, used = self._refit(shape, best["trial"], {first: inputs})
+            if "l2g" in self.arms:
+                inputs = self._align_all(shape)
+                trials, best = self._finetune(shape, inputs)
+                members, aligned = self._train_l2g(shape, best["trial"], inputs)
         finally:  # of a failure too: what a pipeline has started ends before it does
-            begun = wait_for_controls()
-        self._keep(begun)
-        embedders, baselines = begun[len(simple) :], dict(zip(names, begun[: len(simple)], strict=True))
-        evaluation = self._evaluate(refits, embedders, baselines)
+            others, baselines = wait_for_others()
+        members = self._whole_arms([*others, *members])
+        self._keep([*baselines.values(), *(member.result for member in members)])
+        evaluation = self._evaluate(members, baselines)
         return TaskOutcome(
             task=self.prepared.task.name,
             seeds=self.seeds,
@@ -181,18 +208,53 @@ class Pipeline:
             rivals=self.rivals,
             trials=trials,
             best_trial=best,
-            refits=refits,
-            aligned=used,
-            embedders=embedders,
+            members=members,
+            aligned=aligned,
             baselines=baselines,
             evaluation=evaluation,
-            histories=self._histories(),
+            histories=self._histories(trials),
             cost=self._cost(trials),
             spent=list_spent([self.reference, *self.results]),
             aligned_to=self.reference.values["described"],
             wall_s=time.monotonic() - start,
             pretrained=self.pretrained,
         )
+
+    def _train_others(self, shape: dict[str, Any]) -> tuple[list[Member], dict[str, StageResult]]:
+        """The members of all arms but L2G, and the baselines by name. Called beside the stages of L2G."""
+        simple = [arm for arm in self.arms if arm not in EMBEDDING_ARMS]
+        tuned = [arm for arm in simple if ARMS[arm].tuned]
+        names = list(dict.fromkeys([*self.settings.baselines.names, *tuned]))
+        found = run_jobs(
+            self.place, "baseline", [make_baseline_job(self.prepared, self.settings, name) for name in names]
+        )
+        baselines = dict(zip(names, found, strict=True))
+        wanted: list[tuple[str, int, Fold, Job]] = []
+        for arm in simple:
+            strength = baselines[arm].values.get("chosen", {}).get("C") if arm in tuned else None
+            for seed in self.seeds if ARMS[arm].seeded else self.seeds[:1]:
+                for fold in self.folds:
+                    job = make_baseline_job(self.prepared, self.settings, arm, seed, fold, strength)
+                    wanted.append((arm, seed, fold, job))
+        results = run_jobs(self.place, "arms", [job for *_, job in wanted])
+        members = [Member(arm, seed, fold.number, r) for (arm, seed, fold, _), r in zip(wanted, results, strict=True)]
+        # What another seed would not change stands for all of them.
+        members += [
+            replace(member, seed=seed) for member in members if not ARMS[member.arm].seeded for seed in self.seeds[1:]
+        ]
+        if "embedder_only" in self.arms:
+            pairs = [(seed, fold) for seed in self.seeds for fold in self.folds]
+            jobs = [self._embedder_only(shape, seed, fold) for seed, fold in pairs]
+            results = run_jobs(self.place, "embedder", jobs, self._trial_runner())
+            members += [Member("embedder_only", s, f.number, r) for (s, f), r in zip(pairs, results, strict=True)]
+        return members, {name: baselines[name] for name in names}
+
+    def _whole_arms(self, members: list[Member]) -> list[Member]:
+        """Without the arms of which a model was not made for this task; says which."""
+        left_out = {m.arm: m.result.values["skipped"] for m in members if "skipped" in m.result.values}
+        for reason in left_out.values():
+            self.place.emit({"type": "note", "task": self.place.task, "text": f"{self.place.task}: {reason}"})
+        return [member for member in members if member.arm not in left_out]
 
     def _run(self, name: str, jobs: list[Job], runner: str = "auto") -> list[StageResult]:
         if runner == "auto":
@@ -276,14 +338,24 @@ class Pipeline:
     def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
         return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._align_parts(NOT_IN_WARMUP))
 
-    def _embedder_only(self, shape: dict[str, Any], seed: int) -> Job:
-        return Job("embedder_only", f"seed-{seed}", shape | {"seed": seed}, {}, self._parts("embedder_only"))
+    def _embedder_only(self, shape: dict[str, Any], seed: int, fold: Fold) -> Job:
+        args = shape | {"seed": seed, "fold": asdict(fold)}
+        return Job("embedder_only", name_member("", seed, fold), args, {}, self._parts("embedder_only"))
 
-    def _align(self, shape: dict[str, Any], alpha: float, seed: int, warm: StageResult | None) -> Job:
+    def _align_all(self, shape: dict[str, Any]) -> dict[str, StageResult]:
+        """The first seed's embedder for every alpha, trained on the given split."""
+        first, alphas = self.seeds[0], self.settings.align.alphas
+        warm = self._run("warmup", [self._warmup(shape, first)])[0] if self._shares_warmup() else None
+        aligned = self._run("align", [self._align(shape, a, first, warm) for a in alphas])
+        return {f"align:{a}": r for a, r in zip(alphas, aligned, strict=True)}
+
+    def _align(
+        self, shape: dict[str, Any], alpha: float, seed: int, warm: StageResult | None = None, fold: Fold | None = None
+    ) -> Job:
         return Job(
             "align",
-            f"alpha-{alpha:g} seed-{seed}",
-            shape | {"alpha": alpha, "seed": seed},
+            f"alpha-{alpha:g} seed-{seed}" if fold is None else name_member(f"alpha-{alpha:g}", seed, fold),
+            shape | {"alpha": alpha, "seed": seed} | ({} if fold is None else {"fold": asdict(fold)}),
             {"warmup": str(warm.folder)} if warm else {},
             self._align_parts(NOT_IN_ALIGN, **({"warmup": warm.key} if warm else {}))
             | {"reference": self.reference.key},
@@ -360,57 +432,74 @@ class Pipeline:
             name: hp.choice(name, values) for name, values in choices.items()
         }
 
-    def _refit(
-        self, shape: dict[str, Any], trial: dict[str, Any], aligned: dict[int, dict[str, StageResult]]
-    ) -> tuple[list[StageResult], list[StageResult]]:
-        """The refits, one a seed, and the alignments that they go on from."""
-        alpha, others = trial["alpha"], self.seeds[1:]
-        if others:  # further seeds repeat stage 2 too, so that the spread is that of the whole method
-            warm: list[StageResult | None] = [None] * len(others)
-            if self._shares_warmup():
-                warm = list(self._run("warmup", [self._warmup(shape, s) for s in others]))
-            again = [self._align(shape, alpha, s, w) for s, w in zip(others, warm, strict=True)]
-            for seed, result in zip(others, self._run("align", again), strict=True):
-                aligned[seed] = {f"align:{alpha}": result}
-        jobs = []
-        for seed in self.seeds:
-            source = {f"align:{alpha}": aligned[seed][f"align:{alpha}"]}
-            folders = {name: str(r.folder) for name, r in source.items()}
-            jobs.append(
-                Job("refit", f"seed-{seed}", {"trial": trial, "seed": seed}, folders, self._finetune_parts(source))
+    def _train_l2g(
+        self, shape: dict[str, Any], trial: dict[str, Any], inputs: dict[str, StageResult]
+    ) -> tuple[list[Member], dict[tuple[int, int], StageResult]]:
+        """The winner's settings trained for every seed and fold, stage 2 too, so that the spread is that of the whole method;
+        and the embedders that they went on from."""
+        alpha, one_split = trial["alpha"], not self.folds[0].of
+        name = f"align:{alpha}"
+        pairs = [(seed, fold) for seed in self.seeds for fold in self.folds]
+        # The given split's first seed is there already.
+        missing = [(s, f) for s, f in pairs if not (one_split and s == self.seeds[0])]
+        jobs = [self._align(shape, alpha, s, fold=f) for s, f in missing]
+        made = dict(zip(missing, self._run("align", jobs) if jobs else [], strict=True))
+        sources = {pair: {name: made.get(pair, inputs[name])} for pair in pairs}
+        refits = [
+            Job(
+                "refit",
+                name_member("", seed, fold),
+                {"trial": trial, "seed": seed, "fold": asdict(fold)},
+                {name: str(source[name].folder)},
+                self._finetune_parts(source),
             )
-        used = [aligned[seed][f"align:{alpha}"] for seed in self.seeds]
-        return self._run("refit", jobs, runner="train"), used
+            for (seed, fold), source in sources.items()
+        ]
+        results = self._run("refit", refits, self._refit_runner())
+        members = [Member("l2g", s, f.number, r) for (s, f), r in zip(pairs, results, strict=True)]
+        return members, {(s, f.number): source[name] for (s, f), source in sources.items()}
 
-    def _evaluate(
-        self, refits: list[StageResult], embedders: list[StageResult], baselines: dict[str, StageResult]
-    ) -> StageResult:
-        arms = {"l2g": refits, "embedder_only": embedders}
-        inputs, contenders = {}, []
-        for arm, results in arms.items():
-            for seed, result in zip(self.seeds, results, strict=True):
-                inputs[f"{arm}:{seed}"] = result
-                contenders.append({"arm": arm, "seed": seed})
-        for name, result in baselines.items():
-            if "skipped" not in result.values:
-                inputs[f"{name}:{self.seeds[0]}"] = result
-                contenders.append({"arm": name, "seed": self.seeds[0]})
-        parts = self._parts("evaluate", **{name: r.key for name, r in inputs.items()})
+    def _refit_runner(self) -> str:
+        """Rows that are not in the object store reach the final models through Ray Data, in Ray Train runs."""
+        asked = self.settings.finetune.trial_runner
+        if asked == "auto":
+            return "process" if self.place.held and self.place.slots.workers == 1 else "train"
+        return asked if self.place.slots.workers == 1 else "train"
+
+    def _evaluate(self, members: list[Member], baselines: dict[str, StageResult]) -> StageResult:
+        inputs: dict[str, StageResult] = {}
+        contenders: dict[str, dict[str, Any]] = {}
+        for member in members:
+            name = f"{member.arm}:{member.seed}:{member.fold}"
+            inputs[name] = member.result
+            contenders[name] = {"arm": member.arm, "seed": member.seed, "fold": member.fold}
+        for arm in self.settings.baselines.names:
+            if "skipped" not in baselines[arm].values and arm not in self.arms:
+                inputs[arm] = baselines[arm]
+                contenders[arm] = {"arm": arm, "seed": self.seeds[0]}
+        parts = self._parts("evaluate", "ensemble", **{name: r.key for name, r in inputs.items()})
         parts |= {"test": self.prepared.fingerprint("test")}
         folders = {name: str(r.folder) for name, r in inputs.items()}
-        return self._run("evaluate", [Job("evaluate", "test", {"contenders": contenders}, folders, parts)])[0]
+        args = {"contenders": contenders, "folds": asdict(self.folds[0])}
+        return self._run("evaluate", [Job("evaluate", "test", args, folders, parts)])[0]
 
-    def _histories(self) -> dict[str, list[dict[str, Any]]]:
+    def _histories(self, trials: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         found = {f"{r.stage}/{r.key[:6]}": r.values["history"] for r in self.results if r.values.get("history")}
-        trials = next(r for r in self.results if r.stage == "finetune").values["trials"]
         return found | {f"finetune/{name_trial(i)}": t["history"] for i, t in enumerate(trials)}
 
     def _cost(self, trials: list[dict[str, Any]]) -> dict[str, float]:
         cost: dict[str, float] = {}
         for result in self.results:
             cost[result.stage] = cost.get(result.stage, 0.0) + float(result.values.get("cpu_s", 0.0))
-        cost["finetune"] = sum(float(t.get("cpu_s", 0.0)) for t in trials)
+        if trials:
+            cost["finetune"] = sum(float(t.get("cpu_s", 0.0)) for t in trials)
         return cost
+
+
+def name_member(what: str, seed: int, fold: Fold) -> str:
+    """What a model of an arm is called in tables and in MLflow."""
+    place = f"fold-{fold.number + 1}" if fold.of else ""
+    return " ".join(part for part in (what, f"seed-{seed}", place) if part)
 
 
 def choose_backbone(scores: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from l2g_ray.results.leaderboard import format_interval, format_number, name_arm
+from l2g_ray.results.rows import format_interval, format_number, list_weights, name_arm
 
 MAX_CHARS = 4900  # below what a tag may have; see `tracking.MAX_TAG_CHARS`
 REST = "\n\nThe whole table is the artifact `leaderboard.md`."
@@ -26,23 +26,24 @@ def describe_suite(leaderboard: str, command: str) -> str:
 
 def describe_task(row: Mapping[str, Any]) -> str:
     """What the stored model is, and the scores of all arms and baselines, means over seeds."""
-    chosen, metric = row["chosen"], row["metric"]
-    arms = {"l2g": row["test"], "embedder_only": row["embedder_only"], "average": row.get("average")}
-    lines = [f"| arm | validation {metric} | test {metric} | 95 % interval |", "|---|---:|---:|---|"]
-    for arm, score in arms.items():
-        if score:
-            used = " (used)" if arm == chosen["arm"] else ""
-            lines.append(_line(f"{name_arm(arm)}{used}", chosen["validation"].get(arm), score))
+    used, metric = row["used"], row["metric"]
+    lines = [f"| arm | held-out {metric} | test {metric} | 95 % interval | weight |", "|---|---:|---:|---|---:|"]
+    lines.append(_line(f"**{used['arm']}** (used)", used["oof"]["mean"], used["test"]))
+    for name, one in row["arms"].items():
+        known = (one["oof"] or {}).get("mean")
+        lines.append(_line(name_arm(name), known, one["test"], format_number(one["weight"] or None)))
     for name, score in row["baselines"].items():
         if isinstance(score, Mapping):
-            lines.append(_line(name, score.get("validation"), score))
-    seeds = len(row["test"]["per_seed"])
+            lines.append(_line(f"{name} (validation)", score.get("validation"), score))
+    seeds = len(used["test"]["per_seed"])
     means = f"Means over {seeds} seeds; the model and its `test_*` metrics are of one of them. " if seeds > 1 else ""
-    used = f"The model is **{name_arm(chosen['arm'])}**, which was best on validation. "
+    shares = ", ".join(f"{name_arm(arm)} {share:.0%}" for arm, share in list_weights(row))
+    about = f"The model is the ensemble of {shares}. "
     warnings = [f"- {warning}" for warning in row["warnings"]]
     table = "\n".join(lines)
-    return "\n\n".join([f"{used}{means}".strip(), table, *(["\n".join(warnings)] if warnings else [])])[:MAX_CHARS]
+    return "\n\n".join([f"{about}{means}".strip(), table, *(["\n".join(warnings)] if warnings else [])])[:MAX_CHARS]
 
 
-def _line(name: str, validation: float | None, score: Mapping[str, Any]) -> str:
-    return f"| {name} | {format_number(validation)} | {format_number(score['mean'])} | {format_interval(score)} |"
+def _line(name: str, known: float | None, score: Mapping[str, Any], weight: str = "") -> str:
+    cells = [name, format_number(known), format_number(score["mean"]), format_interval(score), weight]
+    return f"| {' | '.join(cells)} |"

@@ -117,9 +117,9 @@ def _run_task(
         "inputs": {name: result.key for name, result in results.items()},
         "test": prepared.fingerprint("test"),
     }
-    contenders = [{"arm": name, "seed": seed} for name in results]
-    inputs = {f"{name}:{seed}": str(result.folder) for name, result in results.items()}
-    evaluation = _run(store, Job("evaluate", "test", {"contenders": contenders}, inputs, parts), common)
+    args = {"contenders": {name: {"arm": name, "seed": seed} for name in results}, "folds": None}
+    inputs = {name: str(result.folder) for name, result in results.items()}
+    evaluation = _run(store, Job("evaluate", "test", args, inputs, parts), common)
     target = folder / task.name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(evaluation.folder / "predictions.parquet", target / "predictions.parquet")

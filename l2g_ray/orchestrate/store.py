@@ -34,7 +34,7 @@ STAGE_VERSIONS = {
     "finetune": 2,
     "refit": 2,
     "baseline": 3,
-    "evaluate": 2,
+    "evaluate": 3,
 }
 
 # A trial that was told to stop lets its lock go within moments.

@@ -345,7 +345,7 @@ class _Run:
             progress.finish(name, f"failed: {self.failures[name]}", failed=True)
             return
         task_folder = self.folder / name
-        for result in (*outcome.refits, *outcome.embedders, outcome.evaluation):
+        for result in (*(member.result for member in outcome.members), outcome.evaluation):
             self.store.need(result.folder)
         self._persist(lambda: write_task_folder(task_folder, self.prepared[name], outcome))
         self.rows[name] = assemble_row(self.prepared[name], self.settings[name], outcome, task_folder)

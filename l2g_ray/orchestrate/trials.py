@@ -66,7 +66,7 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
     """Results of all jobs, in order; those that the store has are not run again, the others run as parallel trials.
 
     `runner` 'train' runs each job as a Ray Train run fed by Ray Data, 'process' in a worker process. All jobs are of the
-    stages in `TUNED`, or none is.
+    stages in `TUNED`, or none is; those of a fold choose nothing, and run as Ray tasks.
 
     Raises UserError or StageFailed when a job fails for good.
     """
@@ -81,7 +81,7 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
             _note_failure(place, missing[index], error, again)
 
         errors: Iterable[BaseException | None]
-        if missing[0].stage in TUNED:
+        if missing[0].stage in TUNED and "fold" not in missing[0].args:
             # Here: a second of imports that a finished stage can do without.
             from l2g_ray.orchestrate.tuning import run_trials
 

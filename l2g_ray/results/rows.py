@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from l2g_ray.arms import ARMS
 from l2g_ray.tasks.metrics import find_metric
 
 # With fewer seeds of training, the interval of a difference knows nothing of their spread.
 MIN_SEEDS_FOR_A_VERDICT = 3
-ARM_NAMES = {"l2g": "L2G", "embedder_only": "embedder", "average": "average"}
-# Where a row has the test score of an arm.
-_ARM_KEYS = {"l2g": "test", "embedder_only": "embedder_only", "average": "average"}
+ARM_NAMES = {"l2g": "L2G", "embedder_only": "embedder"}
 # Baselines that another seed would change; the others are fitted once and for all.
 TRAINED_BASELINES = frozenset({"deepstarr", "genomic_lm"})
 
 
 @dataclass(frozen=True)
 class UsedArm:
-    """The arm that a run predicts with: its name, its test score, and its score on validation."""
+    """What a run predicts with: its name, its test score, and its score on the rows that chose it: held-out rows, or
+    validation in a row of an earlier version."""
 
     name: str
     test: Mapping[str, Any]
@@ -44,7 +44,9 @@ class Difference:
 
 
 def used_arm(row: Mapping[str, Any]) -> UsedArm | None:
-    """The arm that `l2g-ray predict` uses; None where the row does not say."""
+    """What `l2g-ray predict` uses: the ensemble; None where the row does not say."""
+    if used := row.get("used"):
+        return UsedArm(used["arm"], used["test"], used["oof"]["mean"])
     chosen = row.get("chosen")
     if not chosen:
         return None
@@ -56,9 +58,23 @@ def name_arm(arm: str) -> str:
     return ARM_NAMES.get(arm, arm)
 
 
-def arm_score(row: Mapping[str, Any], arm: str) -> Mapping[str, Any] | None:
-    """The test score of an arm of the method in a row; None where there is none."""
-    return row.get(_ARM_KEYS[arm]) if arm in _ARM_KEYS else None
+def list_weights(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The arms that the ensemble uses with their shares of all weights, the largest first; nothing where there is none."""
+    weights = {arm: one["weight"] for arm, one in (row.get("arms") or {}).items() if one["weight"]}
+    total = sum(weights.values())
+    return sorted(((arm, weight / total) for arm, weight in weights.items()), key=lambda pair: -pair[1])
+
+
+def best_simple_arm(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Name and scores of the k-mer arm with the best score on held-out rows; None where a row has none."""
+    sign = find_metric(row["metric"]).sign
+    known = {
+        arm: sign * one["oof"]["mean"]
+        for arm, one in (row.get("arms") or {}).items()
+        if ARMS[arm].simple and one["oof"] and one["oof"]["mean"] is not None
+    }
+    name = max(known, key=lambda arm: known[arm], default=None)
+    return (name, dict(row["arms"][name])) if name else None
 
 
 def best_published(row: Mapping[str, Any], comparable: bool = True) -> dict[str, Any] | None:
@@ -78,19 +94,48 @@ def best_baseline(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def warn_of_baseline(row: Mapping[str, Any]) -> list[str]:
-    """A sentence where the best baseline beats the arm in use on validation; else nothing."""
-    simple, used = best_baseline(row), used_arm(row)
-    if simple is None or used is None:
+    """Sentences where a k-mer arm is better than what the run predicts with on held-out rows, or a baseline on test.
+
+    In a row of an earlier version: where the best baseline is better on validation.
+    """
+    used, metric = used_arm(row), row["metric"]
+    if used is None:
         return []
-    name, score = simple
-    metric = row["metric"]
-    if used.validation is not None and not find_metric(metric).is_better(score["validation"], used.validation):
-        return []
-    return [
-        f"The baseline {name} has a better {metric} on validation than what the run predicts with: {name} "
-        f"{format_number(score['validation'])} (test {format_number(score['mean'])}), {name_arm(used.name)} "
+    if not row.get("used"):
+        name, score = best_baseline(row) or ("", {})
+        known = score.get("validation")
+        return [_warn_of(f"baseline {name}", "validation", known, score["mean"], row)] if _beats(known, row) else []
+    found = []
+    if (arm := best_simple_arm(row)) and _beats(arm[1]["oof"]["mean"], row):
+        found.append(_warn_of(f"arm {arm[0]}", "held-out rows", arm[1]["oof"]["mean"], arm[1]["test"]["mean"], row))
+    for name, score in row["baselines"].items():
+        if (
+            isinstance(score, Mapping)
+            and judge((score.get("difference") or {}).get("ci95"), metric, MIN_SEEDS_FOR_A_VERDICT) == "worse"
+        ):
+            found.append(
+                f"The baseline {name} has a better {metric} on test than what the run predicts with: "
+                f"{format_number(score['mean'])} {format_interval(score)}, {name_arm(used.name)} "
+                f"{format_number(used.test['mean'])} {format_interval(used.test)}."
+            )
+    return found
+
+
+def _beats(known: float | None, row: Mapping[str, Any]) -> bool:
+    used = used_arm(row)
+    if known is None or used is None:
+        return False
+    return used.validation is None or find_metric(row["metric"]).is_better(known, used.validation)
+
+
+def _warn_of(who: str, rows: str, known: float | None, test: float | None, row: Mapping[str, Any]) -> str:
+    used = used_arm(row)
+    assert used is not None
+    return (
+        f"The {who} has a better {row['metric']} on {rows} than what the run predicts with: {who.split()[-1]} "
+        f"{format_number(known)} (test {format_number(test)}), {name_arm(used.name)} "
         f"{format_number(used.validation)} (test {format_number(used.test['mean'])})."
-    ]
+    )
 
 
 def warn_of_near_duplicates(row: Mapping[str, Any]) -> list[str]:
@@ -147,29 +192,33 @@ def judge(ci95: Sequence[float | None] | None, metric: str, seeds: int) -> str:
 
 
 def subtract_arms(row: Mapping[str, Any]) -> Difference:
-    """L2G minus embedder only."""
-    alone = row["embedder_only"] or {}
+    """L2G minus embedder only; nothing where one of them was not trained."""
+    l2g, alone = row["test"], row["embedder_only"]
+    if not l2g:
+        return Difference(None, None, "")
     mean = (row.get("difference") or {}).get("mean")
-    if mean is None and None not in (row["test"]["mean"], alone.get("mean")):
-        mean = row["test"]["mean"] - alone["mean"]
-    return _difference(row, row.get("difference"), mean, alone)
+    if mean is None and alone and None not in (l2g["mean"], alone.get("mean")):
+        mean = l2g["mean"] - alone["mean"]
+    return _difference(row["metric"], row.get("difference"), mean, l2g, alone or {})
 
 
 def subtract_baseline(row: Mapping[str, Any], name: str) -> Difference:
-    """L2G minus a baseline of the row, where an interval of that is known."""
+    """What the run predicts with (L2G in a row of an earlier version) minus a baseline, where an interval of that is known."""
     score = row["baselines"][name]
     if not isinstance(score, Mapping):
         return Difference(None, None, "")
     paired = score.get("difference") or {}
-    return _difference(row, paired, paired.get("mean"), score if name in TRAINED_BASELINES else row["test"])
+    mine = row["used"]["test"] if row.get("used") else row["test"]
+    other = score if name in TRAINED_BASELINES else mine
+    return _difference(row["metric"], paired, paired.get("mean"), mine, other)
 
 
 def _difference(
-    row: Mapping[str, Any], paired: Mapping[str, Any] | None, mean: float | None, other: Mapping[str, Any]
+    metric: str, paired: Mapping[str, Any] | None, mean: float | None, one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> Difference:
-    seeds = min(len(score.get("per_seed") or [0]) for score in (row["test"], other))
+    seeds = min(len(score.get("per_seed") or [0]) for score in (one, other))
     ci95 = (paired or {}).get("ci95")
-    return Difference(mean, tuple(ci95) if ci95 else None, judge(ci95, row["metric"], seeds))
+    return Difference(mean, tuple(ci95) if ci95 else None, judge(ci95, metric, seeds))
 
 
 def format_number(value: float | None, signed: bool = False) -> str:

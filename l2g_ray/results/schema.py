@@ -55,8 +55,29 @@ class Apart(_Part):
     n: int = Field(ge=0)
     dropped: int = Field(ge=0)
     used: TestScore
-    l2g: TestScore
-    embedder_only: TestScore
+    l2g: TestScore | None = None
+    embedder_only: TestScore | None = None
+
+
+class Used(_Part):
+    """What a run predicts with. `oof` is its score on held-out rows, by weights that were fitted to other rows.
+
+    Extra keys: `ensemble` (how the arms become one), `folds`, `models` (how many), `bytes`, `rows_per_s`.
+    """
+
+    arm: str
+    test: TestScore
+    oof: Score
+
+
+class Arm(_Part):
+    """One arm of a run: its scores on test and on held-out rows, its weight in the ensemble (mean over seeds), and what the
+    ensemble gains by it on held-out rows (`adds`: `mean`, `ci95`, `p`)."""
+
+    test: TestScore
+    oof: Score | None
+    weight: float
+    adds: dict[str, Any] | None = None
 
 
 class Published(_Part):
@@ -78,6 +99,8 @@ class Layer(_Part):
 class LeaderboardRow(_Part):
     """One task. Times in seconds; `model_uri` is MLflow's, or a folder; `baselines` maps a name to a score or number.
 
+    `test` is L2G's score. `used` and `arms` are not in a row of an earlier version.
+
     Extra keys that the table and the report know: `synthetic` (bool), `difference` (`mean`, `ci95`, `p`: L2G minus
     embedder only over the same rows), `test_plain` (without strand averaging), `metrics` (all metrics).
     """
@@ -85,9 +108,11 @@ class LeaderboardRow(_Part):
     task: str
     kind: Kind
     metric: str
-    test: TestScore
+    test: TestScore | None
     validation: Score
     embedder_only: TestScore | None
+    used: Used | None = None
+    arms: dict[str, Arm] = Field(default_factory=dict)
     baselines: dict[str, Score | Number] = Field(default_factory=dict)
     n_train: int = Field(ge=0)
     n_test: int = Field(ge=0)

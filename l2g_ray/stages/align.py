@@ -72,6 +72,7 @@ def train_aligned(
             group=group,
             clip_norm=stage.optim.clip_norm,
             select_from_epoch=first_joint,
+            keep_last=data.held_out,
         ),
         runtime,
         batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),

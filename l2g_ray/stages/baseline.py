@@ -73,8 +73,10 @@ class Fitted:
     chosen: dict[str, Any]
 
 
-def fit_baseline(name: str, data: TaskData, settings: Settings, runtime: Runtime, seed: int) -> Fitted:
-    """Fit one baseline of `FORMS`.
+def fit_baseline(
+    name: str, data: TaskData, settings: Settings, runtime: Runtime, seed: int, strength: float | None = None
+) -> Fitted:
+    """Fit one baseline of `FORMS`. `strength`: of a linear model's penalty; None: the one with the least loss on validation.
 
     majority: class frequencies, or means of the training labels. kmer_linear: TF-IDF of k-mers; gapped_kmer: of gapped
     patterns (`models.kmers.GAPPED`); positional_kmer: of words and their places; one_hot_linear: one-hot of the padded
@@ -106,7 +108,8 @@ def fit_baseline(name: str, data: TaskData, settings: Settings, runtime: Runtime
     if form == "constant":
         _fit_constant(model, labels, data)
     elif form == "linear":
-        chosen["C"] = _fit_linear(model, x, labels, data)
+        strengths = STRENGTHS[features] if data.task.n_outputs <= MANY_OUTPUTS else (ONE_STRENGTH,)
+        chosen["C"] = _fit_linear(model, x, labels, data, strengths if strength is None else (strength,))
     else:
         _fit_boosting(model, x, labels, data, seed)
     predictions, known = predict_source(model, data.valid, data.task, runtime)
@@ -158,14 +161,12 @@ def _fit_constant(model: Baseline, labels: np.ndarray, data: TaskData) -> None:
     model.bias.copy_(torch.from_numpy(bias))
 
 
-def _fit_linear(model: Baseline, x: Any, labels: np.ndarray, data: TaskData) -> float:
+def _fit_linear(model: Baseline, x: Any, labels: np.ndarray, data: TaskData, strengths: tuple[float, ...]) -> float:
     """Set weights and bias; returns the strength whose loss on validation is least."""
-    config = model.config
     everything = np.ones(data.valid.n_rows, dtype=bool)
     rows = [(model.features(codes), label) for codes, _, label in _iter_rows(data.valid, data, everything)]
     x_valid = scipy.sparse.vstack([features for features, _ in rows], format="csr")
     known = torch.from_numpy(np.concatenate([label for _, label in rows]))
-    strengths = STRENGTHS[config.features] if config.n_outputs <= MANY_OUTPUTS else (ONE_STRENGTH,)
     best: tuple[float, float, np.ndarray, np.ndarray] | None = None
     for strength in strengths:
         weight, bias = _solve(x, labels, data, strength)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -55,12 +56,12 @@ def train_cnn(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -
         net,
         make_optimizer(optim, [(net.parameters(), optim.lr)]),
         make_schedule(optim, epochs, steps),
-        LoopSettings(epochs, steps, seed, clip_norm=1.0, select_from_epoch=epochs - 1, average_weights=True),
+        LoopSettings(epochs, steps, seed, clip_norm=1.0, keep_last=True, average_weights=True),
         runtime,
         batches=make_batches(settings, data, recipe.batch_size, seed),
         losses=make_losses(net, data.task, data.label_scale),
         validate=make_validate(net, data, runtime),
     )
-    if not result.best_state:
+    if not math.isfinite(result.history[-1]["train_loss"]):
         raise NotApplicable("cnn: the loss ceased to be finite")
     return result

@@ -33,7 +33,8 @@ class TaskData:
     """Training and validation rows of one task. The test split is not here: only `evaluate` opens it.
 
     `length_bp` is the longest sequence of train and valid; `label_offset` and `label_scale` (n_outputs,) are the training
-    labels' mean and standard deviation for regression, 0 and 1 otherwise.
+    labels' mean and standard deviation for regression, 0 and 1 otherwise. `held_out`: the validation rows are a fold whose
+    scores are reported, so no stage may choose by them.
     """
 
     task: Task
@@ -43,6 +44,7 @@ class TaskData:
     fixed_length: bool
     label_offset: torch.Tensor
     label_scale: torch.Tensor
+    held_out: bool = False
 
 
 def make_label_scale(

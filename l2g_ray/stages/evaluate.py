@@ -1,7 +1,10 @@
-"""The one look at the test split, after everything is chosen. No other module of `stages` reads it."""
+"""The end of a task: the arms become one ensemble, by what they predict for held-out rows, and then, once, the test split
+is opened. No other module of `stages` reads it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,58 +12,75 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from l2g_ray.arms import ENSEMBLE, WITHOUT
 from l2g_ray.config import Settings
 from l2g_ray.counts import average_strands
-from l2g_ray.data.batches import InMemorySource
+from l2g_ray.data.batches import InMemorySource, read_labels
 from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.data.folds import Fold
+from l2g_ray.data.splits import cut_folds
+from l2g_ray.errors import UserError
+from l2g_ray.models.ensemble import Combination, to_predictions
 from l2g_ray.models.l2g import load_model
 from l2g_ray.stages.common import predict_source
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.metrics import compute_metrics, score
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.stages.metrics import compute_metrics
+from l2g_ray.stages.stack import Stacker
 from l2g_ray.tasks.schema import Task
 
 # Arm and seed to predictions (n, n_outputs): those reported, and those of the given strand.
 Outputs = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
-# What a user may get, the cheapest first.
-CANDIDATES = ("embedder_only", "l2g", "average")
+# What a job of an arm leaves beside its model: its predictions for the held-out rows.
+HELD_OUT = "held_out.npy"
+# Parts of the validation rows, where these stand in for folds: one part's weights come from the others.
+PARTS = 5
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One trained model: its arm ('l2g', 'embedder_only', or a baseline's name), its seed, and its folder."""
+    """One trained model: its arm, its seed, its folder, and the fold that it has not seen; None for a model that stands
+    beside the ensemble and is no member of it."""
 
     arm: str
     seed: int
     folder: Path
+    fold: int | None = None
 
 
 def evaluate(
-    prepared: PreparedTask, settings: Settings, runtime: Runtime, contenders: list[Contender], out: Path
+    prepared: PreparedTask,
+    settings: Settings,
+    runtime: Runtime,
+    contenders: list[Contender],
+    fold: Fold | None,
+    out: Path,
 ) -> dict[str, Any]:
-    """Predict the test split with every contender; write `predictions.parquet`, return all metrics.
+    """Combine the arms, predict the test split with every contender and the ensemble, return all metrics.
 
-    Which of L2G, the embedder alone and the mean of their predictions is best is told by validation first
-    (`choose_arm`); the mean is one more arm, `average`. The table has one row a test sequence, arm and seed: the reported predictions (strand-averaged where the task
-    allows it) and, beside them, those of the given strand as `plain_*` columns. Metrics are computed once, on all rows.
+    Parameters
+    ----------
+    fold : any fold of the members' split; None where no contender is a member.
+    out : gets `predictions.parquet`, a row a test sequence, arm and seed: the reported predictions (strand-averaged where the
+        task allows it, the mean over the arm's folds) and, beside them, those of the given strand as `plain_*` columns; and
+        `oof.parquet`, the same for held-out rows, with the ensemble's predictions by weights that were fitted to other
+        folds, and those of the ensemble without each arm.
+
+    Metrics are computed once, on all rows. `combinations` of the result has the ensemble of each seed.
     """
     task = prepared.task
     both = average_strands(settings, task)
-
-    def predict(table: pa.Table) -> tuple[Outputs, np.ndarray]:
-        source, outputs, labels = InMemorySource(table), {}, np.empty(0)
-        for contender in contenders:
-            model = load_model(contender.folder).to(runtime.device)
-            size = settings.evaluate.batch_size
-            plain, labels = predict_source(model, source, task, runtime, size)
-            reported = predict_source(model, source, task, runtime, size, rc_average=True)[0] if both else plain
-            outputs[contender.arm, contender.seed] = reported, plain
-        return add_average(outputs), labels
-
-    choice = choose_arm(task, *predict(prepared.table("valid")))  # before the test split is opened
+    combinations: dict[int, Combination] = {}
+    if fold is not None:  # before the test split is opened
+        members = [one for one in contenders if one.fold is not None]
+        combinations = combine_members(prepared, settings, members, fold, out)
     table = prepared.open_test()
-    outputs, labels = predict(table)
+    outputs, labels, took_s = _predict(task, settings, runtime, contenders, table, both)
+    for seed, combination in combinations.items():
+        strands = [{arm: torch.from_numpy(outputs[arm, seed][which]) for arm in combination.arms} for which in range(2)]
+        reported, plain = (to_predictions(task.kind, combination.combine(one)).numpy() for one in strands)
+        outputs[ENSEMBLE, seed] = reported, plain
     parts, metrics = [], []
     for (arm, seed), (reported, plain) in outputs.items():
         metrics.append(
@@ -73,37 +93,100 @@ def evaluate(
         )
         parts.append(_tabulate(task, table["id"], arm, seed, labels, reported, plain if both else None))
     pq.write_table(pa.concat_tables(parts), out / "predictions.parquet", compression="zstd")
-    return {"strand_averaged": both, "n_test": len(table), "metrics": metrics, "choice": choice}
+    return {
+        "strand_averaged": both,
+        "n_test": len(table),
+        "metrics": metrics,
+        "predict_s": took_s,
+        "combinations": {str(seed): combination.to_dict() for seed, combination in combinations.items()},
+    }
 
 
-def add_average(outputs: Outputs) -> Outputs:
-    """With the arm `average` for every seed that has both L2G and the embedder alone: the mean of their predictions."""
-    added = dict(outputs)
-    for arm, seed in outputs:
-        if arm == "l2g" and ("embedder_only", seed) in outputs:
-            pair = zip(outputs[arm, seed], outputs["embedder_only", seed], strict=True)
-            reported, plain = ((one + other) / 2 for one, other in pair)
-            added["average", seed] = reported, plain
-    return added
+def _predict(
+    task: Task, settings: Settings, runtime: Runtime, contenders: list[Contender], table: pa.Table, both: bool
+) -> tuple[Outputs, np.ndarray, dict[str, float]]:
+    """Each arm's and seed's mean over its models, the labels, and the seconds that each arm's models took for one seed."""
+    source, labels = InMemorySource(table), np.empty(0)
+    found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+    took_s: dict[tuple[str, int], float] = {}
+    for one in contenders:
+        begun = time.perf_counter()
+        model = load_model(one.folder).to(runtime.device)
+        size = settings.evaluate.batch_size
+        plain, labels = predict_source(model, source, task, runtime, size)
+        reported = predict_source(model, source, task, runtime, size, rc_average=True)[0] if both else plain
+        found.setdefault((one.arm, one.seed), []).append((reported, plain))
+        # Both strands of the second pass are what a user's prediction takes; the first one is for the table.
+        share = 2 / 3 if both else 1.0
+        took_s[one.arm, one.seed] = took_s.get((one.arm, one.seed), 0.0) + share * (time.perf_counter() - begun)
+    outputs = {
+        key: (np.mean([r for r, _ in pairs], 0), np.mean([p for _, p in pairs], 0)) for key, pairs in found.items()
+    }
+    return outputs, labels, {arm: took for (arm, _), took in took_s.items()}
 
 
-def choose_arm(task: Task, outputs: Outputs, labels: np.ndarray) -> dict[str, Any]:
-    """The arm to predict with, by the task's metric on validation: `arm`, and the mean `validation` score of each.
+def combine_members(
+    prepared: PreparedTask, settings: Settings, members: list[Contender], fold: Fold, out: Path
+) -> dict[int, Combination]:
+    """The ensemble of each seed, by the members' predictions for held-out rows; writes `oof.parquet`.
 
-    Of equal scores the cheaper arm wins: the embedder alone, then L2G, then their average. Baselines do not stand for
-    election, they are what the others must beat.
+    With folds, rows of the given validation split do not count: backbone, architecture and hyper-parameters were chosen on
+    them. Without folds there are no others.
     """
-    sign = find_metric(task.metric).sign
-    scores: dict[str, float] = {}
-    for arm in CANDIDATES:
-        values = [
-            score(task.kind, task.metric, labels, reported) for (of, _), (reported, _) in outputs.items() if of == arm
-        ]
-        if values:
-            scores[arm] = float(np.mean(values))
-    known = {arm: sign * value for arm, value in scores.items() if np.isfinite(value)}
-    best = max(known, key=lambda arm: known[arm], default=next(iter(scores), ""))
-    return {"arm": best, "validation": scores}
+    task = prepared.task
+    folds = fold.read(prepared)
+    counted = np.arange(len(folds)) < prepared.n_rows("train") if fold.of else folds == 0
+    rows = pa.concat_tables([prepared.table(split, ["id", "label"]) for split in ("train", "valid")])
+    labels = read_labels(rows, task.kind).numpy()[counted]
+    ids = rows["id"].filter(pa.array(counted))
+    if fold.of:
+        parts_of = folds[counted]
+    else:
+        parts_of = cut_folds(int(counted.sum()), PARTS, settings.seed, labels if task.is_classification else None)
+    offset, scale = _scale_labels(task, labels)
+    combinations, tables = {}, []
+    for seed in dict.fromkeys(one.seed for one in members):
+        arms = _read_held_out([one for one in members if one.seed == seed], folds, task.n_outputs)
+        stacker = Stacker(task.kind, {arm: p[counted] for arm, p in arms.items()}, labels, offset, scale)
+        combinations[seed] = stacker.fit(settings.ensemble)
+        found: Mapping[str, np.ndarray] = {arm: p[counted] for arm, p in arms.items()} | {
+            ENSEMBLE: stacker.cross_fit(settings.ensemble, parts_of)
+        }
+        if len(stacker.arms) > 1:
+            for arm in stacker.arms:
+                rest = tuple(other for other in stacker.arms if other != arm)
+                found = {**found, f"{WITHOUT}{arm}": stacker.cross_fit(settings.ensemble, parts_of, rest)}
+        for name, predictions in found.items():
+            part = _tabulate(task, ids, name, seed, labels, predictions, None)
+            tables.append(part.append_column("fold", pa.array(parts_of.astype(np.int8))))
+    pq.write_table(pa.concat_tables(tables), out / "oof.parquet", compression="zstd")
+    return combinations
+
+
+def _read_held_out(members: list[Contender], folds: np.ndarray, n_outputs: int) -> dict[str, np.ndarray]:
+    """Arm to predictions (n, n_outputs) of the rows of all folds that it has a model for, NaN elsewhere.
+
+    An arm whose predictions are not finite is left out.
+    """
+    arms: dict[str, np.ndarray] = {}
+    for one in members:
+        values = arms.setdefault(one.arm, np.full((len(folds), n_outputs), np.nan, np.float32))
+        values[folds == one.fold] = np.load(one.folder / HELD_OUT)
+    covered = np.isin(folds, [one.fold for one in members if one.fold is not None])
+    finite = {arm: values for arm, values in arms.items() if np.isfinite(values[covered]).all()}
+    if not finite:
+        raise UserError(
+            f"no arm ({', '.join(arms)}) has finite predictions for held-out rows; lower the learning rates, or add arms"
+        )
+    return finite
+
+
+def _scale_labels(task: Task, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (n_outputs,) of a regression's labels, 0 and 1 otherwise."""
+    if task.kind != "regression":
+        return torch.zeros(task.n_outputs), torch.ones(task.n_outputs)
+    means, sds = np.nanmean(labels, 0), np.nanstd(labels, 0)
+    return torch.from_numpy(np.nan_to_num(means)), torch.from_numpy(np.where(sds > 0, sds, 1.0))
 
 
 def read_evaluated_rows(prepared: PreparedTask) -> pa.Table:

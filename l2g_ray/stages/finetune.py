@@ -92,7 +92,8 @@ def finetune(
     seed: int,
     pretrained: Path | None = None,
 ) -> TrainResult:
-    """Fine-tune with one set of hyper-parameters; returns the best epoch on validation. `pretrained`: see `build_model`.
+    """Fine-tune with one set of hyper-parameters; returns the best epoch on validation, or the last where that is
+    held out. `pretrained`: see `build_model`.
 
     Embedder, language model and head have learning rates of their own: one rate for all either leaves the head at
     chance or tears the language model apart (spec/lm_value.md).
@@ -131,7 +132,7 @@ def finetune(
         model,
         optimizer,
         make_schedule(optim, stage.epochs, steps),
-        LoopSettings(stage.epochs, steps, seed, clip_norm=optim.clip_norm),
+        LoopSettings(stage.epochs, steps, seed, clip_norm=optim.clip_norm, keep_last=data.held_out),
         runtime,
         batches=make_batches(settings, data, trial.batch_size, seed, team=runtime.team),
         losses=make_losses(model, data.task, data.label_scale),

@@ -7,6 +7,7 @@ can be read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from l2g_ray.stages.losses import compute_task_loss
 
 # Inverse strength of the ridge on the weights, against the sum of the rows' losses (scikit-learn's C).
 RIDGE_C = 0.1
+# Arms that count for less than this share of all weights, or against the others, are left out: a model less to keep and run.
+LEAST_SHARE = 0.03
 GREEDY_STEPS = 25
 
 Predictions = Mapping[str, np.ndarray]
@@ -49,7 +52,19 @@ class Stacker:
         return self.evidence[[self.arms.index(arm) for arm in arms]]
 
     def fit_stack(self, arms: tuple[str, ...], rows: np.ndarray | slice = slice(None)) -> Combination:
-        """Ridge regression of the labels on the evidence: logistic, or of least squares for a regression."""
+        """Ridge regression of the labels on the evidence: logistic, or of least squares for a regression.
+
+        The arm that counts least is left out, and the others are fitted again, until all count.
+        """
+        while True:
+            combination = self._fit_ridge(arms, rows)
+            weights = combination.weights
+            if len(arms) == 1 or min(weights) >= LEAST_SHARE * sum(abs(weight) for weight in weights):
+                return combination
+            least = arms[int(np.argmin(weights))]
+            arms = tuple(arm for arm in arms if arm != least)
+
+    def _fit_ridge(self, arms: tuple[str, ...], rows: np.ndarray | slice) -> Combination:
         evidence = self._select(arms)[:, rows]
         labels = self.labels[rows]
         n_rows = int(torch.isfinite(labels).reshape(len(labels), -1).any(1).sum())
@@ -97,8 +112,10 @@ class Stacker:
         return self._combination(arms, chosen.astype(float), torch.zeros(self.evidence.shape[2]))
 
     def fit(self, how: str, arms: tuple[str, ...] | None = None, rows: np.ndarray | slice = slice(None)) -> Combination:
-        """A combination by its name in `ENSEMBLES`, of all arms unless some are named."""
-        return ENSEMBLES[how](self, self.arms if arms is None else arms, rows)
+        """A combination by its name in `ENSEMBLES`, of all arms unless some are named; those without weight are not in it."""
+        found = ENSEMBLES[how](self, self.arms if arms is None else arms, rows)
+        kept = [(arm, weight) for arm, weight in zip(found.arms, found.weights, strict=True) if weight]
+        return replace(found, arms=tuple(arm for arm, _ in kept), weights=tuple(weight for _, weight in kept))
 
     def cross_fit(self, how: str, folds: np.ndarray, arms: tuple[str, ...] | None = None) -> np.ndarray:
         """Predictions (n, n_outputs) for every row by a combination that was fitted to the rows of the other folds."""
