@@ -195,9 +195,10 @@ class Pipeline:
                 trials, best = self._finetune(shape, inputs)
                 members, aligned = self._train_l2g(shape, best["trial"], inputs)
         finally:  # of a failure too: what a pipeline has started ends before it does
-            others, baselines = wait_for_others()
+            others, fitted = wait_for_others()
         members = self._whole_arms([*others, *members])
-        self._keep([*baselines.values(), *(member.result for member in members)])
+        self._keep([*fitted.values(), *(member.result for member in members)])
+        baselines = {name: fitted[name] for name in self.settings.baselines.names if name not in self.arms}
         evaluation = self._evaluate(members, baselines)
         return TaskOutcome(
             task=self.prepared.task.name,
@@ -221,7 +222,7 @@ class Pipeline:
         )
 
     def _train_others(self, shape: dict[str, Any]) -> tuple[list[Member], dict[str, StageResult]]:
-        """The members of all arms but L2G, and the baselines by name. Called beside the stages of L2G."""
+        """The members of all arms but L2G, and all that was fitted on the given split, by name. Called beside L2G's stages."""
         simple = [arm for arm in self.arms if arm not in EMBEDDING_ARMS]
         tuned = [arm for arm in simple if ARMS[arm].tuned]
         names = list(dict.fromkeys([*self.settings.baselines.names, *tuned]))
@@ -247,7 +248,7 @@ class Pipeline:
             jobs = [self._embedder_only(shape, seed, fold) for seed, fold in pairs]
             results = run_jobs(self.place, "embedder", jobs, self._trial_runner())
             members += [Member("embedder_only", s, f.number, r) for (s, f), r in zip(pairs, results, strict=True)]
-        return members, {name: baselines[name] for name in names}
+        return members, baselines
 
     def _whole_arms(self, members: list[Member]) -> list[Member]:
         """Without the arms of which a model was not made for this task; says which."""
@@ -473,9 +474,9 @@ class Pipeline:
             name = f"{member.arm}:{member.seed}:{member.fold}"
             inputs[name] = member.result
             contenders[name] = {"arm": member.arm, "seed": member.seed, "fold": member.fold}
-        for arm in self.settings.baselines.names:
-            if "skipped" not in baselines[arm].values and arm not in self.arms:
-                inputs[arm] = baselines[arm]
+        for arm, result in baselines.items():
+            if "skipped" not in result.values:
+                inputs[arm] = result
                 contenders[arm] = {"arm": arm, "seed": self.seeds[0]}
         parts = self._parts("evaluate", "ensemble", **{name: r.key for name, r in inputs.items()})
         parts |= {"test": self.prepared.fingerprint("test")}

@@ -177,7 +177,7 @@ class Recorder:
         self._begin(name)
         key, task = self._task(name), prepared.task
         scores = self.scores[name] = read_scores(folder, task, row)
-        for file in ("metrics.json", "predictions.parquet", "stages.json"):
+        for file in ("metrics.json", "predictions.parquet", "oof.parquet", "stages.json"):
             self._log_file(key, folder / file)
         data = {split: _describe_data(prepared, split) for split in SPLITS}
         self.writer.put("log_data", key, data=list(data.values()))

@@ -20,6 +20,7 @@ from l2g_ray.results.rows import (
     best_published,
     format_interval,
     format_number,
+    list_weights,
     name_arm,
     name_task,
     subtract_arms,
@@ -132,6 +133,7 @@ def write_report(
         "subtract_arms": subtract_arms,
         "subtract_baseline": subtract_baseline,
         "used_arm": used_arm,
+        "list_weights": list_weights,
         "explain_seeds": EXPLAIN_SEEDS,
         "duration": format_duration,
         # Drawn by us, with its texts escaped by matplotlib.
