@@ -198,7 +198,8 @@ class Pipeline:
             others, fitted = wait_for_others()
         members = self._whole_arms([*others, *members])
         self._keep([*fitted.values(), *(member.result for member in members)])
-        baselines = {name: fitted[name] for name in self.settings.baselines.names if name not in self.arms}
+        beside: list[str] = [name for name in self.settings.baselines.names if name not in self.arms]
+        baselines = {name: fitted[name] for name in beside}
         evaluation = self._evaluate(members, baselines)
         return TaskOutcome(
             task=self.prepared.task.name,
