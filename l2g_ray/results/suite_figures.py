@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from l2g_ray.results.figures import BLUE, GREY, ORANGE, VERMILION, _new_figure, _styled
+from l2g_ray.results.figures import BLUE, GREY, INK, ORANGE, VERMILION, _new_figure, _styled
+from l2g_ray.results.rows import used_arm
 from l2g_ray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-L2G, ALONE = "L2G", "embedder only"
-# Own arms are drawn first and strongly.
-_OWN = {L2G: BLUE, ALONE: ORANGE}
+USED, L2G, ALONE = "used", "L2G", "embedder only"
+# Our own are drawn first and strongly.
+_OWN = {USED: INK, L2G: BLUE, ALONE: ORANGE}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s?([kMB])(?![a-z])")
 MAX_LINES = 5
 _UNITS = {"k": 1e3, "M": 1e6, "B": 1e9}
@@ -41,21 +42,23 @@ class Standing:
 
 
 def gather_standings(board: Mapping[str, Any], parameters: Mapping[str, float] | None = None) -> list[Standing]:
-    """All models of a board: L2G, the embedder alone, then the published ones. `parameters` are the sizes of the first two.
+    """All models of a board: what is used, L2G, the embedder alone, then the published ones. `parameters` are the sizes of
+    our own.
 
     Rows whose metric is better when lower, or undefined, are left out. A published model's size is read from its name
     ("Enformer (252M)"), where that has one.
     """
-    scores: dict[str, dict[str, float]] = {L2G: {}, ALONE: {}}
+    scores: dict[str, dict[str, float]] = {name: {} for name in _OWN}
     comparable: dict[str, bool] = {}
     for row in board["tasks"]:
         if not find_metric(row["metric"]).higher_is_better:
             continue
-        for arm, name in (("test", L2G), ("embedder_only", ALONE)):
-            if row[arm] and row[arm]["mean"] is not None:
-                scores[name][row["task"]] = row[arm]["mean"]
+        used = used_arm(row)
+        for name, score in ((USED, used.test if used else None), (L2G, row["test"]), (ALONE, row["embedder_only"])):
+            if score and score["mean"] is not None:
+                scores[name][row["task"]] = score["mean"]
         for entry in row["published"]:
-            if entry["value"] is not None and entry["model"] not in (L2G, ALONE):
+            if entry["value"] is not None and entry["model"] not in _OWN:
                 scores.setdefault(entry["model"], {})[row["task"]] = entry["value"]
                 comparable[entry["model"]] = comparable.get(entry["model"], True) and entry["comparable"]
             elif entry["value"] is not None:
@@ -79,11 +82,12 @@ def read_size(model: str) -> float | None:
 
 
 def common_tasks(standings: Sequence[Standing]) -> tuple[list[str], list[Standing]]:
-    """The tasks that L2G has, and the models that have all of those which at least one other model has.
+    """The tasks that our own model with the most of them has, and the models that have all of those which at least one
+    published model has.
 
-    Where no published model has any, the tasks are all that L2G has.
+    Where no published model has any, the tasks are all of our own.
     """
-    own = next((s for s in standings if s.model == L2G), None)
+    own = max((s for s in standings if s.model in _OWN), key=lambda s: len(s.scores), default=None)
     if own is None:
         return [], []
     published = [s for s in standings if s.model not in _OWN]
@@ -103,7 +107,7 @@ def plot_mean_scores(standings: Sequence[Standing], tasks: Sequence[str]) -> Fig
     for standing in standings:
         x, y = standing.parameters or right * 2, standing.mean(tasks)
         colour = _OWN.get(standing.model, VERMILION if standing.comparable else GREY)
-        marker = {L2G: "o", ALONE: "s"}.get(standing.model, "D")
+        marker = {USED: "D", L2G: "o", ALONE: "s"}.get(standing.model, "^")
         axes.plot(x, y, marker, color=colour, markersize=6, markerfacecolor=colour if standing.comparable else "none")
     axes.set_xscale("log")
     axes.set_xlim(left, right * 60 if rest else right)
