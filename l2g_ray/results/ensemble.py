@@ -127,8 +127,10 @@ def describe_size(row: Mapping[str, Any]) -> str:
 
 def describe_difference(row: Mapping[str, Any]) -> str:
     """L2G minus embedder only; nothing where one of them was not trained."""
-    difference = subtract_arms(row)
-    return "" if difference.mean is None else f"L2G minus embedder only on test: {difference}."
+    number, interval, verdict = subtract_arms(row).parts
+    if subtract_arms(row).mean is None:
+        return ""
+    return f"L2G minus embedder only on test: {f'{number} {interval}'.strip()}{f', {verdict}' if verdict else ''}."
 
 
 def describe_ensemble(row: Mapping[str, Any]) -> str:

@@ -153,6 +153,7 @@ def write_report(
         shown={
             "kmer": any(best_simple_arm(row) for row in plain["tasks"]),
             "baseline": any(find_baseline(row) for row in plain["tasks"]),
+            "published": any(best_published(row) or best_other(row) for row in plain["tasks"]),
         },
         studies=studies,
         costs=_tabulate_costs(plain),
@@ -189,7 +190,7 @@ def _draw_overview(
     standings = suite_figures.gather_standings(board, parameters)
     tasks, complete = suite_figures.common_tasks(standings)
     open_marks = " Hollow: at least one score is of other data, another split or another protocol."
-    if len(complete) > 2:
+    if any(standing.model not in suite_figures.OWN for standing in complete):
         figure = suite_figures.plot_mean_scores(complete, tasks)
         caption = (
             f"Mean score over {', '.join(tasks)} by model and size; models with a score for each of them.{open_marks} "
