@@ -286,8 +286,8 @@ class Settings(_Settings):
     """Everything that a run can be told.
 
     `folds`: every arm is trained once a fold of train and valid rows, on the rows of the other folds, and predicts with the
-    mean of these models (0: once, on train, and validation stands in for out-of-fold rows). `arms`: what is trained, see
-    `l2g_ray.arms`. `ensemble`: how the arms' predictions become one: weights by ridge regression (stack) or by greedy
+    mean of these models (0: once, on train, and validation stands in for out-of-fold rows). `arms`: what is trained, a list
+    or 'all', see `l2g_ray.arms`. `ensemble`: how the arms' predictions become one: weights by ridge regression (stack) or by greedy
     selection, all alike (mean), or the best arm alone.
     """
 
@@ -297,7 +297,7 @@ class Settings(_Settings):
     seed: int = Field(default=0, ge=0)
     seeds: int = Field(default=1, ge=1)
     folds: int = Field(default=5, ge=0)
-    arms: tuple[ArmName, ...] = Field(default=ALL_ARMS, min_length=1)
+    arms: tuple[ArmName, ...] = ALL_ARMS
     ensemble: Literal["stack", "greedy", "mean", "best"] = "stack"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     data: DataSettings = DataSettings()
@@ -311,6 +311,18 @@ class Settings(_Settings):
     baselines: BaselinesSettings = BaselinesSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     cluster: ClusterSettings = ClusterSettings()
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _all_arms(cls, arms: Any) -> Any:
+        return ALL_ARMS if arms == "all" else arms
+
+    @field_validator("arms")
+    @classmethod
+    def _some_arm(cls, arms: tuple[ArmName, ...]) -> tuple[ArmName, ...]:
+        if not arms or len(set(arms)) < len(arms):
+            raise ValueError("give at least one arm, and each once")
+        return arms
 
     @field_validator("folds")
     @classmethod

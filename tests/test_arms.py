@@ -64,7 +64,7 @@ def keys_of(reference: str = "r", norm: str = "n", **changes: Any) -> dict[str, 
     result = StageResult("warmup", warm.key, Path(), {})
     return {
         "search": make_key("search", pipeline._parts("search")),
-        "embedder_only": pipeline._embedder_only(shape, 0).key,
+        "embedder_only": pipeline._embedder_only(shape, 0, pipeline.folds[0]).key,
         "warmup": warm.key,
         "align": pipeline._align(shape, 1.0, 0, result).key,
         "trial": make_key("trial", pipeline._finetune_parts({})),
@@ -362,7 +362,7 @@ def test_a_study_end_to_end(tmp_path: Path, sources: Sources) -> None:
     assert "Difference = arm minus 'dash'" in said
     study = json.loads((tmp_path / "study" / "study.json").read_text())
     arms = {one["arm"]: one for one in study["compared"]}
-    assert set(arms) == {"dash", "orca", "cnn_only", "embedder_only", "average", "majority"}
+    assert set(arms) == {"dash", "orca", "cnn_only", "embedder_only", "ensemble", "majority"}
     assert arms["majority"]["test"]["mean"] == 0
     for name in ("orca", "cnn_only"):
         assert arms[name]["difference"]["p_holm"] is not None

@@ -29,7 +29,13 @@ WORK_S = sum(sum(epochs) for trials in STAGES.values() for epochs in trials)
 
 @pytest.fixture
 def script() -> Script:
-    return Script("one", resolve("fast", None, {"finetune.trials": 3}), STAGES, 1.0, 0.5)
+    return Script(
+        "one",
+        resolve("fast", None, {"finetune.trials": 3, "folds": 0, "arms": ["embedder_only", "l2g"]}),
+        STAGES,
+        1.0,
+        0.5,
+    )
 
 
 def test_a_task_takes_its_chain_of_stages(script: Script) -> None:

@@ -69,7 +69,8 @@ def script_as_recorded(task: Recorded) -> Script:
     # A single backbone is not trained, so nothing of it was recorded.
     backbones = fast.select.backbones[: len(task.epochs_s.get("select", "1"))]
     counts = {"select.backbones": backbones, "align.alphas": fast.align.alphas[-len(task.epochs_s["align"]) :]}
-    settings = resolve("fast", None, {"finetune.trials": len(task.epochs_s["trials"]), **counts})
+    arms = {"folds": 0, "arms": ["embedder_only", "l2g"]}
+    settings = resolve("fast", None, {"finetune.trials": len(task.epochs_s["trials"]), **counts, **arms})
     stages = task.epochs_s | {"evaluate": [[task.evaluate_s]]}
     return Script(task.name, settings, stages, task.work, task.chain)
 

@@ -92,10 +92,11 @@ def make_baseline_job(
     seed: int | None = None,
     fold: Fold | None = None,
     strength: float | None = None,
+    precision: str = "fp32",
 ) -> Job:
     """A simple model on the task's rows; nothing of the embedder or the language model is in its key.
 
-    With a fold it is an arm's member, whose penalty has the `strength` given.
+    With a fold it is an arm's member, whose penalty has the `strength` given. `precision`: of what trains by gradients.
     """
     own = settings.baselines.model_dump(mode="json", exclude={"names"})
     parts = describe_data(prepared, settings) | {"settings": own}
@@ -113,6 +114,8 @@ def make_baseline_job(
             "batch_size": min(stage.batch_size),
             "genomic_model": fingerprint_language_model(settings.baselines.genomic_model),
         }
+    if name in ("cnn", "deepstarr", "genomic_lm") and precision != "fp32":
+        parts |= {"precision": precision}
     args: dict[str, Any] = {"name": name, "seed": settings.seed if seed is None else seed}
     if fold is not None:
         args |= {"fold": asdict(fold)} | ({} if strength is None else {"strength": strength})
@@ -198,7 +201,8 @@ class Pipeline:
             others, fitted = wait_for_others()
         members = self._whole_arms([*others, *members])
         self._keep([*fitted.values(), *(member.result for member in members)])
-        baselines = {name: fitted[name] for name in self.settings.baselines.names if name not in self.arms}
+        beside: list[str] = [name for name in self.settings.baselines.names if name not in self.arms]
+        baselines = {name: fitted[name] for name in beside}
         evaluation = self._evaluate(members, baselines)
         return TaskOutcome(
             task=self.prepared.task.name,
@@ -226,16 +230,14 @@ class Pipeline:
         simple = [arm for arm in self.arms if arm not in EMBEDDING_ARMS]
         tuned = [arm for arm in simple if ARMS[arm].tuned]
         names = list(dict.fromkeys([*self.settings.baselines.names, *tuned]))
-        found = run_jobs(
-            self.place, "baseline", [make_baseline_job(self.prepared, self.settings, name) for name in names]
-        )
+        found = run_jobs(self.place, "baseline", [self._baseline(name) for name in names])
         baselines = dict(zip(names, found, strict=True))
         wanted: list[tuple[str, int, Fold, Job]] = []
         for arm in simple:
             strength = baselines[arm].values.get("chosen", {}).get("C") if arm in tuned else None
             for seed in self.seeds if ARMS[arm].seeded else self.seeds[:1]:
                 for fold in self.folds:
-                    job = make_baseline_job(self.prepared, self.settings, arm, seed, fold, strength)
+                    job = self._baseline(arm, seed, fold, strength)
                     wanted.append((arm, seed, fold, job))
         results = run_jobs(self.place, "arms", [job for *_, job in wanted])
         members = [Member(arm, seed, fold.number, r) for (arm, seed, fold, _), r in zip(wanted, results, strict=True)]
@@ -338,6 +340,12 @@ class Pipeline:
 
     def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
         return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._align_parts(NOT_IN_WARMUP))
+
+    def _baseline(
+        self, name: str, seed: int | None = None, fold: Fold | None = None, strength: float | None = None
+    ) -> Job:
+        precision = self.common["precision"]
+        return make_baseline_job(self.prepared, self.settings, name, seed, fold, strength, precision)
 
     def _embedder_only(self, shape: dict[str, Any], seed: int, fold: Fold) -> Job:
         args = shape | {"seed": seed, "fold": asdict(fold)}

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from l2g_ray.arms import count_splits
 from l2g_ray.config import OptimSettings, Settings
 from l2g_ray.counts import (
     average_strands,
@@ -210,10 +211,13 @@ def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amou
     """With the time that its trials take to start, one after the other in one slot."""
     seconds = read_machines()["start_up"]
     new = on_gpu or stage == "reference"
-    each = seconds["tune" if stage in _TUNED else "new_task" if new else "task"]
+    each = {"tune": seconds["tune"], "task": seconds["new_task" if new else "task"]}
     if stage == "trials" and settings.finetune.trial_runner == "train":
-        each += seconds["train"]
-    return replace(amount, start_s=each * amount.trials)
+        each["tune"] += seconds["train"]
+    tuned = amount.trials if stage in _TUNED else 0
+    if stage == "align":  # those of the folds choose nothing
+        tuned = min(tuned, len(settings.align.alphas))
+    return replace(amount, start_s=each["tune"] * tuned + each["task"] * (amount.trials - tuned))
 
 
 def _mean(amounts: list[Amount]) -> Amount:
@@ -234,15 +238,19 @@ class _Sizer:
         self.task, self.settings, self.rows, self.shape = task, settings, rows, shape
         self.precision, self.on_gpu = precision, on_gpu
         self.width, self.max_tokens = measure_shape(shape)
+        self.members = settings.seeds * count_splits(settings)  # models of an arm
 
     def amounts(self, v: _Variant) -> dict[str, Amount]:
         """All stages; a stage that does not run has no trials."""
-        amounts = dict.fromkeys(STAGES, Amount()) | {"reference": self._reference(), "select": self._select()}
+        amounts = dict.fromkeys(STAGES, Amount()) | {"reference": self._reference()}
         s, search = self.settings, self.settings.search
         if s.pretrain.enabled:
             amounts["pretrain"] = self._pretrain()
         net = self._net(v.backbone, v.architecture, s.align.dropout)
-        if search.enabled:
+        embeds = bool({"l2g", "embedder_only"} & set(s.arms))
+        if embeds:
+            amounts["select"] = self._select()
+        if embeds and search.enabled:
             amounts["search"] = self._search(v.backbone)
             if search.rivals:
                 n_layers = len(v.architecture)
@@ -250,20 +258,34 @@ class _Sizer:
                 amounts["rival"] = add_amounts(
                     self._train(one, s.select.optim, 1, search.rival_epochs, s.select.batch_size) for one in nets
                 )
-        align, group = s.align, group_size(s.align)
+        if "l2g" in s.arms:
+            amounts |= self._align(net) | self._language_model_stages(v, net)
+        if "embedder_only" in s.arms:
+            alone = s.embedder_only
+            net_alone = self._net(v.backbone, v.architecture, alone.dropout)
+            one = self._train_members(net_alone, alone.optim, self.members, alone.epochs, alone.batch_size)
+            amounts["embedder_only"] = replace(one, disk_bytes=float(self.members * net.model_bytes))
+        return amounts | {"evaluate": self._evaluate(v, net)}
+
+    def _align(self, net: Counted) -> dict[str, Amount]:
+        """Every alpha once on the given split, then the winner's for every seed and fold."""
+        align, group = self.settings.align, group_size(self.settings.align)
         shared = align.task_only_epochs if 0 < align.task_only_epochs < align.epochs else 0
+        amounts = {}
         if shared:
-            warm = self._train(net, align.optim, s.seeds, s.seeds * shared, align.batch_size, group)
+            warm = self._train(net, align.optim, 1, shared, align.batch_size, group)
             kept = net.model_bytes + net.optimizer_bytes(align.optim.optimizer, align.optim.momentum)
-            amounts["warmup"] = replace(warm, disk_bytes=float(s.seeds * kept))
-        jobs = len(align.alphas) + s.seeds - 1
-        one = self._train(net, align.optim, jobs, jobs * (align.epochs - shared), align.batch_size, group)
-        amounts["align"] = replace(one, disk_bytes=float(jobs * net.model_bytes))
-        alone = s.embedder_only
-        net_alone = self._net(v.backbone, v.architecture, alone.dropout)
-        one = self._train(net_alone, alone.optim, s.seeds, s.seeds * alone.epochs, alone.batch_size)
-        amounts["embedder_only"] = replace(one, disk_bytes=float(s.seeds * net.model_bytes))
-        return amounts | self._language_model_stages(v, net)
+            amounts["warmup"] = replace(warm, disk_bytes=float(kept))
+        jobs = len(align.alphas)
+        first = self._train(net, align.optim, jobs, jobs * (align.epochs - shared), align.batch_size, group)
+        # Without folds the first seed's is one of those.
+        again = self.members - (0 if self.settings.folds else 1)
+        one = first
+        if again:
+            one = add_amounts(
+                [first, self._train_members(net, align.optim, again, align.epochs, align.batch_size, group)]
+            )
+        return amounts | {"align": replace(one, disk_bytes=float((jobs + again) * net.model_bytes))}
 
     def model_bytes(self, v: _Variant) -> float:
         """Weights of the L2G model and of the embedder alone."""
@@ -306,7 +328,7 @@ class _Sizer:
         return self._train(net, optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
 
     def _language_model_stages(self, v: _Variant, net: Counted) -> dict[str, Amount]:
-        s, stage = self.settings, self.settings.finetune
+        stage = self.settings.finetune
         whole, tokens = self._whole(v), self._n_tokens(v)
         largest = max(stage.batch_size)
 
@@ -314,23 +336,59 @@ class _Sizer:
             amount = self._train(whole, stage.optim, jobs, epochs, v.batch_size, memory_rows=largest)
             return replace(amount, tokens=epochs * (self.rows.train + self.rows.valid) * tokens)
 
-        trials = train(stage.trials, v.trial_epochs)
-        refit = train(s.seeds, float(s.seeds * stage.epochs))
+        refit = self._train_members(whole, stage.optim, self.members, stage.epochs, v.batch_size, memory_rows=largest)
+        seen = sum(self._fold_rows())
+        refit = replace(refit, tokens=float(self.members * stage.epochs * seen * tokens))
+        return {
+            "trials": train(stage.trials, v.trial_epochs),
+            "refit": replace(refit, disk_bytes=float(self.members * whole.model_bytes)),
+        }
+
+    def _evaluate(self, v: _Variant, net: Counted) -> Amount:
+        s = self.settings
         both = average_strands(s, self.task)
-        passes = (3 if both else 1) * s.seeds
+        passes = (3 if both else 1) * self.members
         n_values = self.task.n_outputs * (2 if both else 1)
-        evaluate = Amount(
+        models = [net] * ("embedder_only" in s.arms) + [self._whole(v)] * ("l2g" in s.arms)
+        tokens = self._n_tokens(v) if "l2g" in s.arms else 0
+        return Amount(
             trials=1,
             tokens=float(passes * self.rows.test * tokens),
-            flops=passes * self.rows.test * (whole.forward_flops + net.forward_flops),
-            memory_bytes=float(whole.model_bytes),
-            disk_bytes=2.0 * s.seeds * self.rows.test * (12 + 4 * n_values),
+            flops=passes * self.rows.test * sum(model.forward_flops for model in models),
+            memory_bytes=float(max((model.model_bytes for model in models), default=0)),
+            disk_bytes=float((len(s.arms) + 1) * s.seeds * self.rows.test * (12 + 4 * n_values)),
         )
-        return {
-            "trials": trials,
-            "refit": replace(refit, disk_bytes=float(s.seeds * whole.model_bytes)),
-            "evaluate": evaluate,
-        }
+
+    def _fold_rows(self) -> tuple[int, int]:
+        """Rows that a model of an arm is trained on, and those that it predicts."""
+        rows, folds = self.rows.train + self.rows.valid, self.settings.folds
+        if not folds:
+            return self.rows.train, self.rows.valid
+        return rows - rows // folds, rows // folds
+
+    def _train_members(
+        self,
+        model: Counted,
+        optim: OptimSettings,
+        jobs: int,
+        epochs: int,
+        batch_size: int,
+        group: int = 1,
+        memory_rows: int | None = None,
+    ) -> Amount:
+        """So many models of an arm, of so many epochs each, on the rows of all folds but one."""
+        n_rows, n_valid = self._fold_rows()
+        return self._train(
+            model,
+            optim,
+            jobs,
+            jobs * epochs,
+            batch_size,
+            group,
+            n_rows=n_rows,
+            n_valid=n_valid,
+            memory_rows=memory_rows,
+        )
 
     def _train(
         self,
@@ -342,12 +400,14 @@ class _Sizer:
         group: int = 1,
         *,
         n_rows: int | None = None,
+        n_valid: int | None = None,
         memory_rows: int | None = None,
     ) -> Amount:
         """`epochs` of all jobs together; `group` batches make a step and are in memory at once (spec 5.3)."""
         n_rows = self.rows.train if n_rows is None else n_rows
+        n_valid = self.rows.valid if n_valid is None else n_valid
         batches = count_batches(n_rows, batch_size, drop_last=True)
-        flops = n_rows * model.train_flops + batches * model.fixed_flops + self.rows.valid * model.forward_flops
+        flops = n_rows * model.train_flops + batches * model.fixed_flops + n_valid * model.forward_flops
         in_memory = min(n_rows, group * (memory_rows or batch_size))
         state = 2 * model.model_bytes + model.optimizer_bytes(optim.optimizer, optim.momentum)
         return Amount(
