@@ -194,8 +194,8 @@ def summarise_used(
 
 
 def summarise_arms(arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome) -> dict[str, Any]:
-    """Of every arm: its scores on test and on held-out rows, its weight (mean over seeds), and what the ensemble gains by it
-    on held-out rows."""
+    """Of every arm: its scores on test and on held-out rows, its weight (mean over seeds), what the ensemble gains by it on
+    held-out rows, and the ensemble minus the arm on test."""
     combined = list(outcome.evaluation.values["combinations"].values())
     found = {}
     for arm in dict.fromkeys(member.arm for member in outcome.members):
@@ -206,6 +206,7 @@ def summarise_arms(arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome) -
             "oof": held_out.summarise(arm) if arm in held_out.parts else None,
             "weight": float(np.mean(weights)),
             "adds": held_out.subtract(ENSEMBLE, without) if without in held_out.parts else None,
+            "difference": arms.subtract(ENSEMBLE, arm),
         }
     return found
 
