@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +25,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.ensemble import Ensemble, to_predictions
 from l2g_ray.models.l2g import load_model
 from l2g_ray.redaction import redact
-from l2g_ray.run_folder import BEST, MODEL_FOLDERS, Arm, choose_arm, find_arm, find_task
+from l2g_ray.run_folder import BEST, Arm, choose_arm, find_arm, find_task
 from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.stages.evaluate import prediction_columns
 from l2g_ray.stages.memory import RowsAtOnce
@@ -34,6 +34,8 @@ from l2g_ray.tasks.schema import Task
 from l2g_ray.tasks.stored import TASK_FILE, TASK_SCHEMA
 
 MODEL_FILES = ("model.safetensors", "config.json", TASK_FILE)
+# Folders around a model's at most, in a run's: the task, `best` or `arms`, and the arm.
+MODEL_DEPTH = 3
 STREAM_ROWS = 4096  # read, predicted and written at once
 BATCH_SIZE = 256
 CPU = torch.device("cpu")
@@ -43,7 +45,8 @@ CPU = torch.device("cpu")
 class Predictor:
     """A trained model with the task it was trained for. `length_bp` is the longest sequence that it accepts.
 
-    `arm` says which of the run's models it is; `at_once` how many sequences go through the model on its `device`.
+    `strand_averaged`: predictions are means over both strands (`read` changes that). `arm` says which of the run's models it
+    is; `at_once` how many sequences go through the model on its `device`.
     """
 
     model: torch.nn.Module
@@ -53,6 +56,16 @@ class Predictor:
     arm: Arm
     at_once: RowsAtOnce = field(default_factory=lambda: RowsAtOnce(BATCH_SIZE))
     device: torch.device = CPU
+
+    @property
+    def strands_apart(self) -> bool:
+        """Whether the mean over strands is still to be taken of what `forward` gives: an ensemble takes it inside."""
+        return self.strand_averaged and not isinstance(self.model, Ensemble)
+
+    def read(self, both_strands: bool) -> Predictor:
+        """This predictor for means over both strands, or for the given strand alone."""
+        model = self.model.read(both_strands) if isinstance(self.model, Ensemble) else self.model
+        return replace(self, model=model, strand_averaged=both_strands)
 
     @property
     def batch_size(self) -> int:
@@ -96,6 +109,7 @@ class Predictor:
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Raw outputs (batch, n_outputs) on the CPU, of codes (batch, length) and lengths (batch,), at least one row.
 
+        They are of the given strand, but for an ensemble, which averages strands inside where predictions are such means.
         Computed on `device`, in float32, in parts where memory does not suffice. Raises UserError where one row does not fit.
         """
 
@@ -107,7 +121,7 @@ class Predictor:
 
     def _predict(self, codes: torch.Tensor, lengths: torch.Tensor) -> np.ndarray:
         result = to_predictions(self.task.kind, self.forward(codes, lengths))
-        if self.strand_averaged:
+        if self.strands_apart:
             flipped = self.forward(reverse_complement(codes, lengths), lengths)
             result = (result + to_predictions(self.task.kind, flipped)) / 2
         return result.numpy()
@@ -138,25 +152,22 @@ def fetch_arm(run: Location, task: str | None = None, arm: str = BEST) -> Iterat
     with tempfile.TemporaryDirectory(prefix="l2g-ray-") as scratch:
         copy = Path(scratch) / (run.name or "run")
 
-        def fetch(folder: Path, name: str) -> None:
-            path = PurePosixPath(folder.relative_to(copy).as_posix()) / name
-            if str(path) in files:
-                (run / str(path)).download(copy / path)
+        def fetch(paths: Iterable[Path]) -> None:
+            for path in paths:
+                (run / path.relative_to(copy).as_posix()).download(path)
 
         for name in files:
-            folder = PurePosixPath(name).parent
+            path = PurePosixPath(name)
             # The names alone first: they say which tasks there are.
-            if PurePosixPath(name).name in MODEL_FILES and (len(folder.parts) == 0 or folder.name in MODEL_FOLDERS):
-                (copy / folder).mkdir(parents=True, exist_ok=True)
+            if path.name in MODEL_FILES and len(path.parents) - 1 <= MODEL_DEPTH:
+                (copy / path.parent).mkdir(parents=True, exist_ok=True)
                 (copy / name).touch()
         if not copy.exists():
             raise UserError(f"{run}: no finished model here; run `l2g-ray suite` or `l2g-ray run` first")
         chosen = find_task(copy, task)
-        for path in (chosen, *(chosen / name for name in MODEL_FOLDERS)):
-            fetch(path, "config.json")
+        fetch(chosen.rglob("config.json"))
         found = choose_arm(chosen, arm)
-        for name in MODEL_FILES:
-            fetch(found.folder, name)
+        fetch(path for name in MODEL_FILES for path in found.folder.rglob(name))
         yield replace(found, place=redact(str(run / found.folder.relative_to(copy).as_posix())))
 
 
@@ -205,7 +216,7 @@ def load_predictor(model: Path | Arm, device: str | torch.device = "auto", batch
         )
     try:
         task, length_bp = Task.model_validate(content["task"]), int(content["length_bp"])
-        strand_averaged = bool(content["strand_averaged"]) and not isinstance(loaded, Ensemble)
+        strand_averaged = bool(content["strand_averaged"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{folder / TASK_FILE}: holds no task that this version reads; train it again") from None
     rows = RowsAtOnce(batch_size or BATCH_SIZE)

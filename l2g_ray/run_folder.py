@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from l2g_ray.tasks.stored import TASK_FILE
 BEST = "best"
 # What the chosen model could be in runs of an earlier version, beside the arms of `arms.ARMS`.
 AVERAGE = "average"
-ARM_CHOICES = (BEST, *ARMS, AVERAGE)
+ARM_CHOICES = (BEST, ENSEMBLE, *ARMS, AVERAGE)
 # Folders of a finished task that hold a model: the ensemble, and in an earlier version one a kind of arm.
 MODEL_FOLDERS = ("model", "embedder_only", BEST)
 # Folders with a model for each arm: those that the ensemble uses, and those that it has no use for.
@@ -25,7 +26,8 @@ _NO_MODEL = "no finished model here; run `l2g-ray suite` or `l2g-ray run` first"
 class Arm:
     """A stored model of a task: the arm's name, the model's folder, and whether it is what the run predicts with.
 
-    `weights` are those of an ensemble's arms. `place` is what to show for the folder, for one that was fetched from elsewhere.
+    `weights` are those of an ensemble's arms. `role` is what the arm is to the ensemble of its run, in words. `place` is what
+    to show for the folder, for one that was fetched from elsewhere.
     """
 
     name: str
@@ -33,22 +35,37 @@ class Arm:
     is_best: bool = False
     place: str = ""
     weights: tuple[tuple[str, float], ...] = ()
+    role: str = ""
+
+    @property
+    def task_folder(self) -> Path:
+        """The task's folder: the one around the model's, or around `best/` or `arms/` that has it."""
+        parent = self.folder.absolute().parent
+        inside = parent.name in ARM_FOLDERS and (parent.parent / BEST / "config.json").exists()
+        return parent.parent if inside else parent
 
     def describe(self) -> str:
         """The arm, as a line of output names it."""
         if self.name == ENSEMBLE:
             return f"{self.name} of {self._shares()}"
-        return f"{self.name} (best on validation)" if self.is_best else self.name
+        role = "best on validation" if self.is_best else self.role
+        return f"{self.name} ({role})" if role else self.name
 
     def facts(self) -> dict[str, str]:
         """What a file of results says about the model that made them."""
-        about = {"ensemble_of": self._shares()} if self.weights else {"chosen_by": "validation"} if self.is_best else {}
+        if self.weights:
+            about = {"ensemble_of": self._shares()}
+        else:
+            about = {"chosen_by": "validation"} if self.is_best else {"role": self.role} if self.role else {}
         return {"arm": self.name, **about, "model": self.place or str(self.folder)}
 
+    def share(self, arm: str) -> float:
+        """The weight of one of an ensemble's arms, against the sum of all; 0 for an arm that is none of them."""
+        return dict(self.weights).get(arm, 0.0) / sum(weight for _, weight in self.weights)
+
     def _shares(self) -> str:
-        total = sum(weight for _, weight in self.weights)
         ranked = sorted(self.weights, key=lambda pair: -pair[1])
-        return ", ".join(f"{name} {weight / total:.0%}" for name, weight in ranked)
+        return ", ".join(f"{name} {self.share(name):.0%}" for name, _ in ranked)
 
 
 def list_arms(task_folder: Path) -> dict[str, Arm]:
@@ -56,11 +73,25 @@ def list_arms(task_folder: Path) -> dict[str, Arm]:
 
     Raises UserError for a model whose `config.json` cannot be read.
     """
-    inner = [path for name in ARM_FOLDERS for path in sorted((task_folder / name).glob("[!.]*"))]
-    found = [read_arm(path) for path in (*inner, *(task_folder / name for name in MODEL_FOLDERS)) if _has_model(path)]
+    inner = [arm for name in ARM_FOLDERS for arm in _read_inside(task_folder / name)]
+    found = [*inner, *(read_arm(path) for name in MODEL_FOLDERS if _has_model(path := task_folder / name))]
     chosen = next((arm for arm in found if arm.folder == task_folder / BEST), None)
-    arms = {arm.name: replace(arm, is_best=chosen is not None and arm.name == chosen.name) for arm in reversed(found)}
-    return arms if chosen is None else {BEST: replace(chosen, is_best=True), **arms}
+    arms = {arm.name: arm for arm in reversed(found)}
+    return arms if chosen is None else _relate(arms, chosen)
+
+
+def _read_inside(folder: Path) -> list[Arm]:
+    return [read_arm(path) for path in sorted(folder.glob("[!.]*")) if _has_model(path)]
+
+
+def _relate(arms: dict[str, Arm], chosen: Arm) -> dict[str, Arm]:
+    """The arms with what they are to the `chosen` one, which is what the run predicts with."""
+    related = {BEST: replace(chosen, is_best=True)}
+    for name, arm in arms.items():
+        share = chosen.share(name) if chosen.weights and name != chosen.name else None
+        role = "" if share is None else f"{share:.0%} of the ensemble" if share else "not in the ensemble"
+        related[name] = replace(arm, is_best=name == chosen.name, role=role)
+    return related
 
 
 def read_arm(model_folder: Path) -> Arm:
@@ -104,12 +135,13 @@ def choose_arm(folder: Path, arm: str = BEST) -> Arm:
     """An arm of a task's folder, or the arm of a model's own. Raises UserError where it has no such arm."""
     if _has_model(folder):
         own = read_arm(folder)
-        chosen = list_arms(folder.parent).get(BEST) if folder.name in MODEL_FOLDERS else None
-        own = replace(own, is_best=chosen is not None and chosen.name == own.name)
-        inside = {
-            one.name: one for path in sorted(folder.glob("[!.]*")) if _has_model(path) for one in [read_arm(path)]
-        }
-        arms = {own.name: own, BEST: own, **inside}
+        if folder.name in MODEL_FOLDERS or folder.absolute().parent.name in ARM_FOLDERS:
+            around = list_arms(own.task_folder)
+            own = next((one for one in around.values() if one.folder.absolute() == folder.absolute()), own)
+            chosen = around.get(BEST)
+            own = replace(own, folder=folder, is_best=chosen is not None and chosen.name == own.name)
+        inside = {one.name: one for one in _read_inside(folder)}
+        arms = {**(_relate(inside, own) if own.weights else inside), own.name: own, BEST: own}
     else:
         arms = list_arms(folder)
         if arms and BEST not in arms:
@@ -120,6 +152,25 @@ def choose_arm(folder: Path, arm: str = BEST) -> Arm:
         found = ", ".join(f"{name} ({one.name})" if name == BEST else name for name, one in arms.items())
         raise UserError(f"{folder}: has no arm '{arm}'; choose with --arm one of those it has: {found}")
     return arms[arm]
+
+
+def choose_member(ensemble: Arm, groups: Sequence[Sequence[str]], what: str) -> Arm:
+    """The arm that stands for an ensemble where the ensemble itself will not do.
+
+    It is the one with the largest weight of the first of the `groups` (names of arms) of which any has weight; where none has,
+    the first that the run has at all. `what` says what such arms have. Raises UserError where there is none.
+    """
+    arms = list_arms(ensemble.task_folder) | {one.name: one for one in _read_inside(ensemble.folder)}
+    arms = _relate(arms, ensemble)
+    for group in groups:
+        name = max(group, key=ensemble.share)
+        if ensemble.share(name) > 0 and name in arms:
+            return replace(arms[name], role=f"{arms[name].role}, its largest arm with {what}")
+    name = next((name for group in groups for name in group if name in arms), "")
+    if not name:
+        wanted = ", ".join(name for group in groups for name in group)
+        raise UserError(f"{ensemble.folder}: no arm of this run has {what}; run it again with one of the arms {wanted}")
+    return replace(arms[name], role=f"{arms[name].role}, of whose arms none has {what}")
 
 
 def _has_model(folder: Path) -> bool:

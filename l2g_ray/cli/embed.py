@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from l2g_ray.arms import ENSEMBLE
 from l2g_ray.cli.model import with_arm, with_device
+
+if TYPE_CHECKING:
+    from l2g_ray.run_folder import Arm
 
 VANILLA = "vanilla"
 
@@ -58,7 +62,8 @@ def embed(
     """Embeddings of a finished RUN before and after each stage: silhouette scores and a picture.
 
     Of the arm l2g each of its stages and the control, of embedder_only its own two, of average its members: those that the
-    arm predicts from carry a star.
+    arm predicts from carry a star. For an ensemble stands the one of l2g and embedder_only with the larger weight. Where
+    an arm has several fold models, the first one is shown.
 
     Writes the embeddings (NPZ), a summary (JSON) and principal components (SVG, PNG).
 
@@ -74,19 +79,21 @@ def embed(
     from l2g_ray.data.overwrite import refuse_overwrite
     from l2g_ray.errors import UserError
     from l2g_ray.explain.embedding_files import LAYER_NAMES, list_files, read_rows, write_embeddings
-    from l2g_ray.explain.embeddings import ARM_POINTS, load_point, load_points
+    from l2g_ray.explain.embeddings import ARM_POINTS, WITH_TOKENS, load_point, load_points
     from l2g_ray.explain.rows import find_prepared
     from l2g_ray.predict import BATCH_SIZE, choose_device
     from l2g_ray.results.terminal import Column, Listing, print_fitted
-    from l2g_ray.run_folder import find_arm
+    from l2g_ray.run_folder import choose_member, find_arm
 
     where = choose_device(device)
     chosen = find_arm(run, task, arm)
+    if chosen.name == ENSEMBLE:
+        chosen = choose_member(chosen, (WITH_TOKENS,), "embeddings")
     if chosen.name not in ARM_POINTS:
         raise UserError(
             f"{chosen.folder}: the arm '{chosen.name}' has no embeddings; choose one of {', '.join(ARM_POINTS)}"
         )
-    task_folder = chosen.folder.parent
+    task_folder = chosen.task_folder
     otherwise = "name the rows' folder with --data"
     prepared = find_prepared(task_folder, otherwise) if data is None else open_prepared(data)
     notes: list[str] = []
@@ -100,14 +107,19 @@ def embed(
         )
     rows = read_rows(prepared, split, output, max_rows, seed)
     folder = out or task_folder / "embeddings" / chosen.name
-    read = [prepared.folder, chosen.folder, beside, *(task_folder / name for name in ("task.json", "stages.json"))]
+    read = [
+        prepared.folder,
+        chosen.folder,
+        beside.folder if beside else None,
+        *(task_folder / name for name in ("task.json", "stages.json")),
+    ]
     refuse_overwrite(read, list_files(folder))
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = progress.add_task("embedding", total=len(points) * len(rows.ids))
         predicts_from = ARM_POINTS[chosen.name][1]
         facts: dict[str, Any] = {"task": prepared.task.name, **chosen.facts(), "predicts_from": predicts_from}
-        facts |= {"notes": notes, "vanilla": str(beside) if beside else None}
+        facts |= {"notes": notes, "vanilla": str(beside.folder) if beside else None}
         if len(rows.ids) < rows.total:
             facts["sample_seed"] = seed
         summary = write_embeddings(
@@ -138,16 +150,15 @@ def embed(
     click.echo(f"in {folder}")
 
 
-def _find_vanilla(task_folder: Path, run: Path | None) -> Path | None:
-    """The model folder of the task's arm of vanilla fine-tuning in `run`, else beside it; None where there is none."""
+def _find_vanilla(task_folder: Path, run: Path | None) -> Arm | None:
+    """The task's arm of vanilla fine-tuning in `run`, else beside it; None where there is none."""
     from l2g_ray.orchestrate.arms import JOINT
-    from l2g_ray.predict import find_model
+    from l2g_ray.run_folder import find_arm, list_arms
 
     arm = f"{task_folder.name.split(JOINT)[0]}{JOINT}{VANILLA}"
     if run is not None:
-        return find_model(run, None if (run / "model").is_dir() else arm, "l2g")
-    beside = task_folder.parent / arm
-    return find_model(beside, None, "l2g") if (beside / "model").is_dir() else None
+        return find_arm(run, None if list_arms(run) else arm, "l2g")
+    return list_arms(task_folder.parent / arm).get("l2g")
 
 
 def _read_settings(task_folder: Path, name: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
     type=click.Choice(_METHODS),
     default=_METHODS[0],
     show_default=True,
-    help="How contributions are computed; only the default adds up.",
+    help="How contributions are computed; only the default adds up. Of arms that are linear in k-mers they are exact.",
 )
 @click.option(
     "--references",
@@ -88,6 +88,9 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
 @with_device("Pairs of a sequence and a reference", "what takes about 1 GB")
 def explain(run: Path, **options: Any) -> None:
     """What a finished RUN's model has learned: contributions, motifs, names, logos, and a page.
+
+    For an ensemble stands its arm with the largest weight of cnn, embedder_only and l2g; where none of these has weight, of
+    gapped_kmer and positional_kmer.
 
     \b
     Examples:

@@ -19,7 +19,8 @@ def with_arm(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(ARM_CHOICES),
         default=BEST,
         show_default=True,
-        help="Which of the run's models; best: the one that was best on validation, which may be the average of both others.",
+        help="Which of the run's models; best: what the run predicts with, its ensemble (of an earlier version: the arm "
+        "that was best on validation; average: of l2g and embedder_only).",
     )
     return click.option("--task", help="Which task's model, where the run has several.")(arm(command))
 

@@ -77,14 +77,14 @@ def mutate(
     name, sequence = _read(predictor, text, source, identity, sequence_column)
     bounds = _parse_region(region, len(sequence))
     both = predictor.strand_averaged if strand == "auto" else strand == "both"
-    folder = out or chosen.folder.parent / "mutagenesis" / chosen.name / safe_name(name, otherwise="sequence")
+    folder = out or chosen.task_folder / "mutagenesis" / chosen.name / safe_name(name, otherwise="sequence")
     # Outputs of one sequence, made one after the other, do not share a folder either.
     each = len(outputs) > 1 or (out is None and len(scored_outputs(predictor.task)) > 1)
     names = safe_names(predictor.task.labels, otherwise="output")
     places = [folder / names[i] if each else folder for i in outputs]
     refuse_overwrite([source, chosen.folder], [path for place in places for path in list_files(place)])
     click.echo(f"arm {chosen.describe()}")
-    for found, place in zip(_run(predictor, sequence, outputs, both, bounds), places, strict=True):
+    for found, place in zip(_run(predictor.read(both), sequence, outputs, bounds), places, strict=True):
         facts = {**predictor.facts(), "id": name, "length_bp": len(sequence)}
         write_mutagenesis(found, place, facts | {"strand": "both" if both else "+"})
         strongest = found.strongest(3)
@@ -92,9 +92,7 @@ def mutate(
         click.echo(f"{found.output}: {found.reference:.4g}; largest changes in {found.quantity}: {shown}; in {place}")
 
 
-def _run(
-    predictor: Predictor, sequence: str, outputs: list[int], both: bool, bounds: tuple[int, int]
-) -> list[Mutagenesis]:
+def _run(predictor: Predictor, sequence: str, outputs: list[int], bounds: tuple[int, int]) -> list[Mutagenesis]:
     import pyarrow as pa
     from rich.console import Console
     from rich.progress import Progress
@@ -111,7 +109,7 @@ def _run(
             predictor.task,
             sequence,
             outputs,
-            both_strands=both,
+            both_strands=predictor.strands_apart,
             batch_size=predictor.batch_size,
             region=bounds,
             progress=lambda done: progress.update(shown, completed=done),

@@ -43,8 +43,8 @@ class ExplainedOutput(nn.Module):
         super().__init__()
         if not _reads_one_hot(model):
             raise UserError(
-                f"a model of the form {type(model).__name__} has no contributions of bases; explain L2G, its embedder alone, "
-                "or their average"
+                f"a model of the form {type(model).__name__} has no contributions of bases; explain an arm that reads one-hot "
+                "(l2g, embedder_only, cnn) or is linear in k-mers (gapped_kmer, positional_kmer)"
             )
         self.model = model
         self.in_channels = int(model.in_channels)  # type: ignore[arg-type]
@@ -68,7 +68,11 @@ def _reads_one_hot(model: nn.Module) -> bool:
 @dataclass(frozen=True)
 class Attributions:
     """Of n sequences, in their order: `codes` (n, length) right-padded, `lengths_bp` (n,), `hypothetical`
-    (n, length, 4) float32, `values` f(x) (n,) and `reference_values` mean f(r) (n,); `method` and `output` by name."""
+    (n, length, 4), `values` f(x) (n,) and `reference_values` mean f(r) (n,); `method` and `output` by name.
+
+    `observed_only`: `hypothetical` is 0 for bases that do not stand there, since what they would contribute is not defined, and
+    the reference value is a model's bias.
+    """
 
     codes: np.ndarray
     lengths_bp: np.ndarray
@@ -77,6 +81,7 @@ class Attributions:
     reference_values: np.ndarray
     method: str
     output: str
+    observed_only: bool = False
 
     @property
     def one_hot(self) -> np.ndarray:

@@ -146,15 +146,15 @@ def tabulate_alleles(predictor: Predictor, alleles: list[Allele], both_strands: 
 def _effects(
     predictor: Predictor, references: list[str], alternatives: list[str], both_strands: bool
 ) -> dict[str, np.ndarray]:
-    task = predictor.task
+    task, reader = predictor.task, predictor.read(both_strands)
     empty = np.empty((0, task.n_outputs))
     scores = Scores(empty, None if task.kind == "regression" else empty)
     if references:
         scores = score_sequences(
-            predictor.forward,
+            reader.forward,
             task,
             references + alternatives,
-            both_strands=both_strands,
+            both_strands=reader.strands_apart,
             batch_size=predictor.batch_size,
         )
     rows = np.arange(len(references))

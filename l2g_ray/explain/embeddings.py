@@ -18,17 +18,21 @@ import torch
 
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
+from l2g_ray.models.average import AverageModel
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
-from l2g_ray.models.l2g import L2GModel, load_model
+from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.models.layers import masked_mean
 from l2g_ray.places import find_place
 from l2g_ray.predict import BATCH_SIZE, CPU, naming_memory
+from l2g_ray.run_folder import Arm, list_arms
 from l2g_ray.sequence import encode
 from l2g_ray.stages.memory import RowsAtOnce
 
 LAYERS = ("backbone", "tokens", "language_model")
 BEFORE, ALIGNED, FINETUNED, ALONE = "before training", "after align", "after finetune", "embedder only"
+# Arms with tokens: those of which one stands for an ensemble.
+WITH_TOKENS = ("l2g", "embedder_only")
 # Of an arm: the points to show, and those of them that it predicts from. An average predicts from its members; beside L2G
 # stands its control.
 ARM_POINTS = {
@@ -52,20 +56,26 @@ def load_points(
 ) -> list[Point]:
     """The points of `ARM_POINTS`: L2G of a finished task before training, after align and after finetune, and the control.
 
-    `settings` are the task's, from `suite.json`; they tell whether the language model was pretrained. What is missing
-    is told as a sentence through `say`, and left out. Raises UserError where the finished model itself is missing.
+    Where an arm has several fold models, the first one is taken. `settings` are the task's, from `suite.json`; they tell whether
+    the language model was pretrained. What is missing is told as a sentence through `say`, and left out. Raises UserError where
+    the arm's finished model itself is missing.
     """
-    finetuned = load_model(task_folder / "model")
-    if not isinstance(finetuned, L2GModel):
-        raise UserError(
-            f"{task_folder / 'model'}: is no L2G model; give the folder of a task that l2g-ray has finished"
-        )
-    points: list[Point] = []
+    arms = list_arms(task_folder)
+    models = {name: load_model(arms[name].folder) for name in WITH_TOKENS if name in arms}
+    if n_folds := max((len(model.members) for model in models.values() if isinstance(model, AverageModel)), default=0):
+        say(f"an arm is the mean of {n_folds} fold models; the first one is shown")
+    finetuned, alone = (_take_first(models.get(name)) for name in WITH_TOKENS)
+    if not isinstance(finetuned, L2GModel) and (arm != "embedder_only" or alone is None):
+        raise UserError(f"{task_folder}: has no L2G model; give the folder of a task that l2g-ray has finished")
+    net = finetuned.net if isinstance(finetuned, L2GModel) else alone
+    assert isinstance(net, EmbedderNet)
     wanted = ARM_POINTS[arm][0]
     deployed = _read_deployed(task_folder)
-    language_model = _load_language_model(finetuned, settings, deployed.get("seed", 0), deployed.get("pretrain"), say)
+    described = finetuned.config if isinstance(finetuned, L2GModel) else L2GConfig(net.config, **_describe(settings))
+    language_model = _load_language_model(described, settings, deployed.get("seed", 0), deployed.get("pretrain"), say)
+    points: list[Point] = []
     if "seed" in deployed:
-        points.append(Point(BEFORE, _untrained(finetuned.net.config, language_model, deployed["seed"]), None))
+        points.append(Point(BEFORE, _untrained(net.config, language_model, deployed["seed"]), None))
     else:
         say(
             f"{task_folder / 'stages.json'}: does not tell the seed (an earlier version wrote it), so 'before training' is left out"
@@ -74,36 +84,45 @@ def load_points(
     if aligned is not None:
         points.append(Point(ALIGNED, aligned, None))
     joined = [Point(p.name, p.net, language_model[0] if language_model else None) for p in points]
-    joined.append(Point(FINETUNED, finetuned.net, finetuned.language_model))
-    control = task_folder / "embedder_only"
-    if (control / "config.json").exists():
-        net = load_model(control)
-        assert isinstance(net, EmbedderNet)
-        joined.append(Point(ALONE, net, None))
+    if isinstance(finetuned, L2GModel):
+        joined.append(Point(FINETUNED, finetuned.net, finetuned.language_model))
+    if isinstance(alone, EmbedderNet):
+        joined.append(Point(ALONE, alone, None))
     return [point for point in joined if point.name in wanted]
 
 
-def load_point(name: str, model_folder: Path, prepared: PreparedTask) -> Point:
-    """The finished model of another run of the same rows, to be shown beside.
+def load_point(name: str, arm: Arm, prepared: PreparedTask) -> Point:
+    """The finished model of another run of the same rows, to be shown beside; the first of several fold models.
 
     Raises UserError where it is no L2G model, or was trained on other rows.
     """
-    model = load_model(model_folder)
+    model = _take_first(load_model(arm.folder))
     if not isinstance(model, L2GModel):
-        raise UserError(f"{model_folder}: is no L2G model; give a run of `l2g-ray baseline vanilla TASK`")
+        raise UserError(f"{arm.folder}: is no L2G model; give a run of `l2g-ray baseline vanilla TASK`")
     try:
-        splits = json.loads((model_folder.parent / "task.json").read_text())["splits"]
+        splits = json.loads((arm.task_folder / "task.json").read_text())["splits"]
         same = all(prepared.fingerprint(split) == facts["fingerprint"] for split, facts in splits.items())
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{model_folder.parent}: no readable task.json of a finished task, so its rows are not known"
+            f"{arm.task_folder}: no readable task.json of a finished task, so its rows are not known"
         ) from None
     if not same:
         raise UserError(
-            f"{model_folder.parent}: was trained on other rows than those of {prepared.folder}; "
+            f"{arm.task_folder}: was trained on other rows than those of {prepared.folder}; "
             "run `l2g-ray baseline vanilla` on the same data"
         )
     return Point(name, model.net, model.language_model)
+
+
+def _take_first(model: torch.nn.Module | None) -> torch.nn.Module | None:
+    """The model itself, or the first of the fold models whose mean it is."""
+    return model.members[0] if isinstance(model, AverageModel) else model
+
+
+def _describe(settings: dict[str, Any]) -> dict[str, Any]:
+    """The language model that a task's settings name."""
+    model = settings.get("model", {})
+    return {name: model[name] for name in ("language_model", "positions", "language_model_layers") if name in model}
 
 
 def _read_deployed(task_folder: Path) -> dict[str, Any]:
@@ -117,11 +136,10 @@ def _read_deployed(task_folder: Path) -> dict[str, Any]:
 
 
 def _load_language_model(
-    finetuned: L2GModel, settings: dict[str, Any], seed: int, pretrained: str | None, say: Callable[[str], None]
+    config: L2GConfig, settings: dict[str, Any], seed: int, pretrained: str | None, say: Callable[[str], None]
 ) -> tuple[LanguageModel, torch.Tensor, torch.Tensor] | None:
     """The language model as it was before finetune, and its embedding LayerNorm (weight, bias). `pretrained` is the
     folder of one that was trained further on the task's sequences."""
-    config = finetuned.config
     init = settings.get("model", {}).get("language_model_init", "pretrained")
     try:
         transformer = (

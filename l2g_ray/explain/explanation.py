@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from l2g_ray.arms import ENSEMBLE
 from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.explain import databases, known, truth
@@ -29,6 +30,7 @@ from l2g_ray.explain.attribution import (
     make_weights,
 )
 from l2g_ray.explain.databases import KnownMotif, Match
+from l2g_ray.explain.linear import LinearOutput, attribute_linear, is_linear
 from l2g_ray.explain.motifs import (
     Discovery,
     MotifSettings,
@@ -46,16 +48,19 @@ from l2g_ray.explain.rows import (
     read_candidates,
 )
 from l2g_ray.explain.truth import Site
+from l2g_ray.models.average import AverageModel
 from l2g_ray.names import safe_names
 from l2g_ray.predict import Predictor, load_predictor
 from l2g_ray.results.explain_page import PAGES
-from l2g_ray.run_folder import BEST, find_arm
+from l2g_ray.run_folder import BEST, Arm, choose_member, find_arm
 from l2g_ray.sequence import N_CODE, decode
 from l2g_ray.tasks.schema import Task
 
 Q_BELOW = 0.05
 ARRAYS = "one_hot.npz"  # in the folder of every explained output
 _MATCHES_SHOWN = 5
+# Arms with contributions of bases: those of which one stands for an ensemble, first by gradients, else exactly.
+_BY_GRADIENTS, _EXACT = ("cnn", "embedder_only", "l2g"), ("gapped_kmer", "positional_kmer")
 
 
 @dataclass(frozen=True)
@@ -214,9 +219,16 @@ class Opened:
 
 
 def open_request(request: ExplainRequest) -> Opened:
-    """Find model and sequences, and read what else is named. All mistakes that can be known without computing end here."""
-    arm = find_arm(request.run, request.task, request.arm)
+    """Find model and sequences, and read what else is named. All mistakes that can be known without computing end here.
+
+    What stands for an ensemble: see `find_explained`.
+    """
+    arm = find_explained(request.run, request.task, request.arm)
     predictor = load_predictor(arm, request.device)
+    if is_linear(predictor.model) and request.method != METHODS[0]:
+        raise UserError(
+            f"--method {request.method}: the arm {arm.name} is linear, its contributions are exact; leave it out"
+        )
     outputs = choose_output(predictor.task, request.output)
     for name in request.databases or ():
         databases.read_database(name)
@@ -225,10 +237,10 @@ def open_request(request: ExplainRequest) -> Opened:
     if request.sequences is not None:
         candidates = read_candidates(predictor, request.sequences, request.sequence_column)
     else:
-        candidates = open_candidates(predictor, arm.folder, request.top)
+        candidates = open_candidates(predictor, arm.task_folder, request.top)
     if request.truth is not None:
         truth.read_sites(request.truth, candidates.ids)
-    out = request.out or arm.folder.absolute().parent / "explain" / arm.name
+    out = request.out or arm.task_folder / "explain" / arm.name
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -244,6 +256,13 @@ def open_request(request: ExplainRequest) -> Opened:
     return Opened(predictor, outputs, candidates, out)
 
 
+def find_explained(run: Path, task: str | None = None, arm: str = BEST) -> Arm:
+    """The arm of a run that is explained: as `find_arm`, but for an ensemble its arm with the largest weight that reads
+    one-hot, or if none has weight the largest that is linear in k-mers."""
+    found = find_arm(run, task, arm)
+    return choose_member(found, (_BY_GRADIENTS, _EXACT), "contributions of bases") if found.name == ENSEMBLE else found
+
+
 def folder_names(task: Task) -> list[str]:
     """Of each output the folder that its files go to; all different."""
     return safe_names(task.labels, otherwise="output")
@@ -257,42 +276,56 @@ def explain_output(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Explanation:
     """Explain one output. `progress` is told what is done, and how much of how much."""
-    task = opened.predictor.task
+    task, model = opened.predictor.task, opened.predictor.model
     label = task.labels[output]
     weights = make_weights(task, output)
     timings_s: dict[str, float] = {}
     clock = _Clock(timings_s)
     device = opened.predictor.device
-    explained = ExplainedOutput(opened.predictor.model, weights).to(device).eval()
+    linear = LinearOutput(model, weights) if is_linear(model) else None
+    explained = ExplainedOutput(model, weights).to(device).eval() if linear is None else None
+
+    def score(codes: np.ndarray, lengths_bp: np.ndarray) -> np.ndarray:
+        if linear is not None:
+            return linear.evaluate(codes)
+        assert explained is not None
+        return evaluate(explained, codes, lengths_bp, device, request.batch_size)
+
     progress("scoring", 0, len(opened.candidates.ids))
     if request.pick == "random":
         chosen = choose_at_random(opened.candidates, request.top, request.seed)
     else:
-        chosen = choose_top(
-            opened.candidates,
-            lambda codes, lengths: evaluate(explained, codes, lengths, device, request.batch_size),
-            request.top,
-        )
+        chosen = choose_top(opened.candidates, score, request.top)
     clock.note("choose sequences")
     n = len(chosen.ids)
-    attributions = attribute(
-        opened.predictor.model,
-        chosen.codes,
-        chosen.lengths_bp,
-        weights,
-        method=request.method,
-        n_references=request.n_references,
-        seed=request.seed,
-        rc_average=request.rc_average,
-        output=label,
-        device=device,
-        batch_size=request.batch_size,
-        steps=request.steps,
-        progress=lambda done: progress("contributions", done, n),
-    )
+    common: dict[str, Any] = {
+        "rc_average": request.rc_average,
+        "output": label,
+        "progress": lambda done: progress("contributions", done, n),
+    }
+    if linear is not None:
+        attributions = attribute_linear(linear, chosen.codes, chosen.lengths_bp, **common)
+    else:
+        attributions = attribute(
+            model,
+            chosen.codes,
+            chosen.lengths_bp,
+            weights,
+            method=request.method,
+            n_references=request.n_references,
+            seed=request.seed,
+            device=device,
+            batch_size=request.batch_size,
+            steps=request.steps,
+            **common,
+        )
     clock.note("contributions")
     picked = {"highest": "those with the highest value", "random": "drawn at random"}[request.pick]
     notes = [f"{n:,} sequences of {len(opened.candidates.ids):,} ({chosen.source}), {picked}."]
+    unit = describe_output(task, output)
+    if linear is not None:
+        unit += f", mean over the {len(model.members)} fold models" if isinstance(model, AverageModel) else ""
+        notes.append(_describe_linear(linear, task, model))
     warnings = _find_warnings(attributions)
     discovery: Discovery | None = None
     if request.with_motifs:
@@ -306,7 +339,7 @@ def explain_output(
         )
         discovery = discover_motifs(attributions, settings)
         clock.note("motifs")
-        notes.append(_describe_discovery(discovery, settings, chosen.lengths_bp))
+        notes.append(_describe_discovery(discovery, settings, chosen.lengths_bp, attributions.observed_only))
     targets, told = _read_targets(request)
     notes += [told] if told and discovery and discovery.motifs else []
     sites, planted_motifs = _read_truth(request, task, label, chosen)
@@ -320,7 +353,7 @@ def explain_output(
     return Explanation(
         output=label,
         folder=folder_names(task)[output],
-        unit=describe_output(task, output),
+        unit=unit,
         ids=chosen.ids,
         source=chosen.source,
         attributions=attributions,
@@ -339,7 +372,8 @@ def explain_output(
 def write_files(explanation: Explanation, out: Path) -> None:
     """Write an output's folder in `out` anew, whole or not at all: arrays, tables, motifs and logos.
 
-    `one_hot.npz` and `hypothetical.npz` (n, 4, length) are what `modisco motifs` reads, `motifs.h5` is what it writes.
+    `one_hot.npz` and `hypothetical.npz` (n, 4, length) are what `modisco motifs` reads, `motifs.h5` is what it writes. Where
+    only the bases that stand in the sequences have contributions, these are in `contributions.npz` instead.
     """
     from l2g_ray.explain.logos import plot_logo, to_information
     from l2g_ray.results.figures import save
@@ -351,7 +385,8 @@ def write_files(explanation: Explanation, out: Path) -> None:
         scratch.mkdir(parents=True)
         a = explanation.attributions
         np.savez_compressed(scratch / ARRAYS, a.one_hot.transpose(0, 2, 1).astype(np.int8))
-        np.savez_compressed(scratch / "hypothetical.npz", a.hypothetical.transpose(0, 2, 1))
+        name = "contributions" if a.observed_only else "hypothetical"
+        np.savez_compressed(scratch / f"{name}.npz", a.hypothetical.transpose(0, 2, 1))
         _write_csv(explanation.sequence_table(), scratch / "sequences.csv")
         if explanation.discovery is not None:
             _write_csv(explanation.motif_table(), scratch / "motifs.csv")
@@ -392,9 +427,25 @@ def _find_warnings(attributions: Attributions) -> list[str]:
     ]
 
 
-def _describe_discovery(discovery: Discovery, settings: MotifSettings, lengths_bp: np.ndarray) -> str:
+def _describe_linear(linear: LinearOutput, task: Task, model: Any) -> str:
+    """What the contributions to a linear model are."""
+    told = (
+        f"Exact: the bias, {linear.bias:.3g}, and the contributions add up to the value. The part of each k-mer (weight times "
+        "value in this sequence) is divided equally among the bases that it reads. Only bases that stand in a sequence have one."
+    )
+    if isinstance(model, AverageModel) and task.kind != "regression":
+        told += (
+            " Explained is the mean of the fold models' logits; the arm predicts with the mean of their probabilities."
+        )
+    return told
+
+
+def _describe_discovery(
+    discovery: Discovery, settings: MotifSettings, lengths_bp: np.ndarray, observed_only: bool
+) -> str:
     if discovery.motifs:
-        return f"Motifs by TF-MoDISco from seqlets of {settings.core_bp} bp with {settings.flank_bp} bp on either side."
+        read = ", without hypothetical contributions" if observed_only else ""
+        return f"Motifs by TF-MoDISco from seqlets of {settings.core_bp} bp with {settings.flank_bp} bp on either side{read}."
     longest_bp = int(lengths_bp.max())
     if settings.window_bp > longest_bp:
         fitting = fit_seqlet(longest_bp)

@@ -59,7 +59,8 @@ def _make_section(explanation: Explanation) -> Section:
             )
         )
     for row in np.argsort(-a.values, kind="stable")[:_EXAMPLES]:
-        value = f"{a.values[row]:.3g}, its references {a.reference_values[row]:.3g}"
+        against = "the bias" if a.observed_only else "its references"
+        value = f"{a.values[row]:.3g}, {against} {a.reference_values[row]:.3g}"
         bars = " Bars: planted sites." if any(site.row == row for site in explanation.sites) else ""
         pictures.append(
             Picture(

@@ -40,12 +40,12 @@ def read_candidates(predictor: Predictor, path: Path, sequence_column: str | Non
     return _encode(predictor, table, str(path))
 
 
-def open_candidates(predictor: Predictor, model_folder: Path, wanted: int) -> Candidates:
+def open_candidates(predictor: Predictor, task_folder: Path, wanted: int) -> Candidates:
     """The run's own rows: those of validation, and those of training too where these are fewer than four times `wanted`.
 
     Raises UserError where the run's data is not there any more.
     """
-    prepared = find_prepared(model_folder.absolute().parent, "give --sequences FILE")
+    prepared = find_prepared(task_folder, "give --sequences FILE")
     splits = ["valid"] if prepared.n_rows("valid") >= 4 * wanted else ["valid", "train"]
     tables = [prepared.table(split, ["id", "sequence"]) for split in splits]
     return _encode(predictor, pa.concat_tables(tables), f"{' and '.join(splits)} of the run's data")

@@ -73,6 +73,10 @@ class Ensemble(nn.Module):
         self.both_strands = both_strands
         self.arms = nn.ModuleDict({name: arms[name] for name in combination.arms})
 
+    def read(self, both_strands: bool) -> Ensemble:
+        """The same arms, read on both strands or on the given one alone."""
+        return Ensemble(self.combination, dict(self.arms.items()), both_strands).train(self.training)
+
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Codes (batch, length) uint8 and lengths (batch,) to logits or values (batch, n_outputs)."""
         predictions = {arm: self.predict_arm(arm, codes, lengths_bp) for arm in self.arms}

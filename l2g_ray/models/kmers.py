@@ -55,6 +55,16 @@ class Pattern:
         return int(self.canonical.max()) + 1 if both_strands and self.is_symmetric else self.n_kmers
 
 
+@dataclass(frozen=True)
+class Words:
+    """A word in each window of n sequences: the `columns` (n, windows) of their features, whether there is one that counts
+    (`known`, (n, windows)), and which bases of a window it reads, as `offsets` from the window's first."""
+
+    columns: np.ndarray
+    known: np.ndarray
+    offsets: tuple[int, ...]
+
+
 def _contiguous(k: int) -> Pattern:
     return Pattern(tuple(range(k)))
 
@@ -112,19 +122,26 @@ def _stack(parts: list[Any], pattern: Pattern, both_strands: bool) -> Any:
     return scipy.sparse.vstack(parts, format="csr") if len(parts) > 1 else parts[0]
 
 
-def _count(codes: np.ndarray, pattern: Pattern, both_strands: bool) -> Any:
-    n_features = pattern.count_features(both_strands)
+def find_words(codes: np.ndarray, pattern: Pattern, both_strands: bool) -> list[Words]:
+    """Where the words of a pattern stand in the given strand and, where they are other words, in its reverse complement.
+
+    Arguments as of `count_kmers`; a sequence's count of a word is how often it is found.
+    """
     if codes.shape[1] < pattern.span:
-        return scipy.sparse.csr_matrix((len(codes), n_features), dtype=np.float32)
+        return []
     numbers, known = _number(codes, pattern)
     if both_strands and pattern.is_symmetric:
-        return _to_csr(pattern.canonical[numbers], known, n_features)
+        return [Words(pattern.canonical[numbers], known, pattern.offsets)]
+    found = [Words(numbers, known, pattern.offsets)]
     if both_strands:
         # The reverse complement, read by the same pattern, in the order of the given strand.
         mirrored = Pattern(tuple(pattern.offsets[-1] - offset for offset in reversed(pattern.offsets)))
-        others, others_known = _number(codes, mirrored, complement=True)
-        numbers, known = np.concatenate([numbers, others], 1), np.concatenate([known, others_known], 1)
-    return _to_csr(numbers, known, n_features)
+        found.append(Words(*_number(codes, mirrored, complement=True), mirrored.offsets))
+    return found
+
+
+def _count(codes: np.ndarray, pattern: Pattern, both_strands: bool) -> Any:
+    return _to_csr(find_words(codes, pattern, both_strands), len(codes), pattern.count_features(both_strands))
 
 
 def _number(codes: np.ndarray, pattern: Pattern, complement: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -140,11 +157,14 @@ def _number(codes: np.ndarray, pattern: Pattern, complement: bool = False) -> tu
     return numbers, known
 
 
-def _to_csr(columns: np.ndarray, known: np.ndarray, n_columns: int) -> Any:
-    """Counts from the column of each window (n, windows)."""
+def _to_csr(words: list[Words], n_rows: int, n_columns: int) -> Any:
+    """Counts (n_rows, n_columns) of the words that were found."""
+    if not words:
+        return scipy.sparse.csr_matrix((n_rows, n_columns), dtype=np.float32)
+    columns, known = (np.concatenate([getattr(one, name) for one in words], 1) for name in ("columns", "known"))
     starts = np.concatenate([[0], np.cumsum(known.sum(1))])
     indices = columns[known]
-    counts = scipy.sparse.csr_matrix((np.ones(len(indices), np.float32), indices, starts), (len(columns), n_columns))
+    counts = scipy.sparse.csr_matrix((np.ones(len(indices), np.float32), indices, starts), (n_rows, n_columns))
     counts.sum_duplicates()
     return counts
 
@@ -179,22 +199,23 @@ class Places:
         empty = scipy.sparse.csr_matrix((0, self.n_features), dtype=np.float32)
         return scipy.sparse.vstack(parts, format="csr") if parts else empty
 
-    def _find(self, codes: np.ndarray) -> Any:
-        blocks = []
+    def find_words(self, codes: np.ndarray) -> list[Words]:
+        """Where the words stand, once for each place that they count for."""
+        found, first = [], 0
         for k, reach in POSITIONAL.items():
-            width = 4**k * self.n_places
-            if codes.shape[1] < k:
-                blocks.append(scipy.sparse.csr_matrix((len(codes), width), dtype=np.float32))
-                continue
-            numbers, known = _number(codes, _contiguous(k))
-            places = np.arange(numbers.shape[1]) // self.bin_bp
-            columns, inside = [], []
-            for step in range(-reach, reach + 1):
-                moved = places + step
-                within = (moved >= 0) & (moved < self.n_places)
-                columns.append(np.clip(moved, 0, self.n_places - 1).astype(np.int32)[None] * 4**k + numbers)
-                inside.append(known & within[None])
-            found = _to_csr(np.concatenate(columns, 1), np.concatenate(inside, 1), width)
-            found.data[:] = 1
-            blocks.append(found)
-        return scipy.sparse.hstack(blocks, format="csr", dtype=np.float32)
+            if codes.shape[1] >= k:
+                pattern = _contiguous(k)
+                numbers, known = _number(codes, pattern)
+                places = np.arange(numbers.shape[1]) // self.bin_bp
+                for step in range(-reach, reach + 1):
+                    moved = places + step
+                    within = (moved >= 0) & (moved < self.n_places)
+                    columns = first + np.clip(moved, 0, self.n_places - 1).astype(np.int32)[None] * 4**k + numbers
+                    found.append(Words(columns, known & within[None], pattern.offsets))
+            first += 4**k * self.n_places
+        return found
+
+    def _find(self, codes: np.ndarray) -> Any:
+        found = _to_csr(self.find_words(codes), len(codes), self.n_features)
+        found.data[:] = 1
+        return found
