@@ -12,7 +12,7 @@ from torch import nn
 from l2g_ray.counts import default_architecture
 from l2g_ray.models.backbones import BACKBONES
 from l2g_ray.models.layers import masked_mean, pool_mask
-from l2g_ray.sequence import make_mask, one_hot
+from l2g_ray.sequence import encode_batch
 
 
 @dataclass(frozen=True)
@@ -206,9 +206,7 @@ class EmbedderNet(nn.Module):
 
     def encode(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Codes (batch, length) to one-hot and mask; the mask is None when no position is padding."""
-        mask = make_mask(lengths_bp, codes.shape[1])
-        x = one_hot(codes, mask, self.config.in_channels)
-        return x, None if bool(mask.all()) else mask[:, None].to(x.dtype)
+        return encode_batch(codes, lengths_bp, self.config.in_channels)
 
     def predict(self, embedding: Embedding) -> torch.Tensor:
         """Outputs (batch, n_outputs) of Predictor 1."""

@@ -33,7 +33,7 @@ STAGE_VERSIONS = {
     "trial": 2,
     "finetune": 2,
     "refit": 2,
-    "baseline": 3,
+    "baseline": 4,
     "evaluate": 2,
 }
 
