@@ -61,9 +61,9 @@ def roughen(model: nn.Module, seed: int) -> Any:
     return model.eval()
 
 
-def make_model(family: str, folder: Path, backbone: str = "resnet", **changes: object) -> L2GModel:
+def make_model(family: str, folder: Path, pooling: str = "mean", **changes: object) -> L2GModel:
     transformer = load_transformer(str(make_tiny_language_model(folder, family)))
-    net = make_net(backbone)
+    net = make_net(pooling=pooling)
     language_model = LanguageModel(transformer, str(changes.get("positions", "none")))
     config = L2GConfig(net.config, str(changes.get("combine", "skip")))
     return roughen(L2GModel(config, net, language_model), 1)
@@ -97,7 +97,15 @@ def check_adds_up(found: Attributions, model: nn.Module, limit: float = 1e-3) ->
 
 @pytest.mark.parametrize("backbone", ["resnet", "unet", "deepsea"])
 @pytest.mark.parametrize(
-    "read", [{}, {"predictor_reads": "backbone"}, {"pooling": "by_position"}], ids=lambda r: "-".join(r.values())
+    "read",
+    [
+        {},
+        {"predictor_reads": "backbone"},
+        {"pooling": "mean_max"},
+        {"predictor_reads": "backbone", "pooling": "mean_max"},
+        {"pooling": "by_position"},
+    ],
+    ids=lambda r: "-".join(r.values()),
 )
 def test_e4_adds_up_on_every_backbone(backbone: str, read: dict[str, str]) -> None:
     model = make_net(backbone, **read)
@@ -110,7 +118,7 @@ def test_e4_adds_up_on_every_backbone(backbone: str, read: dict[str, str]) -> No
     ("family", "changes"),
     [
         ("bert", {}),
-        ("bert", {"positions": "lm", "combine": "lm_only"}),
+        ("bert", {"positions": "lm", "combine": "lm_only", "pooling": "mean_max"}),
         ("roberta", {"positions": "lm"}),
         ("mpnet", {}),
         ("mpnet", {"positions": "lm", "combine": "lm_only"}),

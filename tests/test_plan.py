@@ -189,7 +189,7 @@ def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     assert steps["rival"] == 2 * count_batches(ROWS.train, 16, drop_last=True)
     assert steps["warmup"] == 2 * a_step * align.task_only_epochs
     assert steps["align"] == (len(align.alphas) + 1) * a_step * (align.epochs - align.task_only_epochs)
-    assert steps["embedder_only"] == 2 * count_steps(data, 16) * settings.embedder_only.epochs
+    assert steps["embedder_only"] == 2 * count_steps(data, 16) * settings.embedder_only.count_epochs(ROWS.train)
     assert steps["trials"] == settings.finetune.trials * settings.finetune.epochs * count_steps(data, 16)
     assert steps["refit"] == 2 * settings.finetune.epochs * count_steps(data, 16)
     assert {s.stage: s.most.trials for s in plan.stages} == {

@@ -25,12 +25,11 @@ from l2g_ray.orchestrate.machines import read_machines
 from l2g_ray.orchestrate.plan_costs import Counted
 from l2g_ray.orchestrate.plan_encoder import (
     LanguageModelShape,
-    count_head,
     count_language_model,
     count_vocabulary,
     measure_shape,
 )
-from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net
+from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net, count_predictor
 from l2g_ray.orchestrate.plan_rows import Rows
 from l2g_ray.tasks.schema import Task
 
@@ -261,7 +260,8 @@ class _Sizer:
         amounts["align"] = replace(one, disk_bytes=float(jobs * net.model_bytes))
         alone = s.embedder_only
         net_alone = self._net(v.backbone, v.architecture, alone.dropout)
-        one = self._train(net_alone, alone.optim, s.seeds, s.seeds * alone.epochs, alone.batch_size)
+        epochs = s.seeds * alone.count_epochs(self.rows.train)
+        one = self._train(net_alone, alone.optim, s.seeds, epochs, alone.batch_size)
         amounts["embedder_only"] = replace(one, disk_bytes=float(s.seeds * net.model_bytes))
         return amounts | self._language_model_stages(v, net)
 
@@ -379,7 +379,7 @@ class _Sizer:
             causal=model.causal,
             dropout=dropout if backbone == "resnet" else 0.0,
             predictor_reads=model.predictor_reads,
-            pooling=model.pooling,
+            pooling=model.find_pooling(self.task.strand_specific),
         )
 
     def _length(self) -> int:
@@ -396,10 +396,10 @@ class _Sizer:
     def _whole(self, v: _Variant) -> Counted:
         model = self.settings.model
         net = self._net(v.backbone, v.architecture, 0.0)
+        shape = self._shape_of(v.backbone, v.architecture, 0.0)
+        head = count_predictor(replace(shape, predictor_reads="tokens"), self.precision)
         if model.combine != "skip":  # Predictor 1 does not train; that it does not run either saves next to nothing
-            net = replace(
-                net, trainable=net.trainable - self._shape_of(v.backbone, v.architecture, 0.0).predictor_weights
-            )
+            net = replace(net, trainable=net.trainable - count_predictor(shape).parameters)
         encoder = count_language_model(
             self.shape,
             self._n_tokens(v),
@@ -411,7 +411,7 @@ class _Sizer:
             precision=self.precision,
             on_gpu=self.on_gpu,
         )
-        return net + encoder + count_head(self.width, self.task.n_outputs)
+        return net + encoder + head
 
     def _n_tokens(self, v: _Variant) -> int:
         """Tokens of a row of mean length."""

@@ -29,7 +29,7 @@ STAGE_VERSIONS = {
     "rival": 2,
     "warmup": 2,
     "align": 2,
-    "embedder_only": 2,
+    "embedder_only": 3,
     "trial": 2,
     "finetune": 2,
     "refit": 2,

@@ -65,7 +65,6 @@ class LoopSettings:
     seed: int
     group: int = 1
     clip_norm: float | None = 1.0
-    patience_epochs: int | None = None
     select_from_epoch: int = 0
     average_weights: bool = False
 
@@ -159,10 +158,7 @@ def train(
         row |= {"best_score": state.best_score, "best_epoch": state.best_epoch}
         state.epoch += 1
         state.history.append(row)
-        waited = epoch - max(state.best_epoch, settings.select_from_epoch)
-        state.stopped = not math.isfinite(loss) or (
-            settings.patience_epochs is not None and waited >= settings.patience_epochs
-        )
+        state.stopped = not math.isfinite(loss)
         if team.is_first:
             _save(runtime.state_path, state, model, optimizer)
         runtime.report(row)
