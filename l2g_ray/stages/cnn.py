@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from l2g_ray.config import OneCycleSettings, OptimSettings, Settings
@@ -34,6 +36,6 @@ def train_cnn(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -
     net = build_cnn(data, settings, seed).to(runtime.device)
     stage = BY_POSITION if net.config.by_position else ANYWHERE
     result = train_one_cycle(net, data, settings, runtime, stage, seed)
-    if not result.best_state:
+    if not math.isfinite(result.history[-1]["train_loss"]):
         raise NotApplicable("cnn: the loss ceased to be finite")
     return result

@@ -57,6 +57,8 @@ class Runtime:
 class LoopSettings:
     """`group` batches make one optimiser step. `select_from_epoch`: epochs before it cannot become the best.
 
+    `keep_last`: the last epoch is kept, whatever its score, so that the rows of validation choose nothing.
+
     `average_weights`: validated and kept are exponential moving averages of weights and statistics over about one epoch.
     """
 
@@ -67,6 +69,7 @@ class LoopSettings:
     clip_norm: float | None = 1.0
     select_from_epoch: int = 0
     average_weights: bool = False
+    keep_last: bool = False
 
 
 @dataclass
@@ -127,6 +130,7 @@ def train(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     state = _load(runtime.state_path, model, optimizer)
+    state.average = {name: value.to(runtime.device) for name, value in state.average.items()}
     state.micro_batches = max(state.micro_batches, read_micro_batches(runtime.state_path))
     if team.size > 1:
         team.copy_from_first(model)
@@ -151,7 +155,7 @@ def train(
             row["micro_batches"] = state.micro_batches
         if runtime.device == "cuda":
             row |= measure_memory()
-        if epoch >= settings.select_from_epoch and (row["score"] > state.best_score or state.best_epoch < 0):
+        if _is_kept(settings, state, row):
             state.best_score, state.best_epoch = row["score"], epoch
             state.best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
         swap_weights(model, trained)
@@ -163,6 +167,13 @@ def train(
             _save(runtime.state_path, state, model, optimizer)
         runtime.report(row)
     return TrainResult(state.best_state, state.best_epoch, state.best_score, state.history)
+
+
+def _is_kept(settings: LoopSettings, state: _State, row: dict[str, Any]) -> bool:
+    """Whether the weights of this epoch replace those that were kept so far."""
+    if settings.keep_last:
+        return math.isfinite(row["train_loss"]) or state.best_epoch < 0
+    return row["epoch"] >= settings.select_from_epoch and (row["score"] > state.best_score or state.best_epoch < 0)
 
 
 def update_average(average: dict[str, torch.Tensor], model: nn.Module, share: float) -> None:

@@ -15,22 +15,15 @@ def train_one_cycle(
 ) -> TrainResult:
     """Train `net`, which is on the runtime's device, on batches that are augmented as `settings.data` says.
 
-    The result is the exponential moving average of the weights over about the last epoch; it has no weights if the loss was
-    not finite.
+    The result is the exponential moving average of the weights over about the last epoch; where the loss ceases to be finite,
+    that of the epoch before.
     """
     epochs, steps = stage.count_epochs(data.train.n_rows), count_steps(data, stage.batch_size)
     return train(
         net,
         make_optimizer(stage.optim, [(net.parameters(), stage.optim.lr)]),
         make_schedule(stage.optim, epochs, steps),
-        LoopSettings(
-            epochs,
-            steps,
-            seed,
-            clip_norm=stage.optim.clip_norm,
-            select_from_epoch=epochs - 1,
-            average_weights=True,
-        ),
+        LoopSettings(epochs, steps, seed, clip_norm=stage.optim.clip_norm, keep_last=True, average_weights=True),
         runtime,
         batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),
         losses=make_losses(net, data.task, data.label_scale),
