@@ -65,8 +65,9 @@ class ModelSettings(_Settings):
     target_tokens: int = Field(default=32, ge=1, le=512)
     causal: bool = False
     predictor_reads: Literal["tokens", "backbone"] = "tokens"
-    # by_position: the read-out weighs each place in the sequence by itself, where the mean forgets where a motif stood.
-    pooling: Literal["mean", "by_position"] = "mean"
+    # What the predictors read of the tokens: their mean; their mean and max; or all of them, each place with its own weights.
+    # auto: by_position where the label belongs to one strand (such sequences are cut at the same place), else mean_max.
+    pooling: Literal["auto", "mean", "mean_max", "by_position"] = "auto"
     resnet_channels: tuple[int | None, int | None, int | None] = (128, 256, None)
     resnet_pool: Literal[1, 2] = 1
     resnet_tokens: Literal["full", "strided"] = "strided"
@@ -78,6 +79,12 @@ class ModelSettings(_Settings):
         if self.pooling == "by_position" and self.predictor_reads != "tokens":
             raise ValueError("pooling by_position weighs tokens; set predictor_reads to tokens, or pooling to mean")
         return self
+
+    def find_pooling(self, strand_specific: bool) -> Literal["mean", "mean_max", "by_position"]:
+        """Return the pooling for a task, with 'auto' resolved."""
+        if self.pooling == "auto":
+            return "by_position" if strand_specific and self.predictor_reads == "tokens" else "mean_max"
+        return self.pooling
 
 
 class OptimSettings(_Settings):
@@ -214,14 +221,31 @@ class FinetuneSettings(_Settings):
         return self
 
 
-class EmbedderOnlySettings(_Settings):
-    """The searched embedder with its own predictor, trained to the end without the language model."""
+class OneCycleSettings(_Settings):
+    """One cycle of the learning rate, averaged weights, no early stopping. `epochs` is their number, or the least and the
+    most, between which `steps` optimiser steps decide."""
 
-    epochs: int = Field(default=30, ge=1)
-    patience_epochs: int = Field(default=8, ge=1)
-    batch_size: int = Field(default=64, ge=2)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    optim: OptimSettings = OptimSettings()
+    epochs: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (8, 12)
+    steps: int = Field(default=1400, ge=1)
+    batch_size: int = Field(default=32, ge=2)
+    optim: OptimSettings = OptimSettings(lr=4e-3, weight_decay=0.02, betas=(0.9, 0.999), warmup_fraction=0.2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> OneCycleSettings:
+        if not isinstance(self.epochs, int) and self.epochs[0] > self.epochs[1]:
+            raise ValueError(f"epochs must be a number or [least, most], not {list(self.epochs)}")
+        return self
+
+    def count_epochs(self, n_rows: int) -> int:
+        """Return the epochs for a number of training rows."""
+        least, most = (self.epochs, self.epochs) if isinstance(self.epochs, int) else self.epochs
+        return min(max(round(self.steps * self.batch_size / n_rows), least), most)
+
+
+class EmbedderOnlySettings(OneCycleSettings):
+    """The searched embedder with its own predictor, trained without the language model."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class EvaluateSettings(_Settings):
@@ -338,9 +362,10 @@ class Settings(_Settings):
         return "pretrained" if pretrained else self.model.language_model_init
 
     def for_task(self, strand_specific: bool) -> Settings:
-        """Return the settings with `data.shift_bp` resolved for a task, so that files and MLflow show its value."""
+        """Return the settings with `data.shift_bp` and `model.pooling` resolved for a task, so that files and MLflow show them."""
         data = self.data.model_copy(update={"shift_bp": self.data.find_shift_bp(strand_specific)})
-        return self.model_copy(update={"data": data})
+        model = self.model.model_copy(update={"pooling": self.model.find_pooling(strand_specific)})
+        return self.model_copy(update={"data": data, "model": model})
 
 
 def list_presets() -> list[str]:

@@ -194,7 +194,7 @@ def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     first = len(align.alphas) * a_step * (align.epochs - align.task_only_epochs)
     again = count_steps(fold, align.batch_size, group_size(align)) * align.epochs
     assert steps["align"] == first + members * again
-    assert steps["embedder_only"] == members * count_steps(fold, 16) * settings.embedder_only.epochs
+    assert steps["embedder_only"] == members * count_steps(fold, 16) * settings.embedder_only.count_epochs(fold.train.n_rows)
     assert steps["trials"] == settings.finetune.trials * settings.finetune.epochs * count_steps(data, 16)
     assert steps["refit"] == members * settings.finetune.epochs * count_steps(fold, 16)
     assert {s.stage: s.most.trials for s in plan.stages} == {

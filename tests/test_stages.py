@@ -22,7 +22,7 @@ from l2g_ray.models.mixed_conv import OperationSet, SearchableConv1d, replace_co
 from l2g_ray.orchestrate.pipeline import choose_backbone
 from l2g_ray.sequence import encode
 from l2g_ray.stages.align import alpha_at, make_joint_losses, train_aligned
-from l2g_ray.stages.common import build_net, make_batches, make_losses
+from l2g_ray.stages.common import build_net, make_batches, make_losses, make_validate
 from l2g_ray.stages.distances import SampleDistance
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
@@ -138,7 +138,8 @@ def shipped_schedules() -> list[tuple[str, OptimSettings, int]]:
                 settings = resolve(preset, task.overrides)
                 for stage in ("select", "align", "finetune", "embedder_only"):
                     part = getattr(settings, stage)
-                    found.append((f"{preset}/{bench}/{task.name}/{stage}", part.optim, part.epochs))
+                    epochs = part.count_epochs(5000) if stage == "embedder_only" else part.epochs
+                    found.append((f"{preset}/{bench}/{task.name}/{stage}", part.optim, epochs))
     return found
 
 
@@ -228,7 +229,6 @@ def test_d7_overfits_64_sequences(tiny_lm: Path) -> None:
     settings = tiny_settings(
         tiny_lm,
         embedder_only__epochs=60,
-        embedder_only__patience_epochs=60,
         embedder_only__dropout=0.0,
         embedder_only__optim__lr=5e-3,
         model__resnet_channels=[16, 24, 32],
@@ -399,11 +399,22 @@ def test_missing_labels_take_no_part_in_the_loss() -> None:
     assert float(compute_task_loss("multilabel", outputs, torch.full((2, 2), math.nan))) == 0
 
 
-def test_patience_ends_training_early() -> None:
+def test_the_embedder_alone_keeps_the_last_epoch_s_averaged_weights() -> None:
+    """However low its score: a rate that ends in noise has better epochs before."""
     data = toy_data()
-    settings = tiny_settings(embedder_only__epochs=30, embedder_only__patience_epochs=1, embedder_only__optim__lr=1e-9)
+    settings = tiny_settings(embedder_only__epochs=5, embedder_only__optim__lr=0.5)
     result = run_embedder_only(data, settings, Runtime(), 0)
-    assert len(result.history) == result.best_epoch + 2 < 30
+    assert len(result.history) == result.best_epoch + 1 == 5
+    assert result.best_score == result.history[-1]["score"]
+    net = build_net(tiny_config(data, settings), data, tiny_reference(), 0)
+    net.load_state_dict(result.best_state)
+    assert make_validate(net, data, Runtime())()["score"] == result.best_score
+
+
+def test_the_embedder_alone_trains_as_long_as_its_rows_ask_for() -> None:
+    settings = tiny_settings(embedder_only__epochs=[1, 4], embedder_only__steps=30)
+    lengths = {rows: len(run_embedder_only(toy_data(rows), settings, Runtime(), 0).history) for rows in (60, 160, 960)}
+    assert lengths == {60: 4, 160: 3, 960: 1}  # 16 rows a step
 
 
 def test_skip_and_lm_only_have_their_own_gradients(tiny_lm: Path) -> None:

@@ -88,7 +88,7 @@ def script_paper(task: Recorded, seed: int = 0) -> Script:
         "search": [settings.search.epochs],
         "warmup": [settings.align.task_only_epochs],
         "align": [aligning],
-        "embedder_only": [settings.embedder_only.epochs],
+        "embedder_only": [settings.embedder_only.count_epochs(1)],
         "trials": _draw_epochs(settings.finetune, random.Random(f"{task.name} {seed}")),
         "refit": [settings.finetune.epochs],
     }

@@ -26,12 +26,11 @@ from l2g_ray.orchestrate.machines import read_machines
 from l2g_ray.orchestrate.plan_costs import Counted
 from l2g_ray.orchestrate.plan_encoder import (
     LanguageModelShape,
-    count_head,
     count_language_model,
     count_vocabulary,
     measure_shape,
 )
-from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net
+from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net, count_predictor
 from l2g_ray.orchestrate.plan_rows import Rows
 from l2g_ray.tasks.schema import Task
 
@@ -263,7 +262,8 @@ class _Sizer:
         if "embedder_only" in s.arms:
             alone = s.embedder_only
             net_alone = self._net(v.backbone, v.architecture, alone.dropout)
-            one = self._train_members(net_alone, alone.optim, self.members, alone.epochs, alone.batch_size)
+            epochs = alone.count_epochs(self._fold_rows()[0])
+            one = self._train_members(net_alone, alone.optim, self.members, epochs, alone.batch_size)
             amounts["embedder_only"] = replace(one, disk_bytes=float(self.members * net.model_bytes))
         return amounts | {"evaluate": self._evaluate(v, net)}
 
@@ -439,7 +439,7 @@ class _Sizer:
             causal=model.causal,
             dropout=dropout if backbone == "resnet" else 0.0,
             predictor_reads=model.predictor_reads,
-            pooling=model.pooling,
+            pooling=model.find_pooling(self.task.strand_specific),
         )
 
     def _length(self) -> int:
@@ -456,10 +456,10 @@ class _Sizer:
     def _whole(self, v: _Variant) -> Counted:
         model = self.settings.model
         net = self._net(v.backbone, v.architecture, 0.0)
+        shape = self._shape_of(v.backbone, v.architecture, 0.0)
+        head = count_predictor(replace(shape, predictor_reads="tokens"), self.precision)
         if model.combine != "skip":  # Predictor 1 does not train; that it does not run either saves next to nothing
-            net = replace(
-                net, trainable=net.trainable - self._shape_of(v.backbone, v.architecture, 0.0).predictor_weights
-            )
+            net = replace(net, trainable=net.trainable - count_predictor(shape).parameters)
         encoder = count_language_model(
             self.shape,
             self._n_tokens(v),
@@ -471,7 +471,7 @@ class _Sizer:
             precision=self.precision,
             on_gpu=self.on_gpu,
         )
-        return net + encoder + count_head(self.width, self.task.n_outputs)
+        return net + encoder + head
 
     def _n_tokens(self, v: _Variant) -> int:
         """Tokens of a row of mean length."""

@@ -29,11 +29,11 @@ STAGE_VERSIONS = {
     "rival": 2,
     "warmup": 2,
     "align": 2,
-    "embedder_only": 2,
+    "embedder_only": 3,
     "trial": 2,
     "finetune": 2,
     "refit": 2,
-    "baseline": 3,
+    "baseline": 4,
     "evaluate": 3,
 }
 
