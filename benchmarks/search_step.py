@@ -54,7 +54,7 @@ def make_search(
     net = EmbedderNet(_config(channels, pool, length_bp))
     mixed = build_supernet(net, settings, seed=0)
     forms = set_forms(net, settings, length_bp, Runtime())
-    optimizer = make_search_optimizer(net, mixed, settings)
+    optimizer = make_search_optimizer(net, mixed, settings.search)
 
     def scale() -> None:
         for layer in mixed.values():
@@ -68,7 +68,7 @@ def make_plain(
 ) -> Callable[[], None]:
     """A training step of the same ResNet with kernel size 11."""
     net = EmbedderNet(_config(channels, pool, length_bp, 11))
-    optimizer = make_search_optimizer(net, {}, settings)
+    optimizer = make_search_optimizer(net, {}, settings.search)
     return make_step(net, optimizer, batch_size, length_bp, lambda: None)
 
 

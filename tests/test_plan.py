@@ -17,7 +17,7 @@ from toys import make_task, plant, tiny_config, tiny_reference, tiny_settings, t
 from transformers import AutoModel
 
 from l2g_ray.cli.main import run
-from l2g_ray.counts import batches_per_epoch, count_batches, default_architecture, group_size
+from l2g_ray.counts import batches_per_epoch, default_architecture, group_size
 from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
@@ -175,7 +175,7 @@ def test_peak_memory_is_weights_gradients_states_and_activations() -> None:
 
 def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     data = toy_data(rows=ROWS.train)
-    settings = tiny_settings(tiny_lm, select__backbones=["resnet"], search__rivals=[[7, 1]], seeds=2)
+    settings = tiny_settings(tiny_lm, select__backbones=["resnet"], seeds=2)
     plan = plan_task(make_task(), settings, ROWS, read_shape(str(tiny_lm)))
     steps = {s.stage: s.most.steps for s in plan.stages}
     align, search = settings.align, settings.search
@@ -186,14 +186,13 @@ def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     each = count_steps(data, settings.select.batch_size) * settings.select.epochs
     assert stage(both, "select").most.steps == 2 * each
     assert steps["search"] == count_steps(data, search.batch_size, max_batches=per_epoch) * search.epochs
-    assert steps["rival"] == 2 * count_batches(ROWS.train, 16, drop_last=True)
     assert steps["warmup"] == 2 * a_step * align.task_only_epochs
     assert steps["align"] == (len(align.alphas) + 1) * a_step * (align.epochs - align.task_only_epochs)
     assert steps["embedder_only"] == 2 * count_steps(data, 16) * settings.embedder_only.epochs
     assert steps["trials"] == settings.finetune.trials * settings.finetune.epochs * count_steps(data, 16)
     assert steps["refit"] == 2 * settings.finetune.epochs * count_steps(data, 16)
     assert {s.stage: s.most.trials for s in plan.stages} == {
-        "reference": 1, "search": 1, "rival": 2, "warmup": 2, "align": 3, "embedder_only": 2,
+        "reference": 1, "search": 1, "warmup": 2, "align": 3, "embedder_only": 2,
         "trials": 2, "refit": 2, "evaluate": 1,
     }  # fmt: skip
 
