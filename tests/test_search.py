@@ -73,3 +73,12 @@ def test_without_a_search_the_selected_net_is_deployed() -> None:
     net, _ = list_candidates(SelectSettings(kernel_sizes=(7, 11)))[:2]
     assert pipeline._search(net) == ([(7, 1)] * 9, "uniform 7x1")
     assert pipeline._search(list_candidates(SelectSettings(backbones=("orca",)))[0]) == ([], "none")
+
+
+def test_the_search_of_fast_learns_where_a_motif_is_planted() -> None:
+    small = {"model.resnet_channels": [8, 8, 16], "model.target_tokens": 8, "search.form": "by_dilation"}
+    found = search_architecture(
+        toy_data(rows=600), resolve("fast", None, small), tiny_reference(), Runtime(), backbone="resnet", seed=1
+    )
+    assert found.training.best_score > 0.7  # chance is 0, where SGD with a rate of 0.1 stayed
+    assert len(found.architecture) == 9
