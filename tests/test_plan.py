@@ -185,6 +185,9 @@ def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     both = plan_task(make_task(), tiny_settings(tiny_lm), ROWS, read_shape(str(tiny_lm)))
     each = count_steps(data, settings.select.batch_size) * settings.select.epochs
     assert stage(both, "select").most.steps == 2 * each
+    sizes = plan_task(make_task(), tiny_settings(tiny_lm, select__kernel_sizes=[3, 5]), ROWS, read_shape(str(tiny_lm)))
+    assert stage(sizes, "select").most.steps == 4 * each
+    assert stage(sizes, "select").most.trials == 4
     assert steps["search"] == count_steps(data, search.batch_size, max_batches=per_epoch) * search.epochs
     assert steps["warmup"] == 2 * a_step * align.task_only_epochs
     assert steps["align"] == (len(align.alphas) + 1) * a_step * (align.epochs - align.task_only_epochs)
