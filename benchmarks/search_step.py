@@ -25,7 +25,7 @@ SIZES = {"official widths": ((128, 256, 384), 1, 16, 300), "preset fast": ((32, 
 def run(options: Options) -> list[dict[str, Any]]:
     """One row a size of the ResNet."""
     torch.set_num_threads(options.threads)
-    settings = resolve("fast")
+    settings = read_settings()
     rows = []
     for name, (channels, pool, batch_size, length_bp) in SIZES.items():
         if options.quick and name != "preset fast":
@@ -39,6 +39,11 @@ def run(options: Options) -> list[dict[str, Any]]:
         used = ", ".join(f"{n} {form}" for form, n in counted.items())
         rows.append(compare(what, ours, other, 5, faster=False) | {"forms": used})
     return rows
+
+
+def read_settings() -> Settings:
+    """The operations and the optimiser of the preset `paper`, for sequences of four channels."""
+    return resolve("paper", None, {"data.channels": 4})
 
 
 def _config(channels: tuple[int, ...], pool: int, length_bp: int, kernel_size: int = 3) -> EmbedderConfig:
