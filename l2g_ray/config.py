@@ -117,9 +117,11 @@ class PretrainSettings(_Settings):
 
 
 class SelectSettings(_Settings):
-    """Backbone selection (spec 3)."""
+    """Selection of the backbone (spec 3), and of its kernel size: candidates are all `backbones` with each of
+    `kernel_sizes` in every layer, or with the backbone's own kernels where there are none."""
 
     backbones: tuple[Literal["resnet", "unet", "deepsea", "orca"], ...] = ("resnet", "unet")
+    kernel_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=2)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -127,30 +129,39 @@ class SelectSettings(_Settings):
 
 
 class SearchSettings(_Settings):
-    """DASH (spec 4). `form`: how the mixed convolutions are computed; 'auto' measures which is fastest, once a machine."""
+    """DASH (spec 4). `form`: how the mixed convolutions are computed; 'auto' measures which is fastest, once a machine.
+
+    `optim` trains the weights, and the same optimiser the logits, at `logit_lr` and without AdamW's decay. In the first
+    `warm_fraction` of the epochs all operations weigh the same and the logits stay; then the temperature goes from
+    `temperature` to `last_temperature`, geometrically by epoch. `weight_std`: of the initial weights; null is the
+    convolutions' own rule.
+    """
 
     enabled: bool = True
     form: Literal["auto", "by_dilation", "naive", "dense", "fft", "blocks"] = "auto"
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9, 11)
     dilations: tuple[int, ...] = (1, 3, 5, 7)
     epochs: int = Field(default=80, ge=1)
+    warm_fraction: float = Field(default=0.0, ge=0, lt=1)
     batch_size: int = Field(default=128, ge=2)
     batch_fraction: float = Field(default=0.2, gt=0, le=1)
-    lr: float = Field(default=0.1, gt=0)
     logit_lr: float = Field(default=0.05, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    step_epochs: tuple[int, ...] = (30, 60)
-    step_factor: float = 0.2
-    clip_norm: float = 1.0
     temperature: float = Field(default=1.0, gt=0)
+    last_temperature: float = Field(default=1.0, gt=0)
+    weight_std: float | None = Field(default=0.01, gt=0)
     gradient_scale: float = Field(default=100.0, gt=0)
     field_penalty: float = Field(default=1e-5, ge=0)
     separable: bool = False
     augment: bool = True
-    # What was found is deployed only if it beats these uniform (kernel size, dilation) nets on validation.
-    rivals: tuple[tuple[int, int], ...] = ()
-    rival_epochs: int = Field(default=1, ge=1)
+    optim: OptimSettings = OptimSettings(
+        optimizer="sgd",
+        lr=0.1,
+        nesterov=True,
+        weight_decay=5e-4,
+        warmup_fraction=0.0,
+        decay="step",
+        step_epochs=(30, 60),
+    )
 
 
 class AlignSettings(_Settings):

@@ -17,7 +17,7 @@ from toys import make_task, plant, tiny_config, tiny_reference, tiny_settings, t
 from transformers import AutoModel
 
 from l2g_ray.cli.main import run
-from l2g_ray.counts import batches_per_epoch, count_batches, default_architecture, group_size
+from l2g_ray.counts import batches_per_epoch, default_architecture, group_size
 from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
@@ -175,7 +175,7 @@ def test_peak_memory_is_weights_gradients_states_and_activations() -> None:
 
 def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     data = toy_data(rows=ROWS.train)
-    settings = tiny_settings(tiny_lm, select__backbones=["resnet"], search__rivals=[[7, 1]], seeds=2)
+    settings = tiny_settings(tiny_lm, select__backbones=["resnet"], seeds=2)
     plan = plan_task(make_task(), settings, ROWS, read_shape(str(tiny_lm)))
     steps = {s.stage: s.most.steps for s in plan.stages}
     align, search = settings.align, settings.search
@@ -185,8 +185,10 @@ def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     both = plan_task(make_task(), tiny_settings(tiny_lm), ROWS, read_shape(str(tiny_lm)))
     each = count_steps(data, settings.select.batch_size) * settings.select.epochs
     assert stage(both, "select").most.steps == 2 * each
+    sizes = plan_task(make_task(), tiny_settings(tiny_lm, select__kernel_sizes=[3, 5]), ROWS, read_shape(str(tiny_lm)))
+    assert stage(sizes, "select").most.steps == 4 * each
+    assert stage(sizes, "select").most.trials == 4
     assert steps["search"] == count_steps(data, search.batch_size, max_batches=per_epoch) * search.epochs
-    assert steps["rival"] == 2 * count_batches(ROWS.train, 16, drop_last=True)
     assert steps["warmup"] == a_step * align.task_only_epochs
     # Two seeds of two folds: each trains on half of train and valid.
     fold = toy_data(rows=(ROWS.train + ROWS.valid) // 2)
@@ -194,11 +196,13 @@ def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     first = len(align.alphas) * a_step * (align.epochs - align.task_only_epochs)
     again = count_steps(fold, align.batch_size, group_size(align)) * align.epochs
     assert steps["align"] == first + members * again
-    assert steps["embedder_only"] == members * count_steps(fold, 16) * settings.embedder_only.count_epochs(fold.train.n_rows)
+    assert steps["embedder_only"] == members * count_steps(fold, 16) * settings.embedder_only.count_epochs(
+        fold.train.n_rows
+    )
     assert steps["trials"] == settings.finetune.trials * settings.finetune.epochs * count_steps(data, 16)
     assert steps["refit"] == members * settings.finetune.epochs * count_steps(fold, 16)
     assert {s.stage: s.most.trials for s in plan.stages} == {
-        "reference": 1, "search": 1, "rival": 2, "warmup": 1, "align": 2 + members, "embedder_only": members,
+        "reference": 1, "search": 1, "warmup": 1, "align": 2 + members, "embedder_only": members,
         "trials": 2, "refit": members, "evaluate": 1,
     }  # fmt: skip
 

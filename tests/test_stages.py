@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from toys import make_data, make_task, plant, regression_table, tiny_config, tin
 
 from l2g_ray.config import OptimSettings, list_presets, resolve
 from l2g_ray.counts import group_size
-from l2g_ray.data.batches import iter_batches
+from l2g_ray.data.batches import Batch, iter_batches
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.models.mixed_conv import OperationSet, SearchableConv1d, replace_convolutions
-from l2g_ray.orchestrate.pipeline import choose_backbone
+from l2g_ray.orchestrate.pipeline import choose_best
 from l2g_ray.sequence import encode
 from l2g_ray.stages.align import alpha_at, make_joint_losses, train_aligned
 from l2g_ray.stages.common import build_net, make_batches, make_losses, make_validate
@@ -30,7 +30,12 @@ from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.mmd import mmd
 from l2g_ray.stages.optim import make_optimizer, make_schedule
-from l2g_ray.stages.search import make_search_optimizer, search_architecture
+from l2g_ray.stages.search import (
+    find_temperature,
+    make_search_optimizer,
+    search_architecture,
+    set_logit_gradients,
+)
 from l2g_ray.stages.select import train_backbone
 from l2g_ray.tasks.catalogue import find_tasks, list_benches
 
@@ -264,7 +269,8 @@ def test_d7_planted_motif_is_learned_and_shuffled_labels_are_not(tiny_lm: Path) 
 
 
 @pytest.mark.slow
-def test_a7_search_finds_the_field_that_a_distant_pair_needs() -> None:
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+def test_a7_search_finds_the_field_that_a_distant_pair_needs(preset: str) -> None:
     operations = OperationSet((3, 5), (1, 3, 7))  # fields 3 7 15 5 13 29; only the last one spans 28
     spacing, length_bp = 28, 80
 
@@ -290,24 +296,31 @@ def test_a7_search_finds_the_field_that_a_distant_pair_needs() -> None:
             x = torch.nn.functional.one_hot(codes.long(), 5)[..., :4].transpose(1, 2).float()
             return self.linear(self.activation(self.norm(self.conv(x))).mean(2))
 
-    settings = tiny_settings(search__epochs=6)
+    stage = resolve(preset).search
+    stage = stage.model_copy(update={"epochs": 6, "gradient_scale": 1.0})
+    optim = stage.optim.model_copy(update={"decay": "none", "warmup_fraction": 0.0})
     table = sample(1200, 0)
 
     def search(seed: int) -> int:
         torch.manual_seed(seed)
         model = OneLayer()
-        mixed = replace_convolutions(model, operations, generator=torch.Generator().manual_seed(seed))
-        stage = settings.search
+        generator = torch.Generator().manual_seed(seed)
+        mixed = replace_convolutions(model, operations, weight_std=stage.weight_std, generator=generator)
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            mixed["conv"].temperature = find_temperature(stage, epoch)
+            return iter_batches([table], kind="binary", batch_size=32, seed=seed, epoch=epoch)
+
         train(
             model,
-            make_search_optimizer(model, mixed, settings),
-            make_schedule(OptimSettings(decay="none", warmup_fraction=0.0), stage.epochs, 38),
-            LoopSettings(stage.epochs, 38, seed, clip_norm=stage.clip_norm),
+            make_search_optimizer(model, mixed, stage),
+            make_schedule(optim, stage.epochs, 38),
+            LoopSettings(stage.epochs, 38, seed, clip_norm=stage.optim.clip_norm),
             Runtime(),
-            batches=lambda e: iter_batches([table], kind="binary", batch_size=32, seed=seed, epoch=e),
+            batches=batches,
             losses=make_losses(model, make_task(), torch.ones(2)),
             validate=lambda: {"score": 0.0},
-            before_step=lambda: [m.scale_logit_gradient_(1.0, stage.field_penalty) for m in mixed.values()],
+            before_step=lambda: set_logit_gradients(mixed, stage),
         )
         k, d = mixed["conv"].best()
         return d * (k - 1) + 1
@@ -372,8 +385,8 @@ def test_a_diverged_backbone_never_wins() -> None:
     settings = tiny_settings(select__optim__lr=1e30, select__optim__optimizer="sgd", select__optim__clip_norm=None)
     result = run_select(data, settings, Runtime(), 0)
     assert result.best_score == -math.inf or result.best_score <= 0.2
-    assert choose_backbone({"resnet": -math.inf, "unet": -0.3}) == "unet"
-    assert choose_backbone({"resnet": 0.5, "unet": 0.5}) == "resnet"
+    assert choose_best({"resnet": -math.inf, "unet": -0.3}) == "unet"
+    assert choose_best({"resnet": 0.5, "unet": 0.5}) == "resnet"
 
 
 def test_regression_learns_in_the_labels_units() -> None:

@@ -69,6 +69,7 @@ def script_as_recorded(task: Recorded) -> Script:
     # A single backbone is not trained, so nothing of it was recorded.
     backbones = fast.select.backbones[: len(task.epochs_s.get("select", "1"))]
     counts = {"select.backbones": backbones, "align.alphas": fast.align.alphas[-len(task.epochs_s["align"]) :]}
+    counts |= {"select.kernel_sizes": (), "search.enabled": "search" in task.epochs_s}
     arms = {"folds": 0, "arms": ["embedder_only", "l2g"]}
     settings = resolve("fast", None, {"finetune.trials": len(task.epochs_s["trials"]), **counts, **arms})
     stages = task.epochs_s | {"evaluate": [[task.evaluate_s]]}

@@ -263,23 +263,15 @@ def _pretrain(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 def _select(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     training = train_backbone(
-        context.data, context.settings, context.reference, context.runtime, backbone=args["backbone"], seed=args["seed"]
-    )
-    return _summary(training) | {"backbone": args["backbone"]}
-
-
-def _rival(context: Context, args: dict[str, Any]) -> dict[str, Any]:
-    training = train_backbone(
         context.data,
         context.settings,
         context.reference,
         context.runtime,
         backbone=args["backbone"],
-        seed=args["seed"],
         architecture=[(int(k), int(d)) for k, d in args["architecture"]],
-        epochs=context.settings.search.rival_epochs,
+        seed=args["seed"],
     )
-    return _summary(training)
+    return _summary(training) | {"backbone": args["backbone"]}
 
 
 def _search(context: Context, args: dict[str, Any]) -> dict[str, Any]:
@@ -422,7 +414,6 @@ STAGES: dict[str, Callable[[Context, dict[str, Any]], dict[str, Any]]] = {
     "pretrain": _pretrain,
     "select": _select,
     "search": _search,
-    "rival": _rival,
     "warmup": _warmup,
     "align": _align,
     "embedder_only": _embedder_only,

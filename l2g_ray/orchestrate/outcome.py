@@ -52,7 +52,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
     stages = {
         "backbone": outcome.backbone,
         "select_scores": outcome.select_scores,
-        "rivals": outcome.rivals,
+        "architecture_from": outcome.architecture_from,
         "architecture": [{"kernel_size": k, "dilation": d} for k, d in outcome.architecture],
         "trials": outcome.trials,
         "best_trial": outcome.best_trial,
@@ -153,9 +153,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         ],
         "backbone": outcome.backbone,
         "architecture": [{"kernel_size": k, "dilation": d} for k, d in outcome.architecture],
-        "architecture_from": max(outcome.rivals, key=lambda name: outcome.rivals[name])
-        if outcome.rivals
-        else "searched",
+        "architecture_from": outcome.architecture_from,
         "hyperparameters": outcome.best_trial["trial"] if outcome.best_trial else {},
         "trials": len(outcome.trials),
         "wall_s": round(outcome.wall_s, 1),

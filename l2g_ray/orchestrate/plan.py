@@ -17,9 +17,9 @@ from l2g_ray.counts import (
     average_strands,
     batches_per_epoch,
     count_batches,
-    default_architecture,
     find_channels,
     group_size,
+    list_candidates,
 )
 from l2g_ray.orchestrate.halving import expected_epochs
 from l2g_ray.orchestrate.machines import read_machines
@@ -39,7 +39,6 @@ STAGES = (
     "reference",
     "select",
     "search",
-    "rival",
     "warmup",
     "align",
     "embedder_only",
@@ -48,7 +47,7 @@ STAGES = (
     "evaluate",
 )
 # Trials of Ray Tune; the others are Ray tasks, which find a process with all imports behind it (`trials.TUNED`).
-_TUNED = ("select", "search", "rival", "warmup", "align", "trials")
+_TUNED = ("select", "search", "warmup", "align", "trials")
 _LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
 # Measured on prepared benchmarks: a base in a shard (zstd), and what else a row has.
 _SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
@@ -188,12 +187,11 @@ def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[
     search, stage = settings.search, settings.finetune
     kernels = sorted(search.kernel_sizes)
     kernel = kernels[-1] if costliest else kernels[len(kernels) // 2]
-    shapes: dict[str, tuple[tuple[int, int], ...]] = {}
-    for backbone in settings.select.backbones:
-        pairs = default_architecture(backbone)
-        shapes[backbone] = tuple((kernel, 1) for _ in pairs) if search.enabled else tuple(pairs)
+    shapes = [(c.backbone, tuple(c.architecture)) for c in list_candidates(settings.select)]
+    if search.enabled:
+        shapes = list(dict.fromkeys((backbone, ((kernel, 1),) * len(pairs)) for backbone, pairs in shapes))
     if found is not None:
-        shapes = {found.backbone: found.architecture}
+        shapes = [(found.backbone, found.architecture)]
     layers: Iterable[str] = dict.fromkeys(stage.train_layers)
     sizes: Iterable[int] = dict.fromkeys(stage.batch_size)
     epochs = float(stage.trials * stage.epochs)
@@ -203,7 +201,7 @@ def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[
         epochs = expected_epochs(
             stage.trials, stage.epochs, stage.grace_epochs, stage.reduction_factor, stage.parallel_trials
         )
-    return [_Variant(b, a, which, size, epochs) for b, a in shapes.items() for which in layers for size in sizes]
+    return [_Variant(b, a, which, size, epochs) for b, a in shapes for which in layers for size in sizes]
 
 
 def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amount:
@@ -251,12 +249,6 @@ class _Sizer:
             amounts["select"] = self._select()
         if embeds and search.enabled:
             amounts["search"] = self._search(v.backbone)
-            if search.rivals:
-                n_layers = len(v.architecture)
-                nets = [net] + [self._net(v.backbone, ((k, d),) * n_layers, 0.0) for k, d in search.rivals]
-                amounts["rival"] = add_amounts(
-                    self._train(one, s.select.optim, 1, search.rival_epochs, s.select.batch_size) for one in nets
-                )
         if "l2g" in s.arms:
             amounts |= self._align(net) | self._language_model_stages(v, net)
         if "embedder_only" in s.arms:
@@ -308,9 +300,10 @@ class _Sizer:
 
     def _select(self) -> Amount:
         stage = self.settings.select
-        if len(stage.backbones) == 1:  # nothing to choose
+        candidates = list_candidates(stage)
+        if len(candidates) == 1:  # nothing to choose
             return Amount()
-        nets = [self._net(b, tuple(default_architecture(b)), stage.dropout) for b in stage.backbones]
+        nets = [self._net(c.backbone, tuple(c.architecture), stage.dropout) for c in candidates]
         return add_amounts(self._train(net, stage.optim, 1, stage.epochs, stage.batch_size) for net in nets)
 
     def _search(self, backbone: str) -> Amount:
@@ -324,8 +317,7 @@ class _Sizer:
         )
         batches = batches_per_epoch(stage, self.rows.train)
         seen = min(self.rows.train, batches * stage.batch_size)
-        optim = OptimSettings(optimizer="sgd", momentum=stage.momentum)
-        return self._train(net, optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
+        return self._train(net, stage.optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
 
     def _language_model_stages(self, v: _Variant, net: Counted) -> dict[str, Amount]:
         stage = self.settings.finetune

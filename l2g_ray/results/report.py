@@ -251,7 +251,7 @@ def _draw_task(row: Mapping[str, Any], detail: TaskDetails, prefix: str) -> list
         add("trials", figures.plot_trials(history, rungs=detail.rungs), caption, table)
     if row["architecture"]:
         found = row.get("architecture_from", "searched")
-        origin = "the searched kernels" if found == "searched" else f"kernels of the uniform network {found}, which won"
+        origin = "the searched kernels" if found == "searched" else f"the kernels of the {found} network"
         caption = f"The architecture, {origin}: one line a layer, one dot a tap."
         table = tables.tabulate_architecture(row["architecture"])
         add("architecture", figures.plot_architecture(row["architecture"]), caption, table)
