@@ -382,9 +382,8 @@ def test_embed_looks_at_it_as_the_model_before_finetune(reader: Path, tmp_path: 
         model.model.base_model.embeddings.LayerNorm.bias.add_(0.5)
     model.save(tmp_path)
     config: Any = SimpleNamespace(language_model=str(reader), positions="none", language_model_layers=2)
-    finetuned: Any = SimpleNamespace(config=config)
     for folder, bias in ((str(tmp_path), 0.5), (None, 0.0)):
-        found = _load_language_model(finetuned, {"model": {"language_model_init": "pretrained"}}, 0, folder, print)
+        found = _load_language_model(config, {"model": {"language_model_init": "pretrained"}}, 0, folder, print)
         assert found is not None
         assert torch.equal(found[2], torch.full((16,), bias))
 
