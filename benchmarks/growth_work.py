@@ -197,17 +197,15 @@ def _write_csv(rows: int, folder: Path, length_bp: int) -> Path:
 
 
 def _make_plain(channels: tuple[int, ...], length_bp: int) -> Callable[[], Any]:
-    from benchmarks.search_step import make_plain
-    from l2g_ray.config import resolve
+    from benchmarks.search_step import make_plain, read_settings
 
-    return make_plain(resolve("fast"), channels, 2, STEP_ROWS, length_bp)
+    return make_plain(read_settings(), channels, 2, STEP_ROWS, length_bp)
 
 
 def _make_search(channels: tuple[int, ...], length_bp: int) -> Callable[[], Any]:
-    from benchmarks.search_step import make_search
-    from l2g_ray.config import resolve
+    from benchmarks.search_step import make_search, read_settings
 
-    return make_search(resolve("fast"), channels, 2, STEP_ROWS, length_bp)[0]
+    return make_search(read_settings(), channels, 2, STEP_ROWS, length_bp)[0]
 
 
 def _make_scripts(tasks: int) -> list[Script]:

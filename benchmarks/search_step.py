@@ -25,7 +25,7 @@ SIZES = {"official widths": ((128, 256, 384), 1, 16, 300), "preset fast": ((32, 
 def run(options: Options) -> list[dict[str, Any]]:
     """One row a size of the ResNet."""
     torch.set_num_threads(options.threads)
-    settings = resolve("fast")
+    settings = read_settings()
     rows = []
     for name, (channels, pool, batch_size, length_bp) in SIZES.items():
         if options.quick and name != "preset fast":
@@ -41,6 +41,11 @@ def run(options: Options) -> list[dict[str, Any]]:
     return rows
 
 
+def read_settings() -> Settings:
+    """The operations and the optimiser of the preset `paper`, for sequences of four channels."""
+    return resolve("paper", None, {"data.channels": 4})
+
+
 def _config(channels: tuple[int, ...], pool: int, length_bp: int, kernel_size: int = 3) -> EmbedderConfig:
     return EmbedderConfig(
         "resnet", channels, length_bp, 384, 512, 2, pool=pool, architecture=((kernel_size, 1),) * 9, target_tokens=25
@@ -54,7 +59,7 @@ def make_search(
     net = EmbedderNet(_config(channels, pool, length_bp))
     mixed = build_supernet(net, settings, seed=0)
     forms = set_forms(net, settings, length_bp, Runtime())
-    optimizer = make_search_optimizer(net, mixed, settings)
+    optimizer = make_search_optimizer(net, mixed, settings.search)
 
     def scale() -> None:
         for layer in mixed.values():
@@ -68,7 +73,7 @@ def make_plain(
 ) -> Callable[[], None]:
     """A training step of the same ResNet with kernel size 11."""
     net = EmbedderNet(_config(channels, pool, length_bp, 11))
-    optimizer = make_search_optimizer(net, {}, settings)
+    optimizer = make_search_optimizer(net, {}, settings.search)
     return make_step(net, optimizer, batch_size, length_bp, lambda: None)
 
 

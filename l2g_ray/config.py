@@ -65,8 +65,9 @@ class ModelSettings(_Settings):
     target_tokens: int = Field(default=32, ge=1, le=512)
     causal: bool = False
     predictor_reads: Literal["tokens", "backbone"] = "tokens"
-    # by_position: the read-out weighs each place in the sequence by itself, where the mean forgets where a motif stood.
-    pooling: Literal["mean", "by_position"] = "mean"
+    # What the predictors read of the tokens: their mean; their mean and max; or all of them, each place with its own weights.
+    # auto: by_position where the label belongs to one strand (such sequences are cut at the same place), else mean_max.
+    pooling: Literal["auto", "mean", "mean_max", "by_position"] = "auto"
     resnet_channels: tuple[int | None, int | None, int | None] = (128, 256, None)
     resnet_pool: Literal[1, 2] = 1
     resnet_tokens: Literal["full", "strided"] = "strided"
@@ -78,6 +79,12 @@ class ModelSettings(_Settings):
         if self.pooling == "by_position" and self.predictor_reads != "tokens":
             raise ValueError("pooling by_position weighs tokens; set predictor_reads to tokens, or pooling to mean")
         return self
+
+    def find_pooling(self, strand_specific: bool) -> Literal["mean", "mean_max", "by_position"]:
+        """Return the pooling for a task, with 'auto' resolved."""
+        if self.pooling == "auto":
+            return "by_position" if strand_specific and self.predictor_reads == "tokens" else "mean_max"
+        return self.pooling
 
 
 class OptimSettings(_Settings):
@@ -110,9 +117,11 @@ class PretrainSettings(_Settings):
 
 
 class SelectSettings(_Settings):
-    """Backbone selection (spec 3)."""
+    """Selection of the backbone (spec 3), and of its kernel size: candidates are all `backbones` with each of
+    `kernel_sizes` in every layer, or with the backbone's own kernels where there are none."""
 
     backbones: tuple[Literal["resnet", "unet", "deepsea", "orca"], ...] = ("resnet", "unet")
+    kernel_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=2)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -120,30 +129,39 @@ class SelectSettings(_Settings):
 
 
 class SearchSettings(_Settings):
-    """DASH (spec 4). `form`: how the mixed convolutions are computed; 'auto' measures which is fastest, once a machine."""
+    """DASH (spec 4). `form`: how the mixed convolutions are computed; 'auto' measures which is fastest, once a machine.
+
+    `optim` trains the weights, and the same optimiser the logits, at `logit_lr` and without AdamW's decay. In the first
+    `warm_fraction` of the epochs all operations weigh the same and the logits stay; then the temperature goes from
+    `temperature` to `last_temperature`, geometrically by epoch. `weight_std`: of the initial weights; null is the
+    convolutions' own rule.
+    """
 
     enabled: bool = True
     form: Literal["auto", "by_dilation", "naive", "dense", "fft", "blocks"] = "auto"
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9, 11)
     dilations: tuple[int, ...] = (1, 3, 5, 7)
     epochs: int = Field(default=80, ge=1)
+    warm_fraction: float = Field(default=0.0, ge=0, lt=1)
     batch_size: int = Field(default=128, ge=2)
     batch_fraction: float = Field(default=0.2, gt=0, le=1)
-    lr: float = Field(default=0.1, gt=0)
     logit_lr: float = Field(default=0.05, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    step_epochs: tuple[int, ...] = (30, 60)
-    step_factor: float = 0.2
-    clip_norm: float = 1.0
     temperature: float = Field(default=1.0, gt=0)
+    last_temperature: float = Field(default=1.0, gt=0)
+    weight_std: float | None = Field(default=0.01, gt=0)
     gradient_scale: float = Field(default=100.0, gt=0)
     field_penalty: float = Field(default=1e-5, ge=0)
     separable: bool = False
     augment: bool = True
-    # What was found is deployed only if it beats these uniform (kernel size, dilation) nets on validation.
-    rivals: tuple[tuple[int, int], ...] = ()
-    rival_epochs: int = Field(default=1, ge=1)
+    optim: OptimSettings = OptimSettings(
+        optimizer="sgd",
+        lr=0.1,
+        nesterov=True,
+        weight_decay=5e-4,
+        warmup_fraction=0.0,
+        decay="step",
+        step_epochs=(30, 60),
+    )
 
 
 class AlignSettings(_Settings):
@@ -214,14 +232,31 @@ class FinetuneSettings(_Settings):
         return self
 
 
-class EmbedderOnlySettings(_Settings):
-    """The searched embedder with its own predictor, trained to the end without the language model."""
+class OneCycleSettings(_Settings):
+    """One cycle of the learning rate, averaged weights, no early stopping. `epochs` is their number, or the least and the
+    most, between which `steps` optimiser steps decide."""
 
-    epochs: int = Field(default=30, ge=1)
-    patience_epochs: int = Field(default=8, ge=1)
-    batch_size: int = Field(default=64, ge=2)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    optim: OptimSettings = OptimSettings()
+    epochs: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (8, 12)
+    steps: int = Field(default=1400, ge=1)
+    batch_size: int = Field(default=32, ge=2)
+    optim: OptimSettings = OptimSettings(lr=4e-3, weight_decay=0.02, betas=(0.9, 0.999), warmup_fraction=0.2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> OneCycleSettings:
+        if not isinstance(self.epochs, int) and self.epochs[0] > self.epochs[1]:
+            raise ValueError(f"epochs must be a number or [least, most], not {list(self.epochs)}")
+        return self
+
+    def count_epochs(self, n_rows: int) -> int:
+        """Return the epochs for a number of training rows."""
+        least, most = (self.epochs, self.epochs) if isinstance(self.epochs, int) else self.epochs
+        return min(max(round(self.steps * self.batch_size / n_rows), least), most)
+
+
+class EmbedderOnlySettings(OneCycleSettings):
+    """The searched embedder with its own predictor, trained without the language model."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class EvaluateSettings(_Settings):
@@ -286,8 +321,8 @@ class Settings(_Settings):
     """Everything that a run can be told.
 
     `folds`: every arm is trained once a fold of train and valid rows, on the rows of the other folds, and predicts with the
-    mean of these models (0: once, on train, and validation stands in for out-of-fold rows). `arms`: what is trained, see
-    `l2g_ray.arms`. `ensemble`: how the arms' predictions become one: weights by ridge regression (stack) or by greedy
+    mean of these models (0: once, on train, and validation stands in for out-of-fold rows). `arms`: what is trained, a list
+    or 'all', see `l2g_ray.arms`. `ensemble`: how the arms' predictions become one: weights by ridge regression (stack) or by greedy
     selection, all alike (mean), or the best arm alone.
     """
 
@@ -297,7 +332,7 @@ class Settings(_Settings):
     seed: int = Field(default=0, ge=0)
     seeds: int = Field(default=1, ge=1)
     folds: int = Field(default=5, ge=0)
-    arms: tuple[ArmName, ...] = Field(default=ALL_ARMS, min_length=1)
+    arms: tuple[ArmName, ...] = ALL_ARMS
     ensemble: Literal["stack", "greedy", "mean", "best"] = "stack"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     data: DataSettings = DataSettings()
@@ -311,6 +346,18 @@ class Settings(_Settings):
     baselines: BaselinesSettings = BaselinesSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     cluster: ClusterSettings = ClusterSettings()
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _all_arms(cls, arms: Any) -> Any:
+        return ALL_ARMS if arms == "all" else arms
+
+    @field_validator("arms")
+    @classmethod
+    def _some_arm(cls, arms: tuple[ArmName, ...]) -> tuple[ArmName, ...]:
+        if not arms or len(set(arms)) < len(arms):
+            raise ValueError("give at least one arm, and each once")
+        return arms
 
     @field_validator("folds")
     @classmethod
@@ -326,9 +373,10 @@ class Settings(_Settings):
         return "pretrained" if pretrained else self.model.language_model_init
 
     def for_task(self, strand_specific: bool) -> Settings:
-        """Return the settings with `data.shift_bp` resolved for a task, so that files and MLflow show its value."""
+        """Return the settings with `data.shift_bp` and `model.pooling` resolved for a task, so that files and MLflow show them."""
         data = self.data.model_copy(update={"shift_bp": self.data.find_shift_bp(strand_specific)})
-        return self.model_copy(update={"data": data})
+        model = self.model.model_copy(update={"pooling": self.model.find_pooling(strand_specific)})
+        return self.model_copy(update={"data": data, "model": model})
 
 
 def list_presets() -> list[str]:

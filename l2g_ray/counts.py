@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from l2g_ray.config import AlignSettings, ModelSettings, SearchSettings, Settings
+from dataclasses import dataclass
+
+from l2g_ray.config import AlignSettings, ModelSettings, SearchSettings, SelectSettings, Settings
 from l2g_ray.tasks.schema import Task
 
 # (kernel size, number of layers) of each backbone before any search; `models.backbones` has the networks.
@@ -13,6 +15,28 @@ def default_architecture(backbone: str) -> list[tuple[int, int]]:
     """The (kernel size, dilation) of every layer before any search."""
     kernel_size, n_layers = LAYERS[backbone]
     return [(kernel_size, 1)] * n_layers
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backbone with one kernel size, dilation 1, in all layers; `architecture` has a pair a layer."""
+
+    name: str
+    backbone: str
+    architecture: list[tuple[int, int]]
+
+
+def list_candidates(stage: SelectSettings) -> list[Candidate]:
+    """What `select` compares: each backbone with each of `kernel_sizes`, or with its own kernels where there are none."""
+    found = []
+    for backbone in stage.backbones:
+        own = default_architecture(backbone)
+        if not (stage.kernel_sizes and own):
+            found.append(Candidate(backbone, backbone, own))
+            continue
+        for k in dict.fromkeys(stage.kernel_sizes):
+            found.append(Candidate(f"{backbone} {k}x1", backbone, [(k, 1)] * len(own)))
+    return found
 
 
 def count_batches(n_rows: int, batch_size: int, drop_last: bool = False) -> int:

@@ -140,6 +140,16 @@ def one_hot(codes: torch.Tensor, mask: torch.Tensor, channels: int = 4) -> torch
     return (identity[codes.long()] * mask[..., None]).transpose(1, 2).contiguous()
 
 
+def encode_batch(
+    codes: torch.Tensor, lengths_bp: torch.Tensor, channels: int = 4
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Codes (batch, length) and lengths (batch,) to one-hot (batch, channels, length) and mask (batch, 1, length), which is
+    None when no position is padding."""
+    mask = make_mask(lengths_bp, codes.shape[1])
+    x = one_hot(codes, mask, channels)
+    return x, None if bool(mask.all()) else mask[:, None].to(x.dtype)
+
+
 def reverse_complement(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
     """Reverse complement of right-padded codes (batch, length); padding stays on the right. RC(RC(x)) = x."""
     import torch

@@ -11,11 +11,10 @@ from typing import Any
 from runs import Sources, read_board, without_times
 
 RUN = "user-composition-smoke"
-STAGES = ("reference", "select", "search", "rival", "warmup", "embedder_only", "align", "trial", "refit", "evaluate")
+STAGES = ("reference", "select", "search", "warmup", "embedder_only", "align", "trial", "refit", "evaluate")
 # Two candidates, so that there is something to select.
 SETTINGS_OF_FAULTS: dict[str, Any] = {
     "select__backbones": ["resnet", "unet"],
-    "search__rivals": [[7, 1]],
     "finetune__trials": 2,
 }
 BROKEN = Path(__file__).with_name("broken")

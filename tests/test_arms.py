@@ -64,7 +64,7 @@ def keys_of(reference: str = "r", norm: str = "n", **changes: Any) -> dict[str, 
     result = StageResult("warmup", warm.key, Path(), {})
     return {
         "search": make_key("search", pipeline._parts("search")),
-        "embedder_only": pipeline._embedder_only(shape, 0).key,
+        "embedder_only": pipeline._embedder_only(shape, 0, pipeline.folds[0]).key,
         "warmup": warm.key,
         "align": pipeline._align(shape, 1.0, 0, result).key,
         "trial": make_key("trial", pipeline._finetune_parts({})),
@@ -241,6 +241,22 @@ def test_arms_are_compared_with_the_first_over_the_same_rows(tmp_path: Path) -> 
     assert is_better(compared["embedder_only"]) is None  # the very same predictions
 
 
+def test_the_ensemble_is_compared_where_an_arm_has_no_l2g(tmp_path: Path) -> None:
+    folders = {"with": predictions(tmp_path / "with", 30), "without": predictions(tmp_path / "without", 30)}
+    for name, wrong in (("with", 4), ("without", 60)):
+        path = folders[name] / "predictions.parquet"
+        frame = pd.read_parquet(path)
+        other = pd.read_parquet(predictions(tmp_path / f"{name}_ensemble", wrong) / "predictions.parquet")
+        kept = frame if name == "with" else frame[frame["arm"] != "l2g"]
+        pd.concat([kept, other[other["arm"] == "l2g"].assign(arm="ensemble")]).to_parquet(path)
+    used = {"oof": {"mean": 0.9}}
+    rows = {name: {"validation": {"mean": 0.5}, "used": used, "cpu_s": 1.0} for name in folders}
+    compared = {one.arm: one for one in compare_arms(make_task(metric="accuracy"), folders, rows, tiny_settings())}
+    assert list(compared) == ["with", "without", "l2g", "embedder_only"]
+    assert [compared[name].test["mean"] for name in ("with", "without", "l2g")] == pytest.approx([0.98, 0.7, 0.85])
+    assert compared["with"].validation == 0.9  # the ensemble's
+
+
 def test_an_arm_that_failed_is_left_out(tmp_path: Path) -> None:
     folders = {"good": tmp_path / "never", "bad": predictions(tmp_path / "bad", 60)}
     rows = {"bad": {"validation": {"mean": 0.5}, "cpu_s": 1.0}}
@@ -346,7 +362,7 @@ def test_a_study_end_to_end(tmp_path: Path, sources: Sources) -> None:
     assert "Difference = arm minus 'dash'" in said
     study = json.loads((tmp_path / "study" / "study.json").read_text())
     arms = {one["arm"]: one for one in study["compared"]}
-    assert set(arms) == {"dash", "orca", "cnn_only", "embedder_only", "average", "majority"}
+    assert set(arms) == {"dash", "orca", "cnn_only", "embedder_only", "ensemble", "majority"}
     assert arms["majority"]["test"]["mean"] == 0
     for name in ("orca", "cnn_only"):
         assert arms[name]["difference"]["p_holm"] is not None

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from toys import make_data, make_task, plant, tiny_settings
 
+from l2g_ray.config import OneCycleSettings
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.sequence import N_CODE
 from l2g_ray.stages import cnn
-from l2g_ray.stages.cnn import Recipe, build_cnn, train_cnn
+from l2g_ray.stages.cnn import build_cnn, train_cnn
 from l2g_ray.stages.common import predict_source
 from l2g_ray.stages.loop import Runtime, swap_weights, update_average
 
@@ -24,8 +25,9 @@ RUNTIME = Runtime()
 
 
 def test_epochs_follow_the_rows_within_their_limits() -> None:
-    recipe = Recipe(lr=1.0, batch_size=10, steps=100, epochs=(2, 8))
-    assert [recipe.count_epochs(n) for n in (50, 200, 10_000)] == [8, 5, 2]
+    stage = OneCycleSettings(batch_size=10, steps=100, epochs=(2, 8))
+    assert [stage.count_epochs(n) for n in (50, 200, 10_000)] == [8, 5, 2]
+    assert [stage.model_copy(update={"epochs": 3}).count_epochs(n) for n in (50, 200, 10_000)] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("by_position", [False, True])
@@ -45,7 +47,7 @@ def test_padding_changes_nothing(by_position: bool, length_bp: int) -> None:
 
 
 def test_learns_a_motif_anywhere_and_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cnn, "ANYWHERE", replace(cnn.ANYWHERE, epochs=(6, 6)))
+    monkeypatch.setattr(cnn, "ANYWHERE", cnn.ANYWHERE.model_copy(update={"epochs": 6}))
     data = make_data(make_task(), plant(600), plant(100, seed=1))
     training = train_cnn(data, tiny_settings(), RUNTIME, 0)
     assert training.best_epoch == 5
@@ -64,7 +66,7 @@ def test_a_strand_specific_task_is_read_by_position() -> None:
 
 
 def test_stop_and_resume_equals_no_stop_with_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cnn, "ANYWHERE", replace(cnn.ANYWHERE, epochs=(3, 3)))
+    monkeypatch.setattr(cnn, "ANYWHERE", cnn.ANYWHERE.model_copy(update={"epochs": 3}))
     data = make_data(make_task(), plant(80), plant(40, seed=1))
     whole = train_cnn(data, tiny_settings(), RUNTIME, 0)
 

@@ -37,11 +37,30 @@ BOARDS = {
 def test_changes_are_against_the_first_variant_that_has_the_task() -> None:
     found = {(r["task"], r["variant"]): r for r in compare_boards(BOARDS)}
     assert list(found) == [("a", "plain"), ("a", "other"), ("a", "third"), ("b", "other"), ("b", "third")]
-    assert found["a", "other"]["change_validation"] == pytest.approx(0.25)
+    assert found["a", "other"]["change_held_out"] == pytest.approx(0.25)
     assert found["a", "other"]["change_test"] == pytest.approx(-0.1)
     assert found["a", "plain"]["change_test"] == 0
-    assert found["b", "third"]["change_validation"] == pytest.approx(-0.1)
+    assert found["b", "third"]["change_held_out"] == pytest.approx(-0.1)
     assert found["b", "third"]["change_test"] is None  # undefined in the first
+
+
+def test_what_is_used_is_compared_and_l2g_beside_it() -> None:
+    used = {"arm": "ensemble", "test": {"mean": 0.8, "ci95": [0.7, 0.9]}, "oof": {"mean": 0.82}}
+    chosen = {"arm": "average", "test": {"mean": 0.5, "ci95": [0.4, 0.6]}, "validation": {"average": 0.55}}
+    boards = {
+        "now": {"tasks": [row("a", 0.5, 0.4) | {"used": used}]},
+        "no_l2g": {"tasks": [row("a", 0.5, 0.4) | {"used": used, "test": None}]},
+        "earlier": {"tasks": [row("a", 0.5, 0.4) | {"chosen": chosen}]},
+    }
+    found = compare_boards(boards)
+    told = [(r["used"], r["held_out"], r["test"], r["test_ci95"], r["l2g"]) for r in found]
+    assert told == [
+        ("ensemble", 0.82, 0.8, [0.7, 0.9], 0.4),
+        ("ensemble", 0.82, 0.8, [0.7, 0.9], None),
+        ("average", 0.55, 0.5, [0.4, 0.6], 0.4),
+    ]
+    assert found[2]["change_held_out"] == pytest.approx(-0.27)
+    assert found[2]["change_test"] == pytest.approx(-0.3)
 
 
 def test_files_and_table_say_the_same(tmp_path: Path) -> None:
@@ -54,7 +73,7 @@ def test_files_and_table_say_the_same(tmp_path: Path) -> None:
     console = Console(width=110, record=True, quiet=False, file=(tmp_path / "out").open("w"))
     console.print(render_comparison(rows))
     shown, markdown = console.export_text(), paths[".md"].read_text()
-    for text in ("0.750", "+0.250", "[0.200, 0.400]", "Choose by validation"):
+    for text in ("0.750", "+0.250", "[0.200, 0.400]", "Choose by the score on held-out rows"):
         assert text in shown
         assert text in markdown
     assert max(map(len, shown.splitlines())) <= 110

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,14 @@ from l2g_ray.explain.attribution import (
     make_weights,
 )
 from l2g_ray.explain.references import shuffle_dinucleotides
-from l2g_ray.explain.rules import apply_rules
+from l2g_ray.explain.rules import apply_rules, extra_rules
 from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig
+from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import L2GConfig, L2GModel
 from l2g_ray.models.language_model import LanguageModel, load_transformer
+from l2g_ray.models.layers import MaskedMax
 from l2g_ray.sequence import N_CODE, encode, reverse_complement
 from l2g_ray.tasks.schema import Task
 
@@ -42,7 +45,7 @@ def make_net(backbone: str = "resnet", seed: int = 0, **changes: object) -> Embe
     return roughen(EmbedderNet(config), seed)
 
 
-def roughen(model: EmbedderNet | L2GModel, seed: int) -> EmbedderNet | L2GModel:
+def roughen(model: nn.Module, seed: int) -> Any:
     """Weights large enough to be far from linear, and batch norms that have seen data."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -58,9 +61,9 @@ def roughen(model: EmbedderNet | L2GModel, seed: int) -> EmbedderNet | L2GModel:
     return model.eval()
 
 
-def make_model(family: str, folder: Path, backbone: str = "resnet", **changes: object) -> L2GModel:
+def make_model(family: str, folder: Path, pooling: str = "mean", **changes: object) -> L2GModel:
     transformer = load_transformer(str(make_tiny_language_model(folder, family)))
-    net = make_net(backbone)
+    net = make_net(pooling=pooling)
     language_model = LanguageModel(transformer, str(changes.get("positions", "none")))
     config = L2GConfig(net.config, str(changes.get("combine", "skip")))
     return roughen(L2GModel(config, net, language_model), 1)
@@ -94,7 +97,15 @@ def check_adds_up(found: Attributions, model: nn.Module, limit: float = 1e-3) ->
 
 @pytest.mark.parametrize("backbone", ["resnet", "unet", "deepsea"])
 @pytest.mark.parametrize(
-    "read", [{}, {"predictor_reads": "backbone"}, {"pooling": "by_position"}], ids=lambda r: "-".join(r.values())
+    "read",
+    [
+        {},
+        {"predictor_reads": "backbone"},
+        {"pooling": "mean_max"},
+        {"predictor_reads": "backbone", "pooling": "mean_max"},
+        {"pooling": "by_position"},
+    ],
+    ids=lambda r: "-".join(r.values()),
 )
 def test_e4_adds_up_on_every_backbone(backbone: str, read: dict[str, str]) -> None:
     model = make_net(backbone, **read)
@@ -107,7 +118,7 @@ def test_e4_adds_up_on_every_backbone(backbone: str, read: dict[str, str]) -> No
     ("family", "changes"),
     [
         ("bert", {}),
-        ("bert", {"positions": "lm", "combine": "lm_only"}),
+        ("bert", {"positions": "lm", "combine": "lm_only", "pooling": "mean_max"}),
         ("roberta", {"positions": "lm"}),
         ("mpnet", {}),
         ("mpnet", {"positions": "lm", "combine": "lm_only"}),
@@ -133,6 +144,41 @@ def test_average_adds_up(kind: str, rc_average: bool, tmp_path: Path) -> None:
     assert all(not np.allclose(found.hypothetical, one, atol=1e-2) for one in alone)
     if kind == "regression":
         np.testing.assert_allclose(found.hypothetical, np.mean(alone, 0), rtol=1e-3, atol=1e-4)
+
+
+def make_cnn(by_position: bool, seed: int = 0) -> SmallCNN:
+    torch.manual_seed(seed)
+    return roughen(SmallCNN(SmallCNNConfig(60, 2, by_position)), seed)
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+@pytest.mark.parametrize("n_members", [1, 3])
+def test_small_cnns_and_their_average_add_up(by_position: bool, n_members: int) -> None:
+    members = [make_cnn(by_position, seed) for seed in range(n_members)]
+    model = members[0] if n_members == 1 else AverageModel("binary", members)
+    check_adds_up(explain(model), model)
+
+
+def test_the_change_of_a_max_goes_to_the_place_of_the_larger_one() -> None:
+    from tangermeme.deep_lift_shap import deep_lift_shap
+
+    class HighestValue(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.highest = MaskedMax()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            values = (x * torch.arange(1.0, 5.0)[:, None]).sum(1, keepdim=True)
+            return self.highest(values * torch.tensor([1.0, 5.0, 2.0]))
+
+    # Values 1, 15, 8 against 4, 5, 8.
+    x, r = (torch.eye(4)[torch.tensor([codes])].transpose(1, 2) for codes in ([0, 2, 3], [3, 0, 3]))
+    model = HighestValue()
+    for one, other, difference in ((x, r, 7), (r, x, -7)):
+        found = deep_lift_shap(
+            model, one, references=other[:, None], additional_nonlinear_ops=extra_rules(model), device="cpu"
+        )
+        np.testing.assert_allclose(found.sum(1)[0].numpy(), [0, difference, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["integrated-gradients", "mutagenesis"])

@@ -102,7 +102,7 @@ def test_the_mlflow_server_down_in_the_middle_of_a_suite(undisturbed: Path, sour
         trials = tree.children(task)
         stages = [trial.data.tags["l2g_ray.stage"] for trial in trials]
         assert {stage: stages.count(stage) for stage in stages} == {
-            "select": 2, "search": 1, "rival": 2, "warmup": 1, "embedder_only": 1, "align": 1, "trial": 2, "refit": 1,
+            "select": 2, "search": 1, "warmup": 1, "embedder_only": 1, "align": 1, "trial": 2, "refit": 1,
         }  # fmt: skip
         for trial in trials:
             history = tree.client.get_metric_history(trial.info.run_id, "train_loss")

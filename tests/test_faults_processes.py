@@ -36,7 +36,7 @@ def test_a_worker_killed_in_each_stage(undisturbed: Path, sources: Sources, tmp_
 
 
 @pytest.mark.parametrize(
-    "stages", [("reference", "select", "rival"), ("warmup", "align"), ("refit", "evaluate")], ids=lambda s: "-".join(s)
+    "stages", [("reference", "select"), ("warmup", "align"), ("refit", "evaluate")], ids=lambda s: "-".join(s)
 )
 def test_the_driver_killed_in_each_stage(
     undisturbed: Path, sources: Sources, tmp_path: Path, stages: tuple[str, ...]

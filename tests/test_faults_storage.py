@@ -107,7 +107,7 @@ def test_a_run_in_an_object_store(undisturbed: Path, sources: Sources, tmp_path:
         time.sleep(REFUSED_S)
         bucket.start()
         said = driver.finish()
-        for stage in ("select", "search", "rival"):
+        for stage in ("select", "search"):
             assert f"composition: {stage} is there already" in said
         assert f"stored in    {out}/{RUN}" in said
         (work,) = machines[1].iterdir()

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import plant
 
+from l2g_ray.config import DataSettings
 from l2g_ray.data.batches import InMemorySource
-from l2g_ray.data.folds import SelectedRows, assign_folds, find_groups
+from l2g_ray.data.dataset import open_prepared
+from l2g_ray.data.facts import measure_facts
+from l2g_ray.data.folds import Fold, SelectedRows, assign_folds, find_groups, make_folds
+from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.prepare import prepare
+from l2g_ray.data.shards import GROUPS
+from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
 
 
@@ -24,9 +34,7 @@ def complement(sequence: str) -> str:
     st.integers(0, 3),
 )
 def test_no_sequence_is_on_two_sides_as_itself_or_as_reverse_complement(sequences: list[str], seed: int) -> None:
-    half = len(sequences) // 2
-    sources = [InMemorySource(pa.table({"sequence": part})) for part in (sequences[:half], sequences[half:])]
-    groups = find_groups(sources)
+    groups = find_groups(measure_facts(pa.array(sequences)).canonical)
     different = {min(s, complement(s)) for s in sequences}
     assert len(np.unique(groups)) == len(different)
     n_folds = min(3, len(different))
@@ -42,10 +50,9 @@ def test_no_sequence_is_on_two_sides_as_itself_or_as_reverse_complement(sequence
 def test_given_groups_are_joined_through_equal_sequences() -> None:
     sequences = ["AAC", "CCC", "GTT", "TAT", "CAC", "GAG"]
     # The reverse complement of the first is in b, so that a and b cannot be on two sides.
-    table = pa.table({"sequence": sequences, "chrom": ["a", "a", "b", "b", "c", "d"]})
-    groups = find_groups([InMemorySource(table)], "chrom")
-    assert len(set(groups[:4])) == 1
-    assert len(set(groups)) == 3
+    chromosomes = np.array(["a", "a", "b", "b", "c", "d"])
+    groups = find_groups(measure_facts(pa.array(sequences)).canonical, chromosomes)
+    assert groups.tolist() == [0, 0, 0, 0, 1, 2]
 
 
 def test_classes_are_dealt_out_evenly() -> None:
@@ -70,3 +77,51 @@ def test_selected_rows_are_those_of_all_sources_in_order() -> None:
     assert selected.n_rows == 4
     for _ in range(2):
         assert pa.concat_tables(selected.tables()) == whole.filter(pa.array(wanted))
+
+
+def write_leaky(folder: Path, groups: bool) -> None:
+    """Train and valid rows in which sequences come twice, as they are or as reverse complements; and a test split."""
+    rng = np.random.default_rng(0)
+    known = ["".join(rng.choice(list("ACGT"), 40)) for _ in range(60)]
+    sequences = [*known, *(complement(s) for s in known[:30]), *known[30:40]]
+    folder.mkdir()
+    for split, rows in (("train", sequences), ("test", ["".join(rng.choice(list("ACGT"), 40)) for _ in range(10)])):
+        table = {"sequence": rows, "label": [i % 2 for i in range(len(rows))]}
+        if groups:
+            table["donor"] = [f"d{i % 12}" for i in range(len(rows))]
+        pd.DataFrame(table).to_csv(folder / f"{split}.csv", index=False)
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_no_leak_crosses_the_folds_of_a_prepared_task(groups: bool, tmp_path: Path) -> None:
+    write_leaky(tmp_path / "rows", groups)
+    options = SourceOptions(group_column="donor") if groups else SourceOptions()
+    prepared = prepare(open_source([tmp_path / "rows"], options), tmp_path / "out", DataSettings())
+    rows = pa.concat_tables([prepared.table("train"), prepared.table("valid")])
+    folds = make_folds(prepared, 3, 0)
+    dealt = folds[0].read(prepared)
+    assert (dealt == folds[2].read(prepared)).all()
+    assert len(dealt) == rows.num_rows
+    # Each row is held out once, and no sequence is trained on and held out, on either strand.
+    held = [np.flatnonzero(dealt == fold.number) for fold in folds]
+    assert np.sort(np.concatenate(held)).tolist() == list(range(rows.num_rows))
+    sides: dict[str, set[int]] = {}
+    for sequence, fold in zip(rows["sequence"].to_pylist(), dealt.tolist(), strict=True):
+        sides.setdefault(min(sequence, complement(sequence)), set()).add(fold)
+    assert max(len(found) for found in sides.values()) == 1
+    assert min(len(rows) for rows in held) > 0
+    if groups:
+        donor = {row: f"d{row % 12}" for row in range(100)}
+        where = {int(i) - 1: fold for i, fold in zip(rows["id"].to_pylist(), dealt.tolist(), strict=True)}
+        assert all(len({where[r] for r in where if donor[r] == name}) == 1 for name in set(donor.values()))
+
+
+def test_folds_of_a_task_that_an_earlier_version_prepared(tmp_path: Path) -> None:
+    write_leaky(tmp_path / "rows", False)
+    prepared = prepare(open_source([tmp_path / "rows"], SourceOptions()), tmp_path / "out", DataSettings())
+    (tmp_path / "out" / GROUPS).unlink()
+    with pytest.raises(UserError, match="prepare the task again, or set folds to 0"):
+        make_folds(open_prepared(tmp_path / "out"), 3, 0)
+    (alone,) = make_folds(prepared, 0, 0)
+    assert alone == Fold(0, 0, 0)
+    assert (alone.read(prepared) == 0).sum() == prepared.n_rows("valid")

@@ -127,7 +127,7 @@ def test_c4_pooling_is_the_masked_mean_and_ignores_extra_padding(backbone: str) 
 
 
 def test_pooling_by_position_adds_what_a_token_is_worth_at_its_place() -> None:
-    predictor = Predictor(5, 2, n_places=4).double()
+    predictor = Predictor(5, 2, pooling="by_position", n_places=4).double()
     predictor.set_label_scale(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
     tokens = torch.randn(3, 6, 5, dtype=torch.float64)  # two more than there are places
     lengths = torch.tensor([6, 3, 5])
@@ -142,13 +142,39 @@ def test_pooling_by_position_adds_what_a_token_is_worth_at_its_place() -> None:
         torch.testing.assert_close(alone[0], predictor.read(tokens, mask)[row])
 
 
+def test_mean_max_reads_the_mean_and_the_max_of_real_tokens() -> None:
+    predictor = Predictor(5, 2, pooling="mean_max").double().eval()
+    tokens = torch.randn(3, 6, 5, dtype=torch.float64) - 10  # padding, which is zero, is larger than any token
+    lengths = torch.tensor([6, 3, 5])
+    mask = (torch.arange(6)[None] < lengths[:, None]).double()
+    tokens = tokens * mask[..., None]
+    for row, n in enumerate(lengths):
+        real = tokens[row, :n]
+        expected = predictor.linear(torch.cat([real.mean(0), real.amax(0)]))
+        torch.testing.assert_close(predictor.read(tokens, mask)[row], expected)
+        torch.testing.assert_close(predictor.read(real[None], None)[0], expected)
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+@pytest.mark.parametrize("reads", ["tokens", "backbone"])
+def test_mean_max_ignores_extra_padding(backbone: str, reads: str) -> None:
+    net = EmbedderNet(make_config(backbone, 96, target_tokens=12, pool=2, predictor_reads=reads, pooling="mean_max"))
+    codes, _ = make_codes(3, 96)
+    lengths = torch.tensor([50, 37, 64])
+    codes = codes.masked_fill(torch.arange(96)[None] >= lengths[:, None], 4)
+    with torch.no_grad():
+        together = net.eval()(codes, lengths)
+        torch.testing.assert_close(net(codes[:, :64], lengths), together, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(net(codes[1:2, :37], lengths[1:2]), together[1:2], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("combine", ["skip", "lm_only"])
-@pytest.mark.parametrize(("pooling", "forgets"), [("mean", True), ("by_position", False)])
+@pytest.mark.parametrize(("pooling", "forgets"), [("mean", True), ("mean_max", True), ("by_position", False)])
 def test_pooling_by_position_tells_where_a_motif_stands(
     tiny_lm: Path, combine: str, pooling: str, forgets: bool
 ) -> None:
     """The language model's head too, which reads what a model without positions cannot order."""
-    model = make_model(tiny_lm, make_config(pooling=pooling), combine=combine)
+    model = make_model(tiny_lm, make_config(pooling=pooling), combine=combine).eval()
     for predictor in (model.head, model.net.predictor):
         if predictor.places is not None:
             torch.nn.init.normal_(predictor.places)
@@ -234,6 +260,7 @@ def test_a_stored_model_predicts_the_same_without_the_original(tiny_lm: Path, tm
         "l2g": make_model(tiny_lm, make_config(), layers=1).eval(),
         "net": EmbedderNet(make_config("unet")).eval(),
         "by_position": make_model(tiny_lm, make_config(pooling="by_position")).eval(),
+        "mean_max": make_model(tiny_lm, make_config(pooling="mean_max")).eval(),
     }.items():
         (tmp_path / name).mkdir()
         save_model(model, tmp_path / name)

@@ -17,7 +17,7 @@ from toys import make_task, plant, tiny_config, tiny_reference, tiny_settings, t
 from transformers import AutoModel
 
 from l2g_ray.cli.main import run
-from l2g_ray.counts import batches_per_epoch, count_batches, default_architecture, group_size
+from l2g_ray.counts import batches_per_epoch, default_architecture, group_size
 from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
@@ -175,7 +175,7 @@ def test_peak_memory_is_weights_gradients_states_and_activations() -> None:
 
 def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     data = toy_data(rows=ROWS.train)
-    settings = tiny_settings(tiny_lm, select__backbones=["resnet"], search__rivals=[[7, 1]], seeds=2)
+    settings = tiny_settings(tiny_lm, select__backbones=["resnet"], seeds=2)
     plan = plan_task(make_task(), settings, ROWS, read_shape(str(tiny_lm)))
     steps = {s.stage: s.most.steps for s in plan.stages}
     align, search = settings.align, settings.search
@@ -185,17 +185,43 @@ def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     both = plan_task(make_task(), tiny_settings(tiny_lm), ROWS, read_shape(str(tiny_lm)))
     each = count_steps(data, settings.select.batch_size) * settings.select.epochs
     assert stage(both, "select").most.steps == 2 * each
+    sizes = plan_task(make_task(), tiny_settings(tiny_lm, select__kernel_sizes=[3, 5]), ROWS, read_shape(str(tiny_lm)))
+    assert stage(sizes, "select").most.steps == 4 * each
+    assert stage(sizes, "select").most.trials == 4
     assert steps["search"] == count_steps(data, search.batch_size, max_batches=per_epoch) * search.epochs
-    assert steps["rival"] == 2 * count_batches(ROWS.train, 16, drop_last=True)
-    assert steps["warmup"] == 2 * a_step * align.task_only_epochs
-    assert steps["align"] == (len(align.alphas) + 1) * a_step * (align.epochs - align.task_only_epochs)
-    assert steps["embedder_only"] == 2 * count_steps(data, 16) * settings.embedder_only.epochs
+    assert steps["warmup"] == a_step * align.task_only_epochs
+    # Two seeds of two folds: each trains on half of train and valid.
+    fold = toy_data(rows=(ROWS.train + ROWS.valid) // 2)
+    members = 2 * settings.folds
+    first = len(align.alphas) * a_step * (align.epochs - align.task_only_epochs)
+    again = count_steps(fold, align.batch_size, group_size(align)) * align.epochs
+    assert steps["align"] == first + members * again
+    assert steps["embedder_only"] == members * count_steps(fold, 16) * settings.embedder_only.count_epochs(
+        fold.train.n_rows
+    )
     assert steps["trials"] == settings.finetune.trials * settings.finetune.epochs * count_steps(data, 16)
-    assert steps["refit"] == 2 * settings.finetune.epochs * count_steps(data, 16)
+    assert steps["refit"] == members * settings.finetune.epochs * count_steps(fold, 16)
     assert {s.stage: s.most.trials for s in plan.stages} == {
-        "reference": 1, "search": 1, "rival": 2, "warmup": 2, "align": 3, "embedder_only": 2,
-        "trials": 2, "refit": 2, "evaluate": 1,
+        "reference": 1, "search": 1, "warmup": 1, "align": 2 + members, "embedder_only": members,
+        "trials": 2, "refit": members, "evaluate": 1,
     }  # fmt: skip
+
+
+def test_one_split_trains_each_arm_once_a_seed(tiny_lm: Path) -> None:
+    settings = tiny_settings(tiny_lm, select__backbones=["resnet"], folds=0, seeds=2)
+    plan = plan_task(make_task(), settings, ROWS, read_shape(str(tiny_lm)))
+    trials = {s.stage: s.most.trials for s in plan.stages}
+    # The first seed's embedder is one of those of all alphas.
+    assert [trials[name] for name in ("align", "embedder_only", "refit")] == [2 + 1, 2, 2]
+    steps = {s.stage: s.most.steps for s in plan.stages}
+    each = count_steps(toy_data(rows=ROWS.train), 16)
+    assert steps["refit"] == 2 * settings.finetune.epochs * each
+
+
+def test_arms_that_are_not_asked_for_are_not_planned(tiny_lm: Path) -> None:
+    for arms, missing in ((["cnn", "embedder_only"], "align trials refit"), (["gapped_kmer"], "select embedder_only")):
+        plan = plan_task(make_task(), tiny_settings(tiny_lm, arms=arms), ROWS, read_shape(str(tiny_lm)))
+        assert not {s.stage for s in plan.stages} & set(missing.split())
 
 
 def test_tokens_and_operations_of_the_trials(tiny_lm: Path) -> None:
@@ -302,7 +328,7 @@ def test_a_finished_run_tells_what_it_took(plan_json: Call, tiny_lm: Path, tmp_p
     told = plan_json(fake_run(tmp_path / "new", tiny_lm, spent), "--gpu", "L4", "--price-per-hour", 4)
     refit = told["tasks"]["planted"]["stages"]["refit"]
     assert (refit["spent"]["trials"], refit["spent"]["epochs"], refit["spent"]["gpu_s"]) == (2, 4, 1800.0)
-    assert refit["planned"]["epochs"] == 2
+    assert refit["planned"]["epochs"] == 2 * 2, "two epochs of each of two folds"
     assert told["total"] == {"wall_s": 10800.0, "cpu_s": 5400.0, "gpu_s": 2700.0, "price": 3.0}
 
 
@@ -364,8 +390,8 @@ def test_planning_loads_nothing_heavy(tiny_lm: Path, tmp_path: Path) -> None:
 def test_what_trials_take_to_start_is_planned(plan_json: Call, tiny_lm: Path, tmp_path: Path) -> None:
     starts = read_machines()["start_up"]
     plan = plan_toy(tiny_lm)
-    assert stage(plan, "align").expected.start_s == 2 * starts["tune"], "an alpha each"
-    assert stage(plan, "refit").expected.start_s == starts["new_task"], "a GPU's trial has a process to itself"
+    assert stage(plan, "align").expected.start_s == 2 * starts["tune"] + 2 * starts["new_task"], "two alphas, two folds"
+    assert stage(plan, "refit").expected.start_s == 2 * starts["new_task"], "a GPU's trial has a process to itself"
     (tmp_path / "mine").mkdir()
     for seed, (split, rows) in enumerate((("train", 50), ("test", 20))):
         write_csv(plant(rows, 40, seed), tmp_path / "mine" / f"{split}.csv")

@@ -39,6 +39,8 @@ def compare(counted: Any, real: Any, memory: float) -> None:
         ("resnet", {"pool": 2, "dropout": 0.2, "causal": True}, None, True, "fp32", 0.05),
         ("resnet", {"predictor_reads": "backbone", "full_tokens": True}, None, False, "fp32", 1e-9),
         ("unet", {"pooling": "by_position"}, None, True, "bf16", 0.05),
+        ("unet", {"pooling": "mean_max"}, None, False, "fp32", 0.01),
+        ("deepsea", {"predictor_reads": "backbone", "pooling": "mean_max"}, None, True, "fp32", 0.05),
         ("resnet", {}, False, False, "fp32", 0.05),
         ("resnet", {"causal": True}, True, False, "fp32", 0.05),
         ("unet", {}, False, True, "bf16", 0.08),

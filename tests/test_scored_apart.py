@@ -57,7 +57,7 @@ def _predictions(rows: int) -> pd.DataFrame:
     generator = np.random.default_rng(1)
     labels = generator.integers(2, size=rows)
     parts = []
-    for arm, right in (("l2g", 0.8), ("embedder_only", 0.6)):
+    for arm, right in (("ensemble", 0.7), ("l2g", 0.8), ("embedder_only", 0.6)):
         for seed in (0, 1, 2):
             predicted = np.where(generator.random(rows) < right, labels, 1 - labels)
             predicted[:10] = labels[:10]  # what leaks is right
@@ -70,19 +70,22 @@ def _predictions(rows: int) -> pd.DataFrame:
 def test_scores_without_near_duplicates_are_those_of_the_rest() -> None:
     frame = _predictions(60)
     arms = ArmScores(make_task(), frame, 200, 0)
-    found = score_apart(arms, np.arange(10), "embedder_only")
+    found = score_apart(arms, np.arange(10))
     assert found is not None
     assert (found["dropped"], found["n"]) == (10, 50)
     rest = frame[frame["id"] >= 10]
-    for name, arm in (("l2g", "l2g"), ("embedder_only", "embedder_only"), ("used", "embedder_only")):
+    for name, arm in (("l2g", "l2g"), ("embedder_only", "embedder_only"), ("used", "ensemble")):
         own = rest[rest["arm"] == arm]
         by_seed = [matthews_corrcoef(part["label"], part["prediction"]) for _, part in own.groupby("seed")]
         assert found[name]["per_seed"] == pytest.approx(by_seed)
         lo, hi = found[name]["ci95"]
         assert lo <= found[name]["mean"] <= hi
         assert found[name]["mean"] < arms.summarise(arm)["mean"]
-    assert score_apart(arms, np.arange(0), "l2g") is None
-    assert score_apart(arms, np.arange(60), "l2g") is None
+    assert score_apart(arms, np.arange(0)) is None
+    assert score_apart(arms, np.arange(60)) is None
+    alone = score_apart(ArmScores(make_task(), frame[frame["arm"] == "ensemble"], 200, 0), np.arange(10))
+    assert alone is not None
+    assert alone.keys() == {"dropped", "n", "used"}  # neither L2G nor the control among the arms
 
 
 APART: dict[str, Any] = {
@@ -100,19 +103,21 @@ def test_the_board_says_what_leaks(tmp_path: Path) -> None:
     row |= {"test_without_near_duplicates": APART}
     (near,) = warn_of_near_duplicates(row)
     assert "11 of 50 test rows" in near
-    assert "mcc of average is 0.401 [0.301, 0.501], with them 0.654 [0.600, 0.700]" in near
+    assert "mcc of ensemble is 0.401 [0.301, 0.501], with them 0.781 [0.681, 0.881]" in near
     assert warn_of_findings(row) == ["The data check has 2 warnings and 1 note, which the report lists."]
     assert warn_of_near_duplicates(full_row("old")) == warn_of_findings(full_row("old")) == []
     (unknown,) = warn_of_near_duplicates(row | {"test_without_near_duplicates": None})
     assert "no score without them" in unknown
-    board = full_board(tasks=[row, full_row("old")])
+    alone = full_row("alone", test=None, embedder_only=None, difference=None)
+    alone |= {"test_without_near_duplicates": {name: APART[name] for name in ("n", "dropped", "used")}}
+    board = full_board(tasks=[row, full_row("old"), alone])
     for path in write_leaderboard(board, tmp_path):
         assert "0.401" in path.read_text(), path
     write_report(tmp_path, board, [])
     page = (tmp_path / "report.html").read_text()
     for number in ("0.401", "0.402", "0.403"):
         assert f"{number} [" in page
-    assert page.count("Without near-duplicates") == 1
+    assert page.count("Without near-duplicates") == 2
 
 
 def test_settings_whose_scores_mean_nothing_say_so(tmp_path: Path) -> None:

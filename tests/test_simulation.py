@@ -14,7 +14,6 @@ from l2g_ray.config import resolve
 STAGES = {
     "select": [[1.0], [2.0]],
     "search": [[3.0, 1.0]],
-    "rival": [[1.0], [3.0]],
     "warmup": [[5.0]],
     "embedder_only": [[20.0]],
     "align": [[1.0], [2.0], [3.0]],
@@ -23,13 +22,29 @@ STAGES = {
     "evaluate": [[1.0]],
 }
 # Two trials of the search at once: the third begins when the first, of which it learns, has ended.
-CHAIN_S = 2 + 4 + 3 + 5 + 3 + (6 + 4) + 7 + 1
+CHAIN_S = 2 + 4 + 5 + 3 + (6 + 4) + 7 + 1
 WORK_S = sum(sum(epochs) for trials in STAGES.values() for epochs in trials)
 
 
 @pytest.fixture
 def script() -> Script:
-    return Script("one", resolve("fast", None, {"finetune.trials": 3}), STAGES, 1.0, 0.5)
+    return Script(
+        "one",
+        resolve(
+            "fast",
+            None,
+            {
+                "finetune.trials": 3,
+                "search.enabled": True,
+                "select.kernel_sizes": [],
+                "folds": 0,
+                "arms": ["embedder_only", "l2g"],
+            },
+        ),
+        STAGES,
+        1.0,
+        0.5,
+    )
 
 
 def test_a_task_takes_its_chain_of_stages(script: Script) -> None:
@@ -37,12 +52,12 @@ def test_a_task_takes_its_chain_of_stages(script: Script) -> None:
     assert (use.span_s, use.busy_s) == pytest.approx((CHAIN_S, WORK_S))
     # The control arm trains beside the others; longer than they are, the evaluation waits for it.
     longer = replace(script, stages=STAGES | {"embedder_only": [[40.0]]})
-    assert simulate([longer], 100).use.span_s == pytest.approx(2 + 4 + 3 + 40 + 1)
+    assert simulate([longer], 100).use.span_s == pytest.approx(2 + 4 + 40 + 1)
 
 
 def test_what_is_lost_before_a_stage_lengthens_the_chain(script: Script) -> None:
     lost = simulate([script], 100, Overheads(task_s=9.0, stage_s=1.0, search_s=2.0, train_s=3.0)).use
-    assert lost.span_s == pytest.approx(CHAIN_S + 6 * 1 + 2 + 3)  # from the first trial on
+    assert lost.span_s == pytest.approx(CHAIN_S + 5 * 1 + 2 + 3)  # from the first trial on
 
 
 def test_one_slot_is_never_idle_and_many_tasks_fill_many(script: Script) -> None:

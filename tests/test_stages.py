@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from toys import make_data, make_task, plant, regression_table, tiny_config, tin
 
 from l2g_ray.config import OptimSettings, list_presets, resolve
 from l2g_ray.counts import group_size
-from l2g_ray.data.batches import iter_batches
+from l2g_ray.data.batches import Batch, iter_batches
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.models.mixed_conv import OperationSet, SearchableConv1d, replace_convolutions
-from l2g_ray.orchestrate.pipeline import choose_backbone
+from l2g_ray.orchestrate.pipeline import choose_best
 from l2g_ray.sequence import encode
 from l2g_ray.stages.align import alpha_at, make_joint_losses, train_aligned
-from l2g_ray.stages.common import build_net, make_batches, make_losses
+from l2g_ray.stages.common import build_net, make_batches, make_losses, make_validate
 from l2g_ray.stages.distances import SampleDistance
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
@@ -30,7 +30,12 @@ from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.mmd import mmd
 from l2g_ray.stages.optim import make_optimizer, make_schedule
-from l2g_ray.stages.search import make_search_optimizer, search_architecture
+from l2g_ray.stages.search import (
+    find_temperature,
+    make_search_optimizer,
+    search_architecture,
+    set_logit_gradients,
+)
 from l2g_ray.stages.select import train_backbone
 from l2g_ray.tasks.catalogue import find_tasks, list_benches
 
@@ -138,7 +143,8 @@ def shipped_schedules() -> list[tuple[str, OptimSettings, int]]:
                 settings = resolve(preset, task.overrides)
                 for stage in ("select", "align", "finetune", "embedder_only"):
                     part = getattr(settings, stage)
-                    found.append((f"{preset}/{bench}/{task.name}/{stage}", part.optim, part.epochs))
+                    epochs = part.count_epochs(5000) if stage == "embedder_only" else part.epochs
+                    found.append((f"{preset}/{bench}/{task.name}/{stage}", part.optim, epochs))
     return found
 
 
@@ -228,7 +234,6 @@ def test_d7_overfits_64_sequences(tiny_lm: Path) -> None:
     settings = tiny_settings(
         tiny_lm,
         embedder_only__epochs=60,
-        embedder_only__patience_epochs=60,
         embedder_only__dropout=0.0,
         embedder_only__optim__lr=5e-3,
         model__resnet_channels=[16, 24, 32],
@@ -264,7 +269,8 @@ def test_d7_planted_motif_is_learned_and_shuffled_labels_are_not(tiny_lm: Path) 
 
 
 @pytest.mark.slow
-def test_a7_search_finds_the_field_that_a_distant_pair_needs() -> None:
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+def test_a7_search_finds_the_field_that_a_distant_pair_needs(preset: str) -> None:
     operations = OperationSet((3, 5), (1, 3, 7))  # fields 3 7 15 5 13 29; only the last one spans 28
     spacing, length_bp = 28, 80
 
@@ -290,24 +296,31 @@ def test_a7_search_finds_the_field_that_a_distant_pair_needs() -> None:
             x = torch.nn.functional.one_hot(codes.long(), 5)[..., :4].transpose(1, 2).float()
             return self.linear(self.activation(self.norm(self.conv(x))).mean(2))
 
-    settings = tiny_settings(search__epochs=6)
+    stage = resolve(preset).search
+    stage = stage.model_copy(update={"epochs": 6, "gradient_scale": 1.0})
+    optim = stage.optim.model_copy(update={"decay": "none", "warmup_fraction": 0.0})
     table = sample(1200, 0)
 
     def search(seed: int) -> int:
         torch.manual_seed(seed)
         model = OneLayer()
-        mixed = replace_convolutions(model, operations, generator=torch.Generator().manual_seed(seed))
-        stage = settings.search
+        generator = torch.Generator().manual_seed(seed)
+        mixed = replace_convolutions(model, operations, weight_std=stage.weight_std, generator=generator)
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            mixed["conv"].temperature = find_temperature(stage, epoch)
+            return iter_batches([table], kind="binary", batch_size=32, seed=seed, epoch=epoch)
+
         train(
             model,
-            make_search_optimizer(model, mixed, settings),
-            make_schedule(OptimSettings(decay="none", warmup_fraction=0.0), stage.epochs, 38),
-            LoopSettings(stage.epochs, 38, seed, clip_norm=stage.clip_norm),
+            make_search_optimizer(model, mixed, stage),
+            make_schedule(optim, stage.epochs, 38),
+            LoopSettings(stage.epochs, 38, seed, clip_norm=stage.optim.clip_norm),
             Runtime(),
-            batches=lambda e: iter_batches([table], kind="binary", batch_size=32, seed=seed, epoch=e),
+            batches=batches,
             losses=make_losses(model, make_task(), torch.ones(2)),
             validate=lambda: {"score": 0.0},
-            before_step=lambda: [m.scale_logit_gradient_(1.0, stage.field_penalty) for m in mixed.values()],
+            before_step=lambda: set_logit_gradients(mixed, stage),
         )
         k, d = mixed["conv"].best()
         return d * (k - 1) + 1
@@ -372,8 +385,8 @@ def test_a_diverged_backbone_never_wins() -> None:
     settings = tiny_settings(select__optim__lr=1e30, select__optim__optimizer="sgd", select__optim__clip_norm=None)
     result = run_select(data, settings, Runtime(), 0)
     assert result.best_score == -math.inf or result.best_score <= 0.2
-    assert choose_backbone({"resnet": -math.inf, "unet": -0.3}) == "unet"
-    assert choose_backbone({"resnet": 0.5, "unet": 0.5}) == "resnet"
+    assert choose_best({"resnet": -math.inf, "unet": -0.3}) == "unet"
+    assert choose_best({"resnet": 0.5, "unet": 0.5}) == "resnet"
 
 
 def test_regression_learns_in_the_labels_units() -> None:
@@ -399,11 +412,22 @@ def test_missing_labels_take_no_part_in_the_loss() -> None:
     assert float(compute_task_loss("multilabel", outputs, torch.full((2, 2), math.nan))) == 0
 
 
-def test_patience_ends_training_early() -> None:
+def test_the_embedder_alone_keeps_the_last_epoch_s_averaged_weights() -> None:
+    """However low its score: a rate that ends in noise has better epochs before."""
     data = toy_data()
-    settings = tiny_settings(embedder_only__epochs=30, embedder_only__patience_epochs=1, embedder_only__optim__lr=1e-9)
+    settings = tiny_settings(embedder_only__epochs=5, embedder_only__optim__lr=0.5)
     result = run_embedder_only(data, settings, Runtime(), 0)
-    assert len(result.history) == result.best_epoch + 2 < 30
+    assert len(result.history) == result.best_epoch + 1 == 5
+    assert result.best_score == result.history[-1]["score"]
+    net = build_net(tiny_config(data, settings), data, tiny_reference(), 0)
+    net.load_state_dict(result.best_state)
+    assert make_validate(net, data, Runtime())()["score"] == result.best_score
+
+
+def test_the_embedder_alone_trains_as_long_as_its_rows_ask_for() -> None:
+    settings = tiny_settings(embedder_only__epochs=[1, 4], embedder_only__steps=30)
+    lengths = {rows: len(run_embedder_only(toy_data(rows), settings, Runtime(), 0).history) for rows in (60, 160, 960)}
+    assert lengths == {60: 4, 160: 3, 960: 1}  # 16 rows a step
 
 
 def test_skip_and_lm_only_have_their_own_gradients(tiny_lm: Path) -> None:

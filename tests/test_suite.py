@@ -14,26 +14,35 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from runs import Sources, execute, read_board, stage_folders, without_times
 from scipy import stats
 from sklearn import metrics
 
+from l2g_ray.data.dataset import open_prepared
 from l2g_ray.errors import UserError
+from l2g_ray.models.ensemble import Combination, to_predictions
 from l2g_ray.orchestrate.cluster import Slots, measure_slots
 from l2g_ray.orchestrate.compare import read_outputs
+from l2g_ray.places import find_place
 from l2g_ray.predict import find_model, load_predictor
 from l2g_ray.results.schema import validate_leaderboard
 from l2g_ray.stages.metrics import compute_metrics
 
-ARMS = ("l2g", "embedder_only")
+ARMS = ("ensemble", "l2g", "embedder_only")
 
 
 @pytest.fixture(scope="module")
 def run(suite_of_three: Path) -> Path:
     """The folder of the shared suite."""
     return suite_of_three / "three"
+
+
+def read_deployed(task_folder: Path) -> dict[str, Any]:
+    deployed: dict[str, Any] = json.loads((task_folder / "stages.json").read_text())["deployed"]
+    return deployed
 
 
 def rows_of(run: Path) -> dict[str, dict[str, Any]]:
@@ -105,28 +114,57 @@ def test_predictions_reproduce_every_metric(run: Path, task: str, labels: list[s
                 assert ours == pytest.approx(theirs, abs=1e-9, rel=0)
             means = {name: np.mean([values[name] for values in computed]) for name in computed[0]}
             assert row[board_key][arm] == pytest.approx(means, abs=1e-9, rel=0)
-        headline = row["test" if arm == "l2g" else arm]
+        headline = row["used" if arm == "ensemble" else "arms"]
+        headline = (headline if arm == "ensemble" else headline[arm])["test"]
         shown = [score_with_libraries(part, labels, "")[row["metric"]] for part in parts]
         assert headline["per_seed"] == pytest.approx(shown, abs=1e-9, rel=0)
 
 
 @pytest.mark.parametrize("task", ["planted", "composition"])
-def test_what_is_best_on_validation_is_what_predicts(run: Path, sources: Sources, task: str) -> None:
-    row = rows_of(run)[task]
-    chosen = row["chosen"]
-    assert chosen["validation"].keys() == {"embedder_only", "l2g", "average"}
-    assert chosen["validation"][chosen["arm"]] == max(chosen["validation"].values())
-    frame = pd.read_parquet(run / task / "predictions.parquet")
-    average = frame[(frame["arm"] == "average") & (frame["seed"] == 0)]
-    columns = [name for name in frame if name.startswith(("probability_", "prediction_"))]
-    parts = [frame[(frame["arm"] == arm) & (frame["seed"] == 0)][columns].to_numpy() for arm in ARMS]
-    np.testing.assert_allclose(average[columns].to_numpy(), np.mean(parts, 0), atol=1e-6)
-    if row["test"]["per_seed"][1:]:
-        return  # with several seeds the folder has the one that was best on validation
+def test_what_is_used_is_what_predicts(run: Path, sources: Sources, task: str) -> None:
+    """The ensemble of the arms' predictions, by the weights that were fitted to held-out rows."""
+    row, frame = rows_of(run)[task], pd.read_parquet(run / task / "predictions.parquet")
+    stored = json.loads((run / task / "metrics.json").read_text())
+    for seed, one in stored["combinations"].items():
+        combination, of_seed = Combination(**one), frame[frame["seed"] == int(seed)]
+        parts = {arm: of_seed[of_seed["arm"] == arm] for arm in (*combination.arms, "ensemble")}
+        kept = load_predictor(find_model(run, task)).task
+        outputs = {arm: read_outputs(kept, part)[1] for arm, part in parts.items()}
+        combined = combination.combine({arm: torch.from_numpy(outputs[arm]) for arm in combination.arms})
+        expected = to_predictions(kept.kind, combined).numpy()
+        np.testing.assert_allclose(outputs["ensemble"], expected, rtol=1e-5, atol=1e-6)
+        assert all(row["arms"][arm]["weight"] > 0 for arm in combination.arms)
+    seed = json.loads((run / task / "stages.json").read_text())["deployed"]["seed"]
     sequences = pd.read_csv(getattr(sources, task) / "test.csv")["sequence"].tolist()
-    predicted = load_predictor(find_model(run, task)).predict(sequences)
-    expected = frame[frame["arm"] == chosen["arm"]]
-    np.testing.assert_allclose(predicted[columns].to_numpy(), expected[columns].to_numpy(), atol=1e-5)
+    columns = [name for name in frame if name.startswith(("probability_", "prediction_"))]
+    for arm in {"ensemble", *row["arms"]}:
+        name = "best" if arm == "ensemble" else arm
+        predicted = load_predictor(find_model(run, task, name)).predict(sequences)
+        expected = frame[(frame["arm"] == arm) & (frame["seed"] == seed)]
+        np.testing.assert_allclose(predicted[columns].to_numpy(), expected[columns].to_numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_every_row_is_held_out_once(run: Path) -> None:
+    """By models that have not seen it; of the validation split, by which settings were chosen, no score is reported."""
+    row, oof = rows_of(run)["planted"], pd.read_parquet(run / "planted" / "oof.parquet")
+    prepared = open_prepared(find_place(read_deployed(run / "planted")["prepared"], run / "planted"))
+    train = prepared.table("train")
+    for (arm, seed), part in oof.groupby(["arm", "seed"]):
+        assert part["id"].tolist() == train["id"].to_pylist(), (arm, seed)
+        assert set(part["fold"]) == {0, 1}
+    arms = {"gapped_kmer", "cnn", "embedder_only", "l2g"}
+    assert set(oof["arm"]) == {"ensemble", *arms, *(f"without_{arm}" for arm in arms)}
+    assert row["arms"].keys() == arms
+    for arm, found in row["arms"].items():
+        parts = [part for _, part in oof[oof["arm"] == arm].groupby("seed")]
+        scores = [score_with_libraries(part, ["0", "1"], "")["mcc"] for part in parts]
+        assert found["oof"]["per_seed"] == pytest.approx(scores, abs=1e-9)
+        assert found["adds"]["ci95"][0] <= found["adds"]["mean"] <= found["adds"]["ci95"][1]
+    # Nothing of a fold's own rows is in its predictions: the k-mer arm, fitted again by hand to the other fold.
+    other = json.loads((run / "composition" / "metrics.json").read_text())["combinations"]["0"]
+    assert set(other["arms"]) <= {"embedder_only", "l2g"}
+    held = pd.read_parquet(run / "composition" / "oof.parquet")
+    assert (held["arm"] == "ensemble").sum() == rows_of(run)["composition"]["n_valid"], "one split: its validation rows"
 
 
 def test_baselines_stand_in_the_row(run: Path) -> None:
@@ -135,7 +173,7 @@ def test_baselines_stand_in_the_row(run: Path) -> None:
         for name, found in row["baselines"].items():
             low, high = found["ci95"]
             assert low <= high, name
-            assert found["difference"]["mean"] == pytest.approx(row["test"]["mean"] - found["mean"], abs=1e-12)
+            assert found["difference"]["mean"] == pytest.approx(row["used"]["test"]["mean"] - found["mean"], abs=1e-12)
     assert rows_of(run)["planted"]["baselines"]["majority"]["mean"] == 0
 
 
@@ -186,18 +224,17 @@ def test_tasks_that_run_at_once_do_not_mix(run: Path) -> None:
         stages = json.loads((run / task / "stages.json").read_text())
         folders[task] = set(stages["results"].values())
         assert len(stages["trials"]) == 3
-        for part in ("model", "embedder_only"):
-            assert json.loads((run / task / part / "task.json").read_text())["task"]["labels"] == labels
+        for part in (path.parent for path in (run / task).glob("**/config.json")):
+            assert json.loads((part / "task.json").read_text())["task"]["labels"] == labels
     assert not folders["planted"] & folders["composition"]
     rows = rows_of(run)
     assert {layer["kernel_size"] for layer in rows["planted"]["architecture"]} >= {3}
     assert rows["planted"]["metrics"]["l2g"].keys() != rows["composition"]["metrics"]["l2g"].keys()
 
 
-@pytest.mark.parametrize("task", ["planted", "composition"])
-def test_a_refit_by_ray_train_gives_the_numbers_of_the_trial(run: Path, task: str) -> None:
+def test_a_refit_by_ray_train_gives_the_numbers_of_the_trial(run: Path) -> None:
     """The winning trial ran in its own process, its refit of the same seed as a Ray Train run fed by Ray Data."""
-    stages = json.loads((run / task / "stages.json").read_text())
+    stages = json.loads((run / "composition" / "stages.json").read_text())
     best = max(stages["trials"], key=lambda trial: trial["best_score"])
     refits = [history for name, history in stages["histories"].items() if name.startswith("refit/")]
     numbers = [[(row["epoch"], row["train_loss"], row["score"]) for row in rows] for rows in refits]
@@ -230,7 +267,7 @@ class Tree:
 
 
 STAGES = {
-    "planted": {"warmup": 2, "embedder_only": 2, "align": 3, "trial": 3, "refit": 2},
+    "planted": {"warmup": 1, "baseline": 4, "embedder_only": 4, "align": 6, "trial": 3, "refit": 4},
     "composition": {"search": 1, "warmup": 1, "embedder_only": 1, "align": 1, "trial": 3, "refit": 1},
 }
 
@@ -263,9 +300,9 @@ def check_scores(tree: Tree, name: str, row: dict[str, Any]) -> None:
     """The scores of a task's run: of the arms as in the leaderboard, and of the model that is stored there."""
     task, metric, folder = tree.tasks[name], row["metric"], tree.folder / name
     scores = task.data.metrics
-    for arm, part in {"l2g": "test", "embedder_only": "embedder_only", "average": "average"}.items():
-        assert scores[f"test_{arm}_{metric}"] == pytest.approx(row[part]["mean"])
-        assert scores[f"valid_{arm}_{metric}"] == pytest.approx(row["chosen"]["validation"][arm])
+    for arm, part in row["arms"].items():
+        assert scores[f"test_{arm}_{metric}"] == pytest.approx(part["test"]["mean"])
+        assert scores[f"valid_{arm}_{metric}"] == pytest.approx(part["oof"]["mean"])
     for baseline, part in row["baselines"].items():
         assert scores[f"test_{baseline}_{metric}"] == pytest.approx(part["mean"])
     # The stored model's own, computed anew with that very model.
@@ -279,8 +316,8 @@ def check_scores(tree: Tree, name: str, row: dict[str, Any]) -> None:
     model = tree.client.get_logged_model(row["model_uri"].removeprefix("models:/"))
     linked = {found.key: (found.value, found.dataset_name) for found in model.metrics}
     assert linked[f"test_{metric}"] == (scores[f"test_{metric}"], f"{kept.name} test")
-    assert (f"valid_{metric}" in linked) == (len(row["test"]["per_seed"]) == 1)
-    arm = row["chosen"]["arm"]
+    assert scores[f"valid_{metric}"] in row["used"]["oof"]["per_seed"]
+    arm = "ensemble"
     assert (model.name, model.tags["l2g_ray.chosen_arm"]) == (name, arm)
     assert task.data.tags["l2g_ray.chosen_arm"] == arm
     assert tree.suite.data.metrics[f"{name}/test_{metric}"] == scores[f"test_{metric}"]
@@ -347,12 +384,9 @@ def test_the_mlflow_model_predicts_what_the_command_predicts(
         mlflow.set_tracking_uri(before)
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     pd.testing.assert_frame_equal(found, expected)
-    # Of L2G, the model that is kept is that of the seed that was best on validation.
-    frame = pd.read_parquet(run / "planted" / "predictions.parquet")
-    kept = int(np.argmax(row["validation"]["per_seed"]))
-    reported = frame[(frame["arm"] == "l2g") & (frame["seed"] == kept)]["probability_1"]
-    whole = load_predictor(find_model(run, "planted", "l2g")).predict(pd.read_csv(test_file)["sequence"].tolist())
-    np.testing.assert_allclose(whole["probability_1"], reported, atol=1e-5)
+    # What is kept is of the seed that was best on held-out rows.
+    kept = int(np.argmax(row["used"]["oof"]["per_seed"]))
+    assert read_deployed(run / "planted")["seed"] == kept
 
 
 # ---- the same again, and less than the same --------------------------------------------------------------------------

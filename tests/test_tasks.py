@@ -118,6 +118,22 @@ def test_published_scores_are_fractions_with_a_source() -> None:
     assert ("DeepSTARR", "pearson_mean") not in deepstarr
 
 
+def test_predictors_read_by_position_where_the_label_belongs_to_one_strand() -> None:
+    expected = {"smoke": ("by_position", "mean_max"), "fast": ("by_position", "mean_max"), "paper": ("mean", "mean")}
+    for preset, poolings in expected.items():
+        settings = resolve(preset)
+        assert tuple(settings.for_task(strand_specific).model.pooling for strand_specific in (True, False)) == poolings
+    reads_features = resolve("fast", None, {"model.predictor_reads": "backbone"})
+    assert reads_features.for_task(True).model.pooling == "mean_max"
+
+
+def test_the_embedder_s_epochs_are_a_number_or_a_range() -> None:
+    assert resolve("fast", None, {"embedder_only.epochs": 40}).embedder_only.count_epochs(100) == 40
+    for wrong in ([12, 8], 0, [0, 3]):
+        with pytest.raises(UserError, match=r"key 'embedder_only"):
+            resolve("fast", None, {"embedder_only.epochs": wrong})
+
+
 def test_a_strand_specific_task_is_not_shifted_unless_told_to() -> None:
     splice = find_tasks("demo", ["splice_junction"])[0]
     grammar = find_tasks("demo", ["enhancer_grammar"])[0]

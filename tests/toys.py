@@ -95,7 +95,12 @@ def make_pipeline(
     settings: Settings, pretrained: StageResult | None = None, reference: str = "r", norm: str = "n"
 ) -> Pipeline:
     """A pipeline that only makes keys; `reference` is the text's key, `norm` names the model's LayerNorm."""
-    prepared = SimpleNamespace(task=make_task(), fingerprint=lambda split: split, length_range=lambda: (60, 60))
+    prepared = SimpleNamespace(
+        task=make_task(),
+        fingerprint=lambda split: split,
+        length_range=lambda: (60, 60),
+        row_groups=lambda: np.arange(9),
+    )
     place = SimpleNamespace(slots=SimpleNamespace(cpus=1), task="planted")
     facts = {"width": 16, "max_tokens": 64, "norm_eps": 1e-12, "norm": norm}
     found = StageResult("reference", reference, Path(), facts)

@@ -69,7 +69,9 @@ def script_as_recorded(task: Recorded) -> Script:
     # A single backbone is not trained, so nothing of it was recorded.
     backbones = fast.select.backbones[: len(task.epochs_s.get("select", "1"))]
     counts = {"select.backbones": backbones, "align.alphas": fast.align.alphas[-len(task.epochs_s["align"]) :]}
-    settings = resolve("fast", None, {"finetune.trials": len(task.epochs_s["trials"]), **counts})
+    counts |= {"select.kernel_sizes": (), "search.enabled": "search" in task.epochs_s}
+    arms = {"folds": 0, "arms": ["embedder_only", "l2g"]}
+    settings = resolve("fast", None, {"finetune.trials": len(task.epochs_s["trials"]), **counts, **arms})
     stages = task.epochs_s | {"evaluate": [[task.evaluate_s]]}
     return Script(task.name, settings, stages, task.work, task.chain)
 
@@ -87,7 +89,7 @@ def script_paper(task: Recorded, seed: int = 0) -> Script:
         "search": [settings.search.epochs],
         "warmup": [settings.align.task_only_epochs],
         "align": [aligning],
-        "embedder_only": [settings.embedder_only.epochs],
+        "embedder_only": [settings.embedder_only.count_epochs(1)],
         "trials": _draw_epochs(settings.finetune, random.Random(f"{task.name} {seed}")),
         "refit": [settings.finetune.epochs],
     }

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from rich.console import Console
 
 from benchmarks.simulation.clock import Clock, Result, Slots, wait_any
@@ -147,11 +148,12 @@ class _World:
     def _run_task(self, spec: dict[str, Any]) -> None:
         script = self.scripts[spec["task"]]
         self.clock.sleep(self.overheads.task_s)
-        place = SimpleNamespace(task=script.name, slots=spec["slots"], emit=lambda event: None)
+        place = SimpleNamespace(task=script.name, slots=spec["slots"], held={}, emit=lambda event: None)
         prepared = SimpleNamespace(
             task=TASK,
             fingerprint=lambda split: split,
             length_range=lambda: (1, 1),
+            row_groups=lambda: np.arange(2),
         )
         reference = StageResult("reference", "", Path(), REFERENCE)
         pipeline.Pipeline(place, prepared, script.settings, reference, "fp32").run()  # type: ignore[arg-type]
@@ -168,7 +170,10 @@ class _World:
         counts: dict[str, int] = {}
         trials = []
         for job in jobs:
-            trials.append(script.trial(job.stage, counts.setdefault(job.stage, 0)))
+            epochs = script.trial(job.stage, counts.setdefault(job.stage, 0))
+            if job.stage == "align" and not job.inputs:  # all of stage 2, as no warm-up is shared
+                epochs = [*script.trial("warmup", 0), *epochs]
+            trials.append(epochs)
             counts[job.stage] += 1
         for result in [self.clock.spawn(lambda epochs=epochs: self._trial(epochs)) for epochs in trials]:  # type: ignore[misc]
             result.get()

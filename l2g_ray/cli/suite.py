@@ -25,7 +25,9 @@ COMMON = [
     click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper."),
     click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files."),
     click.option("--language-model", metavar="MODEL", help="Hub id, local folder, or 'minilm'."),
-    click.option("--seeds", type=click.IntRange(1), help="Refits of the winner, each with its own seed."),
+    click.option(
+        "--seeds", type=click.IntRange(1), help="How often every arm is trained, each time with its own seed."
+    ),
     click.option(
         "--set",
         "assignments",
@@ -65,6 +67,14 @@ COMMON = [
 ]
 
 
+ARMS_OPTION = click.option(
+    "--arms",
+    "trained_arms",
+    metavar="all|A,B",
+    help="What to train: gapped_kmer, kmer_boosting, positional_kmer, cnn, embedder_only, l2g.",
+)
+
+
 def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that runs suites."""
     for option in reversed(COMMON):
@@ -75,6 +85,7 @@ def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.option("--bench", required=True, metavar="NAME", help="Benchmark: see `l2g-ray tasks`.")
 @click.option("--tasks", metavar="A,B", help="Only these tasks.")
+@ARMS_OPTION
 @with_common
 def suite(bench: str, tasks: str | None, **options: Any) -> None:
     """All tasks of a benchmark, side by side on a Ray cluster.
@@ -99,6 +110,7 @@ def suite(bench: str, tasks: str | None, **options: Any) -> None:
 @click.command("run")
 @click.argument("source", nargs=-1, required=True)
 @with_source_flags
+@ARMS_OPTION
 @with_common
 def run_one(source: tuple[str, ...], source_flags: dict[str, Any], **options: Any) -> None:
     """One task: BENCH/TASK of the catalogue, or files of your own.
@@ -169,6 +181,9 @@ def make_request(
         assignments["model.language_model"] = options["language_model"]
     if options["keep_duplicates"]:
         assignments["data.keep_duplicates"] = True
+    if options.get("trained_arms") is not None:  # only where the command has the option
+        names = [name.strip() for name in options["trained_arms"].split(",") if name.strip()]
+        assignments["arms"] = "all" if names == ["all"] else names
     if options["seeds"] is not None:
         assignments["seeds"] = options["seeds"]
     out = Location(options["out"])

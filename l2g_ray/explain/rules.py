@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from l2g_ray.errors import UserError
-from l2g_ray.models import average, backbones, embedder, l2g, language_model, layers
+from l2g_ray.models import average, backbones, cnn, embedder, l2g, language_model, layers
 
 # Modules that are linear in evaluation mode: their gradient is their multiplier.
 _LINEAR = (
@@ -38,6 +38,8 @@ _CONTAINERS = (
     backbones.DoubleConv,
     backbones.UNet,
     backbones.DeepSEA,
+    cnn.SmallCNN,
+    layers.MaskedMax,
     layers.MaskedMaxPool1d,
     layers.MaskedUpsample1d,
     embedder.Embedder,
@@ -122,17 +124,37 @@ def apply_rules(model: nn.Module) -> nn.Module:
 
 
 def extra_rules(model: nn.Module) -> dict[type[nn.Module], Any]:
-    """Rules for the activations of `transformers`, and ours, in a model: the rescale rule, for they work element by element."""
+    """Rules for modules that `tangermeme` does not know: activations of `transformers` and ours, which work element by element
+    (the rescale rule), and the max over positions."""
     from tangermeme.deep_lift_shap import _nonlinear
 
-    return {type(module): _nonlinear for module in model.modules() if _is_elementwise(module)}
+    rules: dict[type[nn.Module], Any] = {type(m): _nonlinear for m in model.modules() if _is_elementwise(m)}
+    return rules | {layers.Highest: _route_highest}
+
+
+def _route_highest(
+    module: nn.Module, grad_input: tuple[torch.Tensor, ...], grad_output: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor]:
+    """The rescale rule for a max over positions, as `tangermeme` has it for max pooling.
+
+    Sequence or reference, whichever has the larger max: the change of the max goes to the position where it has it, and is
+    divided by the change of the input there.
+    """
+    (x, r), (high, low) = module.input.chunk(2), module.output.chunk(2)  # type: ignore[operator]
+    of_x, of_r = grad_output[0].chunk(2)
+    place = torch.where(high >= low, x.argmax(-1), r.argmax(-1))[..., None]
+    change_out = torch.where(high >= low, of_x, of_r) * (high - low)
+    routed = torch.zeros_like(x).scatter_(-1, place, change_out[..., None])
+    change = x - r
+    half = torch.where(change == 0, grad_input[0].chunk(2)[0], routed / change.masked_fill(change == 0, 1))
+    return (torch.cat([half, half]),)
 
 
 def _refuse_unruled(name: str, module: nn.Module) -> None:
     from tangermeme._deep_lift_utils import _build_nonlinear_ops
 
     # By exact type: a subclass may compute something else. Our own convolutions and norms do not.
-    if type(module) in (*_build_nonlinear_ops(), *_CONTAINERS, RuledAttention):
+    if type(module) in (*_build_nonlinear_ops(), *_CONTAINERS, layers.Highest, RuledAttention):
         return
     if isinstance(module, _LINEAR) or _is_elementwise(module):
         return

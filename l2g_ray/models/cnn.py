@@ -11,8 +11,8 @@ from torch import nn
 
 from l2g_ray.models.backbones import ConvUnit
 from l2g_ray.models.embedder import Predictor
-from l2g_ray.models.layers import Dropout, MaskedMaxPool1d, masked_mean
-from l2g_ray.sequence import make_mask, one_hot
+from l2g_ray.models.layers import Dropout, MaskedMax, MaskedMaxPool1d, masked_mean
+from l2g_ray.sequence import encode_batch
 
 # (filters, kernel size, pooling after it) of each layer.
 ANYWHERE = ((96, 7, 2), (96, 7, 1), (96, 7, 1))
@@ -50,7 +50,7 @@ class SmallCNN(nn.Module):
         )
         self.pools = nn.ModuleList(MaskedMaxPool1d(size) for _, _, size in layers)
         if not config.by_position:
-            self.dropout = Dropout(ANYWHERE_DROPOUT)
+            self.highest, self.dropout = MaskedMax(), Dropout(ANYWHERE_DROPOUT)
             self.predictor = Predictor(2 * widths[-1], config.n_outputs)
             return
         places = config.length_bp
@@ -64,17 +64,21 @@ class SmallCNN(nn.Module):
         )
         self.predictor = Predictor(DENSE, config.n_outputs)
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the one-hot input."""
+        return 4
+
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
-        real = make_mask(lengths_bp, codes.shape[1])
-        x: torch.Tensor = one_hot(codes, real)
-        mask: torch.Tensor | None = real[:, None].to(x.dtype)
+        return self.forward_one_hot(*encode_batch(codes, lengths_bp))
+
+    def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """One-hot (batch, 4, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
         for unit, pool in zip(self.units, self.pools, strict=True):
             x, mask = pool(unit(x, mask), mask)
         if not self.config.by_position:
-            assert mask is not None
-            highest = x.masked_fill(mask == 0, torch.finfo(x.dtype).min).amax(2)
-            return self.predictor(self.dropout(torch.cat([masked_mean(x, mask, 2), highest], 1)))
+            return self.predictor(self.dropout(torch.cat([masked_mean(x, mask, 2), self.highest(x, mask)], 1)))
         x, _ = self.last_pool(x, mask)
         x = nn.functional.pad(x[..., : self.n_places], (0, max(0, self.n_places - x.shape[2])))
         return self.predictor(self.dense(x.flatten(1)))

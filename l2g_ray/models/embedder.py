@@ -11,8 +11,8 @@ from torch import nn
 
 from l2g_ray.counts import default_architecture
 from l2g_ray.models.backbones import BACKBONES
-from l2g_ray.models.layers import masked_mean, pool_mask
-from l2g_ray.sequence import make_mask, one_hot
+from l2g_ray.models.layers import Dropout, MaskedMax, masked_mean, pool_mask
+from l2g_ray.sequence import encode_batch
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,19 @@ class Embedding:
         return masked_mean(self.features, self.feature_mask, 2)
 
 
-class Predictor(nn.Module):
-    """Linear read-out (batch, D) to (batch, n_outputs), in the label's own units.
+# Before the read-out of mean and max, as in `models.cnn`.
+_MEAN_MAX_DROPOUT = 0.1
 
-    With `n_places`, `read` has weights of their own for so many places in the sequence beside those that all share:
-    a mean over tokens cannot tell where a motif stands. They start at zero.
+
+class Predictor(nn.Module):
+    """Read-out of what stands at each of N positions, (batch, N, in_features), to (batch, n_outputs) in the label's own units.
+
+    Parameters
+    ----------
+    pooling : 'mean' over positions; 'mean_max': mean and max; 'by_position': the mean, and weights for each of `n_places`
+        positions, since a mean cannot tell where a motif is. They start at zero.
+    hidden : units of a layer between pooling and the linear map.
+    zero : the linear map starts at zero.
 
     `offset` and `scale` (n_outputs,) are the labels' mean and standard deviation for regression, 0 and 1 otherwise,
     so the network works on unit-variance targets whatever the assay's units are.
@@ -93,10 +101,20 @@ class Predictor(nn.Module):
     scale: torch.Tensor
 
     def __init__(
-        self, in_features: int, n_outputs: int, hidden: int | None = None, zero: bool = False, n_places: int = 0
+        self,
+        in_features: int,
+        n_outputs: int,
+        hidden: int | None = None,
+        zero: bool = False,
+        pooling: str = "mean",
+        n_places: int = 0,
     ) -> None:
         super().__init__()
-        self.places = nn.Parameter(torch.zeros(n_places, n_outputs, in_features)) if n_places else None
+        self.places = nn.Parameter(torch.zeros(n_places, n_outputs, in_features)) if pooling == "by_position" else None
+        self.highest = MaskedMax() if pooling == "mean_max" else None
+        if self.highest is not None:
+            self.dropout = Dropout(_MEAN_MAX_DROPOUT)
+            in_features *= 2
         self.hidden = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU()) if hidden else nn.Identity()
         self.linear = nn.Linear(hidden or in_features, n_outputs)
         if zero:
@@ -113,21 +131,25 @@ class Predictor(nn.Module):
         self.scale.copy_(scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (batch, in_features) to (batch, n_outputs)."""
+        """What was pooled (batch, features) to (batch, n_outputs)."""
         read = self.linear(self.hidden(x))
         return read.to(torch.promote_types(read.dtype, torch.float32)) * self.scale + self.offset
 
-    def read(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Tokens (batch, N, in_features) with their mask (batch, N) or None to (batch, n_outputs): their masked mean, and
-        with `n_places` the mean of what each token is worth at its place. Tokens beyond the last place have no place."""
-        shared = self.forward(masked_mean(tokens, None if mask is None else mask[..., None], 1))
+    def read(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """x (batch, N, in_features) with its mask (batch, N) or None to (batch, n_outputs). By position, what is beyond the last
+        place has only the weights that all positions share."""
+        wide = None if mask is None else mask[..., None]
+        pooled = masked_mean(x, wide, 1)
+        if self.highest is not None:
+            highest = self.highest(x.transpose(1, 2), None if mask is None else mask[:, None])
+            pooled = self.dropout(torch.cat([pooled, highest], 1))
+        shared = self.forward(pooled)
         if self.places is None:
             return shared
-        known = self.places[: tokens.shape[1]]
-        worth = torch.einsum("bnd,ncd->bnc", tokens[:, : len(known)], known)
-        worth = nn.functional.pad(worth, (0, 0, 0, tokens.shape[1] - len(known)))
-        own = masked_mean(worth, None if mask is None else mask[..., None], 1)
-        return shared + own.to(shared.dtype) * self.scale
+        known = self.places[: x.shape[1]]
+        worth = torch.einsum("bnd,ncd->bnc", x[:, : len(known)], known)
+        worth = nn.functional.pad(worth, (0, 0, 0, x.shape[1] - len(known)))
+        return shared + masked_mean(worth, wide, 1).to(shared.dtype) * self.scale
 
 
 class Embedder(nn.Module):
@@ -175,6 +197,11 @@ class Embedder(nn.Module):
         return Embedding(tokens, None if token_mask is None else token_mask[:, 0], features, feature_mask)
 
 
+def make_token_predictor(config: EmbedderConfig, n_tokens: int, zero: bool = False) -> Predictor:
+    """A predictor that reads tokens, or what a language model makes of them."""
+    return Predictor(config.width, config.n_outputs, zero=zero, pooling=config.pooling, n_places=n_tokens)
+
+
 class EmbedderNet(nn.Module):
     """Embedder and Predictor 1: what is selected, searched, aligned, and trained alone.
 
@@ -185,14 +212,15 @@ class EmbedderNet(nn.Module):
     def __init__(self, config: EmbedderConfig) -> None:
         super().__init__()
         self.embedder = Embedder(config)
-        reads_tokens = config.predictor_reads == "tokens"
-        in_features = config.width if reads_tokens else self.embedder.backbone.out_channels
-        hidden = None if reads_tokens else self.embedder.backbone.predictor_width
-        by_position = config.pooling == "by_position"
-        if by_position and not reads_tokens:
+        if config.predictor_reads == "tokens":
+            self.predictor = make_token_predictor(config, self.embedder.n_tokens)
+            return
+        if config.pooling == "by_position":
             raise ValueError("pooling by position needs a predictor that reads tokens (predictor_reads)")
-        places = self.embedder.n_tokens if by_position else 0
-        self.predictor = Predictor(in_features, config.n_outputs, hidden, n_places=places)
+        backbone = self.embedder.backbone
+        self.predictor = Predictor(
+            backbone.out_channels, config.n_outputs, backbone.predictor_width, pooling=config.pooling
+        )
 
     @property
     def config(self) -> EmbedderConfig:
@@ -206,15 +234,14 @@ class EmbedderNet(nn.Module):
 
     def encode(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Codes (batch, length) to one-hot and mask; the mask is None when no position is padding."""
-        mask = make_mask(lengths_bp, codes.shape[1])
-        x = one_hot(codes, mask, self.config.in_channels)
-        return x, None if bool(mask.all()) else mask[:, None].to(x.dtype)
+        return encode_batch(codes, lengths_bp, self.config.in_channels)
 
     def predict(self, embedding: Embedding) -> torch.Tensor:
         """Outputs (batch, n_outputs) of Predictor 1."""
         if self.config.predictor_reads == "tokens":
             return self.predictor.read(embedding.tokens, embedding.token_mask)
-        return self.predictor(embedding.pooled_features())
+        mask = None if embedding.feature_mask is None else embedding.feature_mask[:, 0]
+        return self.predictor.read(embedding.features.transpose(1, 2), mask)
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""

@@ -17,7 +17,7 @@ from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
-from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, make_token_predictor
 from l2g_ray.models.ensemble import Combination, Ensemble
 from l2g_ray.models.genomic_lm import TOKENIZER_FOLDER, GenomicLM, build_genomic_lm, describe_genomic_lm
 from l2g_ray.models.language_model import LanguageModel
@@ -37,7 +37,7 @@ class L2GConfig:
 
 
 class L2GModel(nn.Module):
-    """Embedder + language model + masked mean + linear."""
+    """Embedder + language model + a predictor that reads its last layer."""
 
     def __init__(self, config: L2GConfig, net: EmbedderNet, language_model: LanguageModel) -> None:
         super().__init__()
@@ -45,8 +45,7 @@ class L2GModel(nn.Module):
         self.net = net
         self.language_model = language_model
         skip = config.combine == "skip"
-        places = net.embedder.n_tokens if config.embedder.pooling == "by_position" else 0
-        self.head = Predictor(config.embedder.width, config.embedder.n_outputs, zero=skip, n_places=places)
+        self.head = make_token_predictor(config.embedder, net.embedder.n_tokens, zero=skip)
         # With skip, Predictor 1 already brings the labels' offset.
         offset = torch.zeros_like(net.predictor.offset) if skip else net.predictor.offset
         self.head.set_label_scale(offset, net.predictor.scale)

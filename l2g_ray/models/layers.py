@@ -118,6 +118,29 @@ class MaskedUpsample1d(nn.Module):
         return raised[..., :length]
 
 
+class Highest(nn.Module):
+    """Max over the last axis, a module so that an attribution can put its rule on it (`explain.rules`)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (batch, channels, length) to (batch, channels)."""
+        return x.amax(-1)
+
+
+class MaskedMax(nn.Module):
+    """Max over positions that padding never wins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.highest = Highest()
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """x (batch, channels, length), mask (batch, 1, length) or None, to (batch, channels)."""
+        if mask is not None:
+            x = x.masked_fill(mask == 0, torch.finfo(x.dtype).min)
+        highest: torch.Tensor = self.highest(x)
+        return highest
+
+
 def masked_mean(x: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
     """Mean of x over `dim`, over real positions only; mask broadcasts against x."""
     if mask is None:

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from l2g_ray.arms import ENSEMBLE
 from l2g_ray.config import Settings
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.names import safe_names
@@ -107,20 +108,17 @@ def compare_arms(
     """All arms that finished; the first of `folders` is the control.
 
     `folders` are the arms' task folders, `rows` their leaderboard rows. Where the control is missing, nothing is
-    subtracted. Baselines that were fitted in the control's run, and its embedder alone, stand as arms of their own.
+    subtracted. L2G is compared, or the ensemble where one of them has no L2G; all else of the control's run is listed too.
     """
-    frames = []
-    for arm, folder in folders.items():
-        if arm in rows:
-            frame = pd.read_parquet(folder / "predictions.parquet")
-            frames.append(frame[frame["arm"] == "l2g"].assign(arm=arm))
-    if not frames:
+    stored = {arm: pd.read_parquet(folder / "predictions.parquet") for arm, folder in folders.items() if arm in rows}
+    if not stored:
         return []
+    subject = "l2g" if all((frame["arm"] == "l2g").any() for frame in stored.values()) else ENSEMBLE
+    frames = [frame[frame["arm"] == subject].assign(arm=arm) for arm, frame in stored.items()]
     control = next(iter(folders))
-    if control in rows:
-        others = pd.read_parquet(folders[control] / "predictions.parquet")
-        others = others[(others["arm"] != "l2g") & ~others["arm"].isin(list(folders))]
-        frames.append(others)
+    if control in stored:
+        others = stored[control]
+        frames.append(others[(others["arm"] != subject) & ~others["arm"].isin(list(folders))])
     arms = ArmScores(task, pd.concat(frames), settings.evaluate.bootstrap_resamples, settings.seed)
     compared = []
     for arm in arms.parts:
@@ -131,12 +129,19 @@ def compare_arms(
                 arm=arm,
                 metric=task.metric,
                 test=arms.summarise(arm),
-                validation=row["validation"]["mean"] if row else None,
+                validation=_find_held_out(row, subject),
                 difference=arms.subtract(arm, control) if control in arms.parts and arm != control else None,
                 cpu_s=float(row.get("cpu_s", 0.0)),
             )
         )
     return compared
+
+
+def _find_held_out(row: Mapping[str, Any], subject: str) -> float | None:
+    """The subject's score on held-out rows, on validation in a row of an earlier version; None for an empty row."""
+    if subject == ENSEMBLE and row.get("used"):
+        return row["used"]["oof"]["mean"]  # type: ignore[no-any-return]
+    return row["validation"]["mean"] if row else None
 
 
 def correct(compared: list[Compared]) -> list[Compared]:

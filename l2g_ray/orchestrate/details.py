@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from l2g_ray.arms import ENSEMBLE
@@ -14,18 +15,19 @@ from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.halving import rung_epochs
 from l2g_ray.results.explained import read_explained
 from l2g_ray.results.report import TaskDetails
-from l2g_ray.results.rows import name_arm
+from l2g_ray.results.rows import list_weights, name_arm
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 
 
 def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, Any]) -> TaskDetails:
-    """From stages.json, task.json and predictions.parquet; `row` is the task's of the leaderboard, `settings` its own.
+    """From stages.json, task.json, metrics.json and predictions.parquet; `row` is the task's of the leaderboard, `settings` its own.
 
     Raises UserError for a folder in which one of them is missing or not readable.
     """
     try:
         stages = json.loads((folder / "stages.json").read_text())
         manifest = json.loads((folder / "task.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text())["metrics"] if row.get("used") else []
         frame = pd.read_parquet(folder / "predictions.parquet")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read ({error}); give the folder of a finished run") from None
@@ -48,7 +50,7 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
         source=task.get("source", ""),
         licence=task.get("licence", ""),
         group=task.get("group", ""),
-        metrics={name_arm(arm): metrics for arm, metrics in row["metrics"].items()},
+        metrics={name_arm(arm): values for arm, values in (_average_metrics(metrics, row) or row["metrics"]).items()},
         history=_read_history(stages, row["metric"]),
         predictions=frame[(frame["arm"] == shown) & (frame["seed"] == seed)],
         trials=[
@@ -62,6 +64,22 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
         explained=read_explained(folder),
         manifest={name: manifest[name] for name in ("splits", "valid", "leakage")} | {"cpu_s": stages["cpu_s"]},
     )
+
+
+def _average_metrics(metrics: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Means over seeds of what is used, the arms that have a weight, and those that the leaderboard shows."""
+    shown = [ENSEMBLE, *(arm for arm, _ in list_weights(row)), *row["metrics"]]
+    found: dict[str, dict[str, Any]] = {}
+    for arm in dict.fromkeys(shown):
+        seeds = [entry["test"] for entry in metrics if entry["arm"] == arm]
+        if seeds:
+            found[arm] = {name: _average([one[name] for one in seeds]) for name in seeds[0]}
+    return found
+
+
+def _average(values: Sequence[Any]) -> float | None:
+    # metrics.json has null where a metric is undefined.
+    return None if None in values else float(np.mean(values))
 
 
 def _read_history(stages: Mapping[str, Any], task_metric: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from l2g_ray.config import Settings
-from l2g_ray.counts import average_strands, default_architecture
+from l2g_ray.counts import default_architecture
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
 from l2g_ray.data.folds import Fold, SelectedRows
@@ -207,13 +207,12 @@ def _run_locked(
 
 
 def _predict_held_out(context: Context) -> None:
-    """Keep the predictions (n, n_outputs) of the stored model for the held-out rows, as they would be reported."""
-    runtime = replace(context.runtime, team=ALONE)
+    """Keep the predictions (2, n, n_outputs) of the stored model for the held-out rows: of the given strand, and of both."""
+    runtime, task, valid = replace(context.runtime, team=ALONE), context.prepared.task, context.data.valid
     model = load_model(context.work).to(runtime.device)
-    both = average_strands(context.settings, context.prepared.task)
     size = context.settings.evaluate.batch_size
-    predictions, _ = predict_source(model, context.data.valid, context.prepared.task, runtime, size, rc_average=both)
-    np.save(context.work / HELD_OUT, predictions.astype(np.float32))
+    strands = [predict_source(model, valid, task, runtime, size, rc_average=both)[0] for both in (False, True)]
+    np.save(context.work / HELD_OUT, np.stack(strands).astype(np.float32))
 
 
 def _summary(training: TrainResult, inherited_epochs: int = 0) -> dict[str, Any]:
@@ -264,23 +263,15 @@ def _pretrain(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 def _select(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     training = train_backbone(
-        context.data, context.settings, context.reference, context.runtime, backbone=args["backbone"], seed=args["seed"]
-    )
-    return _summary(training) | {"backbone": args["backbone"]}
-
-
-def _rival(context: Context, args: dict[str, Any]) -> dict[str, Any]:
-    training = train_backbone(
         context.data,
         context.settings,
         context.reference,
         context.runtime,
         backbone=args["backbone"],
-        seed=args["seed"],
         architecture=[(int(k), int(d)) for k, d in args["architecture"]],
-        epochs=context.settings.search.rival_epochs,
+        seed=args["seed"],
     )
-    return _summary(training)
+    return _summary(training) | {"backbone": args["backbone"]}
 
 
 def _search(context: Context, args: dict[str, Any]) -> dict[str, Any]:
@@ -423,7 +414,6 @@ STAGES: dict[str, Callable[[Context, dict[str, Any]], dict[str, Any]]] = {
     "pretrain": _pretrain,
     "select": _select,
     "search": _search,
-    "rival": _rival,
     "warmup": _warmup,
     "align": _align,
     "embedder_only": _embedder_only,

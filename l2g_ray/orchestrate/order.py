@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from l2g_ray.config import Settings
-from l2g_ray.counts import default_architecture
+from l2g_ray.counts import list_candidates
 from l2g_ray.orchestrate.plan import Found, StagePlan, plan_task
 from l2g_ray.orchestrate.plan_encoder import read_shape
 from l2g_ray.orchestrate.plan_rows import Rows
@@ -32,9 +32,9 @@ class Length:
 
 
 def estimate_length(task: Task, settings: Settings, rows: Rows, on_gpu: bool) -> Length:
-    """From the plan, for the first candidate backbone with its own architecture."""
-    backbone = settings.select.backbones[0]
-    found = Found(backbone, tuple(default_architecture(backbone)))
+    """From the plan, for the first candidate of `select`."""
+    first = list_candidates(settings.select)[0]
+    found = Found(first.backbone, tuple(first.architecture))
     plan = plan_task(task, settings, rows, read_shape(settings.model.language_model), on_gpu=on_gpu, found=found)
     chain = [_chain(stage, settings) for stage in plan.stages if stage.stage != _BESIDE]
     return Length(plan.total("expected").flops, sum(chain))

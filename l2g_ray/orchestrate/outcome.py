@@ -52,7 +52,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
     stages = {
         "backbone": outcome.backbone,
         "select_scores": outcome.select_scores,
-        "rivals": outcome.rivals,
+        "architecture_from": outcome.architecture_from,
         "architecture": [{"kernel_size": k, "dilation": d} for k, d in outcome.architecture],
         "trials": outcome.trials,
         "best_trial": outcome.best_trial,
@@ -153,9 +153,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         ],
         "backbone": outcome.backbone,
         "architecture": [{"kernel_size": k, "dilation": d} for k, d in outcome.architecture],
-        "architecture_from": max(outcome.rivals, key=lambda name: outcome.rivals[name])
-        if outcome.rivals
-        else "searched",
+        "architecture_from": outcome.architecture_from,
         "hyperparameters": outcome.best_trial["trial"] if outcome.best_trial else {},
         "trials": len(outcome.trials),
         "wall_s": round(outcome.wall_s, 1),
@@ -194,8 +192,8 @@ def summarise_used(
 
 
 def summarise_arms(arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome) -> dict[str, Any]:
-    """Of every arm: its scores on test and on held-out rows, its weight (mean over seeds), and what the ensemble gains by it
-    on held-out rows."""
+    """Of every arm: its scores on test and on held-out rows, its weight (mean over seeds), what the ensemble gains by it on
+    held-out rows, and the ensemble minus the arm on test."""
     combined = list(outcome.evaluation.values["combinations"].values())
     found = {}
     for arm in dict.fromkeys(member.arm for member in outcome.members):
@@ -206,6 +204,7 @@ def summarise_arms(arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome) -
             "oof": held_out.summarise(arm) if arm in held_out.parts else None,
             "weight": float(np.mean(weights)),
             "adds": held_out.subtract(ENSEMBLE, without) if without in held_out.parts else None,
+            "difference": arms.subtract(ENSEMBLE, arm),
         }
     return found
 

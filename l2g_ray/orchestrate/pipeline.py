@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from l2g_ray.arms import ARMS, find_arms
 from l2g_ray.config import Settings
-from l2g_ray.counts import default_architecture
+from l2g_ray.counts import Candidate, list_candidates
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
 from l2g_ray.orchestrate.board import make_winner_event
@@ -58,7 +58,7 @@ class TaskOutcome:
     backbone: str
     select_scores: dict[str, float]
     architecture: list[tuple[int, int]]
-    rivals: dict[str, float]
+    architecture_from: str
     trials: list[dict[str, Any]]
     best_trial: dict[str, Any] | None
     members: list[Member]
@@ -92,10 +92,11 @@ def make_baseline_job(
     seed: int | None = None,
     fold: Fold | None = None,
     strength: float | None = None,
+    precision: str = "fp32",
 ) -> Job:
     """A simple model on the task's rows; nothing of the embedder or the language model is in its key.
 
-    With a fold it is an arm's member, whose penalty has the `strength` given.
+    With a fold it is an arm's member, whose penalty has the `strength` given. `precision`: of what trains by gradients.
     """
     own = settings.baselines.model_dump(mode="json", exclude={"names"})
     parts = describe_data(prepared, settings) | {"settings": own}
@@ -113,6 +114,8 @@ def make_baseline_job(
             "batch_size": min(stage.batch_size),
             "genomic_model": fingerprint_language_model(settings.baselines.genomic_model),
         }
+    if name in ("cnn", "deepstarr", "genomic_lm") and precision != "fp32":
+        parts |= {"precision": precision}
     args: dict[str, Any] = {"name": name, "seed": settings.seed if seed is None else seed}
     if fold is not None:
         args |= {"fold": asdict(fold)} | ({} if strength is None else {"strength": strength})
@@ -164,7 +167,6 @@ class Pipeline:
         self.folds = make_folds(prepared, settings.folds, settings.data.split_seed)
         self.pretrained = pretrained
         self.results: list[StageResult] = [pretrained] if pretrained else []
-        self.rivals: dict[str, float] = {}
         dumped = settings.model_dump(mode="json")
         # What every training stage depends on; each job adds its own stage's settings and inputs. Before alignment only
         # the shape and the LayerNorm of the language model's embeddings matter, not the text.
@@ -178,11 +180,11 @@ class Pipeline:
     def run(self) -> TaskOutcome:
         """Run all stages; each takes from the store what is already there. `wall_s` is of this call alone."""
         start = time.monotonic()
-        backbone, scores, architecture = "", dict[str, float](), list[tuple[int, int]]()
+        candidate, scores = Candidate("", "", []), dict[str, float]()
         if EMBEDDING_ARMS & set(self.arms):
-            backbone, scores = self._select()
-            architecture = self._search(backbone)
-        shape = {"backbone": backbone, "architecture": [list(pair) for pair in architecture]}
+            candidate, scores = self._select()
+        architecture, origin = self._search(candidate)
+        shape = _shape(candidate.backbone, architecture)
         # Nothing but the evaluation waits for the other arms and the baselines: they train beside the stages of L2G.
         wait_for_others = self._beside(lambda: self._train_others(shape))
         trials: list[dict[str, Any]] = []
@@ -198,15 +200,16 @@ class Pipeline:
             others, fitted = wait_for_others()
         members = self._whole_arms([*others, *members])
         self._keep([*fitted.values(), *(member.result for member in members)])
-        baselines = {name: fitted[name] for name in self.settings.baselines.names if name not in self.arms}
+        beside: list[str] = [name for name in self.settings.baselines.names if name not in self.arms]
+        baselines = {name: fitted[name] for name in beside}
         evaluation = self._evaluate(members, baselines)
         return TaskOutcome(
             task=self.prepared.task.name,
             seeds=self.seeds,
-            backbone=backbone,
+            backbone=candidate.backbone,
             select_scores=scores,
             architecture=architecture,
-            rivals=self.rivals,
+            architecture_from=origin,
             trials=trials,
             best_trial=best,
             members=members,
@@ -226,16 +229,14 @@ class Pipeline:
         simple = [arm for arm in self.arms if arm not in EMBEDDING_ARMS]
         tuned = [arm for arm in simple if ARMS[arm].tuned]
         names = list(dict.fromkeys([*self.settings.baselines.names, *tuned]))
-        found = run_jobs(
-            self.place, "baseline", [make_baseline_job(self.prepared, self.settings, name) for name in names]
-        )
+        found = run_jobs(self.place, "baseline", [self._baseline(name) for name in names])
         baselines = dict(zip(names, found, strict=True))
         wanted: list[tuple[str, int, Fold, Job]] = []
         for arm in simple:
             strength = baselines[arm].values.get("chosen", {}).get("C") if arm in tuned else None
             for seed in self.seeds if ARMS[arm].seeded else self.seeds[:1]:
                 for fold in self.folds:
-                    job = make_baseline_job(self.prepared, self.settings, arm, seed, fold, strength)
+                    job = self._baseline(arm, seed, fold, strength)
                     wanted.append((arm, seed, fold, job))
         results = run_jobs(self.place, "arms", [job for *_, job in wanted])
         members = [Member(arm, seed, fold.number, r) for (arm, seed, fold, _), r in zip(wanted, results, strict=True)]
@@ -290,46 +291,32 @@ class Pipeline:
         stage = {name: value for name, value in self.dumped["align"].items() if name not in without}
         return self._parts(**inputs) | {"settings": {"align": stage}}
 
-    def _select(self) -> tuple[str, dict[str, float]]:
-        names: list[str] = list(self.settings.select.backbones)
+    def _select(self) -> tuple[Candidate, dict[str, float]]:
+        candidates = {c.name: c for c in list_candidates(self.settings.select)}
+        names = list(candidates)
         if len(names) == 1:
             text = f"{self.place.task}: select has one candidate, {names[0]}: nothing to train"
             self.place.emit({"type": "note", "task": self.place.task, "text": text})
-            return names[0], {}
+            return candidates[names[0]], {}
         jobs = [
-            Job("select", name, {"backbone": name, "seed": self.seeds[0]}, {}, self._parts("select")) for name in names
+            Job("select", name, _shape(c.backbone, c.architecture) | {"seed": self.seeds[0]}, {}, self._parts("select"))
+            for name, c in candidates.items()
         ]
         results = self._run("select", jobs)
         scores = {name: float(r.values["score"]) for name, r in zip(names, results, strict=True)}
-        return choose_backbone(scores), scores
+        return candidates[choose_best(scores)], scores
 
-    def _search(self, backbone: str) -> list[tuple[int, int]]:
+    def _search(self, candidate: Candidate) -> tuple[list[tuple[int, int]], str]:
+        """The architecture to deploy and where it is from: what DASH finds, or the candidate's."""
+        if not candidate.architecture:
+            return [], "none"
         if not self.settings.search.enabled:
-            return default_architecture(backbone)
+            kernel_size, dilation = candidate.architecture[0]
+            return candidate.architecture, f"uniform {kernel_size}x{dilation}"
+        backbone = candidate.backbone
         job = Job("search", backbone, {"backbone": backbone, "seed": self.seeds[0]}, {}, self._parts("search"))
         values = self._run("search", [job])[0].values["architecture"]
-        found = [(int(k), int(d)) for k, d in values]
-        return self._beat_rivals(backbone, found)
-
-    def _beat_rivals(self, backbone: str, found: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """A short search can end in noise: what it found must win on validation against the plain choices."""
-        candidates = {"searched": found}
-        candidates |= {f"{k}x{d}": [(k, d)] * len(found) for k, d in self.settings.search.rivals}
-        if len(candidates) == 1 or not found:
-            return found
-        jobs = [
-            Job(
-                "rival",
-                name,
-                {"backbone": backbone, "seed": self.seeds[0], "architecture": [list(pair) for pair in pairs]},
-                {},
-                self._parts("select") | {"epochs": self.settings.search.rival_epochs},
-            )
-            for name, pairs in candidates.items()
-        ]
-        results = self._run("rival", jobs)
-        self.rivals = {n: float(r.values["score"]) for n, r in zip(candidates, results, strict=True)}
-        return candidates[max(self.rivals, key=lambda name: self.rivals[name])]
+        return [(int(k), int(d)) for k, d in values], "searched"
 
     def _shares_warmup(self) -> bool:
         """Whether there is a task-only phase that the runs of all alphas have in common."""
@@ -338,6 +325,12 @@ class Pipeline:
 
     def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
         return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._align_parts(NOT_IN_WARMUP))
+
+    def _baseline(
+        self, name: str, seed: int | None = None, fold: Fold | None = None, strength: float | None = None
+    ) -> Job:
+        precision = self.common["precision"]
+        return make_baseline_job(self.prepared, self.settings, name, seed, fold, strength, precision)
 
     def _embedder_only(self, shape: dict[str, Any], seed: int, fold: Fold) -> Job:
         args = shape | {"seed": seed, "fold": asdict(fold)}
@@ -503,6 +496,10 @@ def name_member(what: str, seed: int, fold: Fold) -> str:
     return " ".join(part for part in (what, f"seed-{seed}", place) if part)
 
 
-def choose_backbone(scores: dict[str, float]) -> str:
+def _shape(backbone: str, architecture: list[tuple[int, int]]) -> dict[str, Any]:
+    return {"backbone": backbone, "architecture": [list(pair) for pair in architecture]}
+
+
+def choose_best(scores: dict[str, float]) -> str:
     """The candidate with the best validation score; ties go to the one listed first."""
     return max(scores, key=lambda name: scores[name])

@@ -11,26 +11,26 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from l2g_ray.arms import count_splits
 from l2g_ray.config import OptimSettings, Settings
 from l2g_ray.counts import (
     average_strands,
     batches_per_epoch,
     count_batches,
-    default_architecture,
     find_channels,
     group_size,
+    list_candidates,
 )
 from l2g_ray.orchestrate.halving import expected_epochs
 from l2g_ray.orchestrate.machines import read_machines
 from l2g_ray.orchestrate.plan_costs import Counted
 from l2g_ray.orchestrate.plan_encoder import (
     LanguageModelShape,
-    count_head,
     count_language_model,
     count_vocabulary,
     measure_shape,
 )
-from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net
+from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net, count_predictor
 from l2g_ray.orchestrate.plan_rows import Rows
 from l2g_ray.tasks.schema import Task
 
@@ -39,7 +39,6 @@ STAGES = (
     "reference",
     "select",
     "search",
-    "rival",
     "warmup",
     "align",
     "embedder_only",
@@ -48,7 +47,7 @@ STAGES = (
     "evaluate",
 )
 # Trials of Ray Tune; the others are Ray tasks, which find a process with all imports behind it (`trials.TUNED`).
-_TUNED = ("select", "search", "rival", "warmup", "align", "trials")
+_TUNED = ("select", "search", "warmup", "align", "trials")
 _LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
 # Measured on prepared benchmarks: a base in a shard (zstd), and what else a row has.
 _SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
@@ -188,12 +187,11 @@ def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[
     search, stage = settings.search, settings.finetune
     kernels = sorted(search.kernel_sizes)
     kernel = kernels[-1] if costliest else kernels[len(kernels) // 2]
-    shapes: dict[str, tuple[tuple[int, int], ...]] = {}
-    for backbone in settings.select.backbones:
-        pairs = default_architecture(backbone)
-        shapes[backbone] = tuple((kernel, 1) for _ in pairs) if search.enabled else tuple(pairs)
+    shapes = [(c.backbone, tuple(c.architecture)) for c in list_candidates(settings.select)]
+    if search.enabled:
+        shapes = list(dict.fromkeys((backbone, ((kernel, 1),) * len(pairs)) for backbone, pairs in shapes))
     if found is not None:
-        shapes = {found.backbone: found.architecture}
+        shapes = [(found.backbone, found.architecture)]
     layers: Iterable[str] = dict.fromkeys(stage.train_layers)
     sizes: Iterable[int] = dict.fromkeys(stage.batch_size)
     epochs = float(stage.trials * stage.epochs)
@@ -203,17 +201,20 @@ def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[
         epochs = expected_epochs(
             stage.trials, stage.epochs, stage.grace_epochs, stage.reduction_factor, stage.parallel_trials
         )
-    return [_Variant(b, a, which, size, epochs) for b, a in shapes.items() for which in layers for size in sizes]
+    return [_Variant(b, a, which, size, epochs) for b, a in shapes for which in layers for size in sizes]
 
 
 def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amount:
     """With the time that its trials take to start, one after the other in one slot."""
     seconds = read_machines()["start_up"]
     new = on_gpu or stage == "reference"
-    each = seconds["tune" if stage in _TUNED else "new_task" if new else "task"]
+    each = {"tune": seconds["tune"], "task": seconds["new_task" if new else "task"]}
     if stage == "trials" and settings.finetune.trial_runner == "train":
-        each += seconds["train"]
-    return replace(amount, start_s=each * amount.trials)
+        each["tune"] += seconds["train"]
+    tuned = amount.trials if stage in _TUNED else 0
+    if stage == "align":  # those of the folds choose nothing
+        tuned = min(tuned, len(settings.align.alphas))
+    return replace(amount, start_s=each["tune"] * tuned + each["task"] * (amount.trials - tuned))
 
 
 def _mean(amounts: list[Amount]) -> Amount:
@@ -234,36 +235,49 @@ class _Sizer:
         self.task, self.settings, self.rows, self.shape = task, settings, rows, shape
         self.precision, self.on_gpu = precision, on_gpu
         self.width, self.max_tokens = measure_shape(shape)
+        self.members = settings.seeds * count_splits(settings)  # models of an arm
 
     def amounts(self, v: _Variant) -> dict[str, Amount]:
         """All stages; a stage that does not run has no trials."""
-        amounts = dict.fromkeys(STAGES, Amount()) | {"reference": self._reference(), "select": self._select()}
+        amounts = dict.fromkeys(STAGES, Amount()) | {"reference": self._reference()}
         s, search = self.settings, self.settings.search
         if s.pretrain.enabled:
             amounts["pretrain"] = self._pretrain()
         net = self._net(v.backbone, v.architecture, s.align.dropout)
-        if search.enabled:
+        embeds = bool({"l2g", "embedder_only"} & set(s.arms))
+        if embeds:
+            amounts["select"] = self._select()
+        if embeds and search.enabled:
             amounts["search"] = self._search(v.backbone)
-            if search.rivals:
-                n_layers = len(v.architecture)
-                nets = [net] + [self._net(v.backbone, ((k, d),) * n_layers, 0.0) for k, d in search.rivals]
-                amounts["rival"] = add_amounts(
-                    self._train(one, s.select.optim, 1, search.rival_epochs, s.select.batch_size) for one in nets
-                )
-        align, group = s.align, group_size(s.align)
+        if "l2g" in s.arms:
+            amounts |= self._align(net) | self._language_model_stages(v, net)
+        if "embedder_only" in s.arms:
+            alone = s.embedder_only
+            net_alone = self._net(v.backbone, v.architecture, alone.dropout)
+            epochs = alone.count_epochs(self._fold_rows()[0])
+            one = self._train_members(net_alone, alone.optim, self.members, epochs, alone.batch_size)
+            amounts["embedder_only"] = replace(one, disk_bytes=float(self.members * net.model_bytes))
+        return amounts | {"evaluate": self._evaluate(v, net)}
+
+    def _align(self, net: Counted) -> dict[str, Amount]:
+        """Every alpha once on the given split, then the winner's for every seed and fold."""
+        align, group = self.settings.align, group_size(self.settings.align)
         shared = align.task_only_epochs if 0 < align.task_only_epochs < align.epochs else 0
+        amounts = {}
         if shared:
-            warm = self._train(net, align.optim, s.seeds, s.seeds * shared, align.batch_size, group)
+            warm = self._train(net, align.optim, 1, shared, align.batch_size, group)
             kept = net.model_bytes + net.optimizer_bytes(align.optim.optimizer, align.optim.momentum)
-            amounts["warmup"] = replace(warm, disk_bytes=float(s.seeds * kept))
-        jobs = len(align.alphas) + s.seeds - 1
-        one = self._train(net, align.optim, jobs, jobs * (align.epochs - shared), align.batch_size, group)
-        amounts["align"] = replace(one, disk_bytes=float(jobs * net.model_bytes))
-        alone = s.embedder_only
-        net_alone = self._net(v.backbone, v.architecture, alone.dropout)
-        one = self._train(net_alone, alone.optim, s.seeds, s.seeds * alone.epochs, alone.batch_size)
-        amounts["embedder_only"] = replace(one, disk_bytes=float(s.seeds * net.model_bytes))
-        return amounts | self._language_model_stages(v, net)
+            amounts["warmup"] = replace(warm, disk_bytes=float(kept))
+        jobs = len(align.alphas)
+        first = self._train(net, align.optim, jobs, jobs * (align.epochs - shared), align.batch_size, group)
+        # Without folds the first seed's is one of those.
+        again = self.members - (0 if self.settings.folds else 1)
+        one = first
+        if again:
+            one = add_amounts(
+                [first, self._train_members(net, align.optim, again, align.epochs, align.batch_size, group)]
+            )
+        return amounts | {"align": replace(one, disk_bytes=float((jobs + again) * net.model_bytes))}
 
     def model_bytes(self, v: _Variant) -> float:
         """Weights of the L2G model and of the embedder alone."""
@@ -286,9 +300,10 @@ class _Sizer:
 
     def _select(self) -> Amount:
         stage = self.settings.select
-        if len(stage.backbones) == 1:  # nothing to choose
+        candidates = list_candidates(stage)
+        if len(candidates) == 1:  # nothing to choose
             return Amount()
-        nets = [self._net(b, tuple(default_architecture(b)), stage.dropout) for b in stage.backbones]
+        nets = [self._net(c.backbone, tuple(c.architecture), stage.dropout) for c in candidates]
         return add_amounts(self._train(net, stage.optim, 1, stage.epochs, stage.batch_size) for net in nets)
 
     def _search(self, backbone: str) -> Amount:
@@ -302,11 +317,10 @@ class _Sizer:
         )
         batches = batches_per_epoch(stage, self.rows.train)
         seen = min(self.rows.train, batches * stage.batch_size)
-        optim = OptimSettings(optimizer="sgd", momentum=stage.momentum)
-        return self._train(net, optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
+        return self._train(net, stage.optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
 
     def _language_model_stages(self, v: _Variant, net: Counted) -> dict[str, Amount]:
-        s, stage = self.settings, self.settings.finetune
+        stage = self.settings.finetune
         whole, tokens = self._whole(v), self._n_tokens(v)
         largest = max(stage.batch_size)
 
@@ -314,23 +328,59 @@ class _Sizer:
             amount = self._train(whole, stage.optim, jobs, epochs, v.batch_size, memory_rows=largest)
             return replace(amount, tokens=epochs * (self.rows.train + self.rows.valid) * tokens)
 
-        trials = train(stage.trials, v.trial_epochs)
-        refit = train(s.seeds, float(s.seeds * stage.epochs))
+        refit = self._train_members(whole, stage.optim, self.members, stage.epochs, v.batch_size, memory_rows=largest)
+        seen = sum(self._fold_rows())
+        refit = replace(refit, tokens=float(self.members * stage.epochs * seen * tokens))
+        return {
+            "trials": train(stage.trials, v.trial_epochs),
+            "refit": replace(refit, disk_bytes=float(self.members * whole.model_bytes)),
+        }
+
+    def _evaluate(self, v: _Variant, net: Counted) -> Amount:
+        s = self.settings
         both = average_strands(s, self.task)
-        passes = (3 if both else 1) * s.seeds
+        passes = (3 if both else 1) * self.members
         n_values = self.task.n_outputs * (2 if both else 1)
-        evaluate = Amount(
+        models = [net] * ("embedder_only" in s.arms) + [self._whole(v)] * ("l2g" in s.arms)
+        tokens = self._n_tokens(v) if "l2g" in s.arms else 0
+        return Amount(
             trials=1,
             tokens=float(passes * self.rows.test * tokens),
-            flops=passes * self.rows.test * (whole.forward_flops + net.forward_flops),
-            memory_bytes=float(whole.model_bytes),
-            disk_bytes=2.0 * s.seeds * self.rows.test * (12 + 4 * n_values),
+            flops=passes * self.rows.test * sum(model.forward_flops for model in models),
+            memory_bytes=float(max((model.model_bytes for model in models), default=0)),
+            disk_bytes=float((len(s.arms) + 1) * s.seeds * self.rows.test * (12 + 4 * n_values)),
         )
-        return {
-            "trials": trials,
-            "refit": replace(refit, disk_bytes=float(s.seeds * whole.model_bytes)),
-            "evaluate": evaluate,
-        }
+
+    def _fold_rows(self) -> tuple[int, int]:
+        """Rows that a model of an arm is trained on, and those that it predicts."""
+        rows, folds = self.rows.train + self.rows.valid, self.settings.folds
+        if not folds:
+            return self.rows.train, self.rows.valid
+        return rows - rows // folds, rows // folds
+
+    def _train_members(
+        self,
+        model: Counted,
+        optim: OptimSettings,
+        jobs: int,
+        epochs: int,
+        batch_size: int,
+        group: int = 1,
+        memory_rows: int | None = None,
+    ) -> Amount:
+        """So many models of an arm, of so many epochs each, on the rows of all folds but one."""
+        n_rows, n_valid = self._fold_rows()
+        return self._train(
+            model,
+            optim,
+            jobs,
+            jobs * epochs,
+            batch_size,
+            group,
+            n_rows=n_rows,
+            n_valid=n_valid,
+            memory_rows=memory_rows,
+        )
 
     def _train(
         self,
@@ -342,12 +392,14 @@ class _Sizer:
         group: int = 1,
         *,
         n_rows: int | None = None,
+        n_valid: int | None = None,
         memory_rows: int | None = None,
     ) -> Amount:
         """`epochs` of all jobs together; `group` batches make a step and are in memory at once (spec 5.3)."""
         n_rows = self.rows.train if n_rows is None else n_rows
+        n_valid = self.rows.valid if n_valid is None else n_valid
         batches = count_batches(n_rows, batch_size, drop_last=True)
-        flops = n_rows * model.train_flops + batches * model.fixed_flops + self.rows.valid * model.forward_flops
+        flops = n_rows * model.train_flops + batches * model.fixed_flops + n_valid * model.forward_flops
         in_memory = min(n_rows, group * (memory_rows or batch_size))
         state = 2 * model.model_bytes + model.optimizer_bytes(optim.optimizer, optim.momentum)
         return Amount(
@@ -379,7 +431,7 @@ class _Sizer:
             causal=model.causal,
             dropout=dropout if backbone == "resnet" else 0.0,
             predictor_reads=model.predictor_reads,
-            pooling=model.pooling,
+            pooling=model.find_pooling(self.task.strand_specific),
         )
 
     def _length(self) -> int:
@@ -396,10 +448,10 @@ class _Sizer:
     def _whole(self, v: _Variant) -> Counted:
         model = self.settings.model
         net = self._net(v.backbone, v.architecture, 0.0)
+        shape = self._shape_of(v.backbone, v.architecture, 0.0)
+        head = count_predictor(replace(shape, predictor_reads="tokens"), self.precision)
         if model.combine != "skip":  # Predictor 1 does not train; that it does not run either saves next to nothing
-            net = replace(
-                net, trainable=net.trainable - self._shape_of(v.backbone, v.architecture, 0.0).predictor_weights
-            )
+            net = replace(net, trainable=net.trainable - count_predictor(shape).parameters)
         encoder = count_language_model(
             self.shape,
             self._n_tokens(v),
@@ -411,7 +463,7 @@ class _Sizer:
             precision=self.precision,
             on_gpu=self.on_gpu,
         )
-        return net + encoder + count_head(self.width, self.task.n_outputs)
+        return net + encoder + head
 
     def _n_tokens(self, v: _Variant) -> int:
         """Tokens of a row of mean length."""

@@ -201,12 +201,6 @@ def _saved_of_layer(encoder: _Encoder, n: int, trains: bool, rank: int, precisio
     return n * encoder.width * wide + inner + scores + 4.0 * FLOAT_BYTES * n + 6 * rank * n * size
 
 
-def count_head(width: int, n_outputs: int) -> Counted:
-    """Costs of the linear read-out from a row's mean token."""
-    weights, forward = width * n_outputs + n_outputs, 2.0 * width * n_outputs
-    return Counted(forward, 3 * forward, FLOAT_BYTES * (width + n_outputs), 0.0, 0.0, weights, weights)
-
-
 def count_vocabulary(shape: LanguageModelShape, n_tokens: int) -> Counted:
     """What masked modelling adds to the encoder over `n_tokens` tokens a row: token embeddings, and a head of a dense layer
     and the scores of the whole vocabulary (whose matrix is that of the embeddings)."""

@@ -15,6 +15,7 @@ from l2g_ray.orchestrate.plan_costs import FLOAT_BYTES, Counted, Shape, Tally
 UNET_LEVELS = 5
 DEEPSEA_DROPOUT = (0.2, 0.2, 0.5)
 DEEPSEA_HIDDEN = 925
+MEAN_MAX_DROPOUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,6 @@ class NetShape:
         """Tokens of a sequence."""
         return max(1, -(-self.out_length(length_bp) // self.stride))
 
-    @property
-    def predictor_weights(self) -> int:
-        """Weights of Predictor 1."""
-        if self.predictor_reads == "tokens":
-            places = self.n_tokens(self.length_bp) if self.pooling == "by_position" else 0
-            return (self.width + 1) * self.n_outputs + places * self.n_outputs * self.width
-        if self.backbone == "deepsea":
-            hidden = (self.out_channels + 1) * DEEPSEA_HIDDEN
-            return hidden + (DEEPSEA_HIDDEN + 1) * self.n_outputs
-        return (self.out_channels + 1) * self.n_outputs
-
 
 @dataclass(frozen=True)
 class Mixture:
@@ -93,6 +83,30 @@ def count_net(
     return _Walk(net, mixture, masked, precision).count(length_bp)
 
 
+def count_predictor(net: NetShape, precision: str = "fp32") -> Counted:
+    """Costs of Predictor 1 for a row of `net.length_bp`."""
+    tally = Tally(2 if precision == "bf16" else FLOAT_BYTES)
+    tokens, features = (net.width, net.n_tokens(net.length_bp)), (net.out_channels, net.out_length(net.length_bp))
+    _read(tally, net, Shape(*(tokens if net.predictor_reads == "tokens" else features)))
+    return tally.counted()
+
+
+def _read(tally: Tally, net: NetShape, x: Shape) -> None:
+    """A `models.embedder.Predictor` that reads x."""
+    pooled = Shape(x.channels, 1)
+    if net.pooling == "mean_max":
+        pooled = tally.drop(tally.reach_highest(x), MEAN_MAX_DROPOUT)
+    if net.backbone == "deepsea" and net.predictor_reads == "backbone":
+        pooled = tally.activate(tally.linear(pooled, DEEPSEA_HIDDEN))
+    tally.linear(pooled, net.n_outputs)
+    if net.pooling == "by_position":
+        places = net.n_tokens(net.length_bp)
+        known = min(places, x.length)
+        tally.add_flops(2.0 * known * x.channels * net.n_outputs)
+        tally.parameters += places * net.n_outputs * x.channels
+        tally.save(Shape(x.channels, known))
+
+
 class _Walk:
     def __init__(self, net: NetShape, mixture: Mixture | None, masked: bool, precision: str) -> None:
         self.net, self.mixture, self.masked = net, mixture, masked
@@ -109,20 +123,8 @@ class _Walk:
             n = -(-features.length // net.stride)
             padded = Shape(features.channels, n * net.stride, features.is_input)
             tokens = self.tally.convolve(padded, net.width, net.stride, n, backward=reads_tokens)
-        self.tally.normalise_rows(tokens)
-        if reads_tokens:
-            self.tally.linear(Shape(net.width, 1), net.n_outputs)
-            if net.pooling == "by_position":
-                places = net.n_tokens(net.length_bp)
-                known = min(places, tokens.length)
-                self.tally.add_flops(2.0 * known * net.width * net.n_outputs)
-                self.tally.parameters += places * net.n_outputs * net.width
-                self.tally.save(Shape(net.width, known))
-        elif net.backbone == "deepsea":
-            self.tally.linear(Shape(features.channels, 1), DEEPSEA_HIDDEN)
-            self.tally.linear(self.tally.activate(Shape(DEEPSEA_HIDDEN, 1)), net.n_outputs)
-        else:
-            self.tally.linear(Shape(features.channels, 1), net.n_outputs)
+        tokens = self.tally.normalise_rows(tokens)
+        _read(self.tally, net, tokens if reads_tokens else features)
         return self.tally.counted()
 
     def _resnet(self, x: Shape) -> Shape:

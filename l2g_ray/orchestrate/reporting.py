@@ -15,7 +15,8 @@ from l2g_ray.places import find_run_store, sqlite_file
 from l2g_ray.results.explained import read_study
 from l2g_ray.results.report import write_report
 from l2g_ray.results.schema import validate_leaderboard
-from l2g_ray.results.suite_figures import ALONE, L2G
+from l2g_ray.results.suite_figures import ALONE, L2G, USED
+from l2g_ray.run_folder import BEST, list_arms
 from l2g_ray.tracking import Tracker
 
 REPORT, FIGURES = "report.html", "figures"
@@ -52,18 +53,22 @@ def read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def count_parameters(run: Path, board: Mapping[str, Any]) -> dict[str, float]:
-    """Parameters of the largest L2G model of a run and of the largest control, from the headers of their files."""
-    from safetensors import safe_open
-
+    """Parameters of what a run uses, of L2G and of the control, the largest of its tasks, from the headers of their files."""
     sizes: dict[str, float] = {}
     for row in board["tasks"]:
-        for name, arm in ((L2G, "model"), (ALONE, "embedder_only")):
-            path = run / row["task"] / arm / "model.safetensors"
-            if path.exists():
-                with safe_open(str(path), framework="numpy") as file:
-                    shapes = [file.get_slice(tensor).get_shape() for tensor in file.keys()]  # noqa: SIM118
-                sizes[name] = max(sizes.get(name, 0.0), float(sum(math.prod(shape) for shape in shapes)))
+        arms = list_arms(run / row["task"])
+        for name, arm in ((USED, BEST), (L2G, "l2g"), (ALONE, "embedder_only")):
+            if arm in arms:
+                files = arms[arm].folder.glob("**/model.safetensors")
+                sizes[name] = max(sizes.get(name, 0.0), float(sum(map(_count_numbers, files))))
     return sizes
+
+
+def _count_numbers(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="numpy") as file:
+        return sum(math.prod(file.get_slice(tensor).get_shape()) for tensor in file.keys())  # noqa: SIM118
 
 
 def log_report(run: Path) -> str:

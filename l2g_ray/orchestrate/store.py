@@ -24,16 +24,15 @@ from l2g_ray.orchestrate.locks import hold_file, try_file
 STAGE_VERSIONS = {
     "pretrain": 1,
     "reference": 2,
-    "select": 2,
-    "search": 2,
-    "rival": 2,
+    "select": 3,
+    "search": 3,
     "warmup": 2,
     "align": 2,
-    "embedder_only": 2,
+    "embedder_only": 3,
     "trial": 2,
     "finetune": 2,
     "refit": 2,
-    "baseline": 3,
+    "baseline": 4,
     "evaluate": 3,
 }
 

@@ -21,6 +21,8 @@ from l2g_ray.results.arms_table import write_study
 from l2g_ray.tasks.schema import Task
 
 STUDY_SCHEMA = 1
+# What a study compares is L2G under other settings; the embedder alone stands beside it.
+ARMS_OF_STUDIES = ("embedder_only", "l2g")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def run_study(
 
     Raises UserError as `run_suite`, and where two arms resolve to the same settings, which compares nothing.
     """
+    request = replace(request, assignments={"arms": ARMS_OF_STUDIES} | request.assignments)
     tasks: list[Task] = []
     rows: dict[str, PreparedTask] = {}
     own: dict[str, Mapping[str, Any]] = {}

@@ -1,6 +1,6 @@
 """Where a task's jobs run, and lists of them side by side.
 
-Stages that choose or pre-train (select, DASH and its rivals, warm-up, alignment) are Ray Tune trials, and so is the search
+Stages that choose or pre-train (select, DASH, warm-up, alignment) are Ray Tune trials, and so is the search
 over hyper-parameters (`tuning`). What only has to be done, the control arm, refits, baselines, the evaluation, are Ray tasks
 in processes that stay warm (`warm`).
 """
@@ -25,7 +25,7 @@ from l2g_ray.orchestrate.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.warm import MAX_FAILURES, find_cause, run_jobs_warm
 from l2g_ray.redaction import redact
 
-TUNED = frozenset({"select", "search", "rival", "warmup", "align"})
+TUNED = frozenset({"select", "search", "warmup", "align"})
 
 
 class StageFailed(Exception):

@@ -11,21 +11,22 @@ from typing import Any
 
 from l2g_ray.errors import UserError
 from l2g_ray.results.leaderboard import write_atomically
-from l2g_ray.results.rows import format_interval, format_number, subtract_arms
+from l2g_ray.results.rows import UsedArm, format_interval, format_number, subtract_arms, used_arm
 from l2g_ray.results.schema import validate_leaderboard
 from l2g_ray.results.terminal import Column, Listing
 from l2g_ray.tasks.metrics import METRICS
 
 _LOWER = ", ".join(name for name, metric in METRICS.items() if not metric.higher_is_better)
 CAPTION = (
-    "Choose by validation; the test split is for the one that was chosen. Change: this variant minus the first, two means "
-    f"subtracted, without an interval; lower is better for {_LOWER}. Difference: L2G minus embedder only, over the same "
-    "test rows. Intervals are 95 % bootstrap."
+    "Choose by the score on held-out rows (validation in a run of an earlier version); the test split is for the variant that "
+    "was chosen. Used: what the run predicts with, on test. Change: this variant minus the first, two means subtracted, "
+    f"without an interval; lower is better for {_LOWER}. Difference: L2G minus embedder only, over the same test rows. "
+    "Intervals are 95 % bootstrap."
 )
 COLUMNS = (
     Column("Task, metric", words=True),
     Column("Variant", words=True),
-    *(Column(h) for h in ("Validation", "Change", "Test", "Change in test", "Embedder only", "Difference")),
+    *(Column(h) for h in ("Held-out", "Change", "Used", "Change in test", "L2G", "Embedder", "Difference")),
 )
 
 
@@ -40,9 +41,10 @@ def read_board(run: Path) -> dict[str, Any]:
 def compare_boards(boards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row a task and variant, tasks in the first board's order.
 
-    'validation', 'test' and 'embedder_only' are means over seeds, 'difference' is L2G minus embedder only on test rows,
-    'change_validation' and 'change_test' are against the first variant that has the task. A task that failed in a
-    variant has no row there.
+    'held_out' and 'test' are scores of what the run predicts with ('used'; L2G where the row does not say), 'l2g' and
+    'embedder_only' test scores, all of them means over seeds. 'difference' is L2G minus embedder only on test rows,
+    'change_held_out' and 'change_test' are against the first variant that has the task. A task that failed in a variant has
+    no row there.
     """
     tasks = dict.fromkeys(row["task"] for board in boards.values() for row in board["tasks"])
     found = []
@@ -53,16 +55,17 @@ def compare_boards(boards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
             if row is None:
                 continue
             entry: dict[str, Any] = {"task": task, "metric": row["metric"], "variant": variant}
-            entry |= {"validation": row["validation"]["mean"], "test": row["test"]["mean"]}
-            entry |= {"test_ci95": list(row["test"].get("ci95") or [None, None])}
-            entry |= {"embedder_only": (row["embedder_only"] or {}).get("mean")}
+            used = used_arm(row) or UsedArm("l2g", row["test"], row["validation"]["mean"])
+            entry |= {"used": used.name, "held_out": used.validation, "test": used.test["mean"]}
+            entry |= {"test_ci95": list(used.test.get("ci95") or [None, None])}
+            entry |= {name: (row[key] or {}).get("mean") for name, key in (("l2g", "test"), ("embedder_only",) * 2)}
             difference = subtract_arms(row)
             entry |= {"difference": difference.mean, "difference_ci95": list(difference.ci95 or (None, None))}
             entry |= {"verdict": difference.verdict, "wall_s": row["wall_s"]}
             first = first or entry
-            for split in ("validation", "test"):
-                one, other = entry[split], first[split]
-                entry[f"change_{split}"] = None if None in (one, other) else one - other
+            for rows in ("held_out", "test"):
+                one, other = entry[rows], first[rows]
+                entry[f"change_{rows}"] = None if None in (one, other) else one - other
             found.append(entry)
     return found
 
@@ -103,10 +106,11 @@ def write_comparison(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 def _cells(row: dict[str, Any]) -> list[str | list[str]]:
     return [
         row["variant"],
-        format_number(row["validation"]),
-        format_number(row["change_validation"], signed=True),
+        format_number(row["held_out"]),
+        format_number(row["change_held_out"], signed=True),
         [format_number(row["test"]), format_interval({"ci95": row["test_ci95"]})],
         format_number(row["change_test"], signed=True),
+        format_number(row["l2g"]),
         format_number(row["embedder_only"]),
         [
             format_number(row["difference"], signed=True),

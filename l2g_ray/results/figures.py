@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 import pandas as pd
 
-from l2g_ray.results.rows import best_published, name_task
+from l2g_ray.results.ensemble import list_arms, name_held_out
+from l2g_ray.results.rows import best_published, name_arm, name_task, used_arm
 from l2g_ray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
@@ -68,12 +69,20 @@ def _styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
 
 @_styled
 def plot_scores(board: Mapping[str, Any]) -> Figure:
-    """Test scores with 95 % intervals, one line a task: L2G, embedder only, the best comparable published score."""
+    """Test scores with 95 % intervals, one line a task: what is used, L2G, embedder only, the best comparable published
+    score."""
     rows = list(board["tasks"])[::-1]
-    figure, (axes,) = _new_figure(7.2, 1.1 + 0.55 * max(len(rows), 1))
-    arms = (("test", "L2G", BLUE, "o", 0.16), ("embedder_only", "embedder only", ORANGE, "s", -0.16))
-    for arm, label, colour, marker, shift in arms:
-        points = [(y + shift, row[arm]) for y, row in enumerate(rows) if row[arm] and row[arm]["mean"] is not None]
+    figure, (axes,) = _new_figure(7.2, 1.1 + 0.7 * max(len(rows), 1))
+    used = [one.test if (one := used_arm(row)) else None for row in rows]
+    arms = (
+        (used, "used", INK, "D", 0.24),
+        ([row["test"] for row in rows], "L2G", BLUE, "o", 0.0),
+        ([row["embedder_only"] for row in rows], "embedder only", ORANGE, "s", -0.24),
+    )
+    for scores, label, colour, marker, shift in arms:
+        points = [(y + shift, score) for y, score in enumerate(scores) if score and score["mean"] is not None]
+        if not points:
+            continue
         means = np.array([score["mean"] for _, score in points], dtype=float)
         bounds = [score["ci95"] if None not in score["ci95"] else (score["mean"],) * 2 for _, score in points]
         # A mean may fall outside a percentile interval; matplotlib takes no negative length.
@@ -83,13 +92,39 @@ def plot_scores(board: Mapping[str, Any]) -> Figure:
     published = [(y, best) for y, row in enumerate(rows) if (best := best_published(row))]
     if published:
         xs, ys = [best["value"] for _, best in published], [y for y, _ in published]
-        axes.errorbar(xs, ys, fmt="D", color=VERMILION, markersize=5, label="best comparable published")
+        axes.errorbar(xs, ys, fmt="^", color=VERMILION, markersize=5, label="best comparable published")
     names = ["\n".join([*textwrap.wrap(name_task(row), LONGEST_NAME), row["metric"]]) for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("test score (points: mean over seeds; bars: 95 % bootstrap interval)")
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
     _put_legend_above(axes)
+    return figure
+
+
+@_styled
+def plot_arms(row: Mapping[str, Any]) -> Figure:
+    """What the ensemble of a task gains by each arm on held-out rows, with 95 % intervals, the largest weight on top."""
+    arms = list_arms(row)[::-1]
+    figure, (axes,) = _new_figure(6.4, 1.0 + 0.3 * max(len(arms), 1))
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    for y, arm in enumerate(arms):
+        if arm.adds.mean is None:
+            continue
+        lo, hi = arm.adds.ci95 or (None, None)
+        spans = None if lo is None or hi is None else [[abs(arm.adds.mean - lo)], [abs(hi - arm.adds.mean)]]
+        fill = BLUE if arm.share else "none"
+        axes.errorbar(
+            [arm.adds.mean], [y], xerr=spans, fmt="o", color=BLUE, markerfacecolor=fill, capsize=3, markersize=5
+        )
+    names = [f"{name_arm(arm.name)}, {arm.share:.0%}" if arm.share else name_arm(arm.name) for arm in arms]
+    axes.set_yticks(range(len(arms)), names)
+    axes.set_ylim(-0.6, len(arms) - 0.4)
+    axes.locator_params(axis="x", nbins=6)
+    metric = find_metric(row["metric"])
+    better = "" if metric.higher_is_better else "; below 0 is better"
+    axes.set_xlabel(f"{name_held_out(row)} {row['metric']} of the ensemble minus that without the arm{better}")
+    axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
     return figure
 
 
@@ -268,7 +303,7 @@ def _new_figure(width: float, height: float, rows: int = 1, columns: int = 1) ->
 
 
 def _put_legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handletextpad=0.3, columnspacing=1.2, borderpad=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handletextpad=0.3, columnspacing=1.2, borderpad=0)
 
 
 def _use_whole_numbers(axes: Axes) -> None:

@@ -6,15 +6,19 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from l2g_ray.arms import ARMS
 from l2g_ray.errors import UserError
+from l2g_ray.results.ensemble import EXPLAIN_ADDS, describe_ensemble, head_arms, list_arms, tabulate_arms
 from l2g_ray.results.rows import (
     MIN_SEEDS_FOR_A_VERDICT,
     best_baseline,
     best_published,
+    best_simple_arm,
+    describe_weights,
     format_interval,
     format_number,
     name_arm,
@@ -23,10 +27,15 @@ from l2g_ray.results.rows import (
     used_arm,
 )
 from l2g_ray.results.schema import validate_leaderboard
-from l2g_ray.results.terminal import Column, Listing
+from l2g_ray.results.terminal import Column, Listing, Sentence
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 # Whose scores a row has without near-duplicates.
 APART = ("used", "l2g", "embedder_only")
+# With more tasks than this, the terminal does not show the arms of each.
+MOST_TASKS = 4
 EXPLAIN_SEEDS = (
     f"With fewer than {MIN_SEEDS_FOR_A_VERDICT} seeds of training the interval of a difference is of the test rows alone, and "
     "another seed can turn it: no verdict (--seeds 3)."
@@ -71,35 +80,55 @@ def describe_slots(board: Mapping[str, Any]) -> str:
     )
 
 
-def render_table(board: Mapping[str, Any]) -> Listing:
-    """The board for a terminal, or a file, of any width; the warnings below."""
-    published = any(best_published(row) for row in board["tasks"])
-    simple = any(best_baseline(row) for row in board["tasks"])
+def find_baseline(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The best baseline, where no arm of k-mers takes its place."""
+    return None if best_simple_arm(row) else best_baseline(row)
+
+
+def render_table(board: Mapping[str, Any]) -> RenderableType:
+    """The board for a terminal, or a file, of any width: the tasks, the arms of each, notes and warnings."""
+    from rich.console import Group
+
+    rows = board["tasks"]
+    parts: list[RenderableType] = [_list_tasks(board)]
+    for row in rows if len(rows) <= MOST_TASKS else ():
+        for part in _describe_arms(row):
+            parts += ["", part]
+    return Group(*parts, *([""] if rows else []), *map(Sentence, _list_notes(board)))
+
+
+def _list_tasks(board: Mapping[str, Any]) -> Listing:
+    rows = board["tasks"]
+    shown = {
+        "used": any(used_arm(row) for row in rows),
+        "kmer": any(best_simple_arm(row) for row in rows),
+        "baseline": any(find_baseline(row) for row in rows),
+        "published": any(best_published(row) for row in rows),
+    }
     columns = [
         Column("Task, metric", words=True),
-        *(Column(heading) for heading in ("L2G", "Embedder only", "Difference")),
-        *([Column("Baseline")] if simple else []),
-        *([Column("Published", words=True)] if published else []),
+        *([Column("Used", words=True, whole=2)] if shown["used"] else []),
+        *(Column(heading) for heading in ("L2G", "Embedder")),
+        *([Column("Best k-mer arm")] if shown["kmer"] else []),
+        *([Column("Baseline")] if shown["baseline"] else []),
+        *([Column("Published", words=True)] if shown["published"] else []),
         Column("!"),
     ]
-    title = f"{board['bench']} · preset {board['preset']} · {board['language_model']}"
-    listing = Listing(columns, title=title, caption=_list_notes(board))
-    for row in board["tasks"]:
-        alone, used = row["embedder_only"], used_arm(row)
-        cells: list[list[str]] = [
-            [row["task"], *_describe_row(row)],
-            _score_lines(row["test"]),
-            _score_lines(alone),
-            list(subtract_arms(row).parts),
-        ]
-        if simple:
-            name, score = best_baseline(row) or ("", None)
-            cells.append([*_score_lines(score), name] if score else [])
-        if published:
+    listing = Listing(columns, title=f"{board['bench']} · preset {board['preset']} · {board['language_model']}")
+    for row in rows:
+        used, simple, baseline = used_arm(row), best_simple_arm(row), find_baseline(row)
+        cells: list[list[str]] = [[row["task"], *_describe_row(row)]]
+        if shown["used"]:
+            cells.append([*_score_lines(used.test), describe_weights(row, 3) or name_arm(used.name)] if used else [])
+        cells += [_score_lines(row["test"]), _score_lines(row["embedder_only"])]
+        if shown["kmer"]:
+            cells.append([*_score_lines(simple[1]["test"]), simple[0]] if simple else [])
+        if shown["baseline"]:
+            cells.append([*_score_lines(baseline[1]), baseline[0]] if baseline else [])
+        if shown["published"]:
             best = best_published(row)
             cells.append([format_number(best["value"]), best["model"]] if best else [])
-        strong = {"l2g": [1], "embedder_only": [2]}.get(used.name if used else "l2g", [])
-        listing.add(*cells, [str(len(row["warnings"]) or "")], strong=[0, *strong])
+        listing.add(*cells, [str(len(row["warnings"]) or "")], strong=[0, 1])
     return listing
 
 
@@ -108,21 +137,35 @@ def _score_lines(score: Mapping[str, Any] | None) -> list[str]:
 
 
 def _describe_row(row: Mapping[str, Any]) -> list[str]:
-    lines = [f"{row['metric']}, {row['backbone']}", *(["(synthetic)"] if row.get("synthetic") else [])]
-    if used := used_arm(row):
-        lines.append(f"uses {name_arm(used.name)} {format_number(used.test['mean'])}")
-    return lines
+    return [f"{row['metric']}, {row['backbone']}", *(["(synthetic)"] if row.get("synthetic") else [])]
+
+
+def _describe_arms(row: Mapping[str, Any]) -> list[RenderableType]:
+    """The arms of a task as a table, and how the ensemble was made."""
+    lines, told = tabulate_arms(row), describe_ensemble(row)
+    if not lines:
+        return [Sentence(f"{row['task']}: {told}")] if told else []
+    first, *others = head_arms(row)
+    columns = [Column(first, words=True), *map(Column, others)]
+    listing = Listing(columns, title=f"{row['task']}: arms, {row['metric']}", caption=[told])
+    for number, line in enumerate(lines):
+        listing.add(*line, strong=[] if number else [0])
+    return [listing]
 
 
 def _list_notes(board: Mapping[str, Any]) -> list[str]:
     rows = board["tasks"]
-    notes = ["Intervals are 95 % bootstrap. Difference = L2G minus embedder only, over the same test rows."]
+    notes = ["Intervals are 95 % bootstrap over test rows. Used: what `l2g-ray predict` predicts with."]
+    if any(row.get("arms") for row in rows):
+        notes.append(EXPLAIN_ADDS)
+        if len(rows) > MOST_TASKS:
+            notes.append("The arms of each task are in leaderboard.md and in the report.")
+    if any(best_simple_arm(row) for row in rows):
+        notes.append("Best k-mer arm: of the arms that count words, the one with the best score on held-out rows.")
+    if any(find_baseline(row) for row in rows):
+        notes.append("Baseline: the simple model with the best score on validation; leaderboard.json has all of them.")
     if any(subtract_arms(row).verdict.split(" ")[0].isdigit() for row in rows):
         notes.append(EXPLAIN_SEEDS)
-    if any(best_baseline(row) for row in rows):
-        notes.append("Baseline = the simple model that was best on validation; leaderboard.json has all of them.")
-    if any(used_arm(row) for row in rows):
-        notes.append("uses = the arm that was best on validation: what `l2g-ray predict` predicts with.")
     said: dict[str, list[str]] = {}
     for row in rows:
         for warning in row["warnings"]:
@@ -133,7 +176,8 @@ def _list_notes(board: Mapping[str, Any]) -> list[str]:
 
 
 def _to_csv(board: Mapping[str, Any]) -> str:
-    records = [_flatten_row(row) for row in board["tasks"]]
+    arms = [arm for arm in ARMS if any(arm in (row.get("arms") or {}) for row in board["tasks"])]
+    records = [_flatten_row(row, arms) for row in board["tasks"]]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(records[0]) if records else ["task"], lineterminator="\n")
     writer.writeheader()
@@ -141,24 +185,26 @@ def _to_csv(board: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
-def _flatten_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten_row(row: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
     published, difference = best_published(row) or {}, subtract_arms(row)
+    used, about = used_arm(row), row.get("used") or {}
     flat: dict[str, Any] = {key: row[key] for key in ("task", "kind", "metric")}
     flat["synthetic"] = bool(row.get("synthetic"))
+    flat |= {"used": used.name if used else "", **_spread("used", used.test if used else None)}
+    flat |= {"used_oof": used.validation if used and about else None}
+    flat |= {key: about.get(key) for key in ("ensemble", "folds")}
+    flat |= {f"used_{key}": about.get(key) for key in ("models", "bytes", "rows_per_s")}
     for arm in ("test", "validation", "embedder_only"):
-        score = row[arm] or {}
-        lo, hi = score.get("ci95") or (None, None)
-        flat |= {f"{arm}_mean": score.get("mean"), f"{arm}_lo": lo, f"{arm}_hi": hi}
+        flat |= _spread(arm, row[arm])
     lo, hi = difference.ci95 or (None, None)
     flat |= {"difference": difference.mean, "difference_lo": lo, "difference_hi": hi, "verdict": difference.verdict}
-    name, simple = best_baseline(row) or ("", {})
-    used = used_arm(row)
-    flat |= {"chosen": used.name if used else "", "chosen_mean": used.test["mean"] if used else None}
-    apart = row.get("test_without_near_duplicates") or {}
-    lo, hi = (apart.get("used") or {}).get("ci95") or (None, None)
+    for arm in arms:
+        one = (row.get("arms") or {}).get(arm) or {}
+        flat |= {f"{arm}_{part}": (one.get(part) or {}).get("mean") for part in ("test", "oof")}
+        flat |= {f"{arm}_weight": one.get("weight"), f"{arm}_adds": (one.get("adds") or {}).get("mean")}
     flat |= {"near_duplicates": (row.get("check") or {}).get("near_duplicates")}
-    flat |= {"chosen_without_near_mean": (apart.get("used") or {}).get("mean")}
-    flat |= {"chosen_without_near_lo": lo, "chosen_without_near_hi": hi}
+    flat |= _spread("used_without_near", (row.get("test_without_near_duplicates") or {}).get("used"))
+    name, simple = best_baseline(row) or ("", {})
     flat |= {"baseline": name, "baseline_mean": simple.get("mean")}
     flat |= {"published_value": published.get("value"), "published_model": published.get("model")}
     flat |= {key: row[key] for key in ("n_train", "n_test", "backbone")}
@@ -167,67 +213,90 @@ def _flatten_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {"warnings": "; ".join(row["warnings"])}
 
 
-def _to_markdown(board: Mapping[str, Any]) -> str:
-    def escape(text: str) -> str:
-        return text.replace("|", "\\|").replace("\n", " ")
+def _spread(name: str, score: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A score as three columns."""
+    lo, hi = (score or {}).get("ci95") or (None, None)
+    return {f"{name}_mean": (score or {}).get("mean"), f"{name}_lo": lo, f"{name}_hi": hi}
 
-    headings = [
-        "Task",
-        "Metric",
-        "L2G",
-        "Embedder only",
-        "Difference",
-        "Used",
-        "Baseline",
-        "Published",
-        "Backbone",
-        "Test rows",
-    ]
-    lines = [
-        f"# {board['bench']}: preset {board['preset']}, language model {board['language_model']}",
-        "",
-        "| " + " | ".join(headings) + " |",
-        "|" + "|".join(["---", "---"] + ["---:"] * 6 + ["---", "---:"]) + "|",
-    ]
+
+def _to_markdown(board: Mapping[str, Any]) -> str:
+    scores = ("Used", "L2G", "Embedder only", "Difference", "Best k-mer arm", "Baseline", "Published")
+    table = _Table("Task", "Metric", *(f"{name}:" for name in scores), "Backbone", "Test rows:")
     for row in board["tasks"]:
-        alone, published = row["embedder_only"], best_published(row)
-        simple, used = best_baseline(row), used_arm(row)
-        cells = [
+        used, simple, baseline, published = used_arm(row), best_simple_arm(row), best_baseline(row), best_published(row)
+        table.add(
             name_task(row),
             row["metric"],
-            f"{format_number(row['test']['mean'])} {format_interval(row['test'])}",
-            f"{format_number(alone and alone['mean'])} {format_interval(alone)}",
+            f"{_score(used.test)} {name_arm(used.name)}" if used else "–",
+            _score(row["test"]),
+            _score(row["embedder_only"]),
             str(subtract_arms(row)),
-            f"{format_number(used.test['mean'])} {name_arm(used.name)}" if used else "–",
-            f"{format_number(simple[1]['mean'])} {simple[0]}" if simple else "–",
+            f"{_score(simple[1]['test'])} {simple[0]}" if simple else "–",
+            f"{format_number(baseline[1]['mean'])} {baseline[0]}" if baseline else "–",
             f"{format_number(published['value'])} {published['model']}" if published else "–",
             row["backbone"],
             str(row["n_test"]),
-        ]
-        lines.append("| " + " | ".join(escape(cell.strip()) for cell in cells) + " |")
-    lines += _tabulate_apart(board, escape)
+        )
+    title = f"# {board['bench']}: preset {board['preset']}, language model {board['language_model']}"
+    lines = [title, "", *table.lines, *_write_arms(board), *_tabulate_apart(board)]
     notes = [f"- {row['task']}: {warning}" for row in board["tasks"] for warning in row["warnings"]]
     if notes:
         lines += ["", "## Warnings", "", *notes]
-    lines += ["", "## Cost", "", "| Task | Trials | Wall s | CPU s | GPU s |", "|---|---:|---:|---:|---:|"]
+    costs = _Table("Task", "Trials:", "Wall s:", "CPU s:", "GPU s:")
     for row in board["tasks"]:
-        seconds = " | ".join(f"{row[name]:,.1f}" for name in ("wall_s", "cpu_s", "gpu_s"))
-        lines.append(f"| {escape(name_task(row))} | {row['trials']} | {seconds} |")
+        costs.add(name_task(row), str(row["trials"]), *(f"{row[name]:,.1f}" for name in ("wall_s", "cpu_s", "gpu_s")))
+    lines += ["", "## Cost", "", *costs.lines]
     if sentence := describe_slots(board):
         lines += ["", sentence]
     return "\n".join(lines) + "\n"
 
 
-def _tabulate_apart(board: Mapping[str, Any], escape: Callable[[str], str]) -> list[str]:
+class _Table:
+    """A table in Markdown; a heading that ends with a colon is of numbers."""
+
+    def __init__(self, *headings: str) -> None:
+        self.lines = [
+            "| " + " | ".join(heading.removesuffix(":") for heading in headings) + " |",
+            "|" + "".join(f"---{':' if heading.endswith(':') else ''}|" for heading in headings),
+        ]
+
+    def add(self, *cells: str) -> None:
+        escaped = (cell.strip().replace("|", "\\|").replace("\n", " ") for cell in cells)
+        self.lines.append("| " + " | ".join(escaped) + " |")
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    return " ".join(_score_lines(score)).strip()
+
+
+def _write_arms(board: Mapping[str, Any]) -> list[str]:
+    """What is used, and the arms of each task: how the ensemble was made, and what each of them adds."""
+    lines: list[str] = []
+    for row in board["tasks"]:
+        told, arms = describe_ensemble(row), tabulate_arms(row)
+        if not told:
+            continue
+        lines += ["", f"### {name_task(row)}", "", told]
+        if arms:
+            first, *others = head_arms(row)
+            table = _Table(first, *(f"{heading}:" for heading in others), "Used minus it:")
+            behind = ["", *(str(arm.less) for arm in list_arms(row))]
+            for line, less in zip(arms, behind, strict=True):
+                table.add(*line, less)
+            lines += ["", *table.lines]
+    if any(row.get("arms") for row in board["tasks"]):
+        lines += ["", f"{EXPLAIN_ADDS} Used minus it: on the test rows."]
+    return ["", "## What is used", *lines] if lines else []
+
+
+def _tabulate_apart(board: Mapping[str, Any]) -> list[str]:
     """Scores on the test rows that are no near-duplicates of train rows; nothing where no row has them."""
     rows = [row for row in board["tasks"] if row.get("test_without_near_duplicates")]
     if not rows:
         return []
-    lines = ["", "## Test rows that are no near-duplicates of train rows", ""]
-    lines += ["| Task | Metric | Rows | Left out | Used | L2G | Embedder only |", "|---|---|---:|---:|---:|---:|---:|"]
+    table = _Table("Task", "Metric", "Rows:", "Left out:", "Used:", "L2G:", "Embedder only:")
     for row in rows:
         apart = row["test_without_near_duplicates"]
-        scores = [f"{format_number(s['mean'])} {format_interval(s)}" for s in map(apart.get, APART) if s]
-        cells = [name_task(row), row["metric"], f"{apart['n']:,}", f"{apart['dropped']:,}", *scores]
-        lines.append("| " + " | ".join(escape(cell.strip()) for cell in cells) + " |")
-    return lines
+        counts = (f"{apart[name]:,}" for name in ("n", "dropped"))
+        table.add(name_task(row), row["metric"], *counts, *(_score(apart.get(arm)) for arm in APART))
+    return ["", "## Test rows that are no near-duplicates of train rows", "", *table.lines]

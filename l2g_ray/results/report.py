@@ -1,4 +1,4 @@
-"""The report of a suite: one HTML file that opens anywhere, without a network, by day and by night."""
+"""The report of a suite: one HTML file that opens anywhere, without a network, with a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import pandas as pd
 
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results import report_tables as tables
+from l2g_ray.results.ensemble import EXPLAIN_ADDS, describe_ensemble, list_arms
 from l2g_ray.results.explained import Part
-from l2g_ray.results.leaderboard import EXPLAIN_SEEDS, describe_slots, write_atomically
+from l2g_ray.results.leaderboard import EXPLAIN_SEEDS, describe_slots, find_baseline, write_atomically
 from l2g_ray.results.report_tables import Table
 from l2g_ray.results.rows import (
-    best_baseline,
     best_published,
+    best_simple_arm,
+    describe_weights,
     format_interval,
     format_number,
-    list_weights,
     name_arm,
     name_task,
     subtract_arms,
@@ -41,7 +42,7 @@ REPRODUCE_KEYS = ("command", "git_revision", "versions", "machine", "fingerprint
 class TaskDetails:
     """What the report tells about one task beyond its row of the leaderboard.
 
-    `task` is the row's name. `labels` are the classes or outputs. `metrics` maps an arm ("L2G", "embedder only", ...)
+    `task` is the row's name. `labels` are the classes or outputs. `metrics` maps an arm ("ensemble", "L2G", ...)
     to its metrics; a metric is a number or a score {mean, ci95}. `history` holds the records that `figures` draws.
     `predictions` has one row a test sequence: classification, the class names in the columns `label` and
     `prediction`; regression, the columns `label_<output>` and `prediction_<output>`. Other frames are not drawn.
@@ -94,7 +95,7 @@ def write_report(
     """Write `report.html`, and its figures as SVG and PNG below `figures/`.
 
     How to reproduce the run is read from `suite.json` in the folder, or from keys of the board (`REPRODUCE_KEYS`).
-    Tasks without details get their row only. `parameters` are the sizes of L2G and of the embedder only; `studies` are
+    Tasks without details get their row only. `parameters` are the sizes of our own models (`suite_figures`); `studies` are
     ablations (`explained.read_study`). Returns the report's path. Raises UserError for a board
     that does not fit the schema, or a folder that cannot be written to.
     """
@@ -108,7 +109,8 @@ def write_report(
     for number, row in enumerate(plain["tasks"]):
         detail = by_name.get(row["task"]) or TaskDetails(row["task"], row["kind"], ())
         pictures = _draw_task(row, detail, f"task{number}")
-        sections.append({"row": row, "detail": detail, "pictures": pictures, "metrics": _tabulate(detail.metrics)})
+        parts = {"pictures": pictures, "metrics": _tabulate(detail.metrics), "arms": tables.tabulate_arms(row)}
+        sections.append({"row": row, "detail": detail, **parts})
         for picture in pictures:
             stem = picture.name.removeprefix(f"task{number}-")
             figures.save(picture.figure, Path(run_folder) / "figures" / row["task"] / stem)
@@ -126,14 +128,17 @@ def write_report(
         "number": format_number,
         "interval": format_interval,
         "best_published": best_published,
-        "best_baseline": best_baseline,
+        "best_simple_arm": best_simple_arm,
+        "describe_ensemble": describe_ensemble,
+        "describe_weights": describe_weights,
+        "find_baseline": find_baseline,
         "name_arm": name_arm,
         "best_other": best_other,
         "name_task": name_task,
         "subtract_arms": subtract_arms,
         "subtract_baseline": subtract_baseline,
         "used_arm": used_arm,
-        "list_weights": list_weights,
+        "explain_adds": EXPLAIN_ADDS,
         "explain_seeds": EXPLAIN_SEEDS,
         "duration": format_duration,
         # Drawn by us, with its texts escaped by matplotlib.
@@ -145,6 +150,11 @@ def write_report(
         board=plain,
         overview=overview,
         sections=sections,
+        shown={
+            "kmer": any(best_simple_arm(row) for row in plain["tasks"]),
+            "baseline": any(find_baseline(row) for row in plain["tasks"]),
+            "published": any(best_published(row) or best_other(row) for row in plain["tasks"]),
+        },
         studies=studies,
         costs=_tabulate_costs(plain),
         reproduce=_read_reproduce(run_folder, plain),
@@ -180,7 +190,7 @@ def _draw_overview(
     standings = suite_figures.gather_standings(board, parameters)
     tasks, complete = suite_figures.common_tasks(standings)
     open_marks = " Hollow: at least one score is of other data, another split or another protocol."
-    if len(complete) > 2:
+    if any(standing.model not in suite_figures.OWN for standing in complete):
         figure = suite_figures.plot_mean_scores(complete, tasks)
         caption = (
             f"Mean score over {', '.join(tasks)} by model and size; models with a score for each of them.{open_marks} "
@@ -215,6 +225,12 @@ def _draw_task(row: Mapping[str, Any], detail: TaskDetails, prefix: str) -> list
     def add(name: str, figure: Figure, caption: str, table: Table) -> None:
         pictures.append(_Picture(f"{prefix}-{name}", figure, caption, table))
 
+    if len(list_arms(row)) > 1:
+        caption = (
+            f"What each arm adds: {row['metric']} of the ensemble minus that without the arm, on held-out rows, with 95 % "
+            "intervals; hollow: an arm without weight."
+        )
+        add("arms", figures.plot_arms(row), caption, tables.tabulate_adds(row))
     frame = detail.predictions
     if frame is not None and detail.kind in ("binary", "multiclass"):
         names = (frame["label"], frame["prediction"], detail.labels)
@@ -235,7 +251,7 @@ def _draw_task(row: Mapping[str, Any], detail: TaskDetails, prefix: str) -> list
         add("trials", figures.plot_trials(history, rungs=detail.rungs), caption, table)
     if row["architecture"]:
         found = row.get("architecture_from", "searched")
-        origin = "the searched kernels" if found == "searched" else f"kernels of the uniform network {found}, which won"
+        origin = "the searched kernels" if found == "searched" else f"the kernels of the {found} network"
         caption = f"The architecture, {origin}: one line a layer, one dot a tap."
         table = tables.tabulate_architecture(row["architecture"])
         add("architecture", figures.plot_architecture(row["architecture"]), caption, table)

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from l2g_ray.results.rows import best_published, format_interval, format_number, name_task, subtract_arms
+from l2g_ray.results import ensemble
+from l2g_ray.results.rows import (
+    best_published,
+    format_interval,
+    format_number,
+    name_arm,
+    name_task,
+    subtract_arms,
+    used_arm,
+)
 from l2g_ray.results.suite_figures import Standing, mean_by_type, measure_profile
 
 MAX_LINES = 200
@@ -40,15 +49,30 @@ def tabulate_scores(board: Mapping[str, Any]) -> Table:
     """Behind `plot_scores`."""
     lines = []
     for row in board["tasks"]:
-        published = best_published(row)
+        published, used = best_published(row), used_arm(row)
         cells = [name_task(row), row["metric"]]
-        for score in (row["test"], row["embedder_only"]):
-            cells += [format_number(score and score["mean"]), format_interval(score)]
+        for score in (used.test if used else None, row["test"], row["embedder_only"]):
+            cells += [format_number(score["mean"] if score else None), format_interval(score)]
         cells.append(str(subtract_arms(row)))
         lines.append([*cells, f"{published['value']:.3f} {published['model']}" if published else None])
-    return make_table(
-        ["Task", "Metric", "L2G", "Interval", "Embedder only", "Interval", "Difference", "Best comparable"], lines
-    )
+    scores = [part for name in ("Used", "L2G", "Embedder only") for part in (name, "Interval")]
+    return make_table(["Task", "Metric", *scores, "Difference", "Best comparable"], lines)
+
+
+def tabulate_arms(row: Mapping[str, Any]) -> Table | None:
+    """What is used and all arms of a row; None where it has none."""
+    lines = ensemble.tabulate_arms(row)
+    if not lines:
+        return None
+    less = ["", *(str(arm.less) for arm in ensemble.list_arms(row))]
+    headings = [*ensemble.head_arms(row), "Used minus it"]
+    return make_table(headings, [[*line, cell] for line, cell in zip(lines, less, strict=True)])
+
+
+def tabulate_adds(row: Mapping[str, Any]) -> Table:
+    """Behind `plot_arms`."""
+    lines = [[name_arm(arm.name), f"{arm.share:.0%}", *arm.adds.parts] for arm in ensemble.list_arms(row)]
+    return make_table(["Arm", "Weight", "Adds", "Interval", "Verdict"], lines)
 
 
 def tabulate_means(standings: Sequence[Standing], tasks: Sequence[str]) -> Table:

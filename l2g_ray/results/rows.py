@@ -65,6 +65,15 @@ def list_weights(row: Mapping[str, Any]) -> list[tuple[str, float]]:
     return sorted(((arm, weight / total) for arm, weight in weights.items()), key=lambda pair: -pair[1])
 
 
+def describe_weights(row: Mapping[str, Any], most: int | None = None) -> str:
+    """The arms that the ensemble uses with their shares, the `most` largest: "cnn 61%, gapped_kmer 22% and 2 more"."""
+    weights = list_weights(row)
+    shown = weights[:most]
+    rest = len(weights) - len(shown)
+    text = ", ".join(f"{name_arm(arm)} {share:.0%}" for arm, share in shown)
+    return f"{text} and {rest} more" if rest else text
+
+
 def best_simple_arm(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Name and scores of the k-mer arm with the best score on held-out rows; None where a row has none."""
     sign = find_metric(row["metric"]).sign
@@ -94,11 +103,12 @@ def best_baseline(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def warn_of_baseline(row: Mapping[str, Any]) -> list[str]:
-    """Sentences where a k-mer arm is better than what the run predicts with on held-out rows, or a baseline on test.
+    """Sentences where a k-mer arm is better than what the run predicts with on held-out rows, or an arm or baseline on test
+    with an interval of the difference that is clear of 0.
 
     In a row of an earlier version: where the best baseline is better on validation.
     """
-    used, metric = used_arm(row), row["metric"]
+    used = used_arm(row)
     if used is None:
         return []
     if not row.get("used"):
@@ -108,13 +118,13 @@ def warn_of_baseline(row: Mapping[str, Any]) -> list[str]:
     found = []
     if (arm := best_simple_arm(row)) and _beats(arm[1]["oof"]["mean"], row):
         found.append(_warn_of(f"arm {arm[0]}", "held-out rows", arm[1]["oof"]["mean"], arm[1]["test"]["mean"], row))
-    for name, score in row["baselines"].items():
-        if (
-            isinstance(score, Mapping)
-            and judge((score.get("difference") or {}).get("ci95"), metric, MIN_SEEDS_FOR_A_VERDICT) == "worse"
-        ):
+    others = [(f"arm {name_arm(arm)}", one["test"], one) for arm, one in row["arms"].items()]
+    others += [(f"baseline {name}", one, one) for name, one in row["baselines"].items() if isinstance(one, Mapping)]
+    for who, score, one in others:
+        # Seeds or not: the interval over the test rows is enough for a warning.
+        if judge((one.get("difference") or {}).get("ci95"), row["metric"], MIN_SEEDS_FOR_A_VERDICT) == "worse":
             found.append(
-                f"The baseline {name} has a better {metric} on test than what the run predicts with: "
+                f"The {who} has a better {row['metric']} on test than what the run predicts with: "
                 f"{format_number(score['mean'])} {format_interval(score)}, {name_arm(used.name)} "
                 f"{format_number(used.test['mean'])} {format_interval(used.test)}."
             )
@@ -165,10 +175,14 @@ def warn_of_findings(row: Mapping[str, Any]) -> list[str]:
 
 
 def describe_result(row: Mapping[str, Any]) -> str:
-    """The test score of the arm in use, of L2G where the row does not say, as one phrase."""
+    """What the run predicts with and its test score, of L2G where the row does not say; the best k-mer arm beside it."""
     used = used_arm(row)
     name, score = (used.name, used.test) if used else ("l2g", row["test"])
-    return f"{name_arm(name)}, test {row['metric']} {format_number(score['mean'])} {format_interval(score)}".rstrip()
+    weights = f" of {shares}" if (shares := describe_weights(row, 3)) else ""
+    told = f"{name_arm(name)}{weights}, test {row['metric']} {format_number(score['mean'])} {format_interval(score)}"
+    simple = best_simple_arm(row)
+    beside = f"; best k-mer arm {simple[0]} {format_number(simple[1]['test']['mean'])}" if simple else ""
+    return told.rstrip() + beside
 
 
 def name_task(row: Mapping[str, Any]) -> str:
@@ -199,7 +213,7 @@ def subtract_arms(row: Mapping[str, Any]) -> Difference:
     mean = (row.get("difference") or {}).get("mean")
     if mean is None and alone and None not in (l2g["mean"], alone.get("mean")):
         mean = l2g["mean"] - alone["mean"]
-    return _difference(row["metric"], row.get("difference"), mean, l2g, alone or {})
+    return make_difference(row["metric"], row.get("difference"), mean, l2g, alone or {})
 
 
 def subtract_baseline(row: Mapping[str, Any], name: str) -> Difference:
@@ -210,12 +224,13 @@ def subtract_baseline(row: Mapping[str, Any], name: str) -> Difference:
     paired = score.get("difference") or {}
     mine = row["used"]["test"] if row.get("used") else row["test"]
     other = score if name in TRAINED_BASELINES else mine
-    return _difference(row["metric"], paired, paired.get("mean"), mine, other)
+    return make_difference(row["metric"], paired, paired.get("mean"), mine, other)
 
 
-def _difference(
+def make_difference(
     metric: str, paired: Mapping[str, Any] | None, mean: float | None, one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> Difference:
+    """A mean, the interval of a paired difference, and the verdict for the seeds that both scores have."""
     seeds = min(len(score.get("per_seed") or [0]) for score in (one, other))
     ci95 = (paired or {}).get("ci95")
     return Difference(mean, tuple(ci95) if ci95 else None, judge(ci95, metric, seeds))

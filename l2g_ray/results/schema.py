@@ -71,13 +71,14 @@ class Used(_Part):
 
 
 class Arm(_Part):
-    """One arm of a run: its scores on test and on held-out rows, its weight in the ensemble (mean over seeds), and what the
-    ensemble gains by it on held-out rows (`adds`: `mean`, `ci95`, `p`)."""
+    """One arm of a run: its scores on test and on held-out rows, its weight in the ensemble (mean over seeds), what the
+    ensemble gains by it on held-out rows (`adds`: `mean`, `ci95`, `p`), and the ensemble minus the arm on test (`difference`)."""
 
     test: TestScore
     oof: Score | None
     weight: float
     adds: dict[str, Any] | None = None
+    difference: dict[str, Any] | None = None
 
 
 class Published(_Part):

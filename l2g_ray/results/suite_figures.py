@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from l2g_ray.results.figures import BLUE, GREY, ORANGE, VERMILION, _new_figure, _styled
+from l2g_ray.results.figures import BLUE, GREY, INK, ORANGE, VERMILION, _new_figure, _styled
+from l2g_ray.results.rows import used_arm
 from l2g_ray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-L2G, ALONE = "L2G", "embedder only"
-# Own arms are drawn first and strongly.
-_OWN = {L2G: BLUE, ALONE: ORANGE}
+USED, L2G, ALONE = "used", "L2G", "embedder only"
+# Our own are drawn first and strongly.
+OWN = {USED: INK, L2G: BLUE, ALONE: ORANGE}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s?([kMB])(?![a-z])")
 MAX_LINES = 5
 _UNITS = {"k": 1e3, "M": 1e6, "B": 1e9}
@@ -41,21 +42,23 @@ class Standing:
 
 
 def gather_standings(board: Mapping[str, Any], parameters: Mapping[str, float] | None = None) -> list[Standing]:
-    """All models of a board: L2G, the embedder alone, then the published ones. `parameters` are the sizes of the first two.
+    """All models of a board: what is used, L2G, the embedder alone, then the published ones. `parameters` are the sizes of
+    our own.
 
     Rows whose metric is better when lower, or undefined, are left out. A published model's size is read from its name
     ("Enformer (252M)"), where that has one.
     """
-    scores: dict[str, dict[str, float]] = {L2G: {}, ALONE: {}}
+    scores: dict[str, dict[str, float]] = {name: {} for name in OWN}
     comparable: dict[str, bool] = {}
     for row in board["tasks"]:
         if not find_metric(row["metric"]).higher_is_better:
             continue
-        for arm, name in (("test", L2G), ("embedder_only", ALONE)):
-            if row[arm] and row[arm]["mean"] is not None:
-                scores[name][row["task"]] = row[arm]["mean"]
+        used = used_arm(row)
+        for name, score in ((USED, used.test if used else None), (L2G, row["test"]), (ALONE, row["embedder_only"])):
+            if score and score["mean"] is not None:
+                scores[name][row["task"]] = score["mean"]
         for entry in row["published"]:
-            if entry["value"] is not None and entry["model"] not in (L2G, ALONE):
+            if entry["value"] is not None and entry["model"] not in OWN:
                 scores.setdefault(entry["model"], {})[row["task"]] = entry["value"]
                 comparable[entry["model"]] = comparable.get(entry["model"], True) and entry["comparable"]
             elif entry["value"] is not None:
@@ -79,14 +82,15 @@ def read_size(model: str) -> float | None:
 
 
 def common_tasks(standings: Sequence[Standing]) -> tuple[list[str], list[Standing]]:
-    """The tasks that L2G has, and the models that have all of those which at least one other model has.
+    """The tasks that our own model with the most of them has, and the models that have all of those which at least one
+    published model has.
 
-    Where no published model has any, the tasks are all that L2G has.
+    Where no published model has any, the tasks are all of our own.
     """
-    own = next((s for s in standings if s.model == L2G), None)
+    own = max((s for s in standings if s.model in OWN), key=lambda s: len(s.scores), default=None)
     if own is None:
         return [], []
-    published = [s for s in standings if s.model not in _OWN]
+    published = [s for s in standings if s.model not in OWN]
     told = [task for task in own.scores if any(task in s.scores for s in published)]
     tasks = told or list(own.scores)
     return tasks, [s for s in standings if all(task in s.scores for task in tasks)]
@@ -102,8 +106,8 @@ def plot_mean_scores(standings: Sequence[Standing], tasks: Sequence[str]) -> Fig
     left, right = min(sizes) / 2, max(sizes) * 12
     for standing in standings:
         x, y = standing.parameters or right * 2, standing.mean(tasks)
-        colour = _OWN.get(standing.model, VERMILION if standing.comparable else GREY)
-        marker = {L2G: "o", ALONE: "s"}.get(standing.model, "D")
+        colour = OWN.get(standing.model, VERMILION if standing.comparable else GREY)
+        marker = {USED: "D", L2G: "o", ALONE: "s"}.get(standing.model, "^")
         axes.plot(x, y, marker, color=colour, markersize=6, markerfacecolor=colour if standing.comparable else "none")
     axes.set_xscale("log")
     axes.set_xlim(left, right * 60 if rest else right)
@@ -142,7 +146,7 @@ def plot_task_types(standings: Sequence[Standing], types: Mapping[str, str]) -> 
         axes.text(0, y, name, transform=axes.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center")
         y += 1
         for model, mean, comparable in entries:
-            colour = _OWN.get(model, VERMILION if comparable else GREY)
+            colour = OWN.get(model, VERMILION if comparable else GREY)
             axes.plot(mean, y, "o", color=colour, markersize=6, markerfacecolor=colour if comparable else "none")
             ticks.append((y, model))
             y += 1
@@ -172,9 +176,9 @@ def measure_profile(standings: Sequence[Standing], tasks: Sequence[str]) -> dict
 def plot_profile(standings: Sequence[Standing], tasks: Sequence[str]) -> Figure:
     """Performance profile (after the paper's Fig. S1C): the share of tasks on which a model is within tau of the best."""
     whole = measure_profile(standings, tasks)
-    published = sorted((s for s in standings if s.model not in _OWN), key=lambda s: -s.mean(tasks))
+    published = sorted((s for s in standings if s.model not in OWN), key=lambda s: -s.mean(tasks))
     # More lines than this are no longer told apart; the distances are from the best of all models.
-    shown = [*(s.model for s in standings if s.model in _OWN), *(s.model for s in published[:MAX_LINES])]
+    shown = [*(s.model for s in standings if s.model in OWN), *(s.model for s in published[:MAX_LINES])]
     profile = {model: whole[model] for model in shown}
     figure, (axes,) = _new_figure(7.2, 3.6)
     finite = [d for distances in profile.values() for d in distances if np.isfinite(d)]
@@ -184,15 +188,15 @@ def plot_profile(standings: Sequence[Standing], tasks: Sequence[str]) -> Figure:
         shares = np.searchsorted(distances, np.array([0.0, *distances, reach]), side="right") / len(tasks)
         xs = np.array([0.0, *distances, reach])
         known = np.isfinite(xs)
-        colour = _OWN.get(model, cycle[i % len(cycle)])
+        colour = OWN.get(model, cycle[i % len(cycle)])
         order = np.argsort(xs[known], kind="stable")
         axes.step(
             xs[known][order],
             shares[known][order],
             where="post",
             color=colour,
-            linewidth=2 if model in _OWN else 1.1,
-            linestyle="-" if model in _OWN or i % 2 else "--",
+            linewidth=2 if model in OWN else 1.1,
+            linestyle="-" if model in OWN or i % 2 else "--",
             label=model,
         )
     axes.set_xlim(0, reach)

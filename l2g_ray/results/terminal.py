@@ -44,10 +44,14 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and what is below it: words (left, wrapped where room is short) or numbers (right, never wrapped)."""
+    """A heading, and what is below it: words (left, wrapped where room is short) or numbers (right, never wrapped).
+
+    Of a column of words, the first `whole` lines of a cell are not wrapped.
+    """
 
     heading: str
     words: bool = False
+    whole: int = 0
 
 
 class Listing:
@@ -105,7 +109,8 @@ class Listing:
         for number, column in enumerate(self.columns):
             lines = [column.heading, *(line for row in self.rows for line in row[number])]
             widest = max(map(cell_len, lines))
-            widths.append(min(widest, words) if column.words and words else widest)
+            whole = max((cell_len(line) for row in self.rows for line in row[number][: column.whole]), default=0)
+            widths.append(max(whole, min(widest, words)) if column.words and words else widest)
         return widths
 
     def _make_table(self, plain: bool, widths: Sequence[int]) -> Table:

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
-from l2g_ray.config import OptimSettings, Settings
+from l2g_ray.config import OneCycleSettings, OptimSettings, Settings
+from l2g_ray.counts import use_rc
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.stages.baseline import NotApplicable
-from l2g_ray.stages.common import TaskData, count_steps, make_batches, make_losses, make_validate, use_rc
-from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
-from l2g_ray.stages.optim import make_optimizer, make_schedule
+from l2g_ray.stages.common import TaskData
+from l2g_ray.stages.loop import Runtime, TrainResult
+from l2g_ray.stages.one_cycle import train_one_cycle
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one form of the network trains: enough epochs for `rows` rows to pass, within `epochs` (least, most)."""
-
-    lr: float
-    batch_size: int
-    steps: int
-    epochs: tuple[int, int]
-
-    def count_epochs(self, n_rows: int) -> int:
-        """Epochs for so many training rows."""
-        least, most = self.epochs
-        return min(max(round(self.steps * self.batch_size / n_rows), least), most)
-
-
-ANYWHERE = Recipe(lr=4e-3, batch_size=32, steps=1400, epochs=(8, 12))
-BY_POSITION = Recipe(lr=2e-3, batch_size=64, steps=1000, epochs=(8, 16))
+_OPTIM = OptimSettings(lr=4e-3, weight_decay=0.02, betas=(0.9, 0.999), warmup_fraction=0.2)
+ANYWHERE = OneCycleSettings(optim=_OPTIM, batch_size=32, steps=1400, epochs=(8, 12))
+BY_POSITION = OneCycleSettings(optim=_OPTIM.model_copy(update={"lr": 2e-3}), batch_size=64, steps=1000, epochs=(8, 16))
 
 
 def build_cnn(data: TaskData, settings: Settings, seed: int) -> SmallCNN:
@@ -49,19 +34,8 @@ def train_cnn(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -
     Raises NotApplicable where the loss ceases to be finite.
     """
     net = build_cnn(data, settings, seed).to(runtime.device)
-    recipe = BY_POSITION if net.config.by_position else ANYWHERE
-    epochs, steps = recipe.count_epochs(data.train.n_rows), count_steps(data, recipe.batch_size)
-    optim = OptimSettings(lr=recipe.lr, weight_decay=0.02, betas=(0.9, 0.999), warmup_fraction=0.2, decay="cosine")
-    result = train(
-        net,
-        make_optimizer(optim, [(net.parameters(), optim.lr)]),
-        make_schedule(optim, epochs, steps),
-        LoopSettings(epochs, steps, seed, clip_norm=1.0, keep_last=True, average_weights=True),
-        runtime,
-        batches=make_batches(settings, data, recipe.batch_size, seed),
-        losses=make_losses(net, data.task, data.label_scale),
-        validate=make_validate(net, data, runtime),
-    )
+    stage = BY_POSITION if net.config.by_position else ANYWHERE
+    result = train_one_cycle(net, data, settings, runtime, stage, seed)
     if not math.isfinite(result.history[-1]["train_loss"]):
         raise NotApplicable("cnn: the loss ceased to be finite")
     return result

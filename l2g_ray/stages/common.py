@@ -116,7 +116,7 @@ def make_embedder_config(
         causal=model.causal,
         dropout=dropout,
         predictor_reads=model.predictor_reads,
-        pooling=model.pooling,
+        pooling=model.find_pooling(data.task.strand_specific),
         norm_eps=reference.norm_eps,
         architecture=tuple(architecture),
     )

@@ -32,7 +32,7 @@ from l2g_ray.tasks.schema import Task
 
 # Arm and seed to predictions (n, n_outputs): those reported, and those of the given strand.
 Outputs = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
-# What a job of an arm leaves beside its model: its predictions for the held-out rows.
+# What a job of an arm leaves beside its model: predictions for held-out rows, of the given strand and of both.
 HELD_OUT = "held_out.npy"
 # Parts of the validation rows, where these stand in for folds: one part's weights come from the others.
 PARTS = 5
@@ -133,7 +133,7 @@ def combine_members(
     With folds, rows of the given validation split do not count: backbone, architecture and hyper-parameters were chosen on
     them. Without folds there are no others.
     """
-    task = prepared.task
+    task, both = prepared.task, average_strands(settings, prepared.task)
     folds = fold.read(prepared)
     counted = np.arange(len(folds)) < prepared.n_rows("train") if fold.of else folds == 0
     rows = pa.concat_tables([prepared.table(split, ["id", "label"]) for split in ("train", "valid")])
@@ -146,7 +146,7 @@ def combine_members(
     offset, scale = _scale_labels(task, labels)
     combinations, tables = {}, []
     for seed in dict.fromkeys(one.seed for one in members):
-        arms = _read_held_out([one for one in members if one.seed == seed], folds, task.n_outputs)
+        arms = _read_held_out([one for one in members if one.seed == seed], folds, task.n_outputs, both)
         stacker = Stacker(task.kind, {arm: p[counted] for arm, p in arms.items()}, labels, offset, scale)
         combinations[seed] = stacker.fit(settings.ensemble)
         found: Mapping[str, np.ndarray] = {arm: p[counted] for arm, p in arms.items()} | {
@@ -163,7 +163,7 @@ def combine_members(
     return combinations
 
 
-def _read_held_out(members: list[Contender], folds: np.ndarray, n_outputs: int) -> dict[str, np.ndarray]:
+def _read_held_out(members: list[Contender], folds: np.ndarray, n_outputs: int, both: bool) -> dict[str, np.ndarray]:
     """Arm to predictions (n, n_outputs) of the rows of all folds that it has a model for, NaN elsewhere.
 
     An arm whose predictions are not finite is left out.
@@ -171,7 +171,7 @@ def _read_held_out(members: list[Contender], folds: np.ndarray, n_outputs: int) 
     arms: dict[str, np.ndarray] = {}
     for one in members:
         values = arms.setdefault(one.arm, np.full((len(folds), n_outputs), np.nan, np.float32))
-        values[folds == one.fold] = np.load(one.folder / HELD_OUT)
+        values[folds == one.fold] = np.load(one.folder / HELD_OUT)[int(both)]
     covered = np.isin(folds, [one.fold for one in members if one.fold is not None])
     finite = {arm: values for arm, values in arms.items() if np.isfinite(values[covered]).all()}
     if not finite:

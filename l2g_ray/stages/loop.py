@@ -67,7 +67,6 @@ class LoopSettings:
     seed: int
     group: int = 1
     clip_norm: float | None = 1.0
-    patience_epochs: int | None = None
     select_from_epoch: int = 0
     average_weights: bool = False
     keep_last: bool = False
@@ -131,6 +130,7 @@ def train(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     state = _load(runtime.state_path, model, optimizer)
+    state.average = {name: value.to(runtime.device) for name, value in state.average.items()}
     state.micro_batches = max(state.micro_batches, read_micro_batches(runtime.state_path))
     if team.size > 1:
         team.copy_from_first(model)
@@ -162,10 +162,7 @@ def train(
         row |= {"best_score": state.best_score, "best_epoch": state.best_epoch}
         state.epoch += 1
         state.history.append(row)
-        waited = epoch - max(state.best_epoch, settings.select_from_epoch)
-        state.stopped = not math.isfinite(loss) or (
-            settings.patience_epochs is not None and waited >= settings.patience_epochs
-        )
+        state.stopped = not math.isfinite(loss)
         if team.is_first:
             _save(runtime.state_path, state, model, optimizer)
         runtime.report(row)

@@ -5,13 +5,16 @@ Searched is the very network that is deployed: same widths, same padding, same e
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from l2g_ray.config import OptimSettings, Settings
+from l2g_ray.config import SearchSettings, Settings
 from l2g_ray.counts import batches_per_epoch
+from l2g_ray.data.batches import Batch
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.form_choice import choose_forms
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions
@@ -26,7 +29,7 @@ from l2g_ray.stages.common import (
     make_validate,
 )
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
-from l2g_ray.stages.optim import make_schedule
+from l2g_ray.stages.optim import make_optimizer, make_schedule
 
 
 @dataclass
@@ -53,26 +56,25 @@ def search_architecture(
     forms = set_forms(net, settings, data.length_bp, runtime)
     per_epoch = batches_per_epoch(stage, data.train.n_rows)
     steps = count_steps(data, stage.batch_size, max_batches=per_epoch)
-    optim = OptimSettings(
-        decay="step", step_epochs=stage.step_epochs, step_factor=stage.step_factor, warmup_fraction=0.0
+    draw_batches = make_batches(
+        settings, data, stage.batch_size, seed, augment=stage.augment, max_batches=per_epoch, team=runtime.team
     )
 
-    def scale_gradients() -> None:
+    def batches(epoch: int) -> Iterator[Batch]:
         for layer in mixed.values():
-            layer.scale_logit_gradient_(stage.gradient_scale, stage.field_penalty)
+            layer.temperature = find_temperature(stage, epoch)
+        return draw_batches(epoch)
 
     training = train(
         net,
-        make_search_optimizer(net, mixed, settings),
-        make_schedule(optim, stage.epochs, steps),
-        LoopSettings(stage.epochs, steps, seed, clip_norm=stage.clip_norm),
+        make_search_optimizer(net, mixed, stage),
+        make_schedule(stage.optim, stage.epochs, steps),
+        LoopSettings(stage.epochs, steps, seed, clip_norm=stage.optim.clip_norm),
         runtime,
-        batches=make_batches(
-            settings, data, stage.batch_size, seed, augment=stage.augment, max_batches=per_epoch, team=runtime.team
-        ),
+        batches=batches,
         losses=make_losses(net, data.task, data.label_scale),
         validate=make_validate(net, data, runtime),
-        before_step=scale_gradients,
+        before_step=lambda: set_logit_gradients(mixed, stage),
     )
     return SearchResult([layer.best() for layer in mixed.values()], training, forms)
 
@@ -94,21 +96,34 @@ def build_supernet(net: EmbedderNet, settings: Settings, seed: int) -> dict[str,
         operations,
         separable=settings.search.separable,
         form=None if settings.search.form == "auto" else settings.search.form,
-        temperature=settings.search.temperature,
+        weight_std=settings.search.weight_std,
         generator=torch.Generator().manual_seed(seed),
     )
 
 
-def make_search_optimizer(net: nn.Module, mixed: dict[str, MixedConv1d], settings: Settings) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum over two groups: weights, and logits with their own rate (spec 4.3)."""
-    stage = settings.search
+def make_search_optimizer(
+    net: nn.Module, mixed: dict[str, MixedConv1d], stage: SearchSettings
+) -> torch.optim.Optimizer:
+    """The optimiser of `search.optim` over weights, and over logits with their own rate (spec 4.3)."""
     logits = [layer.logits for layer in mixed.values()]
     chosen = {id(p) for p in logits}
     weights = [p for p in net.parameters() if id(p) not in chosen]
-    groups = [
-        {"params": weights, "lr": stage.lr, "initial_lr": stage.lr},
-        {"params": logits, "lr": stage.logit_lr, "initial_lr": stage.logit_lr},
-    ]
-    return torch.optim.SGD(
-        groups, lr=stage.lr, momentum=stage.momentum, nesterov=True, weight_decay=stage.weight_decay, fused=True
-    )
+    return make_optimizer(stage.optim, [(weights, stage.optim.lr), (logits, stage.logit_lr)])
+
+
+def find_temperature(stage: SearchSettings, epoch: int) -> float:
+    """Temperature of the mixtures in an epoch: infinite while all operations weigh the same, then from first to last."""
+    warm = int(stage.warm_fraction * stage.epochs)
+    if epoch < warm:
+        return math.inf
+    ratio = stage.last_temperature / stage.temperature
+    return stage.temperature * ratio ** ((epoch - warm) / max(1, stage.epochs - warm - 1))
+
+
+def set_logit_gradients(mixed: dict[str, MixedConv1d], stage: SearchSettings) -> None:
+    """Rescale the logits' gradients; at an infinite temperature remove them, so that the optimiser leaves the logits."""
+    for layer in mixed.values():
+        if math.isinf(layer.temperature):
+            layer.logits.grad = None
+        else:
+            layer.scale_logit_gradient_(stage.gradient_scale, stage.field_penalty)

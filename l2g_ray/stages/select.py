@@ -1,4 +1,4 @@
-"""Stage 1a: train each candidate backbone for one epoch; the best validation score wins (spec 3)."""
+"""Stage 1a: train each candidate, a backbone with one kernel size, shortly; the best validation score wins (spec 3)."""
 
 from __future__ import annotations
 
@@ -28,22 +28,20 @@ def train_backbone(
     backbone: str,
     seed: int,
     architecture: Sequence[tuple[int, int]] = (),
-    epochs: int | None = None,
 ) -> TrainResult:
     """Train one backbone shortly, with its default kernels or a given architecture; all candidates get the same seed.
 
     A diverged candidate scores -inf, so it can never win.
     """
     stage = settings.select
-    epochs = stage.epochs if epochs is None else epochs
     config = make_embedder_config(settings, data, reference, backbone, architecture, stage.dropout)
     net = build_net(config, data, reference, seed).to(runtime.device)
     steps = count_steps(data, stage.batch_size)
     return train(
         net,
         make_optimizer(stage.optim, [(net.parameters(), stage.optim.lr)]),
-        make_schedule(stage.optim, epochs, steps),
-        LoopSettings(epochs, steps, seed, clip_norm=stage.optim.clip_norm),
+        make_schedule(stage.optim, stage.epochs, steps),
+        LoopSettings(stage.epochs, steps, seed, clip_norm=stage.optim.clip_norm),
         runtime,
         batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),
         losses=make_losses(net, data.task, data.label_scale),
