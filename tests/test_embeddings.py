@@ -17,6 +17,7 @@ from toys import plant, tiny_reference, tiny_settings, toy_data
 
 from l2g_ray.explain.embeddings import (
     ARM_POINTS,
+    WITH_TOKENS,
     Point,
     _untrained,
     embed,
@@ -27,7 +28,7 @@ from l2g_ray.explain.embeddings import (
 )
 from l2g_ray.models.l2g import load_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
-from l2g_ray.run_folder import find_arm
+from l2g_ray.run_folder import choose_member, find_arm
 from l2g_ray.stages.common import build_net, make_embedder_config
 
 
@@ -152,7 +153,7 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
     assert (refused.code, "would overwrite" in refused.err) == (2, True)
 
     for options in ([], ["--arm", "embedder_only"]):
-        arm = "embedder_only" if options else find_arm(run, "planted").name
+        arm = options[1] if options else choose_member(find_arm(run, "planted"), (WITH_TOKENS,), "embeddings").name
         said = cli("embed", run, "--task", "planted", *options)
         assert said.out.startswith(f"arm {arm}"), said
         told = json.loads((run / "planted" / "embeddings" / arm / "embeddings.json").read_text())

@@ -202,6 +202,27 @@ def test_the_arm_that_stands_for_an_ensemble(
     assert find_explained(folder, None, "gapped_kmer").folder.name == "gapped_kmer"
 
 
+def test_an_arm_without_contributions_is_refused(cli: Cli, run: Path, fasta: Path, tmp_path: Path) -> None:
+    from l2g_ray.models.baselines import Baseline, BaselineConfig
+    from l2g_ray.models.l2g import save_model
+
+    task = shutil.copytree(run, tmp_path / "planted")
+    shutil.copytree(task / "arms" / "l2g", task / "arms" / "kmer_boosting")
+    save_model(Baseline(BaselineConfig("boosting", "short", 2, 40)), task / "arms" / "kmer_boosting", "kmer_boosting")
+    said = cli("explain", task, "--sequences", fasta, "--arm", "kmer_boosting")
+    assert (said.code, "the arm kmer_boosting has no contributions of bases; choose with" in said.err) == (2, True)
+    assert not (task / "explain").exists()
+
+
+def test_an_ensemble_that_is_not_whole_is_one_sentence(cli: Cli, run: Path, fasta: Path, tmp_path: Path) -> None:
+    task = shutil.copytree(run, tmp_path / "planted")
+    for name in ("planted/best/cnn/config.json", "planted/best/config.json"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).unlink() if "cnn" in name else (tmp_path / name).write_text(text.replace("both_", "no_"))
+        said = cli("predict", task, "--input", fasta, "--output", tmp_path / "out.csv")
+        assert (said.code, said.err.count("\n")) == (2, 1), said.err
+
+
 def test_an_ensemble_of_what_cannot_be_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no arm of this run has embeddings; run it again with one of the arms l2g"):
         choose_member(Arm("ensemble", tmp_path, weights=(("cnn", 1.0),)), (("l2g",),), "embeddings")
@@ -247,6 +268,14 @@ def test_explain_takes_an_arm_and_says_which(cli: Cli, run: Path, fasta: Path, t
     page = (folder / "explain.html").read_text()
     assert "the bias" in page
     assert "its references" not in page
+
+    from l2g_ray.results.explained import read_explained
+
+    parts = {part.title: part for part in read_explained(task)}
+    assert list(parts) == [f"What present is read from ({arm})" for arm in ("embedder_only", "gapped_kmer")]
+    assert (
+        parts["What present is read from (embedder_only)"].text[0].startswith(f"Arm: {told}. Contributions to log-odds")
+    )
 
     refused = cli("explain", task, *common, "--arm", "gapped_kmer", "--method", "mutagenesis")
     assert (refused.code, "the arm gapped_kmer is linear, its contributions are exact" in refused.err) == (2, True)

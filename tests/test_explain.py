@@ -193,7 +193,7 @@ def test_other_methods_take_an_average(method: str) -> None:
 def test_a_model_that_does_not_read_bases_is_refused() -> None:
     baseline = Baseline(BaselineConfig("constant", "none", 2, 60))
     for model in (baseline, AverageModel("binary", [make_net(), baseline])):
-        with pytest.raises(UserError, match="has no contributions of bases; explain L2G"):
+        with pytest.raises(UserError, match="has no contributions of bases; explain an arm that reads one-hot"):
             explain(model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from explained import write_model
+from explained import write_ensemble, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +185,35 @@ def test_mlflow_models_predict_reads_a_csv(stored: Path, expected: list[float], 
     rows = json.loads((tmp_path / "out.json").read_text())["predictions"]
     assert [row["probability_present"] for row in rows] == pytest.approx(expected, abs=1e-6)
     assert [row["id"] for row in rows] == IDS
+
+
+def test_an_ensemble_is_served(tmp_path: Path, tiny_lm: Path) -> None:
+    """Its folder has one for each arm; MLflow copies it whole."""
+    import mlflow
+    from mlflow.pyfunc import scoring_server
+    from starlette.testclient import TestClient
+
+    from l2g_ray import pyfunc
+    from l2g_ray.predict import load_predictor
+
+    best = write_ensemble(tmp_path / "planted", tiny_lm) / "best"
+    wanted = load_predictor(best, "cpu").predict(DNA)
+    mlflow.pyfunc.save_model(
+        tmp_path / "model",
+        python_model=str(Path(pyfunc.__file__)),
+        artifacts={"model": str(best)},
+        pip_requirements=["l2g-ray"],
+    )
+    shutil.rmtree(best)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    found = model.predict({"sequence": DNA})
+    np.testing.assert_allclose(found["probability_present"], wanted["probability_present"], atol=1e-6)
+    assert (found.attrs["arm"], found.attrs["ensemble_of"]) == ("ensemble", wanted.attrs["ensemble_of"])
+    answer = TestClient(scoring_server.init(model)).post("/invocations", json={"inputs": {"sequence": DNA}})
+    rows = answer.json()["predictions"]
+    assert [row["probability_present"] for row in rows] == pytest.approx(
+        wanted["probability_present"].tolist(), abs=1e-6
+    )
 
 
 def test_device_and_batch_size_of_a_served_model(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ class ExplainedOutput(nn.Module):
 
     def __init__(self, model: nn.Module, weights: torch.Tensor) -> None:
         super().__init__()
-        if not _reads_one_hot(model):
+        if not reads_one_hot(model):
             raise UserError(
                 f"a model of the form {type(model).__name__} has no contributions of bases; explain an arm that reads one-hot "
                 "(l2g, embedder_only, cnn) or is linear in k-mers (gapped_kmer, positional_kmer)"
@@ -60,9 +60,10 @@ class ExplainedOutput(nn.Module):
         return outputs @ self.weights[:, None]
 
 
-def _reads_one_hot(model: nn.Module) -> bool:
+def reads_one_hot(model: nn.Module) -> bool:
+    """Whether a model can be reduced to an `ExplainedOutput`."""
     if isinstance(model, AverageModel):
-        return all(_reads_one_hot(member) for member in model.members)
+        return all(reads_one_hot(member) for member in model.members)
     return isinstance(model, L2GModel | EmbedderNet | SmallCNN)
 
 

@@ -28,6 +28,7 @@ from l2g_ray.explain.attribution import (
     describe_output,
     evaluate,
     make_weights,
+    reads_one_hot,
 )
 from l2g_ray.explain.databases import KnownMotif, Match
 from l2g_ray.explain.linear import LinearOutput, attribute_linear, is_linear
@@ -225,6 +226,11 @@ def open_request(request: ExplainRequest) -> Opened:
     """
     arm = find_explained(request.run, request.task, request.arm)
     predictor = load_predictor(arm, request.device)
+    if not is_linear(predictor.model) and not reads_one_hot(predictor.model):
+        others = ", ".join((*_BY_GRADIENTS, *_EXACT))
+        raise UserError(
+            f"{arm.folder}: the arm {arm.name} has no contributions of bases; choose with --arm one of {others}"
+        )
     if is_linear(predictor.model) and request.method != METHODS[0]:
         raise UserError(
             f"--method {request.method}: the arm {arm.name} is linear, its contributions are exact; leave it out"

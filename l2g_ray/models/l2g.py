@@ -126,9 +126,15 @@ def load_model(folder: Path) -> Model:
     """
     config = load_config(folder)
     if config["form"] == "ensemble":
-        combination = Combination(**config["combination"])
-        arms = {name: load_model(folder / name) for name in combination.arms}
-        return Ensemble(combination, arms, config["both_strands"]).eval()
+        try:
+            combination, both_strands = Combination(**config["combination"]), bool(config["both_strands"])
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder / 'config.json'}: describes no ensemble ({error}); copy the folder again"
+            ) from None
+        return Ensemble(
+            combination, {name: load_model(folder / name) for name in combination.arms}, both_strands
+        ).eval()
     try:
         state = load_file(str(folder / "model.safetensors"))
     except (OSError, SafetensorError) as error:

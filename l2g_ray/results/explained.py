@@ -103,13 +103,18 @@ def _read(path: Path, make: Callable[[dict[str, Any], Path], list[Part]]) -> lis
 
 def _list_motifs(told: Mapping[str, Any], folder: Path) -> list[Part]:
     """A part for each explained output of a model; `folder` is named after the model (l2g, embedder_only)."""
-    return [_motifs(summary, folder) for summary in told["outputs"]]
+    return [_motifs(summary, folder, _name_arm(told)) for summary in told["outputs"]]
 
 
-def _motifs(told: Mapping[str, Any], folder: Path) -> Part:
+def _name_arm(told: Mapping[str, Any]) -> str:
+    """The arm that was read, with what it is to the run's ensemble."""
+    return f"{told['arm']} ({told['role']})" if told.get("role") else str(told.get("arm", "not named"))
+
+
+def _motifs(told: Mapping[str, Any], folder: Path, arm: str) -> Part:
     errors = told["completeness"]
     text = [
-        f"Contributions to {told['explained']} by {told['method']}. Completeness error (how far they are from adding up, "
+        f"Arm: {arm}. Contributions to {told['explained']} by {told['method']}. Completeness error (how far they are from adding up, "
         f"relative): median {errors['median']:.1e}, largest {errors['max']:.1e}.",
         *told["notes"],
     ]
@@ -159,7 +164,7 @@ def _embeddings(told: Mapping[str, Any], folder: Path) -> list[Part]:
     caption = f"First two principal components, {rows}; silhouette with {told['metric']} distance."
     text = ["The test split was opened for this picture only."] if told["split"] == "test" else []
     if "arm" in told:
-        text.append(f"Of the arm {told['arm']}, which predicts from: {', '.join(told['predicts_from'])}.")
+        text.append(f"Of the arm {_name_arm(told)}, which predicts from: {', '.join(told['predicts_from'])}.")
     text += [f"Note: {note}" for note in told.get("notes") or []]
     picture = Shown(caption, _text(folder / "embeddings.svg"), table)
     return [Part("Embeddings", text, pictures=[picture])]
