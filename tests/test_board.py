@@ -143,6 +143,19 @@ def test_arms_of_many_tasks_are_left_to_the_report() -> None:
     assert "leaderboard.md" in text
 
 
+def test_a_board_without_l2g_has_no_column_for_it(tmp_path: Path) -> None:
+    row = add_arms(full_row("a", test=None, embedder_only=None, difference=None, backbone=""), cnn=1.0, gapped_kmer=0.5)
+    board = full_board(tasks=[row])
+    text = show(render_table(board), 120, live=True)
+    assert not re.search(r"L2G|Embedder|embedder", text)
+    assert re.search(r"^mcc +\[", text, re.MULTILINE)  # no backbone, no comma
+    page = write_report(tmp_path, board, []).read_text()
+    head = page[page.index("<thead>") : page.index("</thead>")]
+    assert not re.search(r">(L2G|Embedder only|Difference)<", head)
+    assert ">Used<" in head
+    assert "<dt>Backbone</dt>" not in page
+
+
 @pytest.mark.parametrize("version", ["no_l2g", "l2g_alone", "mixed", "undefined"])
 def test_rows_without_some_arms_are_shown_everywhere(version: str, tmp_path: Path) -> None:
     nothing = {"test": None, "embedder_only": None, "difference": None}

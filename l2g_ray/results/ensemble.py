@@ -98,8 +98,8 @@ def explain_used(row: Mapping[str, Any]) -> str:
     if folds:
         return (
             f"The ensemble: {how} out-of-fold (OOF) predictions. Each arm is trained {folds} times, each time without one "
-            f"of {folds} folds of the train and validation rows, and predicts that fold. Rows of the validation split do not "
-            "count for the OOF score, because settings were chosen on them."
+            f"of {folds} folds of the train and validation rows, and predicts that fold; for new sequences it predicts the mean "
+            "of these models. Rows of the validation split do not count for the OOF score, because settings were chosen on them."
         )
     return (
         f"The ensemble: {how} the predictions for the validation rows. Each arm is trained once, on the train rows. Settings "

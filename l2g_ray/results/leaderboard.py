@@ -101,6 +101,8 @@ def _list_tasks(board: Mapping[str, Any]) -> Listing:
     rows = board["tasks"]
     shown = {
         "used": any(used_arm(row) for row in rows),
+        "test": any(row["test"] for row in rows),
+        "embedder_only": any(row["embedder_only"] for row in rows),
         "kmer": any(best_simple_arm(row) for row in rows),
         "baseline": any(find_baseline(row) for row in rows),
         "published": any(best_published(row) for row in rows),
@@ -108,7 +110,8 @@ def _list_tasks(board: Mapping[str, Any]) -> Listing:
     columns = [
         Column("Task, metric", words=True),
         *([Column("Used", words=True, whole=2)] if shown["used"] else []),
-        *(Column(heading) for heading in ("L2G", "Embedder")),
+        *([Column("L2G")] if shown["test"] else []),
+        *([Column("Embedder")] if shown["embedder_only"] else []),
         *([Column("Best k-mer arm")] if shown["kmer"] else []),
         *([Column("Baseline")] if shown["baseline"] else []),
         *([Column("Published", words=True)] if shown["published"] else []),
@@ -120,7 +123,7 @@ def _list_tasks(board: Mapping[str, Any]) -> Listing:
         cells: list[list[str]] = [[row["task"], *_describe_row(row)]]
         if shown["used"]:
             cells.append([*_score_lines(used.test), describe_weights(row, 3) or name_arm(used.name)] if used else [])
-        cells += [_score_lines(row["test"]), _score_lines(row["embedder_only"])]
+        cells += [_score_lines(row[arm]) for arm in ("test", "embedder_only") if shown[arm]]
         if shown["kmer"]:
             cells.append([*_score_lines(simple[1]["test"]), simple[0]] if simple else [])
         if shown["baseline"]:
@@ -137,7 +140,10 @@ def _score_lines(score: Mapping[str, Any] | None) -> list[str]:
 
 
 def _describe_row(row: Mapping[str, Any]) -> list[str]:
-    return [f"{row['metric']}, {row['backbone']}", *(["(synthetic)"] if row.get("synthetic") else [])]
+    return [
+        ", ".join(filter(None, (row["metric"], row["backbone"]))),
+        *(["(synthetic)"] if row.get("synthetic") else []),
+    ]
 
 
 def _describe_arms(row: Mapping[str, Any]) -> list[RenderableType]:

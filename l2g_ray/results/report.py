@@ -151,6 +151,8 @@ def write_report(
         overview=overview,
         sections=sections,
         shown={
+            "l2g": any(row["test"] for row in plain["tasks"]),
+            "alone": any(row["embedder_only"] for row in plain["tasks"]),
             "kmer": any(best_simple_arm(row) for row in plain["tasks"]),
             "baseline": any(find_baseline(row) for row in plain["tasks"]),
             "published": any(best_published(row) or best_other(row) for row in plain["tasks"]),
