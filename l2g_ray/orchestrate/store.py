@@ -24,8 +24,8 @@ from l2g_ray.orchestrate.locks import hold_file, try_file
 STAGE_VERSIONS = {
     "pretrain": 1,
     "reference": 2,
-    "select": 3,
-    "search": 3,
+    "select": 2,
+    "search": 2,
     "warmup": 2,
     "align": 2,
     "embedder_only": 3,
