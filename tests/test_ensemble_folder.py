@@ -239,6 +239,12 @@ def test_explain_takes_an_arm_and_says_which(cli: Cli, run: Path, fasta: Path, t
     facts = json.loads((folder / "explain.json").read_text())
     assert (facts["arm"], f"embedder_only ({facts['role']})") == ("embedder_only", told)
     assert facts["outputs"][0]["completeness"]["max"] < 1e-3
+    assert facts["outputs"][0]["explained"] == "log-odds, mean over the 2 fold models"
+    codes, lengths = map(torch.from_numpy, encode(DNA))
+    with torch.no_grad():
+        own = [m(codes, lengths) for m in load_model(task / "best" / "embedder_only").members]
+    values = pd.read_csv(folder / "present" / "sequences.csv")["value"]
+    np.testing.assert_allclose(values, torch.stack(own).mean(0).numpy() @ [-1, 1], rtol=1e-4, atol=1e-5)
     assert f"<dt>Arm</dt><dd>{told}</dd>" in (folder / "explain.html").read_text()
     assert (folder / "present" / "hypothetical.npz").exists()
 
@@ -259,7 +265,6 @@ def test_explain_takes_an_arm_and_says_which(cli: Cli, run: Path, fasta: Path, t
     stored = np.load(folder / "present" / "contributions.npz")["arr_0"]
     assert stored.shape == (3, 4, len(DNA[0]))
     table = pd.read_csv(folder / "present" / "sequences.csv")
-    codes, lengths = map(torch.from_numpy, encode(DNA))
     with torch.no_grad():
         outputs = [m(codes, lengths) for m in load_model(task / "best" / "gapped_kmer").members]
     log_odds = torch.stack(outputs).mean(0).numpy() @ [-1, 1]

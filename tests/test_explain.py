@@ -23,7 +23,7 @@ from l2g_ray.explain.attribution import (
 )
 from l2g_ray.explain.references import shuffle_dinucleotides
 from l2g_ray.explain.rules import apply_rules, extra_rules
-from l2g_ray.models.average import AverageModel
+from l2g_ray.models.average import AverageModel, MeanOutputs
 from l2g_ray.models.baselines import Baseline, BaselineConfig
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
@@ -179,6 +179,19 @@ def test_the_change_of_a_max_goes_to_the_place_of_the_larger_one() -> None:
             model, one, references=other[:, None], additional_nonlinear_ops=extra_rules(model), device="cpu"
         )
         np.testing.assert_allclose(found.sum(1)[0].numpy(), [0, difference, 0], atol=1e-5)
+
+
+def test_fold_models_that_are_sure_add_up() -> None:
+    """Of the logit of their mean probability the rules lose track; of the mean of their logits not."""
+    members = [make_net(seed=seed) for seed in (0, 5)]
+    with torch.no_grad():
+        for member in members:
+            outputs = member(*map(torch.from_numpy, make_codes())) @ WEIGHTS
+            member.predictor.linear.weight.mul_(40 / float(outputs.max() - outputs.min()))
+    check_adds_up(explain(MeanOutputs(members)), MeanOutputs(members))
+    alone = [explain(member).contributions for member in members]
+    np.testing.assert_allclose(explain(MeanOutputs(members)).contributions, np.mean(alone, 0), rtol=1e-3, atol=1e-3)
+    assert explain(AverageModel("binary", members)).completeness_errors.max() > 0.01
 
 
 @pytest.mark.parametrize("method", ["integrated-gradients", "mutagenesis"])

@@ -19,7 +19,7 @@ from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain import multipliers
 from l2g_ray.explain.references import shuffle_dinucleotides
 from l2g_ray.explain.rules import apply_rules
-from l2g_ray.models.average import AverageModel
+from l2g_ray.models.average import AverageModel, MeanOutputs
 from l2g_ray.models.cnn import SmallCNN
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.l2g import L2GModel
@@ -62,7 +62,7 @@ class ExplainedOutput(nn.Module):
 
 def reads_one_hot(model: nn.Module) -> bool:
     """Whether a model can be reduced to an `ExplainedOutput`."""
-    if isinstance(model, AverageModel):
+    if isinstance(model, AverageModel | MeanOutputs):
         return all(reads_one_hot(member) for member in model.members)
     return isinstance(model, L2GModel | EmbedderNet | SmallCNN)
 

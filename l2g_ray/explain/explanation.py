@@ -49,11 +49,11 @@ from l2g_ray.explain.rows import (
     read_candidates,
 )
 from l2g_ray.explain.truth import Site
-from l2g_ray.models.average import AverageModel
+from l2g_ray.models.average import AverageModel, MeanOutputs
 from l2g_ray.names import safe_names
 from l2g_ray.predict import Predictor, load_predictor
 from l2g_ray.results.explain_page import PAGES
-from l2g_ray.run_folder import BEST, Arm, choose_member, find_arm
+from l2g_ray.run_folder import AVERAGE, BEST, Arm, choose_member, find_arm
 from l2g_ray.sequence import N_CODE, decode
 from l2g_ray.tasks.schema import Task
 
@@ -289,6 +289,10 @@ def explain_output(
     clock = _Clock(timings_s)
     device = opened.predictor.device
     linear = LinearOutput(model, weights) if is_linear(model) else None
+    # Of the average of an earlier version, which joins arms, the prediction itself is explained.
+    folds = list(model.members) if isinstance(model, AverageModel) and opened.predictor.arm.name != AVERAGE else []
+    if folds and linear is None:
+        model = MeanOutputs(folds)
     explained = ExplainedOutput(model, weights).to(device).eval() if linear is None else None
 
     def score(codes: np.ndarray, lengths_bp: np.ndarray) -> np.ndarray:
@@ -330,8 +334,13 @@ def explain_output(
     notes = [f"{n:,} sequences of {len(opened.candidates.ids):,} ({chosen.source}), {picked}."]
     unit = describe_output(task, output)
     if linear is not None:
-        unit += f", mean over the {len(model.members)} fold models" if isinstance(model, AverageModel) else ""
-        notes.append(_describe_linear(linear, task, model))
+        notes.append(_describe_linear(linear))
+    if folds:
+        unit += f", mean over the {len(folds)} fold models"
+        if task.kind != "regression":
+            notes.append(
+                "The arm predicts with the mean of the fold models' probabilities; explained is that of their logits."
+            )
     warnings = _find_warnings(attributions)
     discovery: Discovery | None = None
     if request.with_motifs:
@@ -433,17 +442,12 @@ def _find_warnings(attributions: Attributions) -> list[str]:
     ]
 
 
-def _describe_linear(linear: LinearOutput, task: Task, model: Any) -> str:
+def _describe_linear(linear: LinearOutput) -> str:
     """What the contributions to a linear model are."""
-    told = (
+    return (
         f"Exact: the bias, {linear.bias:.3g}, and the contributions add up to the value. The part of each k-mer (weight times "
         "value in this sequence) is divided equally among the bases that it reads. Only bases that stand in a sequence have one."
     )
-    if isinstance(model, AverageModel) and task.kind != "regression":
-        told += (
-            " Explained is the mean of the fold models' logits; the arm predicts with the mean of their probabilities."
-        )
-    return told
 
 
 def _describe_discovery(

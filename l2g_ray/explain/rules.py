@@ -32,6 +32,7 @@ _CONTAINERS = (
     nn.ModuleList,
     nn.Sequential,
     average.AverageModel,
+    average.MeanOutputs,
     backbones.ConvUnit,
     backbones.ResidualBlock,
     backbones.ResNet,

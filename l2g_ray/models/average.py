@@ -59,3 +59,28 @@ class AverageModel(nn.Module):
         predictions = [link(one.float()) for link, one in zip(self.links, outputs, strict=True)]
         averaged: torch.Tensor = self.inverse(torch.stack(predictions).mean(0))
         return averaged
+
+
+class MeanOutputs(nn.Module):
+    """The mean of several models' own outputs, logits or values: what of an `AverageModel` contributions add up to.
+
+    Where models are sure, the logit of their mean probability hangs on differences that float32 and the rescale rule do not resolve.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the one-hot input, the same for all members."""
+        return int(self.members[0].in_channels)  # type: ignore[arg-type]
+
+    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
+        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
+        return torch.stack([member(codes, lengths_bp).float() for member in self.members]).mean(0)
+
+    def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """One-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
+        outputs = [member.forward_one_hot(x, mask).float() for member in self.members]  # type: ignore[operator]
+        return torch.stack(outputs).mean(0)
