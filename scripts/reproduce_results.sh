@@ -13,7 +13,7 @@ set -eu
 OUT=${OUT:-runs/results}
 SEEDS=${SEEDS:-3}
 L2G_RAY=${L2G_RAY:-l2g-ray}
-PARTS="demo small mpra gue nt baselines figure5 source alpha combine depth adapt"
+PARTS="demo predictors small mpra gue nt baselines figure5 source alpha combine depth adapt"
 PRINT=
 
 run() {
@@ -27,6 +27,11 @@ run() {
 part() {
     case $1 in
     demo) run demo suite --bench demo ;;
+    predictors) # `python scripts/results_tables.py "$OUT"/predictors-*` makes the files of results/ and the page's tables of them
+        for one in gue/mouse_2 gue/mouse_0 gue/tf_3 gue/prom_core_notata uci/splice_junction nt/promoter_tata nt/enhancers nt/H3 \
+            mpra/yeast_native_promoters demo/enhancer_grammar; do
+            run "predictors-$(echo $one | tr / -)" run $one
+        done ;;
     small)
         run gue-small suite --bench gue --tasks mouse_2,mouse_0
         run nt-small suite --bench nt --tasks H3,enhancers,promoter_tata
