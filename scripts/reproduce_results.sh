@@ -30,7 +30,7 @@ part() {
     predictors) # `python scripts/results_tables.py "$OUT"/predictors-*` makes the files of results/ and the page's tables of them
         for one in gue/mouse_2 gue/mouse_0 gue/tf_3 gue/prom_core_notata uci/splice_junction nt/promoter_tata nt/enhancers nt/H3 \
             mpra/yeast_native_promoters demo/enhancer_grammar; do
-            run "predictors-$(echo $one | tr / -)" run $one
+            run "predictors-$(echo $one | tr / -)" suite --bench "${one%/*}" --tasks "${one#*/}"
         done ;;
     small)
         run gue-small suite --bench gue --tasks mouse_2,mouse_0

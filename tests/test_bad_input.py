@@ -186,4 +186,7 @@ def test_names_that_are_harmless(tmp_path: Path) -> None:
     found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert found == {"in/..t (1)..csv", "out/task.json"} | {
         f"out/{split}/part-00000.parquet" for split in ("train", "valid", "test")
-    } | {f"out/splits/{split}_indices.parquet" for split in ("train", "valid", "test")} | {"out/near_train.parquet"}
+    } | {f"out/splits/{split}_indices.parquet" for split in ("train", "valid", "test")} | {
+        "out/near_train.parquet",
+        "out/groups.parquet",
+    }

@@ -78,7 +78,7 @@ def spec(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Spec:
         "prepared": str(prepared.folder),
         "reference": str(reference.folder),
         "reference_facts": reference.values,
-        "args": {"backbone": "resnet", "seed": 0},
+        "args": {"backbone": "resnet", "architecture": [[3, 1]] * 9, "seed": 0},
     }
     assert run(made | {"key": "expected"}).stdout == "[0, 1, 2, 3]"
     return made

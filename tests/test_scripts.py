@@ -46,7 +46,7 @@ def test_a_part_that_is_none_is_refused() -> None:
     environment = {**os.environ, "DATA": "x"}
     said = subprocess.run([SCRIPT, "nothing"], env=environment, capture_output=True, text=True, check=False)
     assert said.returncode == 2
-    assert "no part 'nothing'; parts are: demo small" in said.stderr
+    assert "no part 'nothing'; parts are: demo predictors small" in said.stderr
     del environment["DATA"]
     said = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=False)
     assert said.returncode != 0

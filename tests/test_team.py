@@ -109,7 +109,7 @@ def train_otdd(runtime: Runtime, language_model: Path) -> TrainResult:
 
 def train_search(runtime: Runtime, language_model: Path) -> TrainResult:
     """Gumbel noise over operations."""
-    settings = tiny_settings(language_model, search__epochs=7, search__batch_fraction=1.0, search__lr=1e-2)
+    settings = tiny_settings(language_model, search__epochs=7, search__batch_fraction=1.0, search__optim__lr=1e-2)
     return search_architecture(binary(), settings, tiny_reference(), runtime, backbone="resnet", seed=1).training
 
 

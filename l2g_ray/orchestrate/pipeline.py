@@ -270,7 +270,9 @@ class Pipeline:
         return "train" if self.place.slots.workers > 1 else "process"
 
     def _keep(self, results: list[StageResult]) -> None:
-        self.results += [r for r in results if r not in self.results]
+        for result in results:
+            if result not in self.results:
+                self.results.append(result)
 
     def _beside(self, call: Callable[[], T]) -> Callable[[], T]:
         """Begin `call` in a thread; what is returned waits for it, and returns or raises what it does."""

@@ -116,8 +116,14 @@ def make_joint_losses(
     def classify(batch: Batch) -> torch.Tensor | None:
         return distance.classify(batch.labels[: batch.n_own])
 
-    def task_loss(embedding: Embedding, batch: Batch, n_rows: int) -> torch.Tensor:
-        return (batch.n_whole / n_rows) * part_loss(data.task, net.predict(embedding), batch, data.label_scale)
+    def embed(batch: Batch, draws: Draws) -> tuple[Embedding, torch.Tensor]:
+        """The embedding, and the predictor's outputs, whose dropout is drawn with the embedder's."""
+        with draws.of(batch):
+            embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
+            return embedding, net.predict(embedding)
+
+    def task_loss(outputs: torch.Tensor, batch: Batch, n_rows: int) -> torch.Tensor:
+        return (batch.n_whole / n_rows) * part_loss(data.task, outputs, batch, data.label_scale)
 
     def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
         alpha_e = alpha_at(epoch, alpha, stage.task_only_epochs)
@@ -128,9 +134,8 @@ def make_joint_losses(
         total = torch.zeros((), device=group[0].codes.device)
         pooled = []
         for batch in group:
-            with draws.of(batch):
-                embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
-            total = total + task_loss(embedding, batch, n_rows)
+            embedding, outputs = embed(batch, draws)
+            total = total + task_loss(outputs, batch, n_rows)
             pooled.append(embedding.pooled_tokens()[: batch.n_own])
         loss = stage.beta * total
         if alpha_e > 0:
@@ -148,9 +153,8 @@ def make_joint_losses(
             torch.set_rng_state(before)
         draws = Draws()
         for batch, gradient in zip(group, gradients, strict=True):
-            with draws.of(batch):
-                embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
-            loss = stage.beta * task_loss(embedding, batch, n_rows)
+            embedding, outputs = embed(batch, draws)
+            loss = stage.beta * task_loss(outputs, batch, n_rows)
             if gradient is not None:
                 towards = (embedding.pooled_tokens()[: batch.n_own] * gradient).sum()
                 # Its gradient is MMD's, its value is not: the value is told once.
@@ -166,8 +170,7 @@ def make_joint_losses(
         draws, pooled = Draws(), []
         with torch.no_grad(), kept_buffers(net):
             for batch in group:
-                with draws.of(batch):
-                    embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
+                embedding, _ = embed(batch, draws)
                 pooled.append(_widen(embedding.pooled_tokens()[: batch.n_own]).requires_grad_())
         firsts = [i for i, batch in enumerate(group) if batch.part is None or batch.part.micro == 0]
         spans = list(zip(firsts, [*firsts[1:], len(group)], strict=True))
