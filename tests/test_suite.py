@@ -216,7 +216,11 @@ def test_tasks_that_run_at_once_do_not_mix(run: Path) -> None:
     log = (run.parent / "log.txt").read_text()
     spans = {}
     for task in ("planted", "composition"):
-        lines = [i for i, line in enumerate(log.splitlines()) if re.search(rf"\b{task}: (align|finetune) ", line)]
+        lines = [
+            i
+            for i, line in enumerate(log.splitlines())
+            if re.search(rf"\b{task}: (baseline|embedder|warmup|align|finetune|refit) ", line)
+        ]
         spans[task] = (lines[0], lines[-1])
     assert max(s[0] for s in spans.values()) < min(s[1] for s in spans.values()), "they did not run side by side"
     folders = {}
