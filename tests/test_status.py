@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -174,3 +175,30 @@ def test_a_stopped_suite_that_was_moved_goes_on_where_it_is(run: Path, tmp_path:
     found = read_status(there)
     assert f"run `{COMMAND} --out '{tmp_path}/a b'`" in found["next"]
     assert found["links"] == {"mlflow": f"l2g-ray ui '{there}'"}
+
+
+def test_a_stage_beside_others_has_the_table_only_where_none_of_them_runs() -> None:
+    said = io.StringIO()
+    progress = Progress(Console(file=said, width=100), {"a": "mcc"}, "toy")
+
+    def stage(name: str, state: str = "running") -> None:
+        progress.update({"type": "stage", "task": "a", "stage": name, "state": state, "trials": 2})
+
+    def epoch(name: str, key: str, score: float) -> None:
+        row = {"epoch": 0, "best_score": score}
+        progress.update({"type": "trial", "task": "a", "stage": name, "key": key, "row": row})
+
+    stage("warmup")
+    stage("arms")
+    epoch("baseline", "cnn", 0.9)  # the score of one fold is none of the warm-up's
+    epoch("warmup", "w", 0.5)
+    assert (progress.views["a"].stage, progress.views["a"].best_value) == ("warmup", 0.5)
+    stage("warmup", "done")
+    assert "warmup done, best validation mcc 0.500" in said.getvalue()
+    stage("embedder")  # nothing else runs
+    epoch("embedder_only", "e", 0.7)
+    assert (progress.views["a"].stage, len(progress.views["a"].trials)) == ("embedder", 1)
+    stage("align")
+    assert progress.views["a"].stage == "align"
+    stage("arms", "done")
+    assert "a: arms done\n" in said.getvalue(), "no score of single folds"

@@ -238,7 +238,7 @@ class Pipeline:
                 for fold in self.folds:
                     job = self._baseline(arm, seed, fold, strength)
                     wanted.append((arm, seed, fold, job))
-        results = run_jobs(self.place, "arms", [job for *_, job in wanted])
+        results = run_jobs(self.place, "arms", [job for *_, job in wanted]) if wanted else []
         members = [Member(arm, seed, fold.number, r) for (arm, seed, fold, _), r in zip(wanted, results, strict=True)]
         # What another seed would not change stands for all of them.
         members += [

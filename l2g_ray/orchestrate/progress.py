@@ -15,7 +15,8 @@ from rich.markup import escape
 from l2g_ray.results.terminal import Column, Listing
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 
-BESIDE = ("embedder", "embedder_only")  # the stage's name, and that of its trials
+# What runs beside the stages of L2G: the stages' names, and those of their trials.
+BESIDE = ("baseline", "arms", "embedder", "embedder_only")
 
 
 @dataclass
@@ -25,6 +26,7 @@ class _TaskView:
     state: str = "waiting"
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
     n_trials: int = 0
+    stage_runs: bool = False
     failures: int = 0
     best: float = -math.inf
     begun: float = field(default_factory=time.monotonic)
@@ -75,13 +77,16 @@ class Progress(_Shown):
         view = self.views[event["task"]]
         view.state = "running"
         if event["type"] == "stage":
-            # A stage that runs beside the others does not take their place in the table.
-            if event["state"] == "running" and event["stage"] not in BESIDE:
+            # A stage that runs beside others takes their place in the table only where none of them runs.
+            beside = event["stage"] in BESIDE
+            if event["state"] == "running" and not (beside and view.stage_runs and view.stage not in BESIDE):
                 view.stage, view.trials, view.best = event["stage"], {}, -math.inf
-                view.n_trials = event["trials"]
+                view.n_trials, view.stage_runs = event["trials"], True
             if self.live is None:
                 self._say_stage(event, view)
-        elif event["type"] == "trial" and event["stage"] not in BESIDE:
+            if event["state"] == "done" and event["stage"] == view.stage:
+                view.stage_runs = False
+        elif event["type"] == "trial" and (event["stage"] in BESIDE) == (view.stage in BESIDE):
             row = event["row"]
             view.trials[event["key"]] = row
             view.best = max(view.best, row.get("best_score", -math.inf))
@@ -129,7 +134,7 @@ class Progress(_Shown):
             self.say(f"{task}: {stage} begins, {many} trial{'s' if many != 1 else ''}")
         elif event.get("cached"):
             self.say(f"{task}: {stage} is there already")
-        elif view.best_value is not None and stage not in BESIDE:
+        elif view.best_value is not None and stage == view.stage and stage not in BESIDE:
             metric = name_stage_metric(stage, view.metric)
             self.say(f"{task}: {stage} done, best validation {metric} {view.best_value:.3f}")
         else:
