@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -51,3 +52,9 @@ def test_a_part_that_is_none_is_refused() -> None:
     said = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=False)
     assert said.returncode != 0
     assert "set DATA to the folder" in said.stderr
+
+
+def test_the_tables_of_the_results_are_those_of_the_files() -> None:
+    script = SCRIPT.with_name("results_tables.py")
+    said = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
