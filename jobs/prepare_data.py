@@ -24,7 +24,7 @@ def prepare_one(
 
     (task,) = find_tasks(bench, [name])
     raw = find_raw(task, data_dir)
-    settings = resolve(preset, raw.task.overrides, parse_assignments(assignments))
+    settings = resolve(preset, raw.task.overrides, parse_assignments(assignments)).for_task(raw.task.strand_specific)
     prepared = prepare_for_runs(out, raw.task, raw, settings.data)
     counts = ", ".join(f"{facts['rows']:,} {split}" for split, facts in prepared.manifest["splits"].items())
     return f"{name}: {counts}; {prepared.folder}"

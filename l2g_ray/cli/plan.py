@@ -85,7 +85,7 @@ def _plan_all(
     plans: list[TaskPlan] = []
     notes: list[str] = []
     for task, found in _find(source, flags, options):
-        settings = resolve(options["preset"], task.overrides, assignments)
+        settings = resolve(options["preset"], task.overrides, assignments).for_task(task.strand_specific)
         rows = _rows(task, found, settings, options["out"])
         if rows is None:
             notes.append(f"{task.name}: neither rows nor lengths are known; give the data's folder with --data-dir")
