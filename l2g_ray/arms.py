@@ -22,25 +22,23 @@ WITHOUT = "without_"
 class ArmKind:
     """What an arm is.
 
-    about : in a few words.
     simple : k-mers and trees, which any larger model must beat to be worth its cost.
     seeded : another seed gives another model.
     tuned : a strength is chosen on the validation split before the folds are fitted.
     """
 
-    about: str
     simple: bool = False
     seeded: bool = True
     tuned: bool = False
 
 
 ARMS: dict[str, ArmKind] = {
-    "gapped_kmer": ArmKind("TF-IDF of gapped k-mers, linear", simple=True, seeded=False, tuned=True),
-    "kmer_boosting": ArmKind("counts of 1- to 6-mers, boosted trees", simple=True),
-    "positional_kmer": ArmKind("short words at their places, linear", simple=True, seeded=False, tuned=True),
-    "cnn": ArmKind("three convolutions"),
-    "embedder_only": ArmKind("the searched CNN embedder with its own read-out"),
-    "l2g": ArmKind("embedder, language model, read-out"),
+    "gapped_kmer": ArmKind(simple=True, seeded=False, tuned=True),
+    "kmer_boosting": ArmKind(simple=True),
+    "positional_kmer": ArmKind(simple=True, seeded=False, tuned=True),
+    "cnn": ArmKind(),
+    "embedder_only": ArmKind(),
+    "l2g": ArmKind(),
 }
 
 

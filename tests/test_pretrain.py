@@ -30,10 +30,10 @@ from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.models.masked_lm import MaskedLM, load_masked_lm, split_words
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import run_job
-from l2g_ray.orchestrate.pipeline import make_pretrain_job
 from l2g_ray.orchestrate.plan import plan_task
 from l2g_ray.orchestrate.plan_encoder import count_vocabulary, read_shape
 from l2g_ray.orchestrate.plan_rows import Rows
+from l2g_ray.orchestrate.row_jobs import make_pretrain_job
 from l2g_ray.orchestrate.store import StageResult, Store, make_key
 from l2g_ray.stages.common import TaskData, build_net
 from l2g_ray.stages.finetune import build_model

@@ -15,6 +15,8 @@ from runs import read_board
 from toys import make_task, tiny_settings
 
 from l2g_ray.counts import default_architecture
+from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.cluster import Slots, measure_slots
 from l2g_ray.orchestrate.order import Length, count_at_once, estimate_length, order_tasks
 from l2g_ray.orchestrate.plan import Found, plan_task
 from l2g_ray.orchestrate.plan_encoder import read_shape
@@ -121,3 +123,33 @@ def test_trials_beside_each_other_shorten_the_chain_only(estimate: Callable[...,
     )
     assert two.chain < one.chain
     assert two.work == pytest.approx(one.work, rel=0.2)  # later trials learn of fewer: a few more epochs
+
+
+def test_slots_are_what_fits_on_each_machine() -> None:
+    assert measure_slots([{"CPU": 4.0}]) == Slots(4, 1, 0.0)
+    assert measure_slots([{"CPU": 4.0}, {"CPU": 3.0}], cpus=2) == Slots(3, 2, 0.0)
+    assert measure_slots([{"CPU": 8.0, "GPU": 2.0}], gpus=1) == Slots(2, 1, 1)
+    assert measure_slots([{"CPU": 1.0, "GPU": 2.0}, {"CPU": 16.0}], gpus=1) == Slots(1, 1, 1)
+    assert measure_slots([{"CPU": 16.0, "GPU": 1.0}], gpus=0.1) == Slots(10, 1, 0.1)
+    assert measure_slots([{"CPU": 16.0, "GPU": 2.0}], gpus=0.3) == Slots(6, 1, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "request_", "parts"),
+    [
+        ([{"CPU": 4.0}], {"gpus": 1.0}, ["4 CPU and 0 GPU", "missing: 1 GPU"]),
+        ([{"CPU": 1.0, "GPU": 1.0}], {"cpus": 4, "gpus": 2.0}, ["1 CPU and 1 GPU", "missing: 3 CPU, 1 GPU"]),
+        # Two in the cluster, but none of its machines has both: such a trial would wait for ever.
+        ([{"CPU": 4.0, "GPU": 1.0}] * 2, {"gpus": 2.0}, ["the cluster's 2 machines", "missing: 1 GPU"]),
+        ([{"CPU": 4.0}, {"GPU": 1.0}], {"gpus": 1.0}, ["0 CPU and 1 GPU", "missing: 1 CPU"]),
+        ([], {}, ["0 CPU and 0 GPU", "missing: 1 CPU"]),
+        ([{"CPU": 4.0, "GPU": 4.0}], {"gpus": 1.5}, ["cannot have 1.5 GPUs"]),
+    ],
+)
+def test_an_impossible_request_is_refused(
+    nodes: list[dict[str, float]], request_: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        measure_slots(nodes, **request_)
+    for part in parts:
+        assert part in str(refusal.value)

@@ -22,9 +22,7 @@ from scipy import stats
 from sklearn import metrics
 
 from l2g_ray.data.dataset import open_prepared
-from l2g_ray.errors import UserError
 from l2g_ray.models.ensemble import Combination, to_predictions
-from l2g_ray.orchestrate.cluster import Slots, measure_slots
 from l2g_ray.orchestrate.compare import read_outputs
 from l2g_ray.places import find_place
 from l2g_ray.predict import find_model, load_predictor
@@ -469,36 +467,6 @@ def test_trials_as_train_runs_give_the_same_numbers(run: Path, out: Path, source
 
 
 # ---- requests that cannot be met -------------------------------------------------------------------------------------
-
-
-def test_slots_are_what_fits_on_each_machine() -> None:
-    assert measure_slots([{"CPU": 4.0}]) == Slots(4, 1, 0.0)
-    assert measure_slots([{"CPU": 4.0}, {"CPU": 3.0}], cpus=2) == Slots(3, 2, 0.0)
-    assert measure_slots([{"CPU": 8.0, "GPU": 2.0}], gpus=1) == Slots(2, 1, 1)
-    assert measure_slots([{"CPU": 1.0, "GPU": 2.0}, {"CPU": 16.0}], gpus=1) == Slots(1, 1, 1)
-    assert measure_slots([{"CPU": 16.0, "GPU": 1.0}], gpus=0.1) == Slots(10, 1, 0.1)
-    assert measure_slots([{"CPU": 16.0, "GPU": 2.0}], gpus=0.3) == Slots(6, 1, 0.3)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "request_", "parts"),
-    [
-        ([{"CPU": 4.0}], {"gpus": 1.0}, ["4 CPU and 0 GPU", "missing: 1 GPU"]),
-        ([{"CPU": 1.0, "GPU": 1.0}], {"cpus": 4, "gpus": 2.0}, ["1 CPU and 1 GPU", "missing: 3 CPU, 1 GPU"]),
-        # Two in the cluster, but none of its machines has both: such a trial would wait for ever.
-        ([{"CPU": 4.0, "GPU": 1.0}] * 2, {"gpus": 2.0}, ["the cluster's 2 machines", "missing: 1 GPU"]),
-        ([{"CPU": 4.0}, {"GPU": 1.0}], {"gpus": 1.0}, ["0 CPU and 1 GPU", "missing: 1 CPU"]),
-        ([], {}, ["0 CPU and 0 GPU", "missing: 1 CPU"]),
-        ([{"CPU": 4.0, "GPU": 4.0}], {"gpus": 1.5}, ["cannot have 1.5 GPUs"]),
-    ],
-)
-def test_an_impossible_request_is_refused(
-    nodes: list[dict[str, float]], request_: dict[str, Any], parts: list[str]
-) -> None:
-    with pytest.raises(UserError) as refusal:
-        measure_slots(nodes, **request_)
-    for part in parts:
-        assert part in str(refusal.value)
 
 
 def test_a_gpu_that_is_not_there_is_refused_at_once(sources: Sources, tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def explain(run: Path, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from l2g_ray.explain.explanation import ExplainRequest, explain_output, open_request, write_files
+    from l2g_ray.explain.explanation import ExplainRequest, explain_output, open_request
+    from l2g_ray.explain.explanation_files import write_files
     from l2g_ray.explain.page import write_explanations
     from l2g_ray.results.explain_page import render_explanation
     from l2g_ray.results.terminal import print_fitted

@@ -19,8 +19,8 @@ from l2g_ray.orchestrate.environment import hash_content
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.mirror import push
-from l2g_ray.orchestrate.pipeline import make_baseline_job
 from l2g_ray.orchestrate.request import SuiteRequest, prepare_task, resolve_task
+from l2g_ray.orchestrate.row_jobs import make_baseline_job
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.results.arms_table import write_study

@@ -106,23 +106,24 @@ def _predict(
     task: Task, settings: Settings, runtime: Runtime, contenders: list[Contender], table: pa.Table, both: bool
 ) -> tuple[Outputs, np.ndarray, dict[str, float]]:
     """Each arm's and seed's mean over its models, the labels, and the seconds that each arm's models took for one seed."""
-    source, labels = InMemorySource(table), np.empty(0)
-    found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray]]] = {}
-    took_s: dict[tuple[str, int], float] = {}
+    source, labels, size = InMemorySource(table), np.empty(0), settings.evaluate.batch_size
+    predicted: dict[Path, tuple[np.ndarray, np.ndarray, float]] = {}  # a model may stand for several seeds
+    found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray, float]]] = {}
     for one in contenders:
-        begun = time.perf_counter()
-        model = load_model(one.folder).to(runtime.device)
-        size = settings.evaluate.batch_size
-        plain, labels = predict_source(model, source, task, runtime, size)
-        reported = predict_source(model, source, task, runtime, size, rc_average=True)[0] if both else plain
-        found.setdefault((one.arm, one.seed), []).append((reported, plain))
-        # Both strands of the second pass are what a user's prediction takes; the first one is for the table.
-        share = 2 / 3 if both else 1.0
-        took_s[one.arm, one.seed] = took_s.get((one.arm, one.seed), 0.0) + share * (time.perf_counter() - begun)
+        if one.folder not in predicted:
+            begun = time.perf_counter()
+            model = load_model(one.folder).to(runtime.device)
+            plain, labels = predict_source(model, source, task, runtime, size)
+            reported = predict_source(model, source, task, runtime, size, rc_average=True)[0] if both else plain
+            # Both strands of the second pass are what a user's prediction takes; the first one is for the table.
+            share = 2 / 3 if both else 1.0
+            predicted[one.folder] = reported, plain, share * (time.perf_counter() - begun)
+        found.setdefault((one.arm, one.seed), []).append(predicted[one.folder])
     outputs = {
-        key: (np.mean([r for r, _ in pairs], 0), np.mean([p for _, p in pairs], 0)) for key, pairs in found.items()
+        key: (np.mean([reported for reported, _, _ in parts], 0), np.mean([plain for _, plain, _ in parts], 0))
+        for key, parts in found.items()
     }
-    return outputs, labels, {arm: took for (arm, _), took in took_s.items()}
+    return outputs, labels, {arm: sum(took for _, _, took in parts) for (arm, _), parts in found.items()}
 
 
 def combine_members(
