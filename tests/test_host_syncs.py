@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,21 @@ def test_a_wait_on_a_gpu_is_found(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
     )
     with no_host_syncs(monkeypatch, "cuda"), pytest.raises(RuntimeError, match="synchroniz"):
         run_stage("select", make_rows("binary"), make_settings(tiny_lm), Runtime("cuda"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_after_its_epoch(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best earlier epoch stands."""
+    data, settings = make_rows("binary"), make_settings(tiny_lm, finetune__epochs=4)
+    loss, calls = losses.compute_task_loss, []
+
+    def spoil(kind: str, outputs: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append(None)
+        return loss(kind, outputs, *rest) * (float("nan") if len(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(common, "compute_task_loss", spoil)
+    result = run_stage("finetune", data, settings, Runtime())
+    assert len(calls) == 8, "the second epoch goes on to its end"
+    assert [row["score"] for row in result.history][1:] == [-math.inf]
+    assert math.isnan(result.history[1]["train_loss"])
+    assert result.best_epoch == 0
+    assert all(torch.isfinite(value).all() for value in result.best_state.values() if value.is_floating_point())
