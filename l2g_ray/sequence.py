@@ -144,10 +144,11 @@ def encode_batch(
     codes: torch.Tensor, lengths_bp: torch.Tensor, channels: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Codes (batch, length) and lengths (batch,) to one-hot (batch, channels, length) and mask (batch, 1, length), which is
-    None when no position is padding."""
-    mask = make_mask(lengths_bp, codes.shape[1])
+    None when no position is padding. Both are on the codes' device; with lengths on the CPU nothing waits for it."""
+    padded = bool((lengths_bp < codes.shape[1]).any())
+    mask = make_mask(lengths_bp.to(codes.device, non_blocking=True), codes.shape[1])
     x = one_hot(codes, mask, channels)
-    return x, None if bool(mask.all()) else mask[:, None].to(x.dtype)
+    return x, mask[:, None].to(x.dtype) if padded else None
 
 
 def reverse_complement(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
@@ -155,7 +156,7 @@ def reverse_complement(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.T
     import torch
 
     columns = torch.arange(codes.shape[1], device=codes.device)[None, :]
-    source = lengths_bp[:, None] - 1 - columns
+    source = lengths_bp.to(codes.device, non_blocking=True)[:, None] - 1 - columns
     flipped = torch.gather(codes, 1, source.clamp(min=0))
     complement = torch.where(flipped < N_CODE, 3 - flipped, flipped)  # uint8: 3 - 4 wraps, but is not taken
     return torch.where(source >= 0, complement, torch.full_like(codes, N_CODE))

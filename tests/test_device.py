@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from explained import LENGTH_BP, make_net, write_arms, write_model
+from explained import LENGTH_BP, make_net, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -20,7 +20,6 @@ from l2g_ray.explain.attribution import attribute
 from l2g_ray.explain.embeddings import Point, embed
 from l2g_ray.explain.scores import score_sequences
 from l2g_ray.models.embedder import EmbedderNet
-from l2g_ray.models.l2g import L2GModel, load_model
 from l2g_ray.predict import Predictor, choose_device, load_predictor
 from l2g_ray.run_folder import Arm
 from l2g_ray.sequence import encode
@@ -133,37 +132,6 @@ def test_model_and_rows_are_on_the_device_that_was_asked_for(tmp_path: Path) -> 
 def test_devices_by_name() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("arm", ["model", "embedder_only", "best"])
-def test_a_gpu_gives_the_same_numbers(arm: str, tmp_path: Path, tiny_lm: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU here")
-    folder = write_arms(tmp_path / "planted", tiny_lm) / arm
-    both = [load_predictor(folder, device) for device in ("cpu", "cuda")]
-    assert both[1].device.type == "cuda"
-    assert all(x.device.type == "cuda" for x in both[1].model.parameters())
-    # cuDNN's convolutions may round to TF32.
-    one, other = (predictor.predict_array(SEQUENCES) for predictor in both)
-    np.testing.assert_allclose(other, one, atol=2e-3)
-    one, other = (score_sequences(p.forward, p.task, SEQUENCES.to_pylist(), both_strands=True).values for p in both)
-    np.testing.assert_allclose(other, one, atol=2e-3)
-    codes, lengths_bp = encode(SEQUENCES)
-    one, other = (
-        attribute(p.model, codes, lengths_bp, WEIGHTS, n_references=3, device=p.device).contributions for p in both
-    )
-    assert np.abs(one - other).max() < 2e-2 * np.abs(one).max()
-    if arm == "best":
-        return
-    points = []
-    for _ in both:
-        model = load_model(folder)
-        net = model.net if isinstance(model, L2GModel) else model
-        points.append(Point("x", net, model.language_model if isinstance(model, L2GModel) else None))
-    for layer, values in embed(points[0], SEQUENCES).items():
-        found = embed(points[1], SEQUENCES, device=torch.device("cuda"))[layer]
-        np.testing.assert_allclose(found, values, atol=1e-2)
 
 
 def test_an_empty_input_has_no_predictions() -> None:

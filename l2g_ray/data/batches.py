@@ -107,14 +107,12 @@ class Batch:
         return self.part.stop - self.part.start if self.part else len(self.codes)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        return replace(
-            self,
-            codes=self.codes.to(device),
-            lengths_bp=self.lengths_bp.to(device),
-            labels=self.labels.to(device),
-            row_index=self.row_index.to(device),
-        )
+        """The same batch with codes and labels on another device; to a GPU they travel while the host goes on.
+
+        Lengths and indices stay where they are: whether a batch has padding is decided on the host, which would otherwise wait
+        for the device.
+        """
+        return replace(self, codes=_send(self.codes, device), labels=_send(self.labels, device))
 
     def split(self, n: int) -> list[Batch]:
         """The same rows in `n` micro-batches of like size, in order; some are empty where there are fewer rows."""
@@ -132,6 +130,12 @@ class Batch:
             return Batch(self.codes[rows], self.lengths_bp[rows], self.labels[rows], self.row_index[rows], part)
         codes = torch.full_like(self.codes[:1], N_CODE)
         return Batch(codes, torch.zeros_like(self.lengths_bp[:1]), self.labels[:1], self.row_index[:1], part)
+
+
+def _send(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    if torch.device(device).type != "cuda" or x.is_cuda:
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def cut_rows(n_rows: int, index: int, n: int) -> tuple[int, int]:

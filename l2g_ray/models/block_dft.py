@@ -88,5 +88,5 @@ def _matrices(
         weight[-1] = 1.0 / n
     back = torch.stack([cosines * weight, -sines * weight], 1).view(-1, n)[:, :m].contiguous()
     taps = waves(torch.tensor(offsets, dtype=torch.float64))
-    into, cosines, sines, back = (matrix.to(device, dtype) for matrix in (into, *taps, back))
+    into, cosines, sines, back = (matrix.to(dtype).to(device, non_blocking=True) for matrix in (into, *taps, back))
     return into, cosines, sines, back

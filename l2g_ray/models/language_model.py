@@ -189,7 +189,17 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens (batch, N, D) and mask (batch, N), 1 = real, to the last hidden state (batch, N, D)."""
-        attention: torch.Tensor | None = None
-        if mask is not None:  # a row without tokens attends to its padding, for a softmax over nothing is no number
-            attention = torch.where(mask.bool().any(1, keepdim=True), mask.long(), 1)
+        attention = None if mask is None else self._make_attention_mask(tokens, mask)
         return self.transformer(inputs_embeds=tokens, attention_mask=attention).last_hidden_state
+
+    def _make_attention_mask(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What the layers take, (batch, 1, N, N). `transformers` leaves such a mask as it is; of (batch, N) it would ask whether
+        anything is masked, for which the host waits for the device."""
+        real = mask.bool()
+        # A row without tokens attends to its padding, for a softmax over nothing is no number.
+        real = real | ~real.any(1, keepdim=True)
+        wide = real[:, None, None, :].expand(-1, -1, mask.shape[1], -1)
+        if self.transformer.config._attn_implementation != "eager":
+            return wide
+        lowest = torch.finfo(tokens.dtype).min  # MPNet adds its mask
+        return torch.zeros(wide.shape, dtype=tokens.dtype, device=tokens.device).masked_fill(~wide, lowest)

@@ -59,11 +59,11 @@ class MaskedLM(nn.Module):
         ids, labels = self.masking.torch_mask_tokens(coded["input_ids"], coded["special_tokens_mask"])
         device = codes.device
         logits = self.model(input_ids=ids.to(device), attention_mask=coded["attention_mask"].to(device)).logits
-        chosen = labels != -100
-        if not bool(chosen.any()):  # of a few short rows it may be none
+        chosen = (labels != -100).flatten().nonzero()[:, 0]  # on the CPU, as the tokens are
+        if not len(chosen):  # of a few short rows it may be none
             return logits.sum() * 0
-        chosen = chosen.to(device)
-        return nn.functional.cross_entropy(logits[chosen].float(), labels.to(device)[chosen])
+        wanted = labels.flatten()[chosen].to(device)
+        return nn.functional.cross_entropy(logits.flatten(0, 1)[chosen.to(device)].float(), wanted)
 
     def save(self, folder: Path) -> None:
         """Write encoder, embedding layer and tokenizer as a folder in Hugging Face form, which names a language model."""

@@ -207,7 +207,7 @@ class MixedConv1d(nn.Module):
         if self.training:
             # As F.gumbel_softmax, but drawn on the CPU, whose generator is the same on all workers of a team.
             noise = -torch.empty(self.logits.shape, dtype=self.logits.dtype).exponential_().log()
-            scores = self.logits.log_softmax(-1) + noise.to(self.logits.device)
+            scores = self.logits.log_softmax(-1) + noise.to(self.logits.device, non_blocking=True)
             return torch.softmax(scores / self.temperature, -1)
         return torch.softmax(self.logits / self.temperature, -1)
 

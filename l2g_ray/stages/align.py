@@ -97,7 +97,10 @@ def make_joint_losses(
 
     Micro-batches, which are there because memory did not suffice for a group, are back-propagated one at a time. MMD
     needs all rows at once, so they are pooled without a graph first, and MMD's gradient is handed to each in its turn.
+
+    `net` is on the device where it trains.
     """
+    scale = data.label_scale.to(next(net.parameters()).device)
 
     def align(pooled: list[torch.Tensor], classes: list[torch.Tensor | None], group: list[Batch]) -> torch.Tensor:
         """This worker's share of MMD, from its own rows of each whole batch and their classes."""
@@ -123,7 +126,7 @@ def make_joint_losses(
             return embedding, net.predict(embedding)
 
     def task_loss(outputs: torch.Tensor, batch: Batch, n_rows: int) -> torch.Tensor:
-        return (batch.n_whole / n_rows) * part_loss(data.task, outputs, batch, data.label_scale)
+        return (batch.n_whole / n_rows) * part_loss(data.task, outputs, batch, scale)
 
     def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
         alpha_e = alpha_at(epoch, alpha, stage.task_only_epochs)
@@ -145,7 +148,8 @@ def make_joint_losses(
     def in_turn(group: list[Batch], alpha_e: float, n_rows: int) -> Iterator[torch.Tensor]:
         """The same, one micro-batch's graph at a time."""
         gradients: list[torch.Tensor | None] = [None] * len(group)
-        value, before, after = 0.0, torch.get_rng_state(), None
+        value: torch.Tensor | float = 0.0
+        before, after = torch.get_rng_state(), None
         if alpha_e > 0:
             pooled, value = pool_first(group, alpha_e)
             gradients = [rows.grad for rows in pooled]
@@ -164,7 +168,7 @@ def make_joint_losses(
         if after is not None:
             torch.set_rng_state(after)
 
-    def pool_first(group: list[Batch], alpha_e: float) -> tuple[list[torch.Tensor], float]:
+    def pool_first(group: list[Batch], alpha_e: float) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Pooled tokens of each micro-batch with MMD's gradient, and this worker's share of MMD. Leaves the running
         statistics of batch norms as they were."""
         draws, pooled = Draws(), []
@@ -178,7 +182,7 @@ def make_joint_losses(
         classes = [_join([classify(batch) for batch in group[a:b]]) for a, b in spans]
         share = alpha_e * align(joined, classes, [group[i] for i in firsts])
         share.backward()  # type: ignore[no-untyped-call]
-        return pooled, float(share.detach())
+        return pooled, share.detach()
 
     return losses
 

@@ -174,7 +174,11 @@ def count_steps(data: TaskData, batch_size: int, group: int = 1, max_batches: in
 def make_losses(
     model: nn.Module, task: Task, scale: torch.Tensor
 ) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
-    """The plain task loss of a group, a batch (or a part of one) at a time, weighted by its rows (acceptance D5)."""
+    """The plain task loss of a group, a batch (or a part of one) at a time, weighted by its rows (acceptance D5).
+
+    `model` is on the device where it trains; `scale` is moved there once.
+    """
+    scale = scale.to(next(model.parameters()).device)
 
     def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
         n_rows, draws = count_rows(group), Draws()
@@ -187,10 +191,11 @@ def make_losses(
 
 
 def part_loss(task: Task, outputs: torch.Tensor, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
-    """The task loss of a batch; of a part of one, its share, so that the shares of all parts add up to the whole's."""
+    """The task loss of a batch; of a part of one, its share, so that the shares of all parts add up to the whole's. `scale`
+    (n_outputs,) is on the outputs' device."""
     n_labels = batch.part.n_labels if batch.part else None
     own = slice(batch.n_own)
-    return compute_task_loss(task.kind, outputs[own], batch.labels[own], scale.to(outputs.device), n_labels)
+    return compute_task_loss(task.kind, outputs[own], batch.labels[own], scale, n_labels)
 
 
 def count_rows(group: list[Batch]) -> int:

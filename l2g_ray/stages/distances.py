@@ -70,13 +70,15 @@ class LabelledDistance:
         self.gaussians = fit_gaussians(features, self.classes)
         spread = (features - features.mean(0)).square().sum(1).mean()
         self.spread = float(spread) or 1.0
-        self.centres, self.offset, self.scale = centres, offset, scale
+        self.centres, self.offset, self.scale = (
+            x.to(features.device) if isinstance(x, Tensor) else x for x in (centres, offset, scale)
+        )
 
     def classify(self, labels: Tensor) -> Tensor:
         """The labels themselves, or the nearest centre of each row's labels; a missing label counts as the mean."""
         if self.centres is None:
             return labels
-        return torch.cdist(standardise(labels, self.offset, self.scale), self.centres.to(labels)).argmin(1)
+        return torch.cdist(standardise(labels, self.offset, self.scale), self.centres).argmin(1)
 
     def __call__(self, target: Tensor, classes: Tensor | None, generator: torch.Generator) -> Tensor:
         """OTDD of `target` (n, D) and its classes (n,) to as many rows of the text. The distribution of a tag is that of

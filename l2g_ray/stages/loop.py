@@ -110,13 +110,13 @@ def train(
 
     Parameters
     ----------
-    batches : epoch to batches, on the model's device or movable to it.
+    batches : epoch to batches, on the host; each step moves its own to the device.
     losses : a group of batches and the epoch, to the partial losses whose sum is the group's loss; each is
         back-propagated on its own, so that accumulation holds one graph at a time.
     validate : the model as it is, in evaluation mode, to metrics; 'score' is maximised.
     before_step : called after the backward passes and before clipping (DASH scales its logits' gradients there).
 
-    A loss that is not finite ends the run with score -inf for that epoch; the best earlier epoch stands. A history row has
+    A loss that is not finite ends the run after its epoch, with score -inf; the best earlier epoch stands. A history row has
     'micro_batches' if its batches had to be cut to fit into memory, and what `measure_memory` gives on a GPU.
 
     Raises
@@ -214,17 +214,37 @@ def _train_epoch(
     before_step: Callable[[], None] | None,
     state: _State,
 ) -> float:
+    """The epoch's mean loss; NaN where a step's was not finite.
+
+    Only here the host waits for the device: no step looks at its loss, so a loss that is not finite ends the epoch late.
+    """
+    total, rows = _run_steps(model, optimizer, schedule, settings, runtime, batches, losses, before_step, state)
+    summed = runtime.team.sum_number(float(total), runtime.device)
+    return summed / max(1, rows) if math.isfinite(summed) else math.nan
+
+
+def _run_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    settings: LoopSettings,
+    runtime: Runtime,
+    batches: Callable[[int], Iterable[Batch]],
+    losses: Callable[[list[Batch], int], Iterator[torch.Tensor]],
+    before_step: Callable[[], None] | None,
+    state: _State,
+) -> tuple[torch.Tensor, int]:
+    """All steps of an epoch, without waiting for the device: this worker's loss summed over rows (float64, on the device),
+    and the rows."""
     model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     epoch, team = state.epoch, runtime.team
-    total, rows, step = 0.0, 0, epoch * settings.steps_per_epoch
-    for group in group_batches(batches(epoch), settings.group, runtime.device):
+    total = torch.zeros((), dtype=torch.float64, device=runtime.device)
+    rows, step = 0, epoch * settings.steps_per_epoch
+    for group in group_batches(batches(epoch), settings.group):
         set_learning_rates(optimizer, schedule(step))
         n_rows = sum(batch.n_whole for batch in group)
         value = _backward(model, optimizer, runtime, lambda pieces: losses(pieces, epoch), group, state)
-        value = team.sum_number(value, runtime.device)
-        if not math.isfinite(value):
-            return math.nan
         team.sum_gradients(parameters)
         if before_step is not None:
             before_step()
@@ -235,7 +255,7 @@ def _train_epoch(
             # From the first step on the mean of all so far, later of about an epoch.
             update_average(state.average, model, 1.0 / min(step + 1, max(2, settings.steps_per_epoch)))
         total, rows, step = total + value * n_rows, rows + n_rows, step + 1
-    return total / max(1, rows)
+    return total, rows
 
 
 def _backward(
@@ -245,8 +265,9 @@ def _backward(
     losses: Callable[[list[Batch]], Iterator[torch.Tensor]],
     group: list[Batch],
     state: _State,
-) -> float:
-    """Gradients of a group and its loss, in as many micro-batches as memory wants; `state` remembers how many."""
+) -> torch.Tensor:
+    """Gradients of a group of the host's and its loss (float64, on the device), in as many micro-batches as memory wants;
+    `state` remembers how many."""
     while True:
         optimizer.zero_grad(set_to_none=True)
         pieces = group
@@ -256,12 +277,13 @@ def _backward(
                 pieces = [piece for piece in pieces if piece.n_own]
         generator, buffers = torch.get_rng_state(), copy_buffers(model)
         try:
+            pieces = [piece.to(runtime.device) for piece in pieces]
             with runtime.autocast():
-                value = 0.0
+                value = torch.zeros((), dtype=torch.float64, device=runtime.device)
                 for partial in losses(pieces):
                     with torch.autocast(runtime.device, enabled=False):
                         partial.backward()
-                    value += float(partial.detach())
+                    value = value + partial.detach().double()
             return value
         except torch.OutOfMemoryError:
             smaller = _halve(max(len(batch.codes) for batch in group), state.micro_batches)
@@ -303,11 +325,11 @@ def _write_micro_batches(state_path: Path | None, n: int) -> None:
         os.replace(temporary, _micro_batches_file(state_path))
 
 
-def group_batches(batches: Iterable[Batch], size: int, device: str) -> Iterator[list[Batch]]:
-    """Consecutive batches in lists of `size`, moved to the device; the last list may be shorter."""
+def group_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Consecutive batches in lists of `size`; the last list may be shorter."""
     group: list[Batch] = []
     for batch in batches:
-        group.append(batch.to(device))
+        group.append(batch)
         if len(group) == size:
             yield group
             group = []

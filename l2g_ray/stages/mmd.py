@@ -76,7 +76,7 @@ def sample_rows(reference: Tensor, n: int, generator: torch.Generator) -> Tensor
     if not len(reference):
         raise ValueError("cannot sample from a reference without rows")
     rows = torch.randint(len(reference), (n,), generator=generator, device=generator.device)
-    return reference[rows.to(reference.device)]
+    return reference[rows.to(reference.device, non_blocking=True)]
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -50,7 +51,7 @@ def pretrain(data: TaskData, settings: Settings, runtime: Runtime, seed: int) ->
         losses=make_masked_losses(model),
         validate=_make_score(model, data, settings, runtime, seed),
     )
-    if not result.best_state:
+    if not math.isfinite(result.history[-1]["train_loss"]):
         raise UserError("continued pre-training: the loss is not finite any more; lower pretrain.optim.lr")
     model.load_state_dict(result.best_state)
     return model.to("cpu").eval(), result
