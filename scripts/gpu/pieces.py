@@ -7,6 +7,7 @@ unpacked as they are, and parts of a model (`NAME.1of2.safetensors`), which are 
 from __future__ import annotations
 
 import argparse
+import compileall
 import hashlib
 import json
 import re
@@ -113,6 +114,7 @@ def unpack(kit: Path, home: Path) -> dict[str, Any]:
         if path.name.endswith(".tar.xz"):
             with tarfile.open(path, "r:xz") as archive:
                 archive.extractall(home, filter="data")
+            compileall.compile_dir(home / "site", quiet=2, workers=0)  # else each of Ray's processes does it
         elif PART.fullmatch(path.name):
             (home / "parts").mkdir(exist_ok=True)
             shutil.copyfile(path, home / "parts" / path.name)

@@ -21,7 +21,7 @@ export OUT=${OUT:-$GPU_HOME/out}
 python=$(command -v "${PYTHON:-python3}")
 mkdir -p "$GPU_HOME/bin" "$GPU_HOME/home" "$OUT"
 
-export PYTHONPATH=$root:$GPU_HOME/site PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=$root:$GPU_HOME/site
 export PATH=$GPU_HOME/bin:$PATH
 [ -w "${HOME:-/nonexistent}" ] || export HOME=$GPU_HOME/home
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false

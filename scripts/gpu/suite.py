@@ -117,12 +117,15 @@ def run_all(commands: list[list[str]], until: float) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{} for _ in running]
 
     def read(i: int) -> None:
-        process, tail = running[i], []
+        process = running[i]
+        tail: list[str] = []
         assert process.stdout is not None
         for line in process.stdout:
             print(f"[{i}] {line}", end="", flush=True)
             tail = [*tail, line.rstrip()][-12:]
-        found[i] |= {"rc": process.wait(), "wall_s": round(time.monotonic() - begun, 1), "tail": tail}
+        found[i] |= {"rc": process.wait(), "wall_s": round(time.monotonic() - begun, 1)}
+        if found[i]["rc"]:
+            found[i]["tail"] = tail
 
     threads = [threading.Thread(target=read, args=(i,)) for i in range(len(running))]
     for thread in threads:
@@ -242,13 +245,14 @@ def main() -> int:
     found["gpu"] = gpu.describe()
     found["suites"] = [collect(*parts) for parts in zip(suites, places, firsts)]
     write()
+    # Once more what ended well: it must train nothing.
+    again = [i for i, first in enumerate(firsts) if first.get("rc") == 0]
     before = [set(list_results(place)) for place in places]
-    seconds = run_all(commands, until) if all(first.get("rc") == 0 for first in firsts) else []
-    for row, place, there, second in zip(found["suites"], places, before, seconds):
-        row["second"] = {**second, "trained": len(set(list_results(place)) - there)}
+    for i, second in zip(again, run_all([commands[i] for i in again], until)):
+        found["suites"][i]["second"] = {**second, "trained": len(set(list_results(places[i])) - before[i])}
     write()
-    done = bool(seconds) and all(s.get("rc") == 0 for s in seconds)
-    return 0 if done and not any(row["second"]["trained"] for row in found["suites"]) else 1
+    seconds = [row.get("second", {}) for row in found["suites"]]
+    return 0 if all((x.get("rc"), x.get("trained")) == (0, 0) for x in seconds) else 1
 
 
 if __name__ == "__main__":
