@@ -197,7 +197,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def collect(suite: Suite, out: Path, first: dict[str, Any]) -> dict[str, Any]:
     """Return what one suite left, finished or not."""
     folder = out / "gpu"
-    kept = read_json(folder / "suite.json")
+    kept, board = read_json(folder / "suite.json"), folder / "leaderboard.json"
     return {
         "bench": suite.bench,
         "tasks": suite.tasks,
@@ -209,7 +209,10 @@ def collect(suite: Suite, out: Path, first: dict[str, Any]) -> dict[str, Any]:
         "machine": kept.get("machine"),
         "versions": kept.get("versions"),
         "mlflow": (out / "mlflow.db").exists(),
-        "rows": list(read_rows(folder / "leaderboard.json")) if (folder / "leaderboard.json").exists() else [],
+        "rows": list(read_rows(board)) if board.exists() else [],
+        # What a suite that was stopped has: how far its tasks came, and the scores of those that are done.
+        "status": None if board.exists() else read_json(folder / "status.json").get("tasks"),
+        "metrics": None if board.exists() else {x.parent.name: read_json(x) for x in folder.glob("*/metrics.json")},
         "stages": describe_stages(out),
     }
 
