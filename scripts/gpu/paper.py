@@ -1,12 +1,12 @@
 """What the language model's weights are worth at the paper's size: L2G pre-trained, L2G from random weights, and the embedder alone.
 
-`python scripts/gpu/paper.py --data-dir DIR --language-model FOLDER --out DIR --seconds 300` trains, for each task and seed:
+`python scripts/gpu/paper.py --out paper.json` (phase `paper` of `run.sh`) trains, for each task and seed:
 the embedder on its own (`embedder`), the same again from another seed (`embedder_2`) and for as long as a whole L2G takes
 (`embedder_long`); then stage 2 once, and from it `l2g` and `l2g_random`, which differ in the language model's weights alone.
 The rate of the language model is chosen for each of the two by the first seed's validation score. No other choice is made;
 test rows are predicted once, at a model's end. Processes share the GPU, a task begins where time is left for it, and every
-finished model is a line of `models.jsonl` and a file of predictions, so that a run that is stopped keeps what it has.
-`--tables` prints what such a folder says: scores, and paired differences over rows and seeds.
+finished model is a line of `models.jsonl` and a file of predictions, so that a run that is stopped keeps what it has. Told are
+scores, and paired differences over rows and seeds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,7 @@ from l2g_ray.tasks.metrics import find_metric
 
 # The largest training sets first, but for H3 (500 bp), where a first study saw the language model gain.
 TASKS = ("gue/tf_0", "nt/H3", "gue/prom_core_all", "gue/tf_1")
+SMOKE_TASKS = ("demo/splice_junction",)
 SEEDS = (0, 1, 2)
 BACKBONE, ARCHITECTURE = "resnet", ((7, 1),) * 9
 RATES = (5e-5, 1.5e-4)
@@ -92,7 +94,7 @@ QUESTIONS = (
 class Place:
     """What every process knows: folders, and whether this is a rehearsal."""
 
-    data_dir: Path
+    data_dir: Path | None
     out: Path
     language_model: str
     smoke: bool
@@ -118,7 +120,7 @@ class Place:
         folder = self.out / "reference"
         folder.mkdir(parents=True, exist_ok=True)
         align = resolve("fast").align
-        corpus, _ = find_corpus("auto" if (self.data_dir / "conll2003").exists() else "vocabulary", None, self.data_dir)
+        corpus, _ = find_corpus("auto" if self.data_dir else "vocabulary", None, self.data_dir)
         facts = write_reference(
             folder, load_transformer(self.language_model), self.language_model, corpus, align.per_class, 0
         )
@@ -322,38 +324,50 @@ def _compare(task: Any, kept: Mapping[str, Any], first: Sequence[str], second: S
 
 
 def main() -> None:
-    """Train until the time is over, or print the tables of an earlier run."""
+    """Train until the time is over; or only tell what an earlier run has found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--language-model", default="minilm")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--seconds", type=float, default=300)
+    home = Path(os.environ.get("GPU_HOME", "/tmp/l2g-gpu"))
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; predictions stand beside it")
+    parser.add_argument("--limit-s", type=float, default=290)
+    parser.add_argument("--cpu-smoke", action="store_true", help="tiny: that it works")
+    parser.add_argument("--data-dir", type=Path, default=home / "data")
+    parser.add_argument("--language-model", help="hub id or folder; by default that of the kit")
+    parser.add_argument("--work", type=Path, default=home / "paper", help="folder of what it trains")
+    parser.add_argument("--tasks")
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--smoke", action="store_true", help="tiny: that it works")
-    parser.add_argument("--tables", action="store_true", help="only print what the folder says")
+    parser.add_argument("--tell", action="store_true", help="train nothing")
     options = parser.parse_args()
-    if options.tables:
-        print(json.dumps(tabulate(options.out)))
-        return
-    ends = time.monotonic() + options.seconds
-    place = Place(options.data_dir, options.out, str(options.language_model), options.smoke)
+    ends = time.monotonic() + options.limit_s
+    smoke = options.cpu_smoke
+    if not options.tell:
+        language_model = options.language_model or (home / "mpnet" if (home / "mpnet").exists() else "minilm")
+        tasks = tuple(options.tasks.split(",")) if options.tasks else SMOKE_TASKS if smoke else TASKS
+        place = Place(options.data_dir if options.data_dir.exists() else None, options.work, str(language_model), smoke)
+        stopped = train_all(place, tasks, 1 if smoke else options.processes, ends - 15)
+        print(f"not finished: {stopped}" if stopped else "all models trained", flush=True)
+    found = tabulate(options.work)
+    options.out.write_text(json.dumps(found) + "\n")
+    shutil.make_archive(str(options.out.with_suffix("")), "zip", options.work / "predictions")
+    print(f"{len(found['rows'])} models", flush=True)
+    sys.stdout.flush()
+    os._exit(0 if found["rows"] else 1)  # processes that still train would be waited for
+
+
+def train_all(place: Place, tasks: Sequence[str], processes: int, ends: float) -> list[str]:
+    """Train the models of all tasks; returns what stopped a task before its end."""
     place.out.mkdir(parents=True, exist_ok=True)
-    tasks = options.tasks.split(",")
+    (place.out / "models.jsonl").touch()
     place.write_reference()
     for name in tasks:
         place.prepare(name)
-    print(f"prepared {len(tasks)} tasks", file=sys.stderr, flush=True)
-    pool = ProcessPoolExecutor(options.processes, get_context("spawn"), _warm, (place,))
-    turn = Lock()
+    print(f"prepared {len(tasks)} tasks", flush=True)
+    pool, turn = ProcessPoolExecutor(processes, get_context("spawn"), _warm, (place,)), Lock()
     with ThreadPoolExecutor(len(tasks)) as side:
         running = [side.submit(run_task, pool, place, name, ends, turn) for name in tasks]
-        failed = [repr(job.exception()) for job in running if job.exception()]
-    done = len((place.out / "models.jsonl").read_text().splitlines()) if (place.out / "models.jsonl").exists() else 0
-    print(json.dumps({"phase": "paper", "models": done, "stopped": failed}), flush=True)
+        stopped = [f"{name}: {job.exception()!r}" for name, job in zip(tasks, running, strict=True) if job.exception()]
     for process in list(pool._processes.values()):
         process.kill()
-    os._exit(0 if done else 1)
+    return stopped
 
 
 if __name__ == "__main__":
