@@ -31,6 +31,15 @@ def test_epochs_follow_the_rows_within_their_limits() -> None:
 
 
 @pytest.mark.parametrize("by_position", [False, True])
+def test_a_number_of_steps_shortens_training(by_position: bool) -> None:
+    usual = cnn.choose_schedule(tiny_settings(baselines__cnn_steps=None), by_position)
+    short = cnn.choose_schedule(tiny_settings(baselines__cnn_steps=100), by_position)
+    n_rows = 100 * short.batch_size
+    assert short.count_epochs(n_rows) == 1
+    assert usual.count_epochs(n_rows) >= 8
+
+
+@pytest.mark.parametrize("by_position", [False, True])
 @pytest.mark.parametrize("length_bp", [7, 60, 1500])
 def test_padding_changes_nothing(by_position: bool, length_bp: int) -> None:
     torch.manual_seed(0)
