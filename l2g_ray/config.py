@@ -268,7 +268,11 @@ class EvaluateSettings(_Settings):
 
 
 class BaselinesSettings(_Settings):
-    """Simple models that stand beside L2G in the leaderboard (`stages.baseline`)."""
+    """Simple models: the baselines of the leaderboard, and the arms without an embedder (`stages.baseline`, `stages.cnn`).
+
+    `boosting_rounds`: trees an output of `kmer_boosting`. `cnn_steps`: optimiser steps of `cnn`, in whole epochs; null: as
+    `stages.cnn` has it.
+    """
 
     names: tuple[
         Literal[
@@ -288,6 +292,8 @@ class BaselinesSettings(_Settings):
         "kmer_linear",
     )
     k: int = Field(default=6, ge=1, le=8)
+    boosting_rounds: int = Field(default=300, ge=1)
+    cnn_steps: int | None = Field(default=None, ge=1)
     # More rows than this are drawn from at random.
     max_train_rows: int = Field(default=100_000, ge=1)
     # A hub id or folder of a model that reads DNA by its own tokenizer; words: overlapping k-mers with blanks (DNABERT).

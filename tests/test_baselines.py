@@ -208,6 +208,16 @@ def test_deepstarr_pads_and_cuts_to_its_length(length_bp: int) -> None:
         torch.testing.assert_close(outputs, net(codes[:, :60], lengths.clamp(max=60)))
 
 
+def test_boosting_takes_the_rounds_that_it_is_given() -> None:
+    pytest.importorskip("lightgbm")
+    data = make_data(make_task(), plant(80), plant(40, seed=1))
+    fitted = [
+        fit_baseline("kmer_boosting", data, tiny_settings(baselines__boosting_rounds=n), RUNTIME, 0).model
+        for n in (3, 7)
+    ]
+    assert [bytes(model.boosters.tolist()).count(b"Tree=") for model in fitted] == [3, 7]
+
+
 @pytest.mark.parametrize("kind", ["binary", "multilabel", "regression"])
 def test_an_average_is_the_mean_of_predictions_and_is_stored(kind: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -31,6 +31,15 @@ def test_epochs_follow_the_rows_within_their_limits() -> None:
 
 
 @pytest.mark.parametrize("by_position", [False, True])
+def test_a_number_of_steps_shortens_training(by_position: bool) -> None:
+    usual = cnn.choose_schedule(tiny_settings(baselines__cnn_steps=None), by_position)
+    short = cnn.choose_schedule(tiny_settings(baselines__cnn_steps=100), by_position)
+    n_rows = 100 * short.batch_size
+    assert short.count_epochs(n_rows) == 1
+    assert usual.count_epochs(n_rows) >= 8
+
+
+@pytest.mark.parametrize("by_position", [False, True])
 @pytest.mark.parametrize("length_bp", [7, 60, 1500])
 def test_padding_changes_nothing(by_position: bool, length_bp: int) -> None:
     torch.manual_seed(0)
@@ -46,6 +55,14 @@ def test_padding_changes_nothing(by_position: bool, length_bp: int) -> None:
     assert sum(p.numel() for p in net.parameters()) < 1_500_000  # however long the sequences
 
 
+@pytest.mark.parametrize("by_position", [False, True])
+def test_rows_of_full_length_give_the_same_with_and_without_a_mask(by_position: bool) -> None:
+    torch.manual_seed(0)
+    net = SmallCNN(SmallCNNConfig(40, 2, by_position)).eval()
+    x = nn.functional.one_hot(torch.randint(0, 4, (3, 40)), 4).float().transpose(1, 2).contiguous()
+    torch.testing.assert_close(net.forward_one_hot(x, torch.ones(3, 1, 40)), net.forward_one_hot(x))
+
+
 def test_learns_a_motif_anywhere_and_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cnn, "ANYWHERE", cnn.ANYWHERE.model_copy(update={"epochs": 6}))
     data = make_data(make_task(), plant(600), plant(100, seed=1))
@@ -57,6 +74,25 @@ def test_learns_a_motif_anywhere_and_is_stored(tmp_path: Path, monkeypatch: pyte
     save_model(net, tmp_path)
     before, after = (predict_source(m, data.valid, data.task, RUNTIME)[0] for m in (net, load_model(tmp_path)))
     np.testing.assert_array_equal(before, after)
+
+
+def test_only_the_last_epoch_is_validated_where_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cnn, "ANYWHERE", cnn.ANYWHERE.model_copy(update={"epochs": 3}))
+    data = make_data(make_task(), plant(80), plant(40, seed=1))
+    state = tmp_path / "state.pt"
+    told: list[dict[str, float]] = []
+    training = train_cnn(data, tiny_settings(), replace(RUNTIME, report=told.append, state_path=state), 0)
+    scores = [row["score"] for row in training.history]
+    assert scores[:2] == [-np.inf, -np.inf]
+    assert np.isfinite(scores[2])
+    assert training.best_score == scores[2]
+    assert told == training.history
+    told.clear()
+    assert (
+        train_cnn(data, tiny_settings(), replace(RUNTIME, report=told.append, state_path=state), 0).best_score
+        == scores[2]
+    )
+    assert told == training.history
 
 
 def test_a_strand_specific_task_is_read_by_position() -> None:
@@ -82,6 +118,19 @@ def test_stop_and_resume_equals_no_stop_with_averaged_weights(tmp_path: Path, mo
     resumed = train_cnn(data, tiny_settings(), replace(RUNTIME, state_path=tmp_path / "state.pt"), 0)
     for name, value in whole.best_state.items():
         assert torch.equal(value, resumed.best_state[name]), name
+
+
+def test_an_average_of_statistics_follows_them_and_whole_numbers_are_the_newest() -> None:
+    model = nn.BatchNorm1d(2)
+    average: dict[str, torch.Tensor] = {}
+    means = []
+    for step in range(3):
+        model(torch.randn(8, 2))
+        means.append(model.running_mean.clone())
+        update_average(average, model, 1 / (step + 1))
+    torch.testing.assert_close(average["running_mean"], torch.stack(means).mean(0))
+    assert int(average["num_batches_tracked"]) == 3
+    assert average["running_mean"].data_ptr() != model.running_mean.data_ptr()
 
 
 def test_an_average_begins_as_the_weights_and_follows_them() -> None:

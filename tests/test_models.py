@@ -16,7 +16,7 @@ from l2g_ray.models.backbones import BACKBONES, searchable_layers
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
 from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
-from l2g_ray.models.layers import MaskedBatchNorm1d, masked_mean
+from l2g_ray.models.layers import MaskedBatchNorm1d, MaskedMaxPool1d, masked_mean
 from l2g_ray.models.locate import locate
 from l2g_ray.sequence import reverse_complement
 
@@ -351,3 +351,12 @@ def test_label_scale_gives_predictions_in_label_units() -> None:
     with torch.no_grad():
         values = net.eval()(*make_codes(64, 60))
     assert 95 < float(values.mean()) < 105
+
+
+def test_pooling_by_one_keeps_real_positions_and_zeroes_padding() -> None:
+    x, mask = torch.randn(2, 3, 5), torch.ones(2, 1, 5)
+    mask[1, :, 3:] = 0
+    pooled, pooled_mask = MaskedMaxPool1d(1)(x, mask)
+    assert torch.equal(pooled, x * mask)
+    assert pooled_mask is mask
+    assert torch.equal(MaskedMaxPool1d(1)(x)[0], x)

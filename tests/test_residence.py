@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from l2g_ray.config import DataSettings
+from l2g_ray.config import DataSettings, resolve
 from l2g_ray.counts import count_batches
 from l2g_ray.data.batches import InMemorySource, iter_batches
 from l2g_ray.data.dataset import PreparedTask, ShardSource
@@ -19,6 +19,7 @@ from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.sources import open_source
 from l2g_ray.orchestrate.residence import estimate_bytes, fits
+from l2g_ray.orchestrate.row_jobs import make_baseline_job
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,13 @@ def test_a_manifest_from_elsewhere_names_its_shards(prepared: PreparedTask, tmp_
     manifest = json.loads((prepared.folder / "task.json").read_text())
     assert sum(len(names) for names in manifest["shards"].values()) == 10
     assert [path.name for path in prepared.shard_paths("valid")] == ["part-00000.parquet"]
+
+
+def test_a_baseline_keeps_its_key_while_the_settings_of_others_change(prepared: PreparedTask) -> None:
+    def key(name: str, **changes: int) -> str:
+        named = {f"baselines.{setting}": value for setting, value in changes.items()}
+        return make_baseline_job(prepared, resolve("fast", None, {"model.language_model": "x"} | named), name).key
+
+    assert key("cnn", cnn_steps=9) != key("cnn") == key("cnn", boosting_rounds=9)
+    assert key("kmer_boosting", boosting_rounds=9) != key("kmer_boosting") == key("kmer_boosting", cnn_steps=9)
+    assert key("kmer_linear", k=3) != key("kmer_linear") == key("kmer_linear", boosting_rounds=9, cnn_steps=9)

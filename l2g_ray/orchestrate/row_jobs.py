@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from l2g_ray.config import Settings
+from l2g_ray.config import BaselinesSettings, Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
@@ -37,12 +37,18 @@ def make_baseline_job(
 
     With a fold it is an arm's member, whose penalty has the `strength` given. `precision`: of what trains by gradients.
     """
-    own = settings.baselines.model_dump(mode="json", exclude={"names"})
+    baselines = settings.baselines
+    own = baselines.model_dump(mode="json", exclude={"names", "boosting_rounds", "cnn_steps"})
     parts = describe_data(prepared, settings) | {"settings": own}
+    # Of one model each, and in its key where they are not the default, which results of earlier versions have.
+    if name == "kmer_boosting" and baselines.boosting_rounds != BaselinesSettings().boosting_rounds:
+        parts |= {"boosting_rounds": baselines.boosting_rounds}
+    if name == "cnn" and baselines.cnn_steps is not None:
+        parts |= {"cnn_steps": baselines.cnn_steps}
     if name == "deepstarr":  # trains as the embedder alone does
         parts |= {"embedder_only": settings.embedder_only.model_dump(mode="json")}
     if name == "genomic_lm":
-        assert settings.baselines.genomic_model is not None
+        assert baselines.genomic_model is not None
         stage = settings.finetune
         parts |= {
             "finetune": {
@@ -51,7 +57,7 @@ def make_baseline_job(
                 "lr": stage.lr_predictor,
             },
             "batch_size": min(stage.batch_size),
-            "genomic_model": fingerprint_language_model(settings.baselines.genomic_model),
+            "genomic_model": fingerprint_language_model(baselines.genomic_model),
         }
     if name in ("cnn", "deepstarr", "genomic_lm") and precision != "fp32":
         parts |= {"precision": precision}

@@ -28,13 +28,21 @@ def build_cnn(data: TaskData, settings: Settings, seed: int) -> SmallCNN:
     return net
 
 
+def choose_schedule(settings: Settings, by_position: bool) -> OneCycleSettings:
+    """The schedule of either network; with `baselines.cnn_steps`, of that length, from one epoch on."""
+    stage, steps = BY_POSITION if by_position else ANYWHERE, settings.baselines.cnn_steps
+    if steps is None or isinstance(stage.epochs, int):
+        return stage
+    return stage.model_copy(update={"steps": steps, "epochs": (1, stage.epochs[1])})
+
+
 def train_cnn(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -> TrainResult:
     """Train to the end of the schedule; the result is the average of the weights of about the last epoch.
 
     Raises NotApplicable where the loss ceases to be finite.
     """
     net = build_cnn(data, settings, seed).to(runtime.device)
-    stage = BY_POSITION if net.config.by_position else ANYWHERE
+    stage = choose_schedule(settings, net.config.by_position)
     result = train_one_cycle(net, data, settings, runtime, stage, seed)
     if not math.isfinite(result.history[-1]["train_loss"]):
         raise NotApplicable("cnn: the loss ceased to be finite")

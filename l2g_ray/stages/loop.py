@@ -57,7 +57,8 @@ class Runtime:
 class LoopSettings:
     """`group` batches make one optimiser step. `select_from_epoch`: epochs before it cannot become the best.
 
-    `keep_last`: the last epoch is kept, whatever its score, so that the rows of validation choose nothing.
+    `keep_last`: the last epoch is kept, whatever its score, so that the rows of validation choose nothing. Only that epoch
+    is validated; the score of the others is -inf.
 
     `average_weights`: validated and kept are exponential moving averages of weights and statistics over about one epoch.
     """
@@ -145,7 +146,8 @@ def train(
         row: dict[str, Any] = {"epoch": epoch, "train_loss": loss, "score": -math.inf}
         row["train_s"] = time.perf_counter() - wall
         trained = swap_weights(model, state.average)
-        if math.isfinite(loss):
+        is_last = epoch + 1 == settings.epochs
+        if math.isfinite(loss) and (is_last or not settings.keep_last):
             model.eval()
             with torch.no_grad():
                 row |= validate()
@@ -178,12 +180,14 @@ def _is_kept(settings: LoopSettings, state: _State, row: dict[str, Any]) -> bool
 
 def update_average(average: dict[str, torch.Tensor], model: nn.Module, share: float) -> None:
     """Move an average of a model's weights and statistics by `share` of the way to what they are; it begins as they are."""
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if name not in average or not value.is_floating_point():
-                average[name] = value.detach().clone()
-            else:
-                average[name].lerp_(value, share)
+    state = model.state_dict()
+    if not average:
+        average |= {name: value.clone() for name, value in state.items()}
+        return
+    moving = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in moving], [state[name] for name in moving], share)
+    for name in state.keys() - set(moving):
+        average[name].copy_(state[name])
 
 
 def swap_weights(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
