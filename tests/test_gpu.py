@@ -88,7 +88,8 @@ def largest_difference(one: TrainResult, other: TrainResult) -> float:
 def test_a_stage_computes_what_it_does_on_the_cpu(
     stage: str, kind: str, tiny_lm: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By SGD, whose steps are linear in the gradients: within 1e-3 after two epochs, each step's loss within 1e-3."""
+    """By SGD, whose steps are linear in the gradients: losses and weights within 1e-4. Training moves weights by 4e-3 and more, and
+    two routines on one CPU differ by 2e-7."""
     without_dropout(monkeypatch, "sgd")
     data, settings = make_rows(kind), make_settings(tiny_lm, "sgd")
     steps = record_steps(monkeypatch)
@@ -98,8 +99,8 @@ def test_a_stage_computes_what_it_does_on_the_cpu(
         found = run_stage(stage, data, settings, Runtime(device))
     values = torch.stack([step.cpu() for step in steps]).numpy()
     assert n >= 4
-    np.testing.assert_allclose(values[n:], values[:n], rtol=1e-3)
-    assert largest_difference(expected, found) < 1e-3
+    np.testing.assert_allclose(values[n:], values[:n], rtol=1e-4)
+    assert largest_difference(expected, found) < 1e-4
     assert [row["score"] for row in found.history] == pytest.approx(
         [row["score"] for row in expected.history], abs=0.06
     ), "a validation row may change its class"
@@ -107,7 +108,7 @@ def test_a_stage_computes_what_it_does_on_the_cpu(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_stays_near(stage: str, tiny_lm: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses of AdamW's steps within 5 per cent of those in float32 on the CPU."""
+    """Losses of AdamW's steps within 5 per cent of those in float32 on the CPU; 15 in the search, whose rate is high."""
     without_dropout(monkeypatch)
     data, settings = make_rows("regression"), make_settings(tiny_lm)
     steps = record_steps(monkeypatch)
@@ -116,7 +117,7 @@ def test_bf16_stays_near(stage: str, tiny_lm: Path, device: str, monkeypatch: py
     run_stage(stage, data, settings, Runtime(device, "bf16"))
     values = torch.stack([step.cpu() for step in steps]).numpy()
     assert (values[n:] != values[:n]).any()
-    np.testing.assert_allclose(values[n:], values[:n], rtol=0.05)
+    np.testing.assert_allclose(values[n:], values[:n], rtol=0.15 if stage == "search" else 0.05)
 
 
 class Stopped(Exception):
