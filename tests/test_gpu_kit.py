@@ -93,3 +93,18 @@ def test_a_suite_in_miniature(tmp_path: Path) -> None:
     assert suite["slots"]["trials"] > 0
     assert suite["mlflow"]
     assert suite["second"]["trained"] == 0
+
+
+@pytest.mark.slow
+def test_the_papers_claim_in_miniature(tmp_path: Path) -> None:
+    rc, line = run_phase(tmp_path, "paper", "--cpu-smoke")
+    assert rc == 0, line
+    found = json.loads((tmp_path / "out" / "paper.json").read_text())["found"]
+    (task,) = found["tasks"]
+    seeds = {arm: len(scores["test"]) for arm, scores in task["arms"].items()}
+    assert seeds == dict.fromkeys(("embedder", "embedder_2", "embedder_long", "l2g", "l2g_random"), 3)
+    assert len(task["differences"]) == 6
+    first = next(d for d in task["differences"] if (d["first"], d["second"]) == (["l2g"], ["l2g_random"]))
+    means = [sum(task["arms"][arm]["test"]) / 3 for arm in ("l2g", "l2g_random")]
+    assert first["mean"] == pytest.approx(means[0] - means[1], abs=2e-4)
+    assert (tmp_path / "out" / "paper.zip").stat().st_size > 0

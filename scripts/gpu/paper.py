@@ -340,7 +340,8 @@ def main() -> None:
     ends = time.monotonic() + options.limit_s
     smoke = options.cpu_smoke
     if not options.tell:
-        language_model = options.language_model or (home / "mpnet" if (home / "mpnet").exists() else "minilm")
+        folder = home / ("minilm" if smoke else "mpnet")
+        language_model = options.language_model or (folder if folder.exists() else "minilm")
         tasks = tuple(options.tasks.split(",")) if options.tasks else SMOKE_TASKS if smoke else TASKS
         place = Place(options.data_dir if options.data_dir.exists() else None, options.work, str(language_model), smoke)
         stopped = train_all(place, tasks, 1 if smoke else options.processes, ends - 15)
