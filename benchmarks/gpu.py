@@ -89,12 +89,15 @@ class Bench:
         return seconds
 
 
-def measure(smoke: bool) -> dict[str, Any]:
-    """All measurements; on a machine without CUDA a smoke run."""
+def measure(smoke: bool, out: Path | None = None) -> dict[str, Any]:
+    """All measurements; on a machine without CUDA a smoke run. `out` is written after each part, for when time is over."""
     device = "cuda" if torch.cuda.is_available() and not smoke else "cpu"
     bench = Bench(device, device == "cpu", 2 if device == "cpu" else 20)
     torch.manual_seed(0)
     _measure_bounds(bench)
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU smoke run: not measured on a GPU"
+    bounds = {"matrix TFLOP/s, bf16": bench.matrix_rate / 1e12, "memory GB/s": bench.bandwidth / 1e9}
+    found = {"device": name, "torch": torch.__version__, **bounds, "rows": bench.rows}
     for part in (_transfer, _search, *(_make_stages(name) for name in ("minilm", "roberta-base"))):
         try:
             part(bench)
@@ -102,9 +105,9 @@ def measure(smoke: bool) -> dict[str, Any]:
             bench.rows.append({"what": part.__name__, "failed": f"{type(error).__name__}: {error}"[:300]})
         if device == "cuda":
             torch.cuda.empty_cache()
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU smoke run: not measured on a GPU"
-    bounds = {"matrix TFLOP/s, bf16": bench.matrix_rate / 1e12, "memory GB/s": bench.bandwidth / 1e9}
-    return {"device": name, "torch": torch.__version__, **bounds, "rows": bench.rows}
+        if out:
+            out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def _measure_bounds(bench: Bench) -> None:
@@ -370,15 +373,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    found = measure(options.smoke)
+    found = measure(options.smoke, options.out)
     print(json.dumps({name: value for name, value in found.items() if name != "rows"}))
     for row in found["rows"]:
         values = ", ".join(
             f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "what"
         )
         print(f"{row['what']}: {values}")
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(any("failed" in row for row in found["rows"]))
 
 

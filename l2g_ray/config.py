@@ -288,6 +288,9 @@ class BaselinesSettings(_Settings):
         "kmer_linear",
     )
     k: int = Field(default=6, ge=1, le=8)
+    boosting_rounds: int = Field(default=300, ge=1)
+    # Of the small CNN; null: as many as its own schedule has for the rows.
+    cnn_epochs: int | None = Field(default=None, ge=1)
     # More rows than this are drawn from at random.
     max_train_rows: int = Field(default=100_000, ge=1)
     # A hub id or folder of a model that reads DNA by its own tokenizer; words: overlapping k-mers with blanks (DNABERT).

@@ -224,6 +224,21 @@ def test_an_average_is_the_mean_of_predictions_and_is_stored(kind: str, tmp_path
     torch.testing.assert_close(load_model(tmp_path)(codes, lengths), average(codes, lengths))
 
 
+@pytest.mark.parametrize("name", ["gapped_kmer", "kmer_linear", "kmer_boosting"])
+def test_members_of_an_average_share_what_is_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data(make_task(), plant(120), plant(40, seed=1))
+    other = make_data(make_task(), plant(120, seed=2), plant(40, seed=1))
+    members = [fit_baseline(name, one, tiny_settings(), RUNTIME, 0).model for one in (data, other)]
+    codes, lengths = codes_of(data.valid.table["sequence"].to_pylist())
+    expected = torch.stack([to_predictions("binary", member(codes, lengths)) for member in members]).mean(0)
+    calls = []
+    whole = Features.count
+    monkeypatch.setattr(Features, "count", lambda self, codes: calls.append(1) or whole(self, codes))
+    found = to_predictions("binary", AverageModel("binary", members)(codes, lengths))
+    torch.testing.assert_close(found, expected)
+    assert len(calls) == 1
+
+
 @pytest.fixture
 def genomic_model(tmp_path: Path) -> Path:
     """A tiny random ESM with a tokenizer of 3-mers, as the Nucleotide Transformer has one of 6-mers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import make_data, make_task, plant, tiny_settings
+from toys import make_data, make_task, plant, tiny_settings, toy_data
 
 from l2g_ray.config import OneCycleSettings
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
@@ -82,6 +83,13 @@ def test_stop_and_resume_equals_no_stop_with_averaged_weights(tmp_path: Path, mo
     resumed = train_cnn(data, tiny_settings(), replace(RUNTIME, state_path=tmp_path / "state.pt"), 0)
     for name, value in whole.best_state.items():
         assert torch.equal(value, resumed.best_state[name]), name
+
+
+def test_only_the_last_epoch_is_validated() -> None:
+    settings = tiny_settings(baselines__cnn_epochs=3)
+    history = train_cnn(toy_data(), settings, RUNTIME, 0).history
+    assert [math.isfinite(row["score"]) for row in history] == [False, False, True]
+    assert all(math.isfinite(row["train_loss"]) for row in history)
 
 
 def test_an_average_begins_as_the_weights_and_follows_them() -> None:

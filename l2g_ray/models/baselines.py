@@ -177,9 +177,9 @@ class Features(nn.Module):
             first, start = stop, start + width
         return scipy.sparse.hstack(done, format="csr", dtype=np.float32) if len(done) > 1 else done[0]
 
-    def forward(self, codes: torch.Tensor) -> Any:
-        """See the class."""
-        return self.weigh(self.count(codes))
+    def forward(self, codes: torch.Tensor, counts: list[Any] | None = None) -> Any:
+        """See the class. `counts`: what `count` gives for these codes, where it is known; it is left as it is."""
+        return self.weigh(self.count(codes) if counts is None else [block.copy() for block in counts])
 
 
 class Baseline(nn.Module):
@@ -201,9 +201,9 @@ class Baseline(nn.Module):
             self.register_buffer("weight", torch.zeros(config.n_outputs, self.features.n_features))
             self.register_buffer("bias", torch.zeros(config.n_outputs))
 
-    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
-        features = self.features(codes)
+    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor, counts: list[Any] | None = None) -> torch.Tensor:
+        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs). `counts`: see `Features`."""
+        features = self.features(codes, counts)
         if self.config.form == "boosting":
             return self._boost(features).to(codes.device)
         outputs = features @ self.weight.cpu().numpy().T

@@ -92,6 +92,8 @@ class MaskedMaxPool1d(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x (batch, channels, length) to (batch, channels, ceil(length / size)), with its mask."""
+        if self.size == 1:
+            return apply_mask(x, mask), mask
         if mask is None:
             return self.pool(x), None
         lowest = torch.finfo(x.dtype).min

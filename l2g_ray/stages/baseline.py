@@ -36,8 +36,7 @@ STRENGTHS = {
 }
 # Taken for granted above `MANY_OUTPUTS` outputs (DeepSEA has 919).
 ONE_STRENGTH = 1.0
-# A fixed number of small steps on few features each: nothing to stop by, so that validation rows choose nothing.
-BOOSTING_ROUNDS = 300
+# Small steps on few features each, `boosting_rounds` of them: nothing to stop by, so that validation rows choose nothing.
 BOOSTING = {
     "learning_rate": 0.05,
     "num_leaves": 15,
@@ -111,7 +110,7 @@ def fit_baseline(
         strengths = STRENGTHS[features] if data.task.n_outputs <= MANY_OUTPUTS else (ONE_STRENGTH,)
         chosen["C"] = _fit_linear(model, x, labels, data, strengths if strength is None else (strength,))
     else:
-        _fit_boosting(model, x, labels, data, seed)
+        _fit_boosting(model, x, labels, data, seed, settings.baselines.boosting_rounds)
     predictions, known = predict_source(model, data.valid, data.task, runtime)
     sign = find_metric(data.task.metric).sign
     value = sign * score(data.task.kind, data.task.metric, known, predictions)
@@ -219,20 +218,22 @@ def _known(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield output, np.flatnonzero(np.isfinite(labels[:, output]))
 
 
-def _fit_boosting(model: Baseline, x: Any, labels: np.ndarray, data: TaskData, seed: int) -> None:
+def _fit_boosting(model: Baseline, x: Any, labels: np.ndarray, data: TaskData, seed: int, rounds: int) -> None:
     n_outputs = data.task.n_outputs
     if data.task.is_classification:
         objective = {"objective": "binary"} if n_outputs == 2 else {"objective": "multiclass", "num_class": n_outputs}
-        boosters = [_boost(objective, x, labels, seed)]
+        boosters = [_boost(objective, x, labels, seed, rounds)]
     else:
         objective = {"objective": "binary" if data.task.kind == "multilabel" else "regression"}
-        boosters = [_boost(objective, x[known], labels[known, output], seed) for output, known in _known(labels)]
+        boosters = [
+            _boost(objective, x[known], labels[known, output], seed, rounds) for output, known in _known(labels)
+        ]
     model.set_boosters([booster.model_to_string() for booster in boosters])
 
 
-def _boost(objective: dict[str, Any], x: Any, y: np.ndarray, seed: int) -> Any:
+def _boost(objective: dict[str, Any], x: Any, y: np.ndarray, seed: int, rounds: int) -> Any:
     import lightgbm
 
     parameters = BOOSTING | objective | {"seed": seed, "verbosity": -1, "deterministic": True, "force_row_wise": True}
     parameters["num_threads"] = torch.get_num_threads()
-    return lightgbm.train(parameters, lightgbm.Dataset(x, y), BOOSTING_ROUNDS)
+    return lightgbm.train(parameters, lightgbm.Dataset(x, y), rounds)

@@ -35,6 +35,8 @@ def train_cnn(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -
     """
     net = build_cnn(data, settings, seed).to(runtime.device)
     stage = BY_POSITION if net.config.by_position else ANYWHERE
+    if settings.baselines.cnn_epochs is not None:
+        stage = stage.model_copy(update={"epochs": settings.baselines.cnn_epochs})
     result = train_one_cycle(net, data, settings, runtime, stage, seed)
     if not math.isfinite(result.history[-1]["train_loss"]):
         raise NotApplicable("cnn: the loss ceased to be finite")

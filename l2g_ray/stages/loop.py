@@ -57,7 +57,8 @@ class Runtime:
 class LoopSettings:
     """`group` batches make one optimiser step. `select_from_epoch`: epochs before it cannot become the best.
 
-    `keep_last`: the last epoch is kept, whatever its score, so that the rows of validation choose nothing.
+    `keep_last`: the last epoch is kept, whatever its score, so that the rows of validation choose nothing; no epoch before it
+    is validated (its score is -inf).
 
     `average_weights`: validated and kept are exponential moving averages of weights and statistics over about one epoch.
     """
@@ -145,7 +146,7 @@ def train(
         row: dict[str, Any] = {"epoch": epoch, "train_loss": loss, "score": -math.inf}
         row["train_s"] = time.perf_counter() - wall
         trained = swap_weights(model, state.average)
-        if math.isfinite(loss):
+        if math.isfinite(loss) and not (settings.keep_last and epoch + 1 < settings.epochs):
             model.eval()
             with torch.no_grad():
                 row |= validate()
@@ -176,14 +177,18 @@ def _is_kept(settings: LoopSettings, state: _State, row: dict[str, Any]) -> bool
     return row["epoch"] >= settings.select_from_epoch and (row["score"] > state.best_score or state.best_epoch < 0)
 
 
+@torch.no_grad()
 def update_average(average: dict[str, torch.Tensor], model: nn.Module, share: float) -> None:
-    """Move an average of a model's weights and statistics by `share` of the way to what they are; it begins as they are."""
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if name not in average or not value.is_floating_point():
-                average[name] = value.detach().clone()
-            else:
-                average[name].lerp_(value, share)
+    """Move an average of a model's weights and statistics by `share` of the way to what they are; it begins as they are.
+    Counters are copied."""
+    values = model.state_dict()
+    if not average:
+        average |= {name: value.detach().clone() for name, value in values.items()}
+        return
+    floats = [name for name, value in values.items() if value.is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in floats], [values[name] for name in floats], share)
+    for name in values.keys() - set(floats):
+        average[name].copy_(values[name])
 
 
 def swap_weights(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

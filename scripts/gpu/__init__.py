@@ -1,0 +1,1 @@
+"""Scripts for a bare GPU machine: see `run.sh`."""
