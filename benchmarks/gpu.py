@@ -1,6 +1,6 @@
-"""Steps of all stages on one GPU, beside its measured matrix rate and memory bandwidth; needs torch and transformers only.
+"""Steps of all stages on one GPU, beside its measured matrix rate and memory bandwidth; needs torch, transformers and pyarrow only.
 
-`python -m benchmarks.gpu --out found.json` on a CUDA machine; neither Ray, pyarrow nor a network is needed, weights are
+`python -m benchmarks.gpu --out found.json` on a CUDA machine; neither Ray nor a network is needed, weights are
 random. Elsewhere, and with `--smoke`, tiny models run the same code on the CPU: that shows that it works, no speed.
 Sizes: RoBERTa-base (768 x 12) and MiniLM (384 x 6), sequences of 500 bp. Search is set beside the longer of two bounds:
 its operations at the matrix rate, and its bytes (inputs and outputs of every operation, unfused) at the bandwidth.
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -31,7 +33,7 @@ from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.form_choice import choose_forms
 from l2g_ray.models.l2g import L2GConfig, L2GModel
 from l2g_ray.models.language_model import LanguageModel
-from l2g_ray.models.mixed_conv import OperationSet, replace_convolutions
+from l2g_ray.models.mixed_conv import FORMS, MixedConv1d, OperationSet, replace_convolutions
 from l2g_ray.sequence import make_mask, one_hot
 from l2g_ray.stages.mmd import mmd, sample_rows
 
@@ -49,6 +51,8 @@ class Bench:
     matrix_rate: float = 0.0
     bandwidth: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    out: Path | None = None
+    found: dict[str, Any] = field(default_factory=dict)
 
     @property
     def length_bp(self) -> int:
@@ -58,6 +62,16 @@ class Bench:
     def size(self, full: int) -> int:
         """A batch size, small in a smoke run."""
         return 4 if self.smoke else full
+
+    def add(self, row: Row) -> None:
+        """Keep a row and print it; whoever ends this process later, the file has it."""
+        self.rows.append(row)
+        values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "what")
+        print(f"{row['what']}: {', '.join(values)}", flush=True)
+        if self.out:
+            temporary = self.out.with_suffix(".part")
+            temporary.write_text(json.dumps(self.found, indent=1) + "\n")
+            os.replace(temporary, self.out)
 
     def synchronise(self) -> None:
         """Wait for the device."""
@@ -77,37 +91,62 @@ class Bench:
             seconds.append(time.perf_counter() - begun)
         return statistics.median(seconds)
 
-    def record(self, what: str, step: Step, sequences: int, target: float | None = None, flops: float = 0.0) -> float:
-        """Add a row: ms, sequences a second, and the share of the matrix rate where operations are given."""
+    def record(
+        self, what: str, step: Step, sequences: int, target: float | None = None, flops: float = 0.0, **more: Any
+    ) -> float:
+        """Add a row: ms, sequences a second, peak memory, and the share of the matrix rate where operations are given."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         seconds = self.time(step)
         row: Row = {"what": what, "ms": 1_000 * seconds, "sequences/s": sequences / seconds}
         if flops:
             row["of the matrix rate %"] = 100 * flops / seconds / self.matrix_rate
         if target is not None:
             row["target %"] = target
-        self.rows.append(row)
+        if self.device == "cuda":
+            row["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+        bounds = more.pop("bounds", {})
+        if bounds:
+            bound = max(bounds, key=lambda kind: bounds[kind])
+            row |= {"bound": bound, "of the bound %": 100 * bounds[bound] / seconds}
+        self.add(row | more)
         return seconds
 
 
-def measure(smoke: bool, out: Path | None = None) -> dict[str, Any]:
-    """All measurements; on a machine without CUDA a smoke run. `out` is written after each part, for when time is over."""
+def measure(smoke: bool, out: Path | None = None, limit_s: float = math.inf) -> dict[str, Any]:
+    """All measurements, those of most value first; on a machine without CUDA a smoke run.
+
+    `out` is written after every row. After `limit_s` seconds, or where a part takes longer than is left, a row says so.
+    """
+    begun = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() and not smoke else "cpu"
-    bench = Bench(device, device == "cpu", 2 if device == "cpu" else 20)
+    bench = Bench(device, device == "cpu", 2 if device == "cpu" else 20, out=out)
     torch.manual_seed(0)
     _measure_bounds(bench)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU smoke run: not measured on a GPU"
     bounds = {"matrix TFLOP/s, bf16": bench.matrix_rate / 1e12, "memory GB/s": bench.bandwidth / 1e9}
-    found = {"device": name, "torch": torch.__version__, **bounds, "rows": bench.rows}
-    for part in (_transfer, _search, *(_make_stages(name) for name in ("minilm", "roberta-base"))):
+    bench.found = {"device": name, "torch": torch.__version__, **bounds, "rows": bench.rows}
+    sizes = ("roberta-base", "minilm")
+    stages: list[tuple[str, Callable[[Bench], None], float]] = [("search", _search, 5)]
+    for kind, part, least_s in (
+        ("fine-tuning", _finetune, 5), ("training loop", _train_in_loop, 10), ("align", _align, 5),
+        ("prediction", _predict, 5), ("trials side by side", _run_several, 40), ("torch.compile", _compile, 60),
+    ):  # fmt: skip
+        stages += [(f"{size}: {kind}", functools.partial(part, name=size), least_s) for size in sizes]
+        if kind == "prediction":
+            stages += [("forms", _compare_forms, 15), ("transfer", _transfer, 2)]
+    for what, part, least_s in stages:
+        left_s = limit_s - (time.perf_counter() - begun)
+        if left_s < least_s * (not bench.smoke):
+            bench.add({"what": what, "skipped": f"{max(0.0, left_s):.0f} s left of {limit_s:.0f} s"})
+            continue
         try:
             part(bench)
         except Exception as error:  # one size that does not fit leaves the others measured
-            bench.rows.append({"what": part.__name__, "failed": f"{type(error).__name__}: {error}"[:300]})
+            bench.add({"what": what, "failed": f"{type(error).__name__}: {error}"[:300]})
         if device == "cuda":
             torch.cuda.empty_cache()
-        if out:
-            out.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    return bench.found
 
 
 def _measure_bounds(bench: Bench) -> None:
@@ -190,11 +229,9 @@ def _search(bench: Bench) -> None:
             forms = " (" + ", ".join(sorted(set(chosen.values()))) + ")"
         step = _make_train_step(bench, net, lambda x, net=net: net.predict(net.embedder(x)), codes)
         flops, moved = _count(step)
-        seconds[name] = bench.record(name + forms, step, rows, flops=flops)
         bounds = {"compute": flops / bench.matrix_rate, "memory": moved / bench.bandwidth}
-        bound = max(bounds, key=lambda kind: bounds[kind])
-        bench.rows[-1] |= {"bound": bound, "of the bound %": 100 * bounds[bound] / seconds[name], "target %": 70}
-    bench.rows.append({"what": "search / plain", "ratio": seconds["search step"] / seconds["plain step, kernel 11"]})
+        seconds[name] = bench.record(name + forms, step, rows, 70, flops, bounds=bounds)
+    bench.add({"what": "search / plain", "ratio": seconds["search step"] / seconds["plain step, kernel 11"]})
 
 
 def _make_train_step(bench: Bench, model: nn.Module, forward: Callable[[Tensor], Tensor], codes: Tensor) -> Step:
@@ -228,17 +265,6 @@ def _make_model(bench: Bench, name: str) -> L2GModel:
     return L2GModel(L2GConfig(net.config), net, language_model.to(bench.device)).to(bench.device).train()
 
 
-def _make_stages(name: str) -> Callable[[Bench], None]:
-    def stages(bench: Bench) -> None:
-        _align(bench, name)
-        _finetune(bench, name)
-        _predict(bench, name)
-        _run_several(bench, name)
-
-    stages.__name__ = name
-    return stages
-
-
 def _align(bench: Bench, name: str) -> None:
     net = _make_net(bench, _make_model(bench, name).config.embedder.width)
     rows = bench.size(320)
@@ -264,23 +290,91 @@ def _finetune(bench: Bench, name: str) -> None:
     rows = bench.size(128)
     codes, _ = _draw_codes(bench, rows)
     model = _make_model(bench, name)
-    flops = _count(_make_train_step(bench, model, model.forward_one_hot, codes))[0]
-    backend = "eager" if bench.smoke else "inductor"  # a smoke run traces, which needs no C++ compiler and no minutes
-    forms: dict[str, Callable[[], Step]] = {
-        "eager": lambda: _make_train_step(bench, model, model.forward_one_hot, codes),
-        "torch.compile": lambda: _make_train_step(
-            bench, model, torch.compile(model.forward_one_hot, backend=backend), codes
-        ),
-    }
+    step = _make_train_step(bench, model, model.forward_one_hot, codes)
+    flops = _count(step)[0]
+    bench.record(f"{name}: fine-tuning step, bf16, eager", step, rows, 45, flops)
     if bench.device == "cuda":
-        forms["CUDA graph"] = lambda: _capture(forms["eager"]())
-        forms["torch.compile, CUDA graph"] = lambda: _capture(forms["torch.compile"]())
-    for form, make in forms.items():
-        try:
-            bench.record(f"{name}: fine-tuning step, bf16, {form}", make(), rows, 45, flops)
-        except Exception as error:  # a machine without a compiler still has the others
-            failed = f"{type(error).__name__}: {error}"[:300]
-            bench.rows.append({"what": f"{name}: fine-tuning, {form}", "failed": failed})
+        bench.record(f"{name}: fine-tuning step, bf16, CUDA graph", _capture(step), rows, 45, flops)
+
+
+def _compile(bench: Bench, name: str) -> None:
+    """Minutes, and nothing where there is no C++ compiler; a smoke run only traces."""
+    rows = bench.size(128)
+    codes, _ = _draw_codes(bench, rows)
+    model = _make_model(bench, name)
+    flops = _count(_make_train_step(bench, model, model.forward_one_hot, codes))[0]
+    compiled = torch.compile(model.forward_one_hot, backend="eager" if bench.smoke else "inductor")
+    step = _make_train_step(bench, model, compiled, codes)
+    begun = time.perf_counter()
+    step()
+    bench.synchronise()
+    first_s = time.perf_counter() - begun
+    bench.record(f"{name}: fine-tuning step, bf16, torch.compile", step, rows, 45, flops, **{"first step s": first_s})
+    if bench.device == "cuda":
+        bench.record(f"{name}: fine-tuning step, bf16, torch.compile, CUDA graph", _capture(step), rows, 45, flops)
+
+
+def _train_in_loop(bench: Bench, name: str) -> None:
+    """The product's own training of a fine-tuning trial from a table in memory: one epoch, after one to warm up. Beside the
+    bare step, what batches, schedule and bookkeeping cost."""
+    import numpy as np
+    import pyarrow as pa
+
+    from l2g_ray.data.batches import InMemorySource, iter_batches
+    from l2g_ray.stages.common import make_losses
+    from l2g_ray.stages.loop import LoopSettings, Runtime, train
+    from l2g_ray.tasks.schema import Task
+
+    rows, steps = bench.size(128), 2 if bench.smoke else 30
+    letters = np.random.default_rng(0).choice(list("ACGT"), (rows * steps, bench.length_bp))
+    labels = pa.array(np.arange(len(letters)) % 2, pa.int64())
+    source = InMemorySource(pa.table({"sequence": ["".join(row) for row in letters], "label": labels}))
+    task = Task.model_validate({"bench": "x", "name": "x", "kind": "binary", "labels": ("a", "b")})
+    model = _make_model(bench, name)
+    result = train(
+        model,
+        torch.optim.AdamW([{"params": list(model.parameters()), "lr": 1e-5, "initial_lr": 1e-5}], fused=True),
+        lambda step: 1.0,
+        LoopSettings(2, steps, 0),
+        Runtime(bench.device, "bf16"),
+        batches=lambda epoch: iter_batches(
+            source.tables(),
+            kind="binary",
+            batch_size=rows,
+            length_bp=bench.length_bp,
+            seed=0,
+            epoch=epoch,
+            rc_augment=True,
+        ),
+        losses=make_losses(model, task, torch.ones(2)),
+        validate=lambda: {"score": 0.0},
+    )
+    seconds = result.history[-1]["train_s"] / steps
+    found = {
+        "what": f"{name}: fine-tuning step in the training loop",
+        "ms": 1_000 * seconds,
+        "sequences/s": rows / seconds,
+    }
+    bench.add(found)
+
+
+def _compare_forms(bench: Bench) -> None:
+    """A mixed convolution, forward and backward, in each of its forms: a wide layer at two lengths, and a depthwise one."""
+    operations = OperationSet((3, 5, 7, 9, 11), (1, 3, 5, 7))
+    rows, width = bench.size(64), 8 if bench.smoke else 256
+    for length, groups in ((bench.length_bp // 4, 1), (bench.length_bp, 1), (bench.length_bp, width)):
+        layer = MixedConv1d(width, width, operations, groups=groups).to(bench.device)
+        x = torch.randn(rows, width, length, device=bench.device, requires_grad=True)
+        for form in [one for one in FORMS if one != "naive" and not (one == "blocks" and groups > 1)]:
+            layer.form = form
+
+            def step(layer: MixedConv1d = layer, x: Tensor = x) -> None:
+                with _autocast(bench):
+                    loss = layer(x).float().sum()
+                loss.backward()
+
+            kind = "depthwise" if groups > 1 else "dense"
+            bench.record(f"mixed convolution, {kind}, {width} wide, {length} bp: {form}", step, rows)
 
 
 def _capture(step: Step) -> Step:
@@ -318,13 +412,13 @@ def _run_several(bench: Bench, name: str) -> None:
         trials = [_make_train_step(bench, model, model.forward_one_hot, codes) for model in models]
         barrier = threading.Barrier(n_trials + 1)
         threads = [threading.Thread(target=_work, args=(bench, trial, steps, barrier)) for trial in trials]
-        bench.rows.append(_together(f"{name}: {n_trials} trials, streams", threads, barrier, n_trials * steps * rows))
+        bench.add(_together(f"{name}: {n_trials} trials, streams", threads, barrier, n_trials * steps * rows))
         del models, trials
         context = multiprocessing.get_context("spawn")
         gate = context.Barrier(n_trials + 1)
         parts = (bench.device, bench.smoke, name, steps, rows, gate)
         workers = [context.Process(target=_work_apart, args=parts) for _ in range(n_trials)]
-        bench.rows.append(_together(f"{name}: {n_trials} trials, processes", workers, gate, n_trials * steps * rows))
+        bench.add(_together(f"{name}: {n_trials} trials, processes", workers, gate, n_trials * steps * rows))
 
 
 def _together(what: str, workers: list[Any], barrier: Any, sequences: int) -> Row:
@@ -370,16 +464,12 @@ def main() -> None:
     """Measure, print a line a row, write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny models on the CPU: that the script works")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=Path, help="JSON file, written after every row")
+    parser.add_argument("--limit-s", type=float, default=165, help="seconds after which what is left is skipped")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    found = measure(options.smoke, options.out)
+    found = measure(options.smoke, options.out, options.limit_s)
     print(json.dumps({name: value for name, value in found.items() if name != "rows"}))
-    for row in found["rows"]:
-        values = ", ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "what"
-        )
-        print(f"{row['what']}: {values}")
     sys.exit(any("failed" in row for row in found["rows"]))
 
 
