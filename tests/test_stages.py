@@ -385,6 +385,7 @@ def test_a_diverged_backbone_never_wins() -> None:
     settings = tiny_settings(select__optim__lr=1e30, select__optim__optimizer="sgd", select__optim__clip_norm=None)
     result = run_select(data, settings, Runtime(), 0)
     assert result.best_score == -math.inf or result.best_score <= 0.2
+    assert all(torch.isfinite(values).all() for values in result.best_state.values())
     assert choose_best({"resnet": -math.inf, "unet": -0.3}) == "unet"
     assert choose_best({"resnet": 0.5, "unet": 0.5}) == "resnet"
 

@@ -159,7 +159,8 @@ def train(
             row |= measure_memory()
         if _is_kept(settings, state, row):
             state.best_score, state.best_epoch = row["score"], epoch
-            state.best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+            # After a first epoch that failed they may be no numbers, which no reader of a model expects.
+            state.best_state = {k: v.detach().cpu().clone().nan_to_num_() for k, v in model.state_dict().items()}
         swap_weights(model, trained)
         row |= {"best_score": state.best_score, "best_epoch": state.best_epoch}
         state.epoch += 1
