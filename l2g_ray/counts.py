@@ -4,11 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from l2g_ray.config import AlignSettings, ModelSettings, SearchSettings, SelectSettings, Settings
+from l2g_ray.config import (
+    AlignSettings,
+    ModelSettings,
+    OneCycleSettings,
+    OptimSettings,
+    SearchSettings,
+    SelectSettings,
+    Settings,
+)
 from l2g_ray.tasks.schema import Task
 
 # (kernel size, number of layers) of each backbone before any search; `models.backbones` has the networks.
 LAYERS = {"resnet": (3, 9), "unet": (3, 18), "deepsea": (8, 3), "orca": (1, 0)}
+
+# The small CNN that is read out by mean and max (False), or by position (True): (filters, kernel size, pooling after it) of
+# each layer, and how it trains.
+CNN_LAYERS = {False: ((96, 7, 2), (96, 7, 1), (96, 7, 1)), True: ((96, 11, 2), (96, 5, 2), (64, 5, 1))}
+# By position: units of the dense layer, which reads at most so many places.
+CNN_DENSE, CNN_MOST_PLACES = 128, 128
+_CNN_OPTIM = OptimSettings(lr=4e-3, weight_decay=0.02, betas=(0.9, 0.999), warmup_fraction=0.2)
+CNN_SCHEDULES = {
+    False: OneCycleSettings(optim=_CNN_OPTIM, batch_size=32, steps=1400, epochs=(8, 12)),
+    True: OneCycleSettings(optim=_CNN_OPTIM.model_copy(update={"lr": 2e-3}), batch_size=64, steps=1000, epochs=(8, 16)),
+}
+
+
+def choose_cnn_schedule(settings: Settings, by_position: bool) -> OneCycleSettings:
+    """The schedule of either small CNN; with `baselines.cnn_steps`, of that length, from one epoch on."""
+    stage, steps = CNN_SCHEDULES[by_position], settings.baselines.cnn_steps
+    if steps is None or isinstance(stage.epochs, int):
+        return stage
+    return stage.model_copy(update={"steps": steps, "epochs": (1, stage.epochs[1])})
 
 
 def default_architecture(backbone: str) -> list[tuple[int, int]]:

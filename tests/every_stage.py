@@ -12,6 +12,7 @@ import pytest
 import torch
 from toys import make_data, make_task, plant, regression_table, tiny_config, tiny_reference, tiny_settings
 
+from l2g_ray import counts
 from l2g_ray.config import OptimSettings, Settings
 from l2g_ray.models import cnn as cnn_model
 from l2g_ray.models import embedder as embedder_model
@@ -79,10 +80,10 @@ def without_dropout(monkeypatch: pytest.MonkeyPatch, optimizer: str = "adamw") -
         (cnn_model, "ANYWHERE_DROPOUT"), (cnn_model, "DENSE_DROPOUT"), (embedder_model, "_MEAN_MAX_DROPOUT"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, 0.0)
-    for name in ("ANYWHERE", "BY_POSITION"):
-        stage = getattr(cnn, name)
+    for by_position, stage in list(counts.CNN_SCHEDULES.items()):
         optim: OptimSettings = stage.optim.model_copy(update={"optimizer": optimizer})
-        monkeypatch.setattr(cnn, name, stage.model_copy(update={"epochs": (2, 2), "batch_size": 16, "optim": optim}))
+        short = stage.model_copy(update={"epochs": (2, 2), "batch_size": 16, "optim": optim})
+        monkeypatch.setitem(counts.CNN_SCHEDULES, by_position, short)
 
 
 def record_steps(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:

@@ -11,17 +11,23 @@ import torch
 from torch import nn
 from toys import make_data, make_task, plant, tiny_settings
 
+from l2g_ray import counts
 from l2g_ray.config import OneCycleSettings
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.sequence import N_CODE
-from l2g_ray.stages import cnn
 from l2g_ray.stages.cnn import build_cnn, train_cnn
 from l2g_ray.stages.common import predict_source
 from l2g_ray.stages.loop import Runtime, swap_weights, update_average
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 RUNTIME = Runtime()
+
+
+def set_epochs(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Of the network that is read out by mean and max."""
+    schedule = counts.CNN_SCHEDULES[False].model_copy(update={"epochs": epochs})
+    monkeypatch.setitem(counts.CNN_SCHEDULES, False, schedule)
 
 
 def test_epochs_follow_the_rows_within_their_limits() -> None:
@@ -32,8 +38,8 @@ def test_epochs_follow_the_rows_within_their_limits() -> None:
 
 @pytest.mark.parametrize("by_position", [False, True])
 def test_a_number_of_steps_shortens_training(by_position: bool) -> None:
-    usual = cnn.choose_schedule(tiny_settings(baselines__cnn_steps=None), by_position)
-    short = cnn.choose_schedule(tiny_settings(baselines__cnn_steps=100), by_position)
+    usual = counts.choose_cnn_schedule(tiny_settings(baselines__cnn_steps=None), by_position)
+    short = counts.choose_cnn_schedule(tiny_settings(baselines__cnn_steps=100), by_position)
     n_rows = 100 * short.batch_size
     assert short.count_epochs(n_rows) == 1
     assert usual.count_epochs(n_rows) >= 8
@@ -64,7 +70,7 @@ def test_rows_of_full_length_give_the_same_with_and_without_a_mask(by_position: 
 
 
 def test_learns_a_motif_anywhere_and_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cnn, "ANYWHERE", cnn.ANYWHERE.model_copy(update={"epochs": 6}))
+    set_epochs(monkeypatch, 6)
     data = make_data(make_task(), plant(600), plant(100, seed=1))
     training = train_cnn(data, tiny_settings(), RUNTIME, 0)
     assert training.best_epoch == 5
@@ -77,7 +83,7 @@ def test_learns_a_motif_anywhere_and_is_stored(tmp_path: Path, monkeypatch: pyte
 
 
 def test_only_the_last_epoch_is_validated_where_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cnn, "ANYWHERE", cnn.ANYWHERE.model_copy(update={"epochs": 3}))
+    set_epochs(monkeypatch, 3)
     data = make_data(make_task(), plant(80), plant(40, seed=1))
     state = tmp_path / "state.pt"
     told: list[dict[str, float]] = []
@@ -102,7 +108,7 @@ def test_a_strand_specific_task_is_read_by_position() -> None:
 
 
 def test_stop_and_resume_equals_no_stop_with_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cnn, "ANYWHERE", cnn.ANYWHERE.model_copy(update={"epochs": 3}))
+    set_epochs(monkeypatch, 3)
     data = make_data(make_task(), plant(80), plant(40, seed=1))
     whole = train_cnn(data, tiny_settings(), RUNTIME, 0)
 

@@ -17,7 +17,7 @@ from toys import make_task, plant, tiny_config, tiny_reference, tiny_settings, t
 from transformers import AutoModel
 
 from l2g_ray.cli.main import run
-from l2g_ray.counts import batches_per_epoch, default_architecture, group_size
+from l2g_ray.counts import batches_per_epoch, choose_cnn_schedule, default_architecture, group_size
 from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
@@ -199,11 +199,13 @@ def test_steps_are_those_that_the_stages_take(tiny_lm: Path) -> None:
     assert steps["embedder_only"] == members * count_steps(fold, 16) * settings.embedder_only.count_epochs(
         fold.train.n_rows
     )
+    cnn = choose_cnn_schedule(settings, by_position=False)
+    assert steps["cnn"] == members * count_steps(fold, cnn.batch_size) * cnn.count_epochs(fold.train.n_rows)
     assert steps["trials"] == settings.finetune.trials * settings.finetune.epochs * count_steps(data, 16)
     assert steps["refit"] == members * settings.finetune.epochs * count_steps(fold, 16)
     assert {s.stage: s.most.trials for s in plan.stages} == {
         "reference": 1, "search": 1, "warmup": 1, "align": 2 + members, "embedder_only": members,
-        "trials": 2, "refit": members, "evaluate": 1,
+        "cnn": members, "trials": 2, "refit": members, "evaluate": 1,
     }  # fmt: skip
 
 

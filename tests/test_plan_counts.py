@@ -11,9 +11,11 @@ from test_plan import shape_of
 
 from l2g_ray.counts import LAYERS
 from l2g_ray.models.backbones import BACKBONES
+from l2g_ray.models.cnn import SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig
 from l2g_ray.models.mixed_conv import OperationSet
 from l2g_ray.orchestrate import plan_encoder
+from l2g_ray.orchestrate.plan_cnn import count_cnn
 from l2g_ray.orchestrate.plan_net import Mixture, count_net
 
 CHANNELS = {"resnet": (8, 8, 16), "unet": (8, 12, 8, 16, 8), "deepsea": (8, 8, 12), "orca": ()}
@@ -97,3 +99,20 @@ def test_a_config_without_sizes_has_its_family_s() -> None:
             plan_encoder.shape_from_config(family, config)
         )
         assert json.loads(plan_encoder.shape_from_config(family, config).config) == config
+
+
+@pytest.mark.parametrize(
+    ("by_position", "longest_bp", "masked", "precision", "memory"),
+    [
+        (False, 60, False, "fp32", 0.05),
+        (False, 60, True, "fp32", 0.08),
+        (True, 60, False, "fp32", 0.05),
+        (True, 60, True, "bf16", 0.1),
+        (True, 1400, False, "fp32", 0.05),
+    ],
+)
+def test_a_small_cnn(by_position: bool, longest_bp: int, masked: bool, precision: str, memory: float) -> None:
+    length_bp = longest_bp - 10
+    counted = count_cnn(length_bp, longest_bp, 3, by_position=by_position, masked=masked, precision=precision)
+    config = SmallCNNConfig(longest_bp, 3, by_position)
+    compare(counted, torch_counts.count_cnn(config, length_bp, masked=masked, precision=precision), memory)

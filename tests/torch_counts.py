@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions
@@ -112,19 +113,32 @@ def count_net(
     return _count(net, call, precision)
 
 
-def _count(model: nn.Module, call: Callable[[int], torch.Tensor], precision: str) -> Counted:
+def count_cnn(config: SmallCNNConfig, length_bp: int, *, masked: bool = False, precision: str = "fp32") -> Counted:
+    """Costs of the small CNN for rows of `length_bp`."""
+    with torch.device("meta"):
+        net = SmallCNN(config)
+
+    def call(rows: int) -> torch.Tensor:
+        x = torch.empty(rows, 4, length_bp)
+        return net.forward_one_hot(x, torch.ones(rows, 1, length_bp) if masked else None)
+
+    return _count(net, call, precision, fewest=2)
+
+
+def _count(model: nn.Module, call: Callable[[int], torch.Tensor], precision: str, fewest: int = 1) -> Counted:
+    """`fewest` rows that the model trains on: a batch norm without positions wants two."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").train()
         # Two points of the line rows -> costs: what does not grow belongs to the batch.
-        forward, train, saved = _measure(model, lambda: call(1), precision)
-        forward_2, train_2, saved_2 = _measure(model, lambda: call(2), precision)
+        forward, train, saved = _measure(model, lambda: call(fewest), precision)
+        forward_2, train_2, saved_2 = _measure(model, lambda: call(fewest + 1), precision)
     parameters = list(model.parameters())
     return Counted(
         forward_2 - forward,
         train_2 - train,
         saved_2 - saved,
-        2 * train - train_2,
-        2 * saved - saved_2,
+        (fewest + 1) * train - fewest * train_2,
+        (fewest + 1) * saved - fewest * saved_2,
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
     )

@@ -9,18 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2g_ray.counts import CNN_DENSE, CNN_LAYERS, CNN_MOST_PLACES
 from l2g_ray.models.backbones import ConvUnit
 from l2g_ray.models.embedder import Predictor
 from l2g_ray.models.layers import Dropout, MaskedMax, MaskedMaxPool1d, masked_mean
 from l2g_ray.sequence import encode_batch
 
-# (filters, kernel size, pooling after it) of each layer.
-ANYWHERE = ((96, 7, 2), (96, 7, 1), (96, 7, 1))
-BY_POSITION = ((96, 11, 2), (96, 5, 2), (64, 5, 1))
-ANYWHERE_DROPOUT = 0.1
-DENSE, DENSE_DROPOUT = 128, 0.4
-# The dense layer reads at most so many places; longer sequences are pooled further before it.
-MOST_PLACES = 128
+ANYWHERE_DROPOUT, DENSE_DROPOUT = 0.1, 0.4
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class SmallCNN(nn.Module):
     def __init__(self, config: SmallCNNConfig) -> None:
         super().__init__()
         self.config = config
-        layers = BY_POSITION if config.by_position else ANYWHERE
+        layers = CNN_LAYERS[config.by_position]
         widths = [4, *(filters for filters, _, _ in layers)]
         self.units = nn.ModuleList(
             ConvUnit(before, filters, kernel, 1, 0.0, False)
@@ -56,13 +51,14 @@ class SmallCNN(nn.Module):
         places = config.length_bp
         for _, _, size in layers:
             places = math.ceil(places / size)
-        self.last_pool = MaskedMaxPool1d(math.ceil(places / MOST_PLACES))
+        # Longer sequences are pooled further before the dense layer.
+        self.last_pool = MaskedMaxPool1d(math.ceil(places / CNN_MOST_PLACES))
         self.n_places = math.ceil(places / self.last_pool.size)
         flat = widths[-1] * self.n_places
         self.dense = nn.Sequential(
-            nn.BatchNorm1d(flat), Dropout(DENSE_DROPOUT), nn.Linear(flat, DENSE), nn.ReLU(), Dropout(DENSE_DROPOUT)
+            nn.BatchNorm1d(flat), Dropout(DENSE_DROPOUT), nn.Linear(flat, CNN_DENSE), nn.ReLU(), Dropout(DENSE_DROPOUT)
         )
-        self.predictor = Predictor(DENSE, config.n_outputs)
+        self.predictor = Predictor(CNN_DENSE, config.n_outputs)
 
     @property
     def in_channels(self) -> int:

@@ -380,7 +380,7 @@ def _baseline(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     except NotApplicable as reason:
         return {"skipped": str(reason)}
     save_model(model, context.work)
-    return values
+    return values | {"name": args["name"]}
 
 
 def _fit_baseline(context: Context, name: str, seed: int, strength: float | None) -> tuple[Model, dict[str, Any]]:

@@ -18,7 +18,7 @@ from l2g_ray.orchestrate.plan_rows import Rows
 from l2g_ray.tasks.schema import Task
 
 # What nothing but the evaluation waits for: it runs beside the other stages.
-_BESIDE = "embedder_only"
+_BESIDE = ("embedder_only", "cnn")
 FEWEST_TO_PLAN = 4  # up to three tasks start together or nearly so, and a plan takes seconds
 
 
@@ -36,7 +36,7 @@ def estimate_length(task: Task, settings: Settings, rows: Rows, on_gpu: bool) ->
     first = list_candidates(settings.select)[0]
     found = Found(first.backbone, tuple(first.architecture))
     plan = plan_task(task, settings, rows, read_shape(settings.model.language_model), on_gpu=on_gpu, found=found)
-    chain = [_chain(stage, settings) for stage in plan.stages if stage.stage != _BESIDE]
+    chain = [_chain(stage, settings) for stage in plan.stages if stage.stage not in _BESIDE]
     return Length(plan.total("expected").flops, sum(chain))
 
 

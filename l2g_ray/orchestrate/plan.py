@@ -16,13 +16,16 @@ from l2g_ray.config import OptimSettings, Settings
 from l2g_ray.counts import (
     average_strands,
     batches_per_epoch,
+    choose_cnn_schedule,
     count_batches,
     find_channels,
     group_size,
     list_candidates,
+    use_rc,
 )
 from l2g_ray.orchestrate.halving import expected_epochs
 from l2g_ray.orchestrate.machines import read_machines
+from l2g_ray.orchestrate.plan_cnn import count_cnn
 from l2g_ray.orchestrate.plan_costs import Counted
 from l2g_ray.orchestrate.plan_encoder import (
     LanguageModelShape,
@@ -42,6 +45,7 @@ STAGES = (
     "warmup",
     "align",
     "embedder_only",
+    "cnn",
     "trials",
     "refit",
     "evaluate",
@@ -257,6 +261,11 @@ class _Sizer:
             epochs = alone.count_epochs(self._fold_rows()[0])
             one = self._train_members(net_alone, alone.optim, self.members, epochs, alone.batch_size)
             amounts["embedder_only"] = replace(one, disk_bytes=float(self.members * net.model_bytes))
+        if "cnn" in s.arms:
+            schedule, cnn = choose_cnn_schedule(s, not use_rc(s, self.task)), self._cnn()
+            epochs = schedule.count_epochs(self._fold_rows()[0])
+            one = self._train_members(cnn, schedule.optim, self.members, epochs, schedule.batch_size)
+            amounts["cnn"] = replace(one, disk_bytes=float(self.members * cnn.model_bytes))
         return amounts | {"evaluate": self._evaluate(v, net)}
 
     def _align(self, net: Counted) -> dict[str, Amount]:
@@ -342,6 +351,7 @@ class _Sizer:
         passes = (3 if both else 1) * self.members
         n_values = self.task.n_outputs * (2 if both else 1)
         models = [net] * ("embedder_only" in s.arms) + [self._whole(v)] * ("l2g" in s.arms)
+        models += [self._cnn()] * ("cnn" in s.arms)
         tokens = self._n_tokens(v) if "l2g" in s.arms else 0
         return Amount(
             trials=1,
@@ -441,6 +451,16 @@ class _Sizer:
         return count_net(
             self._shape_of(backbone, pairs, dropout),
             self._length(),
+            masked=self.rows.is_padded,
+            precision=self.precision,
+        )
+
+    def _cnn(self) -> Counted:
+        return count_cnn(
+            self._length(),
+            self.rows.max_bp,
+            self.task.n_outputs,
+            by_position=not use_rc(self.settings, self.task),
             masked=self.rows.is_padded,
             precision=self.precision,
         )

@@ -48,7 +48,9 @@ def list_spent(results: Iterable[StageResult]) -> list[Spent]:
         if "trials" in result.values:
             found += [_of_values("trials", t.get("key", ""), t) for t in result.values["trials"]]
         else:
-            found.append(_of_values(_SHOWN.get(result.stage, result.stage), result.key, result.values))
+            # A simple model goes by its own name.
+            name = result.values.get("name", result.stage) if result.stage == "baseline" else result.stage
+            found.append(_of_values(_SHOWN.get(name, name), result.key, result.values))
     return found
 
 

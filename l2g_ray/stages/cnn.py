@@ -6,17 +6,13 @@ import math
 
 import torch
 
-from l2g_ray.config import OneCycleSettings, OptimSettings, Settings
-from l2g_ray.counts import use_rc
+from l2g_ray.config import Settings
+from l2g_ray.counts import choose_cnn_schedule, use_rc
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.stages.baseline import NotApplicable
 from l2g_ray.stages.common import TaskData
 from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.one_cycle import train_one_cycle
-
-_OPTIM = OptimSettings(lr=4e-3, weight_decay=0.02, betas=(0.9, 0.999), warmup_fraction=0.2)
-ANYWHERE = OneCycleSettings(optim=_OPTIM, batch_size=32, steps=1400, epochs=(8, 12))
-BY_POSITION = OneCycleSettings(optim=_OPTIM.model_copy(update={"lr": 2e-3}), batch_size=64, steps=1000, epochs=(8, 16))
 
 
 def build_cnn(data: TaskData, settings: Settings, seed: int) -> SmallCNN:
@@ -28,21 +24,13 @@ def build_cnn(data: TaskData, settings: Settings, seed: int) -> SmallCNN:
     return net
 
 
-def choose_schedule(settings: Settings, by_position: bool) -> OneCycleSettings:
-    """The schedule of either network; with `baselines.cnn_steps`, of that length, from one epoch on."""
-    stage, steps = BY_POSITION if by_position else ANYWHERE, settings.baselines.cnn_steps
-    if steps is None or isinstance(stage.epochs, int):
-        return stage
-    return stage.model_copy(update={"steps": steps, "epochs": (1, stage.epochs[1])})
-
-
 def train_cnn(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -> TrainResult:
     """Train to the end of the schedule; the result is the average of the weights of about the last epoch.
 
     Raises NotApplicable where the loss ceases to be finite.
     """
     net = build_cnn(data, settings, seed).to(runtime.device)
-    stage = choose_schedule(settings, net.config.by_position)
+    stage = choose_cnn_schedule(settings, net.config.by_position)
     result = train_one_cycle(net, data, settings, runtime, stage, seed)
     if not math.isfinite(result.history[-1]["train_loss"]):
         raise NotApplicable("cnn: the loss ceased to be finite")
