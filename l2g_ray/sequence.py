@@ -140,6 +140,15 @@ def one_hot(codes: torch.Tensor, mask: torch.Tensor, channels: int = 4) -> torch
     return (identity[codes.long()] * mask[..., None]).transpose(1, 2).contiguous()
 
 
+def send(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor on another device; to a GPU it travels while the host goes on."""
+    import torch
+
+    if torch.device(device).type != "cuda" or x.is_cuda:
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def encode_batch(
     codes: torch.Tensor, lengths_bp: torch.Tensor, channels: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

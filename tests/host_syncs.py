@@ -135,7 +135,7 @@ def no_host_syncs(monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> Itera
         moved = [name for name, value in _fields(to(batch, "meta")).items() if value.device.type == "meta"]
         copies = {name: _fields(batch)[name].clone() for name in moved}
         on_device.mark(copies.values())
-        return replace(batch, **copies)
+        return replace(to(batch, "cpu"), **copies)
 
     monkeypatch.setattr(loop, "_run_steps", watched)
     yield steps

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from host_syncs import no_host_syncs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
@@ -282,6 +283,15 @@ def test_a_genomic_model_reads_by_its_own_tokenizer_and_is_stored(genomic_model:
         predict_source(m, data.valid, task, RUNTIME)[0] for m in (tuned.model, load_model(tmp_path / "stored"))
     )
     np.testing.assert_array_equal(before, after)
+
+
+def test_a_step_of_a_genomic_model_reads_nothing_from_the_device(
+    genomic_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = tiny_settings(baselines__names=["genomic_lm"], baselines__genomic_model=str(genomic_model))
+    with no_host_syncs(monkeypatch) as rows:
+        tune_genomic_lm(make_data(make_task(), plant(60), plant(20, seed=1)), tiny, RUNTIME, 0)
+    assert rows
 
 
 def test_genomic_words_are_overlapping(genomic_model: Path) -> None:

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import make_tiny_language_model
+from every_stage import make_rows
+from host_syncs import no_host_syncs
 from pyarrow.csv import write_csv
 from toys import make_data, make_pipeline, make_task, plant, tiny_config, tiny_reference, tiny_settings, toy_data
 from transformers import AutoModelForMaskedLM, BertTokenizerFast
@@ -182,6 +184,14 @@ class Closed:
 
     def tables(self) -> Iterator[pa.Table]:
         raise AssertionError("validation rows were read")
+
+
+@pytest.mark.parametrize("lengths", ["one", "many"])
+def test_a_step_reads_nothing_from_the_device(lengths: str, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_rows("binary" if lengths == "one" else "regression")
+    with no_host_syncs(monkeypatch) as rows:
+        run(reader, data)
+    assert rows
 
 
 def test_neither_labels_nor_validation_rows_are_read(reader: Path) -> None:

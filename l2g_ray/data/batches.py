@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from l2g_ray.sequence import N_CODE, encode, reverse_complement, shift
+from l2g_ray.sequence import N_CODE, encode, reverse_complement, send, shift
 from l2g_ray.tasks.schema import Kind
 
 # First word of each seed, so that shuffling, augmentation and bucketing never draw from one stream.
@@ -95,6 +95,13 @@ class Batch:
     labels: torch.Tensor
     row_index: torch.Tensor
     part: Part | None = None
+    # What `letters` gives, once the codes have moved.
+    _host_codes: torch.Tensor | None = None
+
+    @property
+    def letters(self) -> torch.Tensor:
+        """The codes on the host, for models that read text: their tokenizer would else wait for the device."""
+        return self.codes if self._host_codes is None else self._host_codes
 
     @property
     def n_whole(self) -> int:
@@ -112,7 +119,7 @@ class Batch:
         Lengths and indices stay where they are: whether a batch has padding is decided on the host, which would otherwise wait
         for the device.
         """
-        return replace(self, codes=_send(self.codes, device), labels=_send(self.labels, device))
+        return replace(self, codes=send(self.codes, device), labels=send(self.labels, device), _host_codes=self.letters)
 
     def split(self, n: int) -> list[Batch]:
         """The same rows in `n` micro-batches of like size, in order; some are empty where there are fewer rows."""
@@ -130,12 +137,6 @@ class Batch:
             return Batch(self.codes[rows], self.lengths_bp[rows], self.labels[rows], self.row_index[rows], part)
         codes = torch.full_like(self.codes[:1], N_CODE)
         return Batch(codes, torch.zeros_like(self.lengths_bp[:1]), self.labels[:1], self.row_index[:1], part)
-
-
-def _send(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    if torch.device(device).type != "cuda" or x.is_cuda:
-        return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
 
 
 def cut_rows(n_rows: int, index: int, n: int) -> tuple[int, int]:

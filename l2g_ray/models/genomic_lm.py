@@ -18,7 +18,7 @@ from l2g_ray.models.embedder import Predictor
 from l2g_ray.models.language_model import quiet_loading
 from l2g_ray.models.layers import masked_mean
 from l2g_ray.models.locate import locate
-from l2g_ray.sequence import decode
+from l2g_ray.sequence import decode, send
 
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -30,6 +30,8 @@ class GenomicLM(nn.Module):
     `max_tokens`: longer inputs are cut at the right end.
     """
 
+    reads_text = True  # so that training gives it letters of the host
+
     def __init__(self, transformer: Any, tokenizer: Any, n_outputs: int, words_bp: int = 0) -> None:
         super().__init__()
         self.transformer, self.tokenizer, self.words_bp = transformer, tokenizer, words_bp
@@ -40,16 +42,18 @@ class GenomicLM(nn.Module):
         self.predictor = Predictor(int(transformer.config.hidden_size), n_outputs)
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
+        """Codes (batch, length) uint8 and lengths (batch,), best on the host, to outputs (batch, n_outputs)."""
         sequences = decode(codes.cpu().numpy(), lengths_bp.cpu().numpy())
         if k := self.words_bp:
             sequences = [" ".join(s[i : i + k] for i in range(max(1, len(s) - k + 1))) for s in sequences]
         coded = self.tokenizer(
             sequences, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(codes.device)
-        inputs = {name: coded[name] for name in ("input_ids", "attention_mask")}
-        hidden = self.transformer(**inputs).last_hidden_state
-        return self.predictor(masked_mean(hidden, inputs["attention_mask"][..., None].to(hidden.dtype), 1))
+        )
+        device = self.predictor.linear.weight.device
+        # Without padding no mask, of which `transformers` would ask whether it masks anything.
+        mask = None if bool(coded["attention_mask"].all()) else send(coded["attention_mask"], device)
+        hidden = self.transformer(input_ids=send(coded["input_ids"], device), attention_mask=mask).last_hidden_state
+        return self.predictor(masked_mean(hidden, None if mask is None else mask[..., None], 1))
 
 
 def load_genomic_lm(name: str, n_outputs: int, words_bp: int = 0) -> GenomicLM:

@@ -14,7 +14,7 @@ from torch import nn
 
 from l2g_ray.errors import UserError
 from l2g_ray.models.language_model import load_tokenizer, load_transformer, quiet_loading, speed_up
-from l2g_ray.sequence import decode
+from l2g_ray.sequence import decode, send
 
 
 class MaskedLM(nn.Module):
@@ -54,16 +54,18 @@ class MaskedLM(nn.Module):
         )
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy, in nats, of the masked tokens; a scalar. What is masked is drawn from torch's generator."""
+        """Mean cross-entropy, in nats, of the masked tokens of codes and lengths, best on the host; a scalar. What is masked is drawn from torch's generator."""
         coded = self.read(codes, lengths_bp)
         ids, labels = self.masking.torch_mask_tokens(coded["input_ids"], coded["special_tokens_mask"])
-        device = codes.device
-        logits = self.model(input_ids=ids.to(device), attention_mask=coded["attention_mask"].to(device)).logits
+        device = self.model.device
+        # Without padding no mask, of which `transformers` would ask whether it masks anything.
+        mask = None if bool(coded["attention_mask"].all()) else send(coded["attention_mask"], device)
+        logits = self.model(input_ids=send(ids, device), attention_mask=mask).logits
         chosen = (labels != -100).flatten().nonzero()[:, 0]  # on the CPU, as the tokens are
         if not len(chosen):  # of a few short rows it may be none
             return logits.sum() * 0
-        wanted = labels.flatten()[chosen].to(device)
-        return nn.functional.cross_entropy(logits.flatten(0, 1)[chosen.to(device)].float(), wanted)
+        wanted = send(labels.flatten()[chosen], device)
+        return nn.functional.cross_entropy(logits.flatten(0, 1)[send(chosen, device)].float(), wanted)
 
     def save(self, folder: Path) -> None:
         """Write encoder, embedding layer and tokenizer as a folder in Hugging Face form, which names a language model."""

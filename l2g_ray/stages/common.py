@@ -179,12 +179,13 @@ def make_losses(
     `model` is on the device where it trains; `scale` is moved there once.
     """
     scale = scale.to(next(model.parameters()).device)
+    reads_text = getattr(model, "reads_text", False)
 
     def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
         n_rows, draws = count_rows(group), Draws()
         for batch in group:
             with draws.of(batch):
-                outputs = model(batch.codes, batch.lengths_bp)
+                outputs = model(batch.letters if reads_text else batch.codes, batch.lengths_bp)
             yield (batch.n_whole / n_rows) * part_loss(task, outputs, batch, scale)
 
     return losses

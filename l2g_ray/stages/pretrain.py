@@ -63,7 +63,7 @@ def make_masked_losses(model: MaskedLM) -> Callable[[list[Batch], int], Iterator
     def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
         n_rows = count_rows(group)
         for batch in group:
-            yield (batch.n_own / n_rows) * model(batch.codes, batch.lengths_bp)
+            yield (batch.n_own / n_rows) * model(batch.letters, batch.lengths_bp)
 
     return losses
 
@@ -79,8 +79,7 @@ def _make_score(
         with torch.random.fork_rng(), runtime.autocast():
             torch.manual_seed(seed)
             for batch in rows(0):
-                moved = batch.to(runtime.device)
-                total += float(model(moved.codes, moved.lengths_bp)) * len(batch.codes)
+                total += float(model(batch.codes, batch.lengths_bp)) * len(batch.codes)
                 n += len(batch.codes)
         return {"score": -total / max(1, n)}
 
