@@ -14,6 +14,7 @@ from host_syncs import HostSync, no_host_syncs
 
 from l2g_ray.models.layers import MaskedBatchNorm1d
 from l2g_ray.stages import common, losses
+from l2g_ray.stages.deepstarr import train_deepstarr
 from l2g_ray.stages.loop import Runtime
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -43,6 +44,12 @@ def test_micro_batches_and_bf16_read_nothing_from_the_device(
     with no_host_syncs(monkeypatch):
         result = run_stage("align", make_rows("regression"), settings, runtime)
     assert result.history[0]["micro_batches"] == 2
+
+
+def test_deepstarr_reads_nothing_from_the_device(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with no_host_syncs(monkeypatch) as rows:
+        train_deepstarr(make_rows("regression"), make_settings(tiny_lm), Runtime(), 0)
+    assert rows
 
 
 @pytest.mark.parametrize("family", ["roberta", "mpnet"])
