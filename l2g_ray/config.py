@@ -271,7 +271,7 @@ class BaselinesSettings(_Settings):
     """Simple models: the baselines of the leaderboard, and the arms without an embedder (`stages.baseline`, `stages.cnn`).
 
     `boosting_rounds`: trees an output of `kmer_boosting`. `cnn_steps`: optimiser steps of `cnn`, in whole epochs; null: as
-    `stages.cnn` has it.
+    `counts.CNN_SCHEDULES` has it.
     """
 
     names: tuple[

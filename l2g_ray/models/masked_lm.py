@@ -54,7 +54,10 @@ class MaskedLM(nn.Module):
         )
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy, in nats, of the masked tokens of codes and lengths, best on the host; a scalar. What is masked is drawn from torch's generator."""
+        """Mean cross-entropy, in nats, of the masked tokens; a scalar. What is masked is drawn from torch's generator.
+
+        Codes (batch, length) uint8 and lengths (batch,) are best on the host, where the tokenizer reads them.
+        """
         coded = self.read(codes, lengths_bp)
         ids, labels = self.masking.torch_mask_tokens(coded["input_ids"], coded["special_tokens_mask"])
         device = self.model.device

@@ -142,7 +142,10 @@ def train(
         epoch = state.epoch
         wall, cpu = time.perf_counter(), time.process_time()
         seed_epoch(settings.seed, epoch, team)
-        loss = _train_epoch(model, optimizer, schedule, settings, runtime, batches, losses, before_step, state)
+        total, rows = _run_steps(model, optimizer, schedule, settings, runtime, batches, losses, before_step, state)
+        # Only here the host waits for the device: no step looks at its loss, so one that is not finite ends the epoch late.
+        loss = team.sum_number(float(total), runtime.device) / max(1, rows)
+        loss = loss if math.isfinite(loss) else math.nan
         row: dict[str, Any] = {"epoch": epoch, "train_loss": loss, "score": -math.inf}
         row["train_s"] = time.perf_counter() - wall
         trained = swap_weights(model, state.average)
@@ -206,26 +209,6 @@ def measure_memory() -> dict[str, float]:
     free, total = torch.cuda.mem_get_info()
     outside = max(0, total - free - torch.cuda.memory_reserved())
     return {"peak_bytes": torch.cuda.max_memory_reserved() + outside, "gpu_bytes": total}
-
-
-def _train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    settings: LoopSettings,
-    runtime: Runtime,
-    batches: Callable[[int], Iterable[Batch]],
-    losses: Callable[[list[Batch], int], Iterator[torch.Tensor]],
-    before_step: Callable[[], None] | None,
-    state: _State,
-) -> float:
-    """The epoch's mean loss; NaN where a step's was not finite.
-
-    Only here the host waits for the device: no step looks at its loss, so a loss that is not finite ends the epoch late.
-    """
-    total, rows = _run_steps(model, optimizer, schedule, settings, runtime, batches, losses, before_step, state)
-    summed = runtime.team.sum_number(float(total), runtime.device)
-    return summed / max(1, rows) if math.isfinite(summed) else math.nan
 
 
 def _run_steps(
