@@ -201,6 +201,8 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, data: st.DataObject, suffi
 def test_any_fasta_is_read_as_it_stands_or_refused(tmp_path: Path, lines: list[str]) -> None:
     path = tmp_path / "any.fa"
     path.write_text("\n".join(lines))
+    # That of the example before fits where only bases differ, and bases are not read again then.
+    path.with_name("any.fa.fai").unlink(missing_ok=True)
     try:
         with Genome(path) as genome:
             found = {name: genome.fetch(name, 0, bp) if bp else "" for name, bp in genome.chromosomes().items()}
