@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.splits import cut_folds, hash_indices
 from l2g_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from l2g_ray.data.batches import Source
 
 
 def find_groups(canonical: np.ndarray, keys: np.ndarray | None = None) -> np.ndarray:
