@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,9 +37,10 @@ from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import memory_key
 from l2g_ray.orchestrate.pipeline import Pipeline
 from l2g_ray.orchestrate.request import SuiteRequest
-from l2g_ray.orchestrate.store import STAGE_VERSIONS, StageResult
+from l2g_ray.orchestrate.store import StageResult
 from l2g_ray.orchestrate.study import ARMS_OF_STUDIES
 from l2g_ray.orchestrate.worker import draw_job
+from l2g_ray.stages.registry import STAGES
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.catalogue import load_bench
 from l2g_ray.tasks.schema import Task
@@ -91,7 +93,7 @@ class _Recorder:
         self.results[job.key] = StageResult(job.stage, job.key, folder, CANNED | {"score": 0.5 - 0.01 * place})
         return self.results[job.key]
 
-    def run_jobs(self, place: Any, stage: str, jobs: list[Job], runner: str = "process") -> list[StageResult]:
+    def run_jobs(self, place: Any, stage: str, jobs: list[Job], runner: str | None = None) -> list[StageResult]:
         return [self.note(job, i) for i, job in enumerate(jobs)]
 
     def run_jobs_warm(self, specs: list[Any], *others: Any) -> list[None]:
@@ -235,7 +237,7 @@ def test_golden_keys_see_each_part_of_a_key() -> None:
     before = {"smoke nt/H3": _record("smoke", "nt/H3", "suite").keys}
     assert not _compare(before, {"smoke nt/H3": _record("smoke", "nt/H3", "suite").keys})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(STAGE_VERSIONS, "align", 99)
+        patch.setitem(STAGES, "align", replace(STAGES["align"], version=99))
         told = _compare(before, {"smoke nt/H3": _record("smoke", "nt/H3", "suite").keys})
     stages = {line.split()[2] for line in told}
     assert {"align", "refit", "evaluate"} <= stages, told

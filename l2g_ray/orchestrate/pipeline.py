@@ -21,7 +21,7 @@ from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.row_jobs import describe_data, make_baseline_job, name_member
 from l2g_ray.orchestrate.spent import Spent, list_spent
 from l2g_ray.orchestrate.store import StageResult, make_key
-from l2g_ray.orchestrate.trials import Place, emit_history, run_jobs
+from l2g_ray.orchestrate.trials import Place, emit_history, find_runner, run_jobs
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ class Pipeline:
         simple = [arm for arm in self.arms if arm not in EMBEDDING_ARMS]
         tuned = [arm for arm in simple if ARMS[arm].tuned]
         names = list(dict.fromkeys([*self.settings.baselines.names, *tuned]))
-        found = run_jobs(self.place, "baseline", [self._baseline(name) for name in names])
+        found = run_jobs(self.place, "baseline", [self._baseline(name) for name in names]) if names else []
         baselines = dict(zip(names, found, strict=True))
         wanted: list[tuple[str, int, Fold, Job]] = []
         for arm in simple:
@@ -180,7 +180,7 @@ class Pipeline:
         if "embedder_only" in self.arms:
             pairs = [(seed, fold) for seed in self.seeds for fold in self.folds]
             jobs = [self._embedder_only(shape, seed, fold) for seed, fold in pairs]
-            results = run_jobs(self.place, "embedder", jobs, self._trial_runner())
+            results = run_jobs(self.place, "embedder", jobs)
             members += [Member("embedder_only", s, f.number, r) for (s, f), r in zip(pairs, results, strict=True)]
         return members, baselines
 
@@ -191,16 +191,10 @@ class Pipeline:
             self.place.emit({"type": "note", "task": self.place.task, "text": f"{self.place.task}: {reason}"})
         return [member for member in members if member.arm not in left_out]
 
-    def _run(self, name: str, jobs: list[Job], runner: str = "auto") -> list[StageResult]:
-        if runner == "auto":
-            runner = "process" if name == "evaluate" else self._trial_runner()
+    def _run(self, name: str, jobs: list[Job], runner: str | None = None) -> list[StageResult]:
         results = run_jobs(self.place, name, jobs, runner)
         self._keep(results)
         return results
-
-    def _trial_runner(self) -> str:
-        """What a trial runs in by default: a process of its own, or a Ray Train run where it has several workers."""
-        return "train" if self.place.slots.workers > 1 else "process"
 
     def _keep(self, results: list[StageResult]) -> None:
         for result in results:
@@ -313,8 +307,8 @@ class Pipeline:
                 run_search,
             )  # a second of imports that a finished stage can do without
 
-            runner = self._trial_runner() if stage.trial_runner == "auto" else stage.trial_runner
-            runner = "train" if self.place.slots.workers > 1 else runner  # workers of a team exist in Train runs only
+            runner = find_runner(self.place, base.stage)  # workers of a team exist in Train runs only
+            runner = "train" if stage.trial_runner == "train" else runner
             trials = run_search(self.place, stage, base, self._space(), seed, runner)
             keys = [trial["key"] for trial in trials]
             found = persist(self.place.store.root, lambda: self._keep_search(key, trials), self.wait_s)

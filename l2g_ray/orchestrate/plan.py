@@ -35,23 +35,9 @@ from l2g_ray.orchestrate.plan_encoder import (
 )
 from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net, count_predictor
 from l2g_ray.orchestrate.plan_rows import Rows
+from l2g_ray.stages.registry import find_shown
 from l2g_ray.tasks.schema import Task
 
-STAGES = (
-    "pretrain",
-    "reference",
-    "select",
-    "search",
-    "warmup",
-    "align",
-    "embedder_only",
-    "cnn",
-    "trials",
-    "refit",
-    "evaluate",
-)
-# Trials of Ray Tune; the others are Ray tasks, which find a process with all imports behind it (`trials.TUNED`).
-_TUNED = ("select", "search", "warmup", "align", "trials")
 _LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
 # Measured on prepared benchmarks: a base in a shard (zstd), and what else a row has.
 _SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
@@ -166,7 +152,7 @@ def plan_task(
             _start(name, _mean([a[name] for a in likely]), settings, on_gpu),
             _start(name, _largest([a[name] for a in costly]), settings, on_gpu),
         )
-        for name in STAGES
+        for name in likely[0]
         if likely[0][name].trials
     )
     bases = (rows.train + rows.valid + rows.test) * rows.mean_bp
@@ -215,7 +201,7 @@ def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amou
     each = {"tune": seconds["tune"], "task": seconds["new_task" if new else "task"]}
     if stage == "trials" and settings.finetune.trial_runner == "train":
         each["tune"] += seconds["train"]
-    tuned = amount.trials if stage in _TUNED else 0
+    tuned = amount.trials if find_shown(stage).tuned else 0
     if stage == "align":  # those of the folds choose nothing
         tuned = min(tuned, len(settings.align.alphas))
     return replace(amount, start_s=each["tune"] * tuned + each["task"] * (amount.trials - tuned))
@@ -242,11 +228,10 @@ class _Sizer:
         self.members = settings.seeds * count_splits(settings)  # models of an arm
 
     def amounts(self, v: _Variant) -> dict[str, Amount]:
-        """All stages; a stage that does not run has no trials."""
-        amounts = dict.fromkeys(STAGES, Amount()) | {"reference": self._reference()}
+        """The stages that run, in their order; a stage with nothing to do has no trials."""
         s, search = self.settings, self.settings.search
-        if s.pretrain.enabled:
-            amounts["pretrain"] = self._pretrain()
+        amounts = {"pretrain": self._pretrain()} if s.pretrain.enabled else {}
+        amounts["reference"] = self._reference()
         net = self._net(v.backbone, v.architecture, s.align.dropout)
         embeds = bool({"l2g", "embedder_only"} & set(s.arms))
         if embeds:
@@ -254,7 +239,7 @@ class _Sizer:
         if embeds and search.enabled:
             amounts["search"] = self._search(v.backbone)
         if "l2g" in s.arms:
-            amounts |= self._align(net) | self._language_model_stages(v, net)
+            amounts |= self._align(net)
         if "embedder_only" in s.arms:
             alone = s.embedder_only
             net_alone = self._net(v.backbone, v.architecture, alone.dropout)
@@ -266,6 +251,8 @@ class _Sizer:
             epochs = schedule.count_epochs(self._fold_rows()[0])
             one = self._train_members(cnn, schedule.optim, self.members, epochs, schedule.batch_size)
             amounts["cnn"] = replace(one, disk_bytes=float(self.members * cnn.model_bytes))
+        if "l2g" in s.arms:
+            amounts |= self._language_model_stages(v)
         return amounts | {"evaluate": self._evaluate(v, net)}
 
     def _align(self, net: Counted) -> dict[str, Amount]:
@@ -328,7 +315,7 @@ class _Sizer:
         seen = min(self.rows.train, batches * stage.batch_size)
         return self._train(net, stage.optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
 
-    def _language_model_stages(self, v: _Variant, net: Counted) -> dict[str, Amount]:
+    def _language_model_stages(self, v: _Variant) -> dict[str, Amount]:
         stage = self.settings.finetune
         whole, tokens = self._whole(v), self._n_tokens(v)
         largest = max(stage.batch_size)

@@ -17,9 +17,11 @@ from l2g_ray.config import Settings
 from l2g_ray.counts import use_rc
 from l2g_ray.data.batches import Source, iter_evaluation_batches
 from l2g_ray.models.baselines import MANY_OUTPUTS, Baseline, BaselineConfig
+from l2g_ray.models.l2g import Model, save_model
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.common import TaskData, predict_source
-from l2g_ray.stages.loop import Runtime
+from l2g_ray.stages.context import Context, summarise
+from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.metrics import score
 from l2g_ray.tasks.metrics import find_metric
@@ -237,3 +239,38 @@ def _boost(objective: dict[str, Any], x: Any, y: np.ndarray, seed: int, rounds: 
     parameters = BOOSTING | objective | {"seed": seed, "verbosity": -1, "deterministic": True, "force_row_wise": True}
     parameters["num_threads"] = torch.get_num_threads()
     return lightgbm.train(parameters, lightgbm.Dataset(x, y), rounds)
+
+
+def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Fit the baseline `args['name']` and keep its model; says so where it is not made for the task."""
+    try:
+        model, values = _fit(context, args["name"], args["seed"], args.get("strength"))
+    except NotApplicable as reason:
+        return {"skipped": str(reason)}
+    save_model(model, context.work)
+    return values | {"name": args["name"]}
+
+
+def _fit(context: Context, name: str, seed: int, strength: float | None) -> tuple[Model, dict[str, Any]]:
+    from l2g_ray.stages.cnn import build_cnn, train_cnn
+    from l2g_ray.stages.deepstarr import build_deepstarr, train_deepstarr
+    from l2g_ray.stages.genomic_lm import tune_genomic_lm
+
+    data, settings, runtime = context.data, context.settings, context.runtime
+    if name == "genomic_lm":
+        tuned = tune_genomic_lm(data, settings, runtime, seed)
+        return tuned.model, summarise(tuned.training) | {"chosen": {"lr": tuned.lr, **_chosen_epochs(tuned.training)}}
+    net: Model
+    if name == "cnn":
+        training, net = train_cnn(data, settings, runtime, seed), build_cnn(data, settings, seed)
+    elif name == "deepstarr":
+        training, net = train_deepstarr(data, settings, runtime, seed), build_deepstarr(data, seed)
+    else:
+        fitted = fit_baseline(name, data, settings, runtime, seed, strength)
+        return fitted.model, {"score": fitted.score, "chosen": fitted.chosen}
+    net.load_state_dict(training.best_state)
+    return net, summarise(training) | {"chosen": _chosen_epochs(training)}
+
+
+def _chosen_epochs(training: TrainResult) -> dict[str, int]:
+    return {"epochs": training.best_epoch + 1}
