@@ -28,6 +28,7 @@ import pytest
 from rich.console import Console
 
 from l2g_ray import config
+from l2g_ray.arms import BASELINES
 from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.corpus import find_corpus
@@ -151,7 +152,7 @@ def _run_suite(task: Task, settings: Settings, data_dir: Path) -> _Recorder:
 def _run_simple(task: Task, settings: Settings, data_dir: Path) -> _Recorder:
     recorder = _Recorder()
     request = SuiteRequest("simple", task.bench, [task], {}, settings.preset, {}, Path("out"))
-    arguments = (request, task, settings, _make_prepared(task), list(simple.SIMPLE), Path("out"), Console(quiet=True))
+    arguments = (request, task, settings, _make_prepared(task), list(BASELINES), Path("out"), Console(quiet=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simple, "_run", recorder.run_simple)
         with pytest.raises(_Evaluated):
@@ -171,7 +172,7 @@ def _list_runs(with_studies: bool) -> dict[str, tuple[Callable[..., _Recorder], 
         arms = {"arms": ARMS_OF_STUDIES}
         for study in read_studies().values():
             runs |= {f"ablate {study.name} {arm}": (_run_suite, arms | own) for arm, own in study.arms.items()}
-        beside = arms | GENOMIC | {"baselines.names": list(simple.SIMPLE)}
+        beside = arms | GENOMIC | {"baselines.names": list(BASELINES)}
         runs |= {f"baseline {arm}": (_run_suite, beside | own["set"]) for arm, own in read_baseline_arms().items()}
     return runs
 

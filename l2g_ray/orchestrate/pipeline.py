@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from math import log
 from typing import Any, TypeVar
 
-from l2g_ray.arms import ARMS, find_arms
+from l2g_ray.arms import ARMS
 from l2g_ray.config import Settings
-from l2g_ray.counts import Candidate, list_candidates
+from l2g_ray.counts import Candidate, list_candidates, use_rc
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
 from l2g_ray.orchestrate.board import make_winner_event
@@ -25,8 +25,6 @@ from l2g_ray.orchestrate.trials import Place, emit_history, find_runner, run_job
 
 T = TypeVar("T")
 
-# The arms that need a backbone.
-EMBEDDING_ARMS = frozenset({"embedder_only", "l2g"})
 LORA_SETTINGS = ("lora_rank", "lora_alpha")
 # What a stage's result does not depend on, so that arms that differ in it share the result: what the text is stands in
 # the reference's key, and the alpha of one alignment in its arguments.
@@ -96,7 +94,8 @@ class Pipeline:
         self.settings = settings
         self.wait_s = settings.cluster.storage_wait_s
         self.seeds = [settings.seed + i for i in range(settings.seeds)]
-        self.arms = find_arms(settings, prepared.task)
+        rc = use_rc(settings, prepared.task)
+        self.arms = [name for name in settings.arms if not (ARMS[name].one_strand and rc)]
         self.folds = make_folds(prepared, settings.folds, settings.data.split_seed)
         self.pretrained = pretrained
         self.results: list[StageResult] = [pretrained] if pretrained else []
@@ -114,7 +113,7 @@ class Pipeline:
         """Run all stages; each takes from the store what is already there. `wall_s` is of this call alone."""
         start = time.monotonic()
         candidate, scores = Candidate("", "", []), dict[str, float]()
-        if EMBEDDING_ARMS & set(self.arms):
+        if any(ARMS[arm].embeds for arm in self.arms):
             candidate, scores = self._select()
         architecture, origin = self._search(candidate)
         shape = _shape(candidate.backbone, architecture)
@@ -133,7 +132,7 @@ class Pipeline:
             others, fitted = wait_for_others()
         members = self._whole_arms([*others, *members])
         self._keep([*fitted.values(), *(member.result for member in members)])
-        beside: list[str] = [name for name in self.settings.baselines.names if name not in self.arms]
+        beside = [name for name in self.settings.baselines.names if name not in self.arms]
         baselines = {name: fitted[name] for name in beside}
         evaluation = self._evaluate(members, baselines)
         return TaskOutcome(
@@ -159,7 +158,7 @@ class Pipeline:
 
     def _train_others(self, shape: dict[str, Any]) -> tuple[list[Member], dict[str, StageResult]]:
         """The members of all arms but L2G, and all that was fitted on the given split, by name. Called beside L2G's stages."""
-        simple = [arm for arm in self.arms if arm not in EMBEDDING_ARMS]
+        simple = [arm for arm in self.arms if not ARMS[arm].embeds]
         tuned = [arm for arm in simple if ARMS[arm].tuned]
         names = list(dict.fromkeys([*self.settings.baselines.names, *tuned]))
         found = run_jobs(self.place, "baseline", [self._baseline(name) for name in names]) if names else []

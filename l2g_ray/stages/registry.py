@@ -6,7 +6,7 @@ Kept free of torch and Ray: drivers and pipelines read it.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,13 +51,7 @@ class Stage:
 
     def load(self) -> Run:
         """Import and return the stage's function."""
-        return load(self.run)
-
-
-def load(place: str) -> Any:
-    """Import what a `module:function` names."""
-    module, _, function = place.partition(":")
-    return getattr(importlib.import_module(module), function)
+        return pkgutil.resolve_name(self.run)  # type: ignore[no-any-return]
 
 
 _ALL = (
