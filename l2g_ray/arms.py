@@ -32,8 +32,11 @@ class ModelKind:
     fit : `module:function` that fits a baseline: (`stages.context.Context`, the job's arguments) to the model and the values
         of its result. Empty for an arm that is a stage of the method.
     options : what `fit` reads of this entry.
+    count : `module:function` of what a plan counts: (settings, task, `plan_rows.Rows`, precision) to the schedule and the
+        `plan_costs.Counted` of one model. Empty: it takes next to nothing.
     net : `module:class` of a network of its own, as `models.l2g` stores it; the class names its `config_type`.
     title : its name in tables; empty if that is the name in settings.
+    explained : how contributions of bases are computed, by 'gradients' or 'exact'; empty if they are not.
     simple : k-mers and trees, which any larger model must beat to be worth its cost.
     seeded : another seed gives another model.
     tuned : a strength is chosen on the validation split before the folds are fitted.
@@ -49,8 +52,10 @@ class ModelKind:
     about: str = ""
     fit: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    count: str = ""
     net: str = ""
     title: str = ""
+    explained: str = ""
     simple: bool = False
     seeded: bool = True
     tuned: bool = False
@@ -92,13 +97,18 @@ BASELINES: dict[str, ModelKind] = {
     "kmer_linear": _kmers("TF-IDF of 6-mers, logistic or ridge regression", "linear", "tfidf"),
     "one_hot_linear": _kmers("one-hot of the whole sequence, logistic or ridge regression", "linear", "one_hot"),
     "gapped_kmer": _kmers(
-        "TF-IDF of gapped k-mers of 21 patterns, logistic or ridge regression", "linear", "gapped", tuned=True
+        "TF-IDF of gapped k-mers of 21 patterns, logistic or ridge regression",
+        "linear",
+        "gapped",
+        tuned=True,
+        explained="exact",
     ),
     "positional_kmer": _kmers(
         "words of up to 4 letters at their places (strand-specific tasks), logistic or ridge regression",
         "linear",
         "places",
         tuned=True,
+        explained="exact",
         one_strand="where both strands are the same example, a word has no place",
     ),
     "kmer_boosting": _kmers(
@@ -111,7 +121,9 @@ BASELINES: dict[str, ModelKind] = {
     "cnn": ModelKind(
         "three convolutions, one cycle of the learning rate, averaged weights",
         "l2g_ray.stages.cnn:fit",
+        count="l2g_ray.orchestrate.plan_cnn:count_arm",
         net="l2g_ray.models.cnn:SmallCNN",
+        explained="gradients",
         trained=True,
         own=("cnn_steps",),
     ),
@@ -133,8 +145,8 @@ BASELINES: dict[str, ModelKind] = {
 # In the order in which `arms: all` trains them.
 ARMS: dict[str, ModelKind] = {
     **{name: BASELINES[name] for name in ("gapped_kmer", "kmer_boosting", "positional_kmer", "cnn")},
-    "embedder_only": ModelKind(title="embedder", embeds=True),
-    "l2g": ModelKind(title="L2G", embeds=True),
+    "embedder_only": ModelKind(title="embedder", explained="gradients", embeds=True),
+    "l2g": ModelKind(title="L2G", explained="gradients", embeds=True),
 }
 
 

@@ -20,18 +20,23 @@ from torch import nn
 from toys import make_task, tiny_settings
 
 from l2g_ray.arms import ARMS, BASELINES, ModelKind, is_seeded, name_arm
-from l2g_ray.config import resolve
+from l2g_ray.config import OneCycleSettings, Settings, resolve
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import load_model
 from l2g_ray.orchestrate.jobs import run_job
+from l2g_ray.orchestrate.plan import plan_task
+from l2g_ray.orchestrate.plan_costs import Counted
+from l2g_ray.orchestrate.plan_encoder import read_shape
+from l2g_ray.orchestrate.plan_rows import Rows
 from l2g_ray.orchestrate.row_jobs import make_baseline_job
 from l2g_ray.orchestrate.store import Store
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.rows import MIN_SEEDS_FOR_A_VERDICT, subtract_baseline
 from l2g_ray.stages.baseline import NotApplicable, refuse_unfit
 from l2g_ray.stages.context import Context
-from l2g_ray.stages.registry import STAGES
+from l2g_ray.stages.registry import STAGES, find_shown
+from l2g_ray.tasks.schema import Task
 
 TOY = ModelKind("a bias that does not learn", "toy_baseline:fit", net="toy_baseline:ToyNet", title="Toy", trained=True)
 
@@ -130,6 +135,19 @@ def test_settings_and_command_line_know_its_name(toy: ModelKind, cli: Cli) -> No
     with pytest.raises(UserError, match=r"key 'arms': unknown arm 'cnnn': did you mean 'cnn'\?"):
         resolve("fast", None, {"arms": ["cnnn"]})
     assert "unknown baseline 'toi'" in cli("baseline", "toi").err
+
+
+def test_an_arm_is_counted_in_the_plan(toy: ModelKind, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(settings: Settings, task: Task, rows: Rows, precision: str) -> tuple[OneCycleSettings, Counted]:
+        return OneCycleSettings(epochs=3, batch_size=10), Counted(1.0, 3.0, 8.0, 0.0, 0.0, 2, 2)
+
+    monkeypatch.setattr(sys.modules["toy_baseline"], "count", count, raising=False)
+    monkeypatch.setitem(ARMS, "toy", replace(TOY, count="toy_baseline:count"))
+    rows, settings = Rows(90, 10, 10, 60, 60.0, 60, True, "counted"), tiny_settings(tiny_lm, arms=["toy"], folds=2)
+    plan = plan_task(make_task(), settings, rows, read_shape(str(tiny_lm)))
+    (found,) = [stage.most for stage in plan.stages if stage.stage == "toy"]
+    assert (found.trials, found.epochs, found.steps) == (2, 6, 6 * 5)
+    assert find_shown("toy").beside
 
 
 def test_tables_know_its_name_and_that_it_has_seeds(toy: ModelKind, tmp_path: Path, set_toy: SetToy) -> None:
