@@ -9,17 +9,23 @@ import copy
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from l2g_ray.arms import ARMS, BASELINES
 from l2g_ray.errors import UserError, nearest
 
 # `data.shift_bp: auto` for tasks whose label belongs to both strands (the official code shifts by as much).
 AUTO_SHIFT_BP = 3
-ArmName = Literal["gapped_kmer", "kmer_boosting", "positional_kmer", "cnn", "embedder_only", "l2g"]
-ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
+
+
+def _refuse_unknown(what: str, names: tuple[str, ...], known: Mapping[str, Any]) -> tuple[str, ...]:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {what} '{name}': {nearest(name, known)}")
+    return names
 
 
 class _Settings(BaseModel):
@@ -274,23 +280,7 @@ class BaselinesSettings(_Settings):
     `counts.CNN_SCHEDULES` has it.
     """
 
-    names: tuple[
-        Literal[
-            "majority",
-            "kmer_linear",
-            "one_hot_linear",
-            "gapped_kmer",
-            "positional_kmer",
-            "kmer_boosting",
-            "cnn",
-            "deepstarr",
-            "genomic_lm",
-        ],
-        ...,
-    ] = (
-        "majority",
-        "kmer_linear",
-    )
+    names: tuple[str, ...] = ("majority", "kmer_linear")
     k: int = Field(default=6, ge=1, le=8)
     boosting_rounds: int = Field(default=300, ge=1)
     cnn_steps: int | None = Field(default=None, ge=1)
@@ -300,12 +290,17 @@ class BaselinesSettings(_Settings):
     genomic_model: str | None = None
     genomic_words_bp: int = Field(default=0, ge=0, le=12)
 
+    @field_validator("names")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _refuse_unknown("baseline", names, BASELINES)
+
     @model_validator(mode="after")
     def _has_model(self) -> BaselinesSettings:
-        if "genomic_lm" in self.names and self.genomic_model is None:
-            raise ValueError(
-                "the baseline genomic_lm needs a model; set baselines.genomic_model to a hub id or a folder"
-            )
+        for name in self.names:
+            setting = BASELINES[name].language_model
+            if setting and getattr(self, setting) is None:
+                raise ValueError(f"the baseline {name} needs a model; set baselines.{setting} to a hub id or a folder")
         return self
 
 
@@ -338,7 +333,7 @@ class Settings(_Settings):
     seed: int = Field(default=0, ge=0)
     seeds: int = Field(default=1, ge=1)
     folds: int = Field(default=5, ge=0)
-    arms: tuple[ArmName, ...] = ALL_ARMS
+    arms: tuple[str, ...] = tuple(ARMS)
     ensemble: Literal["stack", "greedy", "mean", "best"] = "stack"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     data: DataSettings = DataSettings()
@@ -356,14 +351,14 @@ class Settings(_Settings):
     @field_validator("arms", mode="before")
     @classmethod
     def _all_arms(cls, arms: Any) -> Any:
-        return ALL_ARMS if arms == "all" else arms
+        return tuple(ARMS) if arms == "all" else arms
 
     @field_validator("arms")
     @classmethod
-    def _some_arm(cls, arms: tuple[ArmName, ...]) -> tuple[ArmName, ...]:
+    def _some_arm(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
         if not arms or len(set(arms)) < len(arms):
             raise ValueError("give at least one arm, and each once")
-        return arms
+        return _refuse_unknown("arm", arms, ARMS)
 
     @field_validator("folds")
     @classmethod

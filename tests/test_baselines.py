@@ -17,6 +17,7 @@ from sklearn.linear_model import Ridge
 from toys import make_data, make_task, plant, regression_table, tiny_settings
 from transformers import EsmConfig, EsmModel, EsmTokenizer
 
+from l2g_ray.arms import BASELINES
 from l2g_ray.errors import UserError
 from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig, Features
@@ -26,12 +27,13 @@ from l2g_ray.models.genomic_lm import load_genomic_lm
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.stages import baseline
-from l2g_ray.stages.baseline import FORMS, NotApplicable, fit_baseline
+from l2g_ray.stages.baseline import NotApplicable, fit_baseline, refuse_unfit
 from l2g_ray.stages.common import predict_source
 from l2g_ray.stages.deepstarr import build_deepstarr, train_deepstarr
 from l2g_ray.stages.genomic_lm import LEARNING_RATES, tune_genomic_lm
 from l2g_ray.stages.loop import Runtime
 
+FORMS = [name for name, kind in BASELINES.items() if "form" in kind.options]
 RUNTIME = Runtime("cpu", "fp32", lambda row: None, None)
 
 
@@ -146,19 +148,14 @@ def test_multilabel_with_a_class_that_never_occurs() -> None:
         assert (probabilities[:, 1] < 0.01).all(), name
 
 
-def test_too_many_outputs_for_trees() -> None:
-    names = tuple(f"o{i}" for i in range(30))
-    task = make_task().model_copy(update={"kind": "multilabel", "labels": names, "metric": "auroc"})
-    column = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(80 * 30, "float32")), 30)
-    table = plant(80).set_column(1, "label", column)
+def test_a_baseline_is_refused_where_it_is_not_made_for_the_task() -> None:
+    many = {"kind": "multilabel", "labels": tuple(f"o{i}" for i in range(30)), "metric": "auroc"}
     with pytest.raises(NotApplicable, match="30 outputs"):
-        fit_baseline("kmer_boosting", make_data(task, table, table), tiny_settings(), RUNTIME, 0)
-
-
-def test_a_word_has_no_place_where_either_strand_may_be_given() -> None:
-    data = make_data(make_task(), plant(40), plant(40, seed=1))
+        refuse_unfit("kmer_boosting", tiny_settings(), make_task().model_copy(update=many))
     with pytest.raises(NotApplicable, match="strands"):
-        fit_baseline("positional_kmer", data, tiny_settings(), RUNTIME, 0)
+        refuse_unfit("positional_kmer", tiny_settings(), make_task())
+    refuse_unfit("positional_kmer", tiny_settings(), make_task(strand_specific=True))
+    refuse_unfit("kmer_boosting", tiny_settings(), make_task())
 
 
 def test_only_words_at_their_place_tell_these_classes_apart() -> None:

@@ -318,13 +318,13 @@ def test_a_row_that_a_stage_reports_travels_or_is_an_error() -> None:
 
 
 def test_a_job_does_not_lose_what_its_stage_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from l2g_ray.orchestrate import jobs
+    from l2g_ray.orchestrate.jobs import run_job
 
     def stage(context: Any, args: dict[str, Any]) -> dict[str, Any]:
         context.runtime.report({"epoch": 0, **args})
         return {"history": []}
 
-    monkeypatch.setitem(jobs.STAGES, "select", stage)
+    monkeypatch.setattr("l2g_ray.stages.select.run", stage)
     prepared = lay(tmp_path, put(tmp_path / "in" / "good.csv", table(ROWS)))
     common = {"root": str(tmp_path / "stages"), "prepared": str(prepared.folder), "threads": 1, "device": "cpu"}
     common |= {"settings": tiny_settings().model_dump(mode="json"), "precision": "fp32"}
@@ -332,10 +332,10 @@ def test_a_job_does_not_lose_what_its_stage_reports(tmp_path: Path, monkeypatch:
     for args in ({"score": 0.5}, {"grad_norm": 1.0}):
         spec = Job("select", "toy", args, {}, {}).spec(common)
         if "score" in args:
-            jobs.run_job(spec, told.append)
+            run_job(spec, told.append)
         else:
             with pytest.raises(ValueError, match="'grad_norm'"):
-                jobs.run_job(spec, told.append)
+                run_job(spec, told.append)
     assert [row["score"] for row in told] == [0.5]
 
 

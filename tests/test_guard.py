@@ -61,6 +61,7 @@ def spec(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Spec:
     common = {
         "root": str(folder / "stages"),
         "remote": None,
+        "prepared": str(prepared.folder),
         "settings": settings.model_dump(mode="json"),
         "threads": 1,
         "device": "cpu",
@@ -75,7 +76,6 @@ def spec(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Spec:
     assert reference is not None
     made = common | {
         "stage": "select",
-        "prepared": str(prepared.folder),
         "reference": str(reference.folder),
         "reference_facts": reference.values,
         "args": {"backbone": "resnet", "architecture": [[3, 1]] * 9, "seed": 0},

@@ -182,7 +182,8 @@ def test_a_stage_beside_others_has_the_table_only_where_none_of_them_runs() -> N
     progress = Progress(Console(file=said, width=100), {"a": "mcc"}, "toy")
 
     def stage(name: str, state: str = "running") -> None:
-        progress.update({"type": "stage", "task": "a", "stage": name, "state": state, "trials": 2})
+        beside = name in ("arms", "embedder")
+        progress.update({"type": "stage", "task": "a", "stage": name, "state": state, "trials": 2, "beside": beside})
 
     def epoch(name: str, key: str, score: float) -> None:
         row = {"epoch": 0, "best_score": score}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from l2g_ray.config import resolve
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate import store as store_module
 from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
-from l2g_ray.orchestrate.store import STAGE_VERSIONS, Store, make_key
+from l2g_ray.orchestrate.store import Store, make_key
+from l2g_ray.stages.registry import STAGES
 
 
 @pytest.fixture
@@ -109,6 +111,7 @@ def test_one_at_a_time(store: Store) -> None:
 
 HOLD = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from l2g_ray.orchestrate.store import Store
 with Store(Path(sys.argv[1])).locked("align", "k"):
@@ -141,7 +144,7 @@ def test_a_key_follows_everything_that_the_result_depends_on(monkeypatch: pytest
     }
     assert len(others | {first}) == 5
     assert key(**{"finetune.epochs": 5}) == first, "another stage's settings do not matter"
-    monkeypatch.setitem(STAGE_VERSIONS, "align", STAGE_VERSIONS["align"] + 1)
+    monkeypatch.setitem(STAGES, "align", replace(STAGES["align"], version=STAGES["align"].version + 1))
     assert key() != first
 
 

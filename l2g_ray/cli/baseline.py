@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from l2g_ray.arms import BASELINES
 from l2g_ray.cli.ablate import find_tasks_and_sources
 from l2g_ray.cli.suite import make_request, run_stoppable, show_result, with_common
 from l2g_ray.errors import UserError, nearest
@@ -46,10 +47,12 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
         raise UserError("give at least one task, for example demo/splice_junction; `l2g-ray tasks` lists them")
     found, sources = find_tasks_and_sources(tasks, options["data_dir"])
     default = "-".join(["baseline", *str(names).split(","), *(task.name for task in found)])[:80]
-    if "genomic_lm" in simple and not arms:  # nothing else here reads a language model
-        options["assignments"] = (*options["assignments"], f"baselines.genomic_model={options['language_model']}")
+    wanting = {name: BASELINES[name].language_model for name in simple if BASELINES[name].language_model}
+    if wanting and not arms:  # nothing else here reads a language model
         if options["language_model"] is None:
-            raise UserError("genomic_lm: give a genomic model's hub id or folder with --language-model")
+            raise UserError(f"{next(iter(wanting))}: give a genomic model's hub id or folder with --language-model")
+        given = [f"baselines.{setting}={options['language_model']}" for setting in wanting.values()]
+        options["assignments"] = (*options["assignments"], *given)
         options["language_model"] = None
     request = make_request("baseline", found, sources, default, options)
     if not arms:
@@ -75,25 +78,25 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
 def _choose(text: str | None) -> tuple[list[str], list[str]]:
     """Simple models, and methods that are arms."""
     from l2g_ray.orchestrate.arms import read_baseline_arms
-    from l2g_ray.orchestrate.simple import SIMPLE
 
     arms = list(read_baseline_arms())
     if not text:
-        raise UserError(f"give baselines, separated by commas: {', '.join([*SIMPLE, *arms])}; or 'simple', or 'all'")
-    simple = [name for name in SIMPLE if name != "genomic_lm"]  # which needs a model
+        raise UserError(f"give baselines, separated by commas: {', '.join([*BASELINES, *arms])}; or 'simple', or 'all'")
+    simple = [name for name, kind in BASELINES.items() if not kind.language_model]
     given = {"simple": simple, "all": [*simple, *arms]}.get(text) or [n.strip() for n in text.split(",")]
     for name in given:
-        if name not in (*SIMPLE, *arms):
-            raise UserError(f"unknown baseline '{name}': {nearest(name, [*SIMPLE, *arms])}")
-    return [name for name in given if name in SIMPLE], [name for name in given if name in arms]
+        if name not in (*BASELINES, *arms):
+            raise UserError(f"unknown baseline '{name}': {nearest(name, [*BASELINES, *arms])}")
+    return [name for name in given if name in BASELINES], [name for name in given if name in arms]
 
 
 def _list(console: Any) -> None:
     from l2g_ray.orchestrate.arms import read_baseline_arms
-    from l2g_ray.orchestrate.simple import SIMPLE
     from l2g_ray.results.terminal import Column, Listing, print_fitted
 
     listing = Listing([Column("Baseline", words=True), Column("What it is", words=True)])
-    for name, about in {**SIMPLE, **{name: arm["about"] for name, arm in read_baseline_arms().items()}}.items():
+    abouts = {name: kind.about for name, kind in BASELINES.items()}
+    abouts |= {name: arm["about"] for name, arm in read_baseline_arms().items()}
+    for name, about in abouts.items():
         listing.add(name, about)
     print_fitted(console, listing)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from l2g_ray.arms import ARMS
 from l2g_ray.cli.source import find_source, show_notes, with_source_flags
 
 EXIT_INTERRUPTED = 130
@@ -71,7 +72,7 @@ ARMS_OPTION = click.option(
     "--arms",
     "trained_arms",
     metavar="all|A,B",
-    help="What to train: gapped_kmer, kmer_boosting, positional_kmer, cnn, embedder_only, l2g.",
+    help=f"What to train: {', '.join(ARMS)}.",
 )
 
 

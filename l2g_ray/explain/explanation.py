@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from l2g_ray.arms import ENSEMBLE
+from l2g_ray.arms import ARMS, ENSEMBLE
 from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.explain import databases, known, truth
@@ -57,7 +57,9 @@ Q_BELOW = 0.05
 ARRAYS = "one_hot.npz"  # in the folder of every explained output
 _MATCHES_SHOWN = 5
 # Arms with contributions of bases: those of which one stands for an ensemble, first by gradients, else exactly.
-_BY_GRADIENTS, _EXACT = ("cnn", "embedder_only", "l2g"), ("gapped_kmer", "positional_kmer")
+_BY_GRADIENTS, _EXACT = (
+    tuple(name for name, kind in ARMS.items() if kind.explained == how) for how in ("gradients", "exact")
+)
 
 
 @dataclass(frozen=True)

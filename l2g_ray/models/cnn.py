@@ -34,6 +34,8 @@ class SmallCNNConfig:
 class SmallCNN(nn.Module):
     """Three convolutions with batch norm and ReLU, then a read-out in the labels' own units. Padding changes nothing."""
 
+    config_type = SmallCNNConfig
+
     def __init__(self, config: SmallCNNConfig) -> None:
         super().__init__()
         self.config = config

@@ -32,6 +32,8 @@ class DeepSTARRConfig:
 class DeepSTARR(nn.Module):
     """Four convolutions, two dense layers, one linear output, in the labels' own units."""
 
+    config_type = DeepSTARRConfig
+
     def __init__(self, config: DeepSTARRConfig) -> None:
         super().__init__()
         self.config = config

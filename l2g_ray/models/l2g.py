@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from l2g_ray.arms import BASELINES
 from l2g_ray.errors import UserError
 from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig
-from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
-from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
+from l2g_ray.models.cnn import SmallCNN
+from l2g_ray.models.deepstarr import DeepSTARR
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, make_token_predictor
 from l2g_ray.models.ensemble import Combination, Ensemble
 from l2g_ray.models.genomic_lm import TOKENIZER_FOLDER, GenomicLM, build_genomic_lm, describe_genomic_lm
@@ -97,15 +99,13 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         return {"form": "average", "kind": model.kind, "members": [_describe(member) for member in model.members]}
     if isinstance(model, Baseline):
         return {"form": "baseline", "baseline": model.config.to_dict()}
-    if isinstance(model, DeepSTARR):
-        return {"form": "deepstarr", "deepstarr": model.config.to_dict()}
-    if isinstance(model, SmallCNN):
-        return {"form": "cnn", "cnn": model.config.to_dict()}
     if isinstance(model, GenomicLM):
         return describe_genomic_lm(model)
     if isinstance(model, EmbedderNet):
         return {"form": "embedder_only", "embedder": model.config.to_dict()}
-    assert isinstance(model, L2GModel)
+    if not isinstance(model, L2GModel):
+        form = next(name for name, kind in BASELINES.items() if kind.net and isinstance(model, resolve_name(kind.net)))
+        return {"form": form, form: model.config.to_dict()}  # type: ignore[operator, union-attr]
     transformer = model.language_model.transformer
     lm = transformer.config.to_diff_dict() | {"model_type": transformer.config.model_type}
     return {
@@ -161,10 +161,9 @@ def _build(config: dict[str, Any], state: dict[str, torch.Tensor]) -> Model:
         columns = state.get("features.columns")
         n_columns = None if columns is None else len(columns)
         return Baseline(BaselineConfig(**config["baseline"]), len(state.get("boosters", ())), n_columns)
-    if config["form"] == "deepstarr":
-        return DeepSTARR(DeepSTARRConfig(**config["deepstarr"]))
-    if config["form"] == "cnn":
-        return SmallCNN(SmallCNNConfig(**config["cnn"]))
+    if (kind := BASELINES.get(config["form"])) and kind.net:
+        net_type = resolve_name(kind.net)
+        return net_type(net_type.config_type(**config[config["form"]]))  # type: ignore[no-any-return]
     net = EmbedderNet(EmbedderConfig.from_dict(config["embedder"]))
     if config["form"] == "embedder_only":
         return net

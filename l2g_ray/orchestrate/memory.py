@@ -17,6 +17,7 @@ from typing import Any
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.environment import hash_content
 from l2g_ray.orchestrate.job import Job
+from l2g_ray.stages.registry import find_stage
 
 # Between two epochs of one trial, and between two trials of one kind, the allocator's peak varies.
 HEADROOM = 1.2
@@ -47,7 +48,7 @@ def memory_key(job: Job) -> str:
     trial = job.args.get("trial") or {}
     return hash_content(
         {
-            "stage": "finetune" if job.stage in ("trial", "refit") else job.stage,
+            "stage": find_stage(job.stage).kind or job.stage,
             "parts": {name: job.parts[name] for name in MEMORY_PARTS if name in job.parts},
             "args": {name: job.args[name] for name in MEMORY_ARGUMENTS if name in job.args},
             "trial": {name: trial[name] for name in MEMORY_HYPERPARAMETERS if name in trial},

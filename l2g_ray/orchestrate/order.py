@@ -15,10 +15,9 @@ from l2g_ray.counts import list_candidates
 from l2g_ray.orchestrate.plan import Found, StagePlan, plan_task
 from l2g_ray.orchestrate.plan_encoder import read_shape
 from l2g_ray.orchestrate.plan_rows import Rows
+from l2g_ray.stages.registry import find_shown
 from l2g_ray.tasks.schema import Task
 
-# What nothing but the evaluation waits for: it runs beside the other stages.
-_BESIDE = ("embedder_only", "cnn")
 FEWEST_TO_PLAN = 4  # up to three tasks start together or nearly so, and a plan takes seconds
 
 
@@ -36,7 +35,7 @@ def estimate_length(task: Task, settings: Settings, rows: Rows, on_gpu: bool) ->
     first = list_candidates(settings.select)[0]
     found = Found(first.backbone, tuple(first.architecture))
     plan = plan_task(task, settings, rows, read_shape(settings.model.language_model), on_gpu=on_gpu, found=found)
-    chain = [_chain(stage, settings) for stage in plan.stages if stage.stage not in _BESIDE]
+    chain = [_chain(stage, settings) for stage in plan.stages if not find_shown(stage.stage).beside]
     return Length(plan.total("expected").flops, sum(chain))
 
 

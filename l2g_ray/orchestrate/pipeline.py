@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from math import log
 from typing import Any, TypeVar
 
-from l2g_ray.arms import ARMS, find_arms
+from l2g_ray.arms import ARMS
 from l2g_ray.config import Settings
-from l2g_ray.counts import Candidate, list_candidates
+from l2g_ray.counts import Candidate, list_candidates, use_rc
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
 from l2g_ray.orchestrate.board import make_winner_event
@@ -21,12 +21,10 @@ from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.row_jobs import describe_data, make_baseline_job, name_member
 from l2g_ray.orchestrate.spent import Spent, list_spent
 from l2g_ray.orchestrate.store import StageResult, make_key
-from l2g_ray.orchestrate.trials import Place, emit_history, run_jobs
+from l2g_ray.orchestrate.trials import Place, emit_history, find_runner, run_jobs
 
 T = TypeVar("T")
 
-# The arms that need a backbone.
-EMBEDDING_ARMS = frozenset({"embedder_only", "l2g"})
 LORA_SETTINGS = ("lora_rank", "lora_alpha")
 # What a stage's result does not depend on, so that arms that differ in it share the result: what the text is stands in
 # the reference's key, and the alpha of one alignment in its arguments.
@@ -96,7 +94,8 @@ class Pipeline:
         self.settings = settings
         self.wait_s = settings.cluster.storage_wait_s
         self.seeds = [settings.seed + i for i in range(settings.seeds)]
-        self.arms = find_arms(settings, prepared.task)
+        rc = use_rc(settings, prepared.task)
+        self.arms = [name for name in settings.arms if not (ARMS[name].one_strand and rc)]
         self.folds = make_folds(prepared, settings.folds, settings.data.split_seed)
         self.pretrained = pretrained
         self.results: list[StageResult] = [pretrained] if pretrained else []
@@ -114,7 +113,7 @@ class Pipeline:
         """Run all stages; each takes from the store what is already there. `wall_s` is of this call alone."""
         start = time.monotonic()
         candidate, scores = Candidate("", "", []), dict[str, float]()
-        if EMBEDDING_ARMS & set(self.arms):
+        if any(ARMS[arm].embeds for arm in self.arms):
             candidate, scores = self._select()
         architecture, origin = self._search(candidate)
         shape = _shape(candidate.backbone, architecture)
@@ -133,7 +132,7 @@ class Pipeline:
             others, fitted = wait_for_others()
         members = self._whole_arms([*others, *members])
         self._keep([*fitted.values(), *(member.result for member in members)])
-        beside: list[str] = [name for name in self.settings.baselines.names if name not in self.arms]
+        beside = [name for name in self.settings.baselines.names if name not in self.arms]
         baselines = {name: fitted[name] for name in beside}
         evaluation = self._evaluate(members, baselines)
         return TaskOutcome(
@@ -159,10 +158,10 @@ class Pipeline:
 
     def _train_others(self, shape: dict[str, Any]) -> tuple[list[Member], dict[str, StageResult]]:
         """The members of all arms but L2G, and all that was fitted on the given split, by name. Called beside L2G's stages."""
-        simple = [arm for arm in self.arms if arm not in EMBEDDING_ARMS]
+        simple = [arm for arm in self.arms if not ARMS[arm].embeds]
         tuned = [arm for arm in simple if ARMS[arm].tuned]
         names = list(dict.fromkeys([*self.settings.baselines.names, *tuned]))
-        found = run_jobs(self.place, "baseline", [self._baseline(name) for name in names])
+        found = run_jobs(self.place, "baseline", [self._baseline(name) for name in names]) if names else []
         baselines = dict(zip(names, found, strict=True))
         wanted: list[tuple[str, int, Fold, Job]] = []
         for arm in simple:
@@ -180,7 +179,7 @@ class Pipeline:
         if "embedder_only" in self.arms:
             pairs = [(seed, fold) for seed in self.seeds for fold in self.folds]
             jobs = [self._embedder_only(shape, seed, fold) for seed, fold in pairs]
-            results = run_jobs(self.place, "embedder", jobs, self._trial_runner())
+            results = run_jobs(self.place, "embedder", jobs)
             members += [Member("embedder_only", s, f.number, r) for (s, f), r in zip(pairs, results, strict=True)]
         return members, baselines
 
@@ -191,16 +190,10 @@ class Pipeline:
             self.place.emit({"type": "note", "task": self.place.task, "text": f"{self.place.task}: {reason}"})
         return [member for member in members if member.arm not in left_out]
 
-    def _run(self, name: str, jobs: list[Job], runner: str = "auto") -> list[StageResult]:
-        if runner == "auto":
-            runner = "process" if name == "evaluate" else self._trial_runner()
+    def _run(self, name: str, jobs: list[Job], runner: str | None = None) -> list[StageResult]:
         results = run_jobs(self.place, name, jobs, runner)
         self._keep(results)
         return results
-
-    def _trial_runner(self) -> str:
-        """What a trial runs in by default: a process of its own, or a Ray Train run where it has several workers."""
-        return "train" if self.place.slots.workers > 1 else "process"
 
     def _keep(self, results: list[StageResult]) -> None:
         for result in results:
@@ -313,8 +306,8 @@ class Pipeline:
                 run_search,
             )  # a second of imports that a finished stage can do without
 
-            runner = self._trial_runner() if stage.trial_runner == "auto" else stage.trial_runner
-            runner = "train" if self.place.slots.workers > 1 else runner  # workers of a team exist in Train runs only
+            runner = find_runner(self.place, base.stage)  # workers of a team exist in Train runs only
+            runner = "train" if stage.trial_runner == "train" else runner
             trials = run_search(self.place, stage, base, self._space(), seed, runner)
             keys = [trial["key"] for trial in trials]
             found = persist(self.place.store.root, lambda: self._keep_search(key, trials), self.wait_s)

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from pkgutil import resolve_name
 from typing import Any
 
-from l2g_ray.arms import count_splits
-from l2g_ray.config import OptimSettings, Settings
+from l2g_ray.arms import ARMS, count_splits
+from l2g_ray.config import OneCycleSettings, OptimSettings, Settings
 from l2g_ray.counts import (
     average_strands,
     batches_per_epoch,
-    choose_cnn_schedule,
     count_batches,
     find_channels,
     group_size,
     list_candidates,
-    use_rc,
 )
 from l2g_ray.orchestrate.halving import expected_epochs
 from l2g_ray.orchestrate.machines import read_machines
-from l2g_ray.orchestrate.plan_cnn import count_cnn
 from l2g_ray.orchestrate.plan_costs import Counted
 from l2g_ray.orchestrate.plan_encoder import (
     LanguageModelShape,
@@ -35,23 +33,9 @@ from l2g_ray.orchestrate.plan_encoder import (
 )
 from l2g_ray.orchestrate.plan_net import Mixture, NetShape, count_net, count_predictor
 from l2g_ray.orchestrate.plan_rows import Rows
+from l2g_ray.stages.registry import find_shown
 from l2g_ray.tasks.schema import Task
 
-STAGES = (
-    "pretrain",
-    "reference",
-    "select",
-    "search",
-    "warmup",
-    "align",
-    "embedder_only",
-    "cnn",
-    "trials",
-    "refit",
-    "evaluate",
-)
-# Trials of Ray Tune; the others are Ray tasks, which find a process with all imports behind it (`trials.TUNED`).
-_TUNED = ("select", "search", "warmup", "align", "trials")
 _LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
 # Measured on prepared benchmarks: a base in a shard (zstd), and what else a row has.
 _SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
@@ -166,7 +150,7 @@ def plan_task(
             _start(name, _mean([a[name] for a in likely]), settings, on_gpu),
             _start(name, _largest([a[name] for a in costly]), settings, on_gpu),
         )
-        for name in STAGES
+        for name in likely[0]
         if likely[0][name].trials
     )
     bases = (rows.train + rows.valid + rows.test) * rows.mean_bp
@@ -215,7 +199,7 @@ def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amou
     each = {"tune": seconds["tune"], "task": seconds["new_task" if new else "task"]}
     if stage == "trials" and settings.finetune.trial_runner == "train":
         each["tune"] += seconds["train"]
-    tuned = amount.trials if stage in _TUNED else 0
+    tuned = amount.trials if find_shown(stage).tuned else 0
     if stage == "align":  # those of the folds choose nothing
         tuned = min(tuned, len(settings.align.alphas))
     return replace(amount, start_s=each["tune"] * tuned + each["task"] * (amount.trials - tuned))
@@ -240,32 +224,37 @@ class _Sizer:
         self.precision, self.on_gpu = precision, on_gpu
         self.width, self.max_tokens = measure_shape(shape)
         self.members = settings.seeds * count_splits(settings)  # models of an arm
+        self.counted_arms: dict[str, tuple[OneCycleSettings, Counted]] = {
+            arm: resolve_name(ARMS[arm].count)(settings, task, rows, precision)
+            for arm in settings.arms
+            if ARMS[arm].count
+        }
 
     def amounts(self, v: _Variant) -> dict[str, Amount]:
-        """All stages; a stage that does not run has no trials."""
-        amounts = dict.fromkeys(STAGES, Amount()) | {"reference": self._reference()}
+        """The stages that run, in their order; a stage with nothing to do has no trials."""
         s, search = self.settings, self.settings.search
-        if s.pretrain.enabled:
-            amounts["pretrain"] = self._pretrain()
+        amounts = {"pretrain": self._pretrain()} if s.pretrain.enabled else {}
+        amounts["reference"] = self._reference()
         net = self._net(v.backbone, v.architecture, s.align.dropout)
-        embeds = bool({"l2g", "embedder_only"} & set(s.arms))
+        embeds = any(ARMS[arm].embeds for arm in s.arms)
         if embeds:
             amounts["select"] = self._select()
         if embeds and search.enabled:
             amounts["search"] = self._search(v.backbone)
         if "l2g" in s.arms:
-            amounts |= self._align(net) | self._language_model_stages(v, net)
+            amounts |= self._align(net)
         if "embedder_only" in s.arms:
             alone = s.embedder_only
             net_alone = self._net(v.backbone, v.architecture, alone.dropout)
             epochs = alone.count_epochs(self._fold_rows()[0])
             one = self._train_members(net_alone, alone.optim, self.members, epochs, alone.batch_size)
             amounts["embedder_only"] = replace(one, disk_bytes=float(self.members * net.model_bytes))
-        if "cnn" in s.arms:
-            schedule, cnn = choose_cnn_schedule(s, not use_rc(s, self.task)), self._cnn()
+        for arm, (schedule, model) in self.counted_arms.items():
             epochs = schedule.count_epochs(self._fold_rows()[0])
-            one = self._train_members(cnn, schedule.optim, self.members, epochs, schedule.batch_size)
-            amounts["cnn"] = replace(one, disk_bytes=float(self.members * cnn.model_bytes))
+            one = self._train_members(model, schedule.optim, self.members, epochs, schedule.batch_size)
+            amounts[arm] = replace(one, disk_bytes=float(self.members * model.model_bytes))
+        if "l2g" in s.arms:
+            amounts |= self._language_model_stages(v)
         return amounts | {"evaluate": self._evaluate(v, net)}
 
     def _align(self, net: Counted) -> dict[str, Amount]:
@@ -319,7 +308,7 @@ class _Sizer:
         stage = self.settings.search
         net = count_net(
             self._shape_of(backbone, (), 0.0),
-            self._length(),
+            self.rows.length_bp,
             mixture=Mixture(tuple(stage.kernel_sizes), tuple(stage.dilations), stage.separable),
             masked=self.rows.is_padded,
             precision=self.precision,
@@ -328,7 +317,7 @@ class _Sizer:
         seen = min(self.rows.train, batches * stage.batch_size)
         return self._train(net, stage.optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
 
-    def _language_model_stages(self, v: _Variant, net: Counted) -> dict[str, Amount]:
+    def _language_model_stages(self, v: _Variant) -> dict[str, Amount]:
         stage = self.settings.finetune
         whole, tokens = self._whole(v), self._n_tokens(v)
         largest = max(stage.batch_size)
@@ -351,7 +340,7 @@ class _Sizer:
         passes = (3 if both else 1) * self.members
         n_values = self.task.n_outputs * (2 if both else 1)
         models = [net] * ("embedder_only" in s.arms) + [self._whole(v)] * ("l2g" in s.arms)
-        models += [self._cnn()] * ("cnn" in s.arms)
+        models += [model for _, model in self.counted_arms.values()]
         tokens = self._n_tokens(v) if "l2g" in s.arms else 0
         return Amount(
             trials=1,
@@ -419,7 +408,7 @@ class _Sizer:
             flops=epochs * flops,
             # Batches pad to their longest row, and memory is for the longest batch.
             memory_bytes=model.training_bytes(
-                in_memory * self.rows.max_bp / self._length(), optim.optimizer, optim.momentum
+                in_memory * self.rows.max_bp / self.rows.length_bp, optim.optimizer, optim.momentum
             ),
             scratch_bytes=float(jobs * state),
         )
@@ -444,23 +433,10 @@ class _Sizer:
             pooling=model.find_pooling(self.task.strand_specific),
         )
 
-    def _length(self) -> int:
-        return max(1, round(self.rows.mean_bp))
-
     def _net(self, backbone: str, pairs: tuple[tuple[int, int], ...], dropout: float) -> Counted:
         return count_net(
             self._shape_of(backbone, pairs, dropout),
-            self._length(),
-            masked=self.rows.is_padded,
-            precision=self.precision,
-        )
-
-    def _cnn(self) -> Counted:
-        return count_cnn(
-            self._length(),
-            self.rows.max_bp,
-            self.task.n_outputs,
-            by_position=not use_rc(self.settings, self.task),
+            self.rows.length_bp,
             masked=self.rows.is_padded,
             precision=self.precision,
         )
@@ -487,4 +463,4 @@ class _Sizer:
 
     def _n_tokens(self, v: _Variant) -> int:
         """Tokens of a row of mean length."""
-        return self._shape_of(v.backbone, v.architecture, 0.0).n_tokens(self._length())
+        return self._shape_of(v.backbone, v.architecture, 0.0).n_tokens(self.rows.length_bp)

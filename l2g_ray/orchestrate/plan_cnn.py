@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import math
 
-from l2g_ray.counts import CNN_DENSE, CNN_LAYERS, CNN_MOST_PLACES
+from l2g_ray.config import OneCycleSettings, Settings
+from l2g_ray.counts import CNN_DENSE, CNN_LAYERS, CNN_MOST_PLACES, choose_cnn_schedule, use_rc
 from l2g_ray.orchestrate.plan_costs import FLOAT_BYTES, Counted, Shape, Tally
+from l2g_ray.orchestrate.plan_rows import Rows
+from l2g_ray.tasks.schema import Task
+
+
+def count_arm(settings: Settings, task: Task, rows: Rows, precision: str) -> tuple[OneCycleSettings, Counted]:
+    """Return the schedule and the costs of the arm `cnn`."""
+    by_position = not use_rc(settings, task)
+    return choose_cnn_schedule(settings, by_position), count_cnn(
+        rows.length_bp,
+        rows.max_bp,
+        task.n_outputs,
+        by_position=by_position,
+        masked=rows.is_padded,
+        precision=precision,
+    )
 
 
 def count_cnn(

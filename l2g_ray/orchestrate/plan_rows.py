@@ -39,6 +39,11 @@ class Rows:
         """Whether lengths differ, so that batches carry a mask."""
         return self.min_bp < self.max_bp
 
+    @property
+    def length_bp(self) -> int:
+        """The mean length as a whole number."""
+        return max(1, round(self.mean_bp))
+
 
 def rows_of_manifest(splits: dict[str, Any], origin: str) -> Rows:
     """From `splits` of a prepared task's `task.json`."""

@@ -13,16 +13,15 @@ from rich.live import Live
 from rich.markup import escape
 
 from l2g_ray.results.terminal import Column, Listing
+from l2g_ray.stages.registry import find_stage
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
-
-# What runs beside the stages of L2G: the stages' names, and those of their trials.
-BESIDE = ("baseline", "arms", "embedder", "embedder_only")
 
 
 @dataclass
 class _TaskView:
     metric: str
     stage: str = "waiting"
+    beside: bool = False
     state: str = "waiting"
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
     n_trials: int = 0
@@ -78,15 +77,15 @@ class Progress(_Shown):
         view.state = "running"
         if event["type"] == "stage":
             # A stage that runs beside others takes their place in the table only where none of them runs.
-            beside = event["stage"] in BESIDE
-            if event["state"] == "running" and not (beside and view.stage_runs and view.stage not in BESIDE):
-                view.stage, view.trials, view.best = event["stage"], {}, -math.inf
+            beside = event.get("beside", False)
+            if event["state"] == "running" and not (beside and view.stage_runs and not view.beside):
+                view.stage, view.beside, view.trials, view.best = event["stage"], beside, {}, -math.inf
                 view.n_trials, view.stage_runs = event["trials"], True
             if self.live is None:
                 self._say_stage(event, view)
             if event["state"] == "done" and event["stage"] == view.stage:
                 view.stage_runs = False
-        elif event["type"] == "trial" and (event["stage"] in BESIDE) == (view.stage in BESIDE):
+        elif event["type"] == "trial" and find_stage(event["stage"]).beside == view.beside:
             row = event["row"]
             view.trials[event["key"]] = row
             view.best = max(view.best, row.get("best_score", -math.inf))
@@ -134,7 +133,7 @@ class Progress(_Shown):
             self.say(f"{task}: {stage} begins, {many} trial{'s' if many != 1 else ''}")
         elif event.get("cached"):
             self.say(f"{task}: {stage} is there already")
-        elif view.best_value is not None and stage == view.stage and stage not in BESIDE:
+        elif view.best_value is not None and stage == view.stage and not view.beside:
             metric = name_stage_metric(stage, view.metric)
             self.say(f"{task}: {stage} done, best validation {metric} {view.best_value:.3f}")
         else:

@@ -87,7 +87,6 @@ def _pretrain(place: Place, prepared: PreparedTask, settings: Settings) -> Stage
     if not settings.pretrain.enabled:
         return None
     job = make_pretrain_job(prepared, settings, place.common["precision"], place.slots.cpus)
-    # One process, also where trials have several workers.
     return run_jobs(place, job.stage, [job])[0]
 
 

@@ -21,8 +21,8 @@ from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
 from l2g_ray.orchestrate.prepared import prepare_for_runs
 from l2g_ray.orchestrate.progress import ReadingProgress
 from l2g_ray.orchestrate.status import SUITE_FILE
-from l2g_ray.orchestrate.store import STAGE_VERSIONS
 from l2g_ray.places import STORE_FILE
+from l2g_ray.stages.registry import list_versions
 from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import NAME_PATTERN, Task
 from l2g_ray.tracking_store import is_own_store
@@ -108,7 +108,7 @@ def identify_suite(
         "settings": {name: s.model_dump(mode="json", exclude={"cluster", "caution"}) for name, s in settings.items()},
         "language_models": sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
         "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
-        "versions": STAGE_VERSIONS,
+        "versions": list_versions(),
     }
 
 

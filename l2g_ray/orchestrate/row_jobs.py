@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from l2g_ray.arms import BASELINES, find_baseline
 from l2g_ray.config import BaselinesSettings, Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold
@@ -33,33 +34,20 @@ def make_baseline_job(
     strength: float | None = None,
     precision: str = "fp32",
 ) -> Job:
-    """A simple model on the task's rows; nothing of the embedder or the language model is in its key.
+    """A baseline of `arms.BASELINES` on the task's rows; nothing of the embedder or the language model is in its key.
 
-    With a fold it is an arm's member, whose penalty has the `strength` given. `precision`: of what trains by gradients.
+    Raises UserError for an unknown name. With a fold it is an arm's member, whose penalty has the `strength` given. `precision`: of what trains by gradients.
     """
-    baselines = settings.baselines
-    own = baselines.model_dump(mode="json", exclude={"names", "boosting_rounds", "cnn_steps"})
-    parts = describe_data(prepared, settings) | {"settings": own}
-    # Of one model each, and in its key where they are not the default, which results of earlier versions have.
-    if name == "kmer_boosting" and baselines.boosting_rounds != BaselinesSettings().boosting_rounds:
-        parts |= {"boosting_rounds": baselines.boosting_rounds}
-    if name == "cnn" and baselines.cnn_steps is not None:
-        parts |= {"cnn_steps": baselines.cnn_steps}
-    if name == "deepstarr":  # trains as the embedder alone does
-        parts |= {"embedder_only": settings.embedder_only.model_dump(mode="json")}
-    if name == "genomic_lm":
-        assert baselines.genomic_model is not None
-        stage = settings.finetune
-        parts |= {
-            "finetune": {
-                "epochs": stage.epochs,
-                "optim": stage.optim.model_dump(mode="json"),
-                "lr": stage.lr_predictor,
-            },
-            "batch_size": min(stage.batch_size),
-            "genomic_model": fingerprint_language_model(baselines.genomic_model),
-        }
-    if name in ("cnn", "deepstarr", "genomic_lm") and precision != "fp32":
+    kind, baselines, defaults = find_baseline(name), settings.baselines, BaselinesSettings()
+    others = {setting for one in BASELINES.values() for setting in one.own}
+    shared = baselines.model_dump(mode="json", exclude={"names", *others})
+    parts = describe_data(prepared, settings) | {"settings": shared} | kind.key(settings)
+    # Results of earlier versions have the defaults.
+    own = {setting: getattr(baselines, setting) for setting in kind.own}
+    parts |= {setting: value for setting, value in own.items() if value != getattr(defaults, setting)}
+    if kind.language_model:
+        parts[kind.language_model] = fingerprint_language_model(getattr(baselines, kind.language_model))
+    if kind.trained and precision != "fp32":
         parts |= {"precision": precision}
     args: dict[str, Any] = {"name": name, "seed": settings.seed if seed is None else seed}
     if fold is not None:

@@ -27,18 +27,6 @@ from l2g_ray.results.arms_table import write_study
 from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
-SIMPLE = {
-    "majority": "the classes' frequencies, or the labels' means",
-    "kmer_linear": "TF-IDF of 6-mers, logistic or ridge regression",
-    "one_hot_linear": "one-hot of the whole sequence, logistic or ridge regression",
-    "gapped_kmer": "TF-IDF of gapped k-mers of 21 patterns, logistic or ridge regression",
-    "positional_kmer": "words of up to 4 letters at their places (strand-specific tasks), logistic or ridge regression",
-    "kmer_boosting": "counts of 1- to 6-mers, boosted trees (LightGBM)",
-    "cnn": "three convolutions, one cycle of the learning rate, averaged weights",
-    "deepstarr": "the DeepSTARR CNN, trained as the embedder alone is",
-    "genomic_lm": "a genomic language model by its own tokenizer (--language-model), all weights fine-tuned",
-}
-
 
 def run_simple(request: SuiteRequest, names: list[str], console: Console) -> dict[str, Any]:
     """Fit and evaluate simple models on every task of `request`; the study as `study.json` holds it.

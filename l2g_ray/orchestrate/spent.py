@@ -14,10 +14,9 @@ from typing import Any
 
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.store import StageResult
+from l2g_ray.stages.registry import show_stage
 
 COST_KEYS = ("wall_s", "cpu_s", "gpu_s")
-# The stage under whose name a plan and a person know it.
-_SHOWN = {"trial": "trials", "finetune": "trials"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def list_spent(results: Iterable[StageResult]) -> list[Spent]:
         else:
             # A simple model goes by its own name.
             name = result.values.get("name", result.stage) if result.stage == "baseline" else result.stage
-            found.append(_of_values(_SHOWN.get(name, name), result.key, result.values))
+            found.append(_of_values(show_stage(name), result.key, result.values))
     return found
 
 
@@ -103,7 +102,7 @@ def read_spent(task_folder: Path, settings: dict[str, Any]) -> list[Spent]:
         stage, _, key = name.partition("/")
         own = rows[inherited:] if stage == "align" else rows
         wall_s, cpu_s = (sum(float(row[column]) for row in own) for column in ("wall_s", "cpu_s"))
-        found.append(Spent(_SHOWN.get(stage, stage), key, 1, len(own), wall_s, cpu_s, None))
+        found.append(Spent(show_stage(stage), key, 1, len(own), wall_s, cpu_s, None))
     return [*found, Spent("evaluate", "", 1, 0, None, None, None)]
 
 

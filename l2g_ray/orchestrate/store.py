@@ -19,22 +19,7 @@ from typing import Any
 
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.locks import hold_file, try_file
-
-# Raise a stage's number when a change of its code changes its results.
-STAGE_VERSIONS = {
-    "pretrain": 1,
-    "reference": 2,
-    "select": 2,
-    "search": 2,
-    "warmup": 2,
-    "align": 2,
-    "embedder_only": 3,
-    "trial": 2,
-    "finetune": 2,
-    "refit": 2,
-    "baseline": 4,
-    "evaluate": 3,
-}
+from l2g_ray.stages.registry import find_stage
 
 # A trial that was told to stop lets its lock go within moments.
 DISCARD_WAIT_S = 5.0
@@ -52,7 +37,7 @@ class StageResult:
 
 def make_key(stage: str, parts: dict[str, Any]) -> str:
     """Key of a stage's result: hash of its settings, data fingerprints, inputs' keys and code version."""
-    content = json.dumps({"stage": stage, "version": STAGE_VERSIONS[stage], **parts}, sort_keys=True, default=str)
+    content = json.dumps({"stage": stage, "version": find_stage(stage).version, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 

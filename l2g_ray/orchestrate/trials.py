@@ -24,8 +24,7 @@ from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.orchestrate.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.warm import MAX_FAILURES, find_cause, run_jobs_warm
 from l2g_ray.redaction import redact
-
-TUNED = frozenset({"select", "search", "warmup", "align"})
+from l2g_ray.stages.registry import find_stage
 
 
 class StageFailed(Exception):
@@ -62,30 +61,39 @@ class Place:
         return f"no epoch ended within {limit_s:g} s (cluster.stall_limit_s), it stood in {stood}" if stood else None
 
 
-def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process") -> list[StageResult]:
-    """Results of all jobs, in order; those that the store has are not run again, the others run as parallel trials.
+def find_runner(place: Place, stage: str) -> str:
+    """What a job of a stage runs in: a process, or a Ray Train run where several workers train one model."""
+    return "train" if find_stage(stage).teamed and place.slots.workers > 1 else "process"
 
-    `runner` 'train' runs each job as a Ray Train run fed by Ray Data, 'process' in a worker process. All jobs are of the
-    stages in `TUNED`, or none is; those of a fold choose nothing, and run as Ray tasks.
+
+def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None) -> list[StageResult]:
+    """Results of all jobs of one stage, in order; those that the store has are not run again, the others run as parallel
+    trials.
+
+    `name`: what people call these jobs. `runner` 'train' runs each job as a Ray Train run fed by Ray Data, 'process' in a
+    worker process; None: see `find_runner`.
 
     Raises UserError or StageFailed when a job fails for good.
     """
+    stage = find_stage(jobs[0].stage)
+    runner = runner or find_runner(place, stage.name)
+    event = {"type": "stage", "task": place.task, "stage": name, "beside": stage.beside}
     missing = [job for job in jobs if place.store.find(job.stage, job.key) is None]
     for job in jobs:
         if job not in missing and (stored := place.store.find(job.stage, job.key)):
             emit_history(place, place.spec(job), stored.values)
     if missing:
-        place.emit({"type": "stage", "task": place.task, "stage": stage, "state": "running", "trials": len(missing)})
+        place.emit(event | {"state": "running", "trials": len(missing)})
 
         def tell(index: int, error: Exception, again: bool) -> None:
             _note_failure(place, missing[index], error, again)
 
         errors: Iterable[BaseException | None]
-        if missing[0].stage in TUNED and "fold" not in missing[0].args:
+        if stage.tuned and "fold" not in missing[0].args:
             # Here: a second of imports that a finished stage can do without.
             from l2g_ray.orchestrate.tuning import run_trials
 
-            errors = run_trials(place, stage, missing, runner)
+            errors = run_trials(place, name, missing, runner)
         else:
             errors = run_jobs_warm(
                 [place.spec(job) for job in missing],
@@ -98,11 +106,11 @@ def run_jobs(place: Place, stage: str, jobs: list[Job], runner: str = "process")
             )
         done = [result for job in missing if (result := place.store.find(job.stage, job.key))]
         emit_slots(place, {r.key: (r.values["began_at"], r.values["ended_at"]) for r in done})
-        raise_first_error(errors, place.task, stage, lambda error: _blame(place, missing, error))
+        raise_first_error(errors, place.task, name, lambda error: _blame(place, missing, error))
     found = [place.store.find(job.stage, job.key) for job in jobs]
     if lost := [job.label for job, result in zip(jobs, found, strict=True) if result is None]:
-        raise StageFailed(f"stage {stage}: no result of {', '.join(lost)} in {place.store.root}")
-    place.emit({"type": "stage", "task": place.task, "stage": stage, "state": "done", "cached": not missing})
+        raise StageFailed(f"stage {name}: no result of {', '.join(lost)} in {place.store.root}")
+    place.emit(event | {"state": "done", "cached": not missing})
     return [result for result in found if result is not None]
 
 

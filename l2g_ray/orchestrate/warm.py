@@ -100,6 +100,11 @@ def warm_up(slots: Slots) -> None:
 
 def _import_all() -> None:
     import l2g_ray.orchestrate.jobs  # noqa: F401
+    from l2g_ray.stages.registry import STAGES
+
+    for stage in STAGES.values():
+        if stage.run:
+            stage.load()
 
 
 def run_warm(spec: dict[str, Any], runner: str, slots: Slots, held: dict[str, Any], board: Any) -> None:

@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2g_ray.arms import ARMS, ENSEMBLE
+from l2g_ray.arms import ENSEMBLE, is_seeded
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, _new_figure, _styled, save
 from l2g_ray.results.leaderboard import write_atomically
-from l2g_ray.results.rows import TRAINED_BASELINES, format_interval, format_number, judge
+from l2g_ray.results.rows import format_interval, format_number, judge
 from l2g_ray.results.terminal import Column, Listing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Arms of a run that another seed would change; `average` is of an earlier version.
-SEEDED = {ENSEMBLE, "average", *(arm for arm, kind in ARMS.items() if kind.seeded)}
+SEEDED = (ENSEMBLE, "average")
 HEADINGS = ("Task, metric", "Arm", "Test", "Validation", "Difference", "p (Holm)", "CPU s")
 
 
@@ -65,7 +65,7 @@ def judge_arm(one: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     """better, worse or unclear than the control, or the number of seeds where these are too few to say."""
     arms = study.get("arms") or {}
     scores = {c["arm"]: c["test"] for c in study["compared"] if c["task"] == one["task"]}
-    seeded = {*arms, *SEEDED, *TRAINED_BASELINES}
+    seeded = {*arms, *SEEDED, *filter(is_seeded, scores)}
     known = [scores[arm] for arm in (next(iter(arms), ""), one["arm"]) if arm in scores and arm in seeded]
     seeds = min((len(score.get("per_seed") or [0]) for score in known), default=1)
     return judge((one["difference"] or {}).get("ci95"), one["metric"], seeds)

@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from l2g_ray.arms import ARMS
+from l2g_ray.arms import ARMS, is_seeded, name_arm
 from l2g_ray.tasks.metrics import find_metric
 
 # With fewer seeds of training, the interval of a difference knows nothing of their spread.
 MIN_SEEDS_FOR_A_VERDICT = 3
-ARM_NAMES = {"l2g": "L2G", "embedder_only": "embedder"}
-# Baselines that another seed would change; the others are fitted once and for all.
-TRAINED_BASELINES = frozenset({"deepstarr", "genomic_lm"})
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,6 @@ def used_arm(row: Mapping[str, Any]) -> UsedArm | None:
     if not chosen:
         return None
     return UsedArm(chosen["arm"], chosen["test"], (chosen.get("validation") or {}).get(chosen["arm"]))
-
-
-def name_arm(arm: str) -> str:
-    """An arm's name for people."""
-    return ARM_NAMES.get(arm, arm)
 
 
 def list_weights(row: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -223,7 +215,7 @@ def subtract_baseline(row: Mapping[str, Any], name: str) -> Difference:
         return Difference(None, None, "")
     paired = score.get("difference") or {}
     mine = row["used"]["test"] if row.get("used") else row["test"]
-    other = score if name in TRAINED_BASELINES else mine
+    other = score if is_seeded(name) else mine
     return make_difference(row["metric"], paired, paired.get("mean"), mine, other)
 
 

@@ -5,7 +5,10 @@ What is said of MMD holds for the other distances of `stages.distances` as well.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -13,6 +16,7 @@ from l2g_ray.config import AlignSettings, Settings
 from l2g_ray.counts import group_size
 from l2g_ray.data.batches import Batch
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Embedding
+from l2g_ray.models.l2g import save_model
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.stages.common import (
     Reference,
@@ -25,6 +29,7 @@ from l2g_ray.stages.common import (
     part_loss,
     with_dropout,
 )
+from l2g_ray.stages.context import Context, make_config, save_embedder, summarise
 from l2g_ray.stages.distances import Distance, make_distance
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
@@ -79,6 +84,54 @@ def train_aligned(
         losses=make_joint_losses(net, data, distance, stage, alpha, runtime.team),
         validate=make_validate(net, data, runtime),
     )
+
+
+# Of a warm-up, where its alignments go on.
+WARM = "warm.pt"
+
+
+def run_warmup(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Train the task-only phase, which the runs of all alphas share, and keep the training state."""
+    training = train_aligned(
+        context.data,
+        context.settings,
+        context.reference,
+        context.runtime,
+        config=make_config(context, args),
+        alpha=0.0,
+        seed=args["seed"],
+        last_epoch=context.settings.align.task_only_epochs,
+    )
+    if context.runtime.team.is_first:
+        os.replace(context.work / "state.pt", context.work / WARM)
+    return summarise(training)
+
+
+def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Align with `args['alpha']`, from the state of a warm-up where there is one, and keep the embedder."""
+    state, team = context.runtime.state_path, context.runtime.team
+    warm = context.inputs.get("warmup")
+    if team.is_first and state is not None and warm is not None and not state.exists():
+        temporary = state.with_suffix(".copy")
+        shutil.copyfile(warm / WARM, temporary)
+        os.replace(temporary, state)
+    team.wait()
+    config = make_config(context, args)
+    if not context.settings.align.enabled:
+        save_model(build_net(config, context.data, context.reference, args["seed"]), context.work)
+        return {"score": None, "alpha": args["alpha"], "history": []}
+    training = train_aligned(
+        context.data,
+        context.settings,
+        context.reference,
+        context.runtime,
+        config=config,
+        alpha=args["alpha"],
+        seed=args["seed"],
+    )
+    save_embedder(context, config, training)
+    inherited = context.settings.align.task_only_epochs if warm is not None else 0
+    return summarise(training, inherited) | {"alpha": args["alpha"]}
 
 
 def make_joint_losses(

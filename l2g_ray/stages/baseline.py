@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from torch import nn
 
+from l2g_ray.arms import find_baseline
 from l2g_ray.config import Settings
 from l2g_ray.counts import use_rc
 from l2g_ray.data.batches import Source, iter_evaluation_batches
 from l2g_ray.models.baselines import MANY_OUTPUTS, Baseline, BaselineConfig
+from l2g_ray.models.l2g import save_model
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.common import TaskData, predict_source
-from l2g_ray.stages.loop import Runtime
+from l2g_ray.stages.context import Context, summarise
+from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.metrics import score
 from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.schema import Task
 
 FIT_BATCH_ROWS = 4096
 # Entries of a training matrix, at 8 bytes: more rows than fit are drawn from at random.
@@ -48,16 +53,6 @@ BOOSTING = {
 }
 _ABSENT = -30.0  # logit of a class without a training row
 
-# Name to form and features.
-FORMS = {
-    "majority": ("constant", "none"),
-    "kmer_linear": ("linear", "tfidf"),
-    "one_hot_linear": ("linear", "one_hot"),
-    "gapped_kmer": ("linear", "gapped"),
-    "positional_kmer": ("linear", "places"),
-    "kmer_boosting": ("boosting", "short"),
-}
-
 
 class NotApplicable(Exception):
     """This baseline is not made for this task."""
@@ -75,23 +70,18 @@ class Fitted:
 def fit_baseline(
     name: str, data: TaskData, settings: Settings, runtime: Runtime, seed: int, strength: float | None = None
 ) -> Fitted:
-    """Fit one baseline of `FORMS`. `strength`: of a linear model's penalty; None: the one with the least loss on validation.
+    """Fit one baseline of this module. `strength`: of a linear model's penalty; None: the one with the least loss on validation.
 
     majority: class frequencies, or means of the training labels. kmer_linear: TF-IDF of k-mers; gapped_kmer: of gapped
     patterns (`models.kmers.GAPPED`); positional_kmer: of words and their places; one_hot_linear: one-hot of the padded
     sequence, trained on both strands where the task allows it. All with logistic or ridge regression. kmer_boosting:
     LightGBM on counts of 1- to 6-mers. Where strands are the same example, a k-mer and its reverse complement are one feature.
 
-    Raises ValueError for an unknown name, NotApplicable for a task that the baseline is not made for.
+    Raises UserError for an unknown name.
     """
-    if name not in FORMS:
-        raise ValueError(f"no baseline '{name}'; there are {', '.join(FORMS)}")
-    form, features = FORMS[name]
+    options = find_baseline(name).options
+    form, features = options["form"], options["features"]
     both = use_rc(settings, data.task)
-    if form == "boosting" and data.task.n_outputs > MANY_OUTPUTS:
-        raise NotApplicable(f"{name}: one set of trees an output is too many for {data.task.n_outputs} outputs")
-    if features == "places" and both:
-        raise NotApplicable(f"{name}: where both strands are the same example, a word has no place")
     config = BaselineConfig(
         form=form,
         features=features,
@@ -237,3 +227,43 @@ def _boost(objective: dict[str, Any], x: Any, y: np.ndarray, seed: int, rounds: 
     parameters = BOOSTING | objective | {"seed": seed, "verbosity": -1, "deterministic": True, "force_row_wise": True}
     parameters["num_threads"] = torch.get_num_threads()
     return lightgbm.train(parameters, lightgbm.Dataset(x, y), rounds)
+
+
+def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Fit the baseline `args['name']` and keep its model; returns why as `skipped` where it is not made for the task."""
+    name = args["name"]
+    try:
+        refuse_unfit(name, context.settings, context.data.task)
+        model, values = find_baseline(name).load_fit()(context, args)
+    except NotApplicable as reason:
+        return {"skipped": f"{name}: {reason}"}
+    save_model(model, context.work)
+    return values | {"name": name}
+
+
+def refuse_unfit(name: str, settings: Settings, task: Task) -> None:
+    """Raise NotApplicable for a task that the baseline is not made for."""
+    kind = find_baseline(name)
+    if kind.few_outputs and task.n_outputs > MANY_OUTPUTS:
+        raise NotApplicable(kind.few_outputs.format(n=task.n_outputs))
+    if kind.one_strand and use_rc(settings, task):
+        raise NotApplicable(kind.one_strand)
+
+
+def fit(context: Context, args: dict[str, Any]) -> tuple[Baseline, dict[str, Any]]:
+    """Fit a baseline of this module."""
+    fitted = fit_baseline(
+        args["name"], context.data, context.settings, context.runtime, args["seed"], args.get("strength")
+    )
+    return fitted.model, {"score": fitted.score, "chosen": fitted.chosen}
+
+
+def keep_best(net: nn.Module, training: TrainResult) -> dict[str, Any]:
+    """Give a network the weights of its training; returns the values of its result."""
+    net.load_state_dict(training.best_state)
+    return summarise(training) | {"chosen": count_chosen(training)}
+
+
+def count_chosen(training: TrainResult) -> dict[str, Any]:
+    """Return the length of training that was chosen."""
+    return {"epochs": training.best_epoch + 1}

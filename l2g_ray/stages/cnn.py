@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from l2g_ray.config import Settings
 from l2g_ray.counts import choose_cnn_schedule, use_rc
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
-from l2g_ray.stages.baseline import NotApplicable
+from l2g_ray.stages.baseline import NotApplicable, keep_best
 from l2g_ray.stages.common import TaskData
+from l2g_ray.stages.context import Context
 from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.one_cycle import train_one_cycle
 
@@ -33,5 +35,12 @@ def train_cnn(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -
     stage = choose_cnn_schedule(settings, net.config.by_position)
     result = train_one_cycle(net, data, settings, runtime, stage, seed)
     if not math.isfinite(result.history[-1]["train_loss"]):
-        raise NotApplicable("cnn: the loss ceased to be finite")
+        raise NotApplicable("the loss ceased to be finite")
     return result
+
+
+def fit(context: Context, args: dict[str, Any]) -> tuple[SmallCNN, dict[str, Any]]:
+    """Train it, and return the model and the values of its result."""
+    training = train_cnn(context.data, context.settings, context.runtime, args["seed"])
+    net = build_cnn(context.data, context.settings, args["seed"])
+    return net, keep_best(net, training)

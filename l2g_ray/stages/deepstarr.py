@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from l2g_ray.config import Settings
 from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
+from l2g_ray.stages.baseline import keep_best
 from l2g_ray.stages.common import TaskData
+from l2g_ray.stages.context import Context
 from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.one_cycle import train_one_cycle
 
@@ -23,3 +27,10 @@ def train_deepstarr(data: TaskData, settings: Settings, runtime: Runtime, seed: 
     """Train as `embedder_only` does, by its settings."""
     net = build_deepstarr(data, seed).to(runtime.device)
     return train_one_cycle(net, data, settings, runtime, settings.embedder_only, seed)
+
+
+def fit(context: Context, args: dict[str, Any]) -> tuple[DeepSTARR, dict[str, Any]]:
+    """Train it, and return the model and the values of its result."""
+    training = train_deepstarr(context.data, context.settings, context.runtime, args["seed"])
+    net = build_deepstarr(context.data, args["seed"])
+    return net, keep_best(net, training)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from l2g_ray.config import Settings
 from l2g_ray.models.embedder import EmbedderConfig
 from l2g_ray.stages.common import Reference, TaskData, build_net, with_dropout
+from l2g_ray.stages.context import Context, make_config, save_embedder, summarise
 from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.one_cycle import train_one_cycle
 
@@ -16,3 +19,13 @@ def train_embedder_only(
     stage = settings.embedder_only
     net = build_net(with_dropout(config, stage.dropout), data, reference, seed).to(runtime.device)
     return train_one_cycle(net, data, settings, runtime, stage, seed)
+
+
+def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Train a member of the arm."""
+    config = make_config(context, args)
+    training = train_embedder_only(
+        context.data, context.settings, context.reference, context.runtime, config=config, seed=args["seed"]
+    )
+    save_embedder(context, config, training)
+    return summarise(training)

@@ -25,6 +25,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.ensemble import Combination, to_predictions
 from l2g_ray.models.l2g import load_model
 from l2g_ray.stages.common import predict_source
+from l2g_ray.stages.context import HELD_OUT, Context
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.metrics import compute_metrics
 from l2g_ray.stages.stack import Stacker
@@ -32,8 +33,6 @@ from l2g_ray.tasks.schema import Task
 
 # Arm and seed to predictions (n, n_outputs): those reported, and those of the given strand.
 Outputs = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
-# What a job of an arm leaves beside its model: predictions for held-out rows, of the given strand and of both.
-HELD_OUT = "held_out.npy"
 # Parts of the validation rows, where these stand in for folds: one part's weights come from the others.
 PARTS = 5
 
@@ -100,6 +99,13 @@ def evaluate(
         "predict_s": took_s,
         "combinations": {str(seed): combination.to_dict() for seed, combination in combinations.items()},
     }
+
+
+def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate `args['contenders']`, whose models are the inputs of the same names."""
+    contenders = [Contender(**named, folder=context.inputs[name]) for name, named in args["contenders"].items()]
+    fold = Fold(**args["folds"]) if args["folds"] else None
+    return evaluate(context.prepared, context.settings, context.runtime, contenders, fold, context.work)
 
 
 def _predict(

@@ -10,7 +10,7 @@ import torch
 
 from l2g_ray.config import Settings
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
-from l2g_ray.models.l2g import L2GConfig, L2GModel
+from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.stages.common import (
     Reference,
@@ -22,6 +22,7 @@ from l2g_ray.stages.common import (
     make_validate,
     with_dropout,
 )
+from l2g_ray.stages.context import Context, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 
@@ -143,3 +144,46 @@ def finetune(
         model.to("cpu").language_model.merge_lora()
         result.best_state = {k: v.detach().clone() for k, v in model.state_dict().items()}
     return result
+
+
+def run_trial(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Score one set of hyper-parameters; the weights are not kept."""
+    return summarise(_finetune_aligned(context, args)[0])
+
+
+def run_refit(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Train a member of the arm L2G with the winner's hyper-parameters."""
+    training, config, state = _finetune_aligned(context, args)
+    if context.runtime.team.is_first:
+        model = build_model(
+            context.data,
+            context.settings,
+            context.reference,
+            config=config,
+            embedder_state=state,
+            seed=args["seed"],
+            pretrained=context.pretrained,
+        )
+        model.load_state_dict(training.best_state)
+        save_model(model, context.work)
+    return summarise(training)
+
+
+def _finetune_aligned(
+    context: Context, args: dict[str, Any]
+) -> tuple[TrainResult, EmbedderConfig, dict[str, torch.Tensor]]:
+    trial = FinetuneTrial(**args["trial"])
+    net = load_model(context.inputs[f"align:{trial.alpha}"])
+    assert isinstance(net, EmbedderNet)
+    training = finetune(
+        context.data,
+        context.settings,
+        context.reference,
+        context.runtime,
+        config=net.config,
+        embedder_state=net.state_dict(),
+        trial=trial,
+        seed=args["seed"],
+        pretrained=context.pretrained,
+    )
+    return training, net.config, net.state_dict()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from l2g_ray.config import Settings
 from l2g_ray.models.genomic_lm import GenomicLM, load_genomic_lm
+from l2g_ray.stages.baseline import count_chosen
 from l2g_ray.stages.common import TaskData, count_steps, make_batches, make_losses, make_validate
+from l2g_ray.stages.context import Context, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 
@@ -58,3 +61,9 @@ def tune_genomic_lm(data: TaskData, settings: Settings, runtime: Runtime, seed: 
             best = TunedLM(model, result, lr)
     assert best is not None
     return best
+
+
+def fit(context: Context, args: dict[str, Any]) -> tuple[GenomicLM, dict[str, Any]]:
+    """Tune it, and return the model and the values of its result."""
+    tuned = tune_genomic_lm(context.data, context.settings, context.runtime, args["seed"])
+    return tuned.model, summarise(tuned.training) | {"chosen": {"lr": tuned.lr, **count_chosen(tuned.training)}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from l2g_ray.data.batches import Batch
 from l2g_ray.errors import UserError
 from l2g_ray.models.masked_lm import MaskedLM, load_masked_lm
 from l2g_ray.stages.common import TaskData, count_rows, count_steps, make_batches
+from l2g_ray.stages.context import Context, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 
@@ -55,6 +57,13 @@ def pretrain(data: TaskData, settings: Settings, runtime: Runtime, seed: int) ->
         raise UserError("continued pre-training: the loss is not finite any more; lower pretrain.optim.lr")
     model.load_state_dict(result.best_state)
     return model.to("cpu").eval(), result
+
+
+def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Store the model that `pretrain` returns."""
+    model, training = pretrain(context.data, context.settings, context.runtime, args["seed"])
+    model.save(context.work)
+    return summarise(training)
 
 
 def make_masked_losses(model: MaskedLM) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:

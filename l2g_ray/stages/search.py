@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from l2g_ray.config import SearchSettings, Settings
-from l2g_ray.counts import batches_per_epoch
+from l2g_ray.counts import batches_per_epoch, default_architecture
 from l2g_ray.data.batches import Batch
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.form_choice import choose_forms
@@ -28,6 +29,7 @@ from l2g_ray.stages.common import (
     make_losses,
     make_validate,
 )
+from l2g_ray.stages.context import Context, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 
@@ -127,3 +129,13 @@ def set_logit_gradients(mixed: dict[str, MixedConv1d], stage: SearchSettings) ->
             layer.logits.grad = None
         else:
             layer.scale_logit_gradient_(stage.gradient_scale, stage.field_penalty)
+
+
+def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Search the architecture of a backbone, if it has anything to search."""
+    if not default_architecture(args["backbone"]):  # ORCA
+        return {"score": None, "history": [], "architecture": []}
+    found = search_architecture(
+        context.data, context.settings, context.reference, context.runtime, backbone=args["backbone"], seed=args["seed"]
+    )
+    return summarise(found.training) | {"architecture": found.architecture, "forms": found.forms}

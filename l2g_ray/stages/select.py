@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from l2g_ray.config import Settings
 from l2g_ray.stages.common import (
@@ -15,6 +16,7 @@ from l2g_ray.stages.common import (
     make_losses,
     make_validate,
 )
+from l2g_ray.stages.context import Context, read_architecture, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 
@@ -47,3 +49,17 @@ def train_backbone(
         losses=make_losses(net, data.task, data.label_scale),
         validate=make_validate(net, data, runtime),
     )
+
+
+def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
+    """Score one candidate; its weights are not kept."""
+    training = train_backbone(
+        context.data,
+        context.settings,
+        context.reference,
+        context.runtime,
+        backbone=args["backbone"],
+        architecture=read_architecture(args),
+        seed=args["seed"],
+    )
+    return summarise(training) | {"backbone": args["backbone"]}

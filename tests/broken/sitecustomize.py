@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FAULTS = json.loads(os.environ.get("L2G_RAY_TEST_FAULTS", "[]"))
-PATCHED = "l2g_ray.orchestrate.jobs"
+PATCHED = "l2g_ray.stages.registry"
 
 
 def _claim(path: Path, text: str) -> bool:
@@ -68,8 +68,14 @@ class _Breaker(importlib.abc.MetaPathFinder):
 
         def execute_broken(module: Any) -> None:
             execute(module)
-            for fault in FAULTS:
-                module.STAGES[fault["stage"]] = _break(fault, module.STAGES[fault["stage"]])
+            load = module.Stage.load
+            faults = {fault["stage"]: fault for fault in FAULTS}
+
+            def load_broken(stage: Any) -> Callable[..., Any]:
+                function = load(stage)
+                return _break(faults[stage.name], function) if stage.name in faults else function
+
+            module.Stage.load = load_broken
 
         spec.loader.exec_module = execute_broken  # type: ignore[method-assign]
         return spec
