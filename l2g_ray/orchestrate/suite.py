@@ -281,10 +281,10 @@ class _Run:
                 spec = waiting.pop(0) | common
                 running[remote.remote(spec, board)] = spec["task"]
 
-        metrics = SuiteMetrics(self.request.name)
         self.status.say("trains")
         storage = StorageWatch(self.request.remote or self.request.out, self._say)
         metrics_by_task = {name: task.task.metric for name, task in self.prepared.items()}
+        metrics = SuiteMetrics(self.request.name, metrics_by_task)
         with Progress(self.console, metrics_by_task, self.request.name) as progress:
             try:
                 start_tasks()

@@ -21,8 +21,7 @@ from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.common import TaskData, predict_source
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss
-from l2g_ray.stages.metrics import score
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.metrics import signed_score
 
 FIT_BATCH_ROWS = 4096
 # Entries of a training matrix, at 8 bytes: more rows than fit are drawn from at random.
@@ -112,8 +111,7 @@ def fit_baseline(
     else:
         _fit_boosting(model, x, labels, data, seed, settings.baselines.boosting_rounds)
     predictions, known = predict_source(model, data.valid, data.task, runtime)
-    sign = find_metric(data.task.metric).sign
-    value = sign * score(data.task.kind, data.task.metric, known, predictions)
+    value = signed_score(data.task.kind, data.task.metric, known, predictions)
     return Fitted(model.eval(), value, chosen | {"train_rows": len(labels)})
 
 

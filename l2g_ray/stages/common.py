@@ -22,9 +22,8 @@ from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.memory import RowsAtOnce
-from l2g_ray.stages.metrics import score
 from l2g_ray.stages.parts import Draws
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.metrics import signed_score
 from l2g_ray.tasks.schema import Task
 
 
@@ -240,11 +239,10 @@ def predict_source(
 def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:
     """The task's metric on validation as 'score', negated where lower is better, so that it is always maximised."""
     task = data.task
-    sign = find_metric(task.metric).sign
 
     def validate() -> dict[str, float]:
         predictions, labels = predict_source(model, data.valid, task, runtime)
-        return {"score": sign * score(task.kind, task.metric, labels, predictions)}
+        return {"score": signed_score(task.kind, task.metric, labels, predictions)}
 
     return validate
 

@@ -26,8 +26,8 @@ from l2g_ray.models.ensemble import Combination, to_predictions
 from l2g_ray.models.l2g import load_model
 from l2g_ray.stages.common import predict_source
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.metrics import compute_metrics
 from l2g_ray.stages.stack import Stacker
+from l2g_ray.tasks.metrics import compute_metrics
 from l2g_ray.tasks.schema import Task
 
 # Arm and seed to predictions (n, n_outputs): those reported, and those of the given strand.
