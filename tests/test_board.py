@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ from bad_files import ROWS, lay, put
 from bad_files import csv as table
 from commands import Cli
 from rich.console import Console
+from test_record import close, open_recorder
 from test_report import add_arms, make_row, make_score
 from toys import make_task, tiny_settings
 
-from l2g_ray.orchestrate.board import ROW_KEYS, check_row
+from l2g_ray.orchestrate.board import make_end_event, make_trial_event, make_tune_result
 from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.metrics import SuiteMetrics
 from l2g_ray.orchestrate.progress import Progress
+from l2g_ray.orchestrate.tuning import _EmitRows
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results.arms_table import render_study
 from l2g_ray.results.comparison import compare_boards, render_comparison
@@ -380,33 +383,47 @@ def test_the_interval_of_a_difference_is_wherever_the_difference_is(tmp_path: Pa
     assert "[-0.011, 0.112]" in show(render_comparison(rows), 60, live=True)
 
 
-def test_a_row_that_a_stage_reports_travels_or_is_an_error() -> None:
-    row = dict.fromkeys(ROW_KEYS, 0.5)
-    assert check_row(row) == row
-    with pytest.raises(ValueError, match="'grad_norm'"):
-        check_row(row | {"grad_norm": 1.0})
-
-
-def test_a_job_does_not_lose_what_its_stage_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_a_stage_reports_arrives_in_events_and_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from l2g_ray.orchestrate import jobs
 
     def stage(context: Any, args: dict[str, Any]) -> dict[str, Any]:
-        context.runtime.report({"epoch": 0, **args})
+        row = {"epoch": 0, "score": 0.5, "best_score": 0.5, "best_epoch": 0, "train_loss": 0.7, "wall_s": 1.0}
+        context.runtime.report(row | args)
         return {"history": []}
 
     monkeypatch.setitem(jobs.STAGES, "select", stage)
     prepared = lay(tmp_path, put(tmp_path / "in" / "good.csv", table(ROWS)))
     common = {"root": str(tmp_path / "stages"), "prepared": str(prepared.folder), "threads": 1, "device": "cpu"}
     common |= {"settings": tiny_settings().model_dump(mode="json"), "precision": "fp32"}
-    told: list[dict[str, Any]] = []
-    for args in ({"score": 0.5}, {"grad_norm": 1.0}):
-        spec = Job("select", "toy", args, {}, {}).spec(common)
-        if "score" in args:
-            jobs.run_job(spec, told.append)
-        else:
-            with pytest.raises(ValueError, match="'grad_norm'"):
-                jobs.run_job(spec, told.append)
-    assert [row["score"] for row in told] == [0.5]
+
+    def run(args: dict[str, Any]) -> dict[str, Any]:
+        told: list[dict[str, Any]] = []
+        jobs.run_job(Job("select", "toy", args, {}, {}).spec(common), told.append)
+        return told[0]
+
+    for wrong in ({"words": "none"}, {"at": 1.0}, {"lost": None}):
+        with pytest.raises(ValueError, match=repr(next(iter(wrong)))):
+            run(wrong)
+    row = run({"grad_norm": 2.5})
+    named = {"stage": "select", "label": "toy", "key": "key", "params": {}}
+    events: list[dict[str, Any]] = [make_trial_event(named | {"task": "planted"}, row)]
+    place: Any = SimpleNamespace(task="planted", emit=events.append)
+    # Tune puts numbers of its own beside the row, some of them under names that a stage may use too.
+    result = make_tune_result(row, named, 1.0) | {"training_iteration": 1, "done": False}
+    _EmitRows(place).on_trial_result(0, [], SimpleNamespace(), result)
+    assert events[0] == events[1]
+    assert events[1]["row"]["grad_norm"] == 2.5
+    assert "training_iteration" not in events[1]["row"]
+    assert events[1]["began_at"] <= events[1]["at"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    recorder = open_recorder(tmp_path / "home")
+    recorder.record(events[1])
+    recorder.record(make_end_event(named | {"task": "planted"}, 1.0, 2.0, "finished"))
+    metrics = close(recorder)["select/toy"].data.metrics
+    assert metrics["grad_norm"] == 2.5
+    assert "began_at" not in metrics
 
 
 STUDY = {
