@@ -15,7 +15,7 @@ from ray import tune
 from rich.console import Console
 from toys import make_task, tiny_settings
 
-from l2g_ray.orchestrate.board import Board
+from l2g_ray.orchestrate.board import Board, make_tune_result
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.progress import Progress
@@ -47,7 +47,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, 
         if label == "dies":
             print("dies has a last word", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        tune.report({"label": label, "key": f"key-{label}", "stage": "align", "params": {}, "epoch": 0, "score": 0.5})
+        tune.report(make_tune_result({"epoch": 0, "best_score": 0.5}, spec, 0.0))
 
     told: list[dict[str, Any]] = []
     store = Store(scratch / "stages")

@@ -19,6 +19,7 @@ from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.orchestrate.run_notes import describe_suite, describe_task
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 from l2g_ray.tasks.schema import Task
+from l2g_ray.tasks.stored import prediction_columns
 from l2g_ray.tracking import NOTE_TAG, Tracker
 from l2g_ray.tracking_store import is_file_store, redact
 from l2g_ray.tracking_writer import JOURNAL, TrackingWriter
@@ -303,8 +304,6 @@ def _read_example(prepared: PreparedTask) -> list[str]:
 
 def _name_outputs(task: Task) -> list[list[str]]:
     """Columns of a prediction, and their types in MLflow."""
-    from l2g_ray.stages.evaluate import prediction_columns  # with torch, which a driver has no other use for
-
     columns = prediction_columns(task, np.zeros((1, task.n_outputs)))
     return [[name, "double" if isinstance(values, np.ndarray) else "string"] for name, values in columns.items()]
 

@@ -16,9 +16,8 @@ from l2g_ray.config import Settings
 from l2g_ray.counts import count_batches, find_channels, use_rc
 from l2g_ray.data.batches import Batch, Source, iter_batches, iter_evaluation_batches
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
-from l2g_ray.models.ensemble import to_predictions
+from l2g_ray.models.ensemble import predict_strands
 from l2g_ray.models.team import ALONE, Team
-from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.memory import RowsAtOnce
@@ -216,11 +215,7 @@ def predict_source(
 
     def predict(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         with runtime.autocast():
-            outputs = to_predictions(task.kind, model(codes, lengths_bp))
-            if rc_average:
-                flipped = reverse_complement(codes, lengths_bp)
-                outputs = (outputs + to_predictions(task.kind, model(flipped, lengths_bp))) / 2
-        return outputs.float()
+            return predict_strands(model, task.kind, codes, lengths_bp, rc_average)
 
     with torch.no_grad():
         for batch in iter_evaluation_batches(
