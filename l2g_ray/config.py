@@ -6,7 +6,7 @@ Precedence, weakest first: the preset, the task's overrides for it, command-line
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -451,17 +451,14 @@ def resolve(
 
 def validate(raw: Mapping[str, Any], where: str = "settings") -> Settings:
     """Settings from a nested mapping. Raises UserError naming the key and the nearest known one."""
-    known = list(known_keys())
-    for key in _leaf_keys(raw):
-        if not any(key == k or k.startswith(key + ".") for k in known):
-            raise UserError(f"{where}: unknown key '{key}': {nearest(key, known)}")
+    _check_keys(_leaf_keys(raw), f"{where}: ")
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         # Behind the key, pydantic names the form of a union that it tried: data.shift_bp.int.
         places = [".".join(str(part) for part in e["loc"] if not isinstance(part, int)) for e in error.errors()]
-        key = next((k for k in known if places[0].startswith(k + ".")), places[0])
+        key = next((k for k in known_keys() if places[0].startswith(k + ".")), places[0])
         alike = [e for e, place in zip(error.errors(), places, strict=True) if place.startswith(key)]
         message = "; or: ".join(e["msg"].removeprefix("Value error, ") for e in alike)
         given = first.get("input")
@@ -518,10 +515,16 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+def _check_keys(keys: Iterable[str], where: str = "") -> None:
+    """Raise UserError for the first key that is neither a setting nor a group of settings, naming the nearest one."""
     known = list(known_keys())
-    if not any(dotted == k or k.startswith(dotted + ".") for k in known):
-        raise UserError(f"unknown key '{dotted}': {nearest(dotted, known)}")
+    for key in keys:
+        if not any(key == k or k.startswith(key + ".") for k in known):
+            raise UserError(f"{where}unknown key '{key}': {nearest(key, known)}")
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    _check_keys([dotted])
     *path, leaf = dotted.split(".")
     node = raw
     for part in path:

@@ -16,7 +16,7 @@ from rich.console import Console
 from toys import make_task, tiny_settings
 
 from l2g_ray.orchestrate.board import Board, make_tune_result
-from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.progress import Progress
 from l2g_ray.orchestrate.record import Recorder
@@ -24,7 +24,7 @@ from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.orchestrate.store import Store
 from l2g_ray.orchestrate.trial_logs import note_logs, read_last_lines
 from l2g_ray.orchestrate.trials import Place, StageFailed, run_jobs
-from l2g_ray.orchestrate.tuning import MAX_FAILURES, _experiment
+from l2g_ray.orchestrate.tuning import _experiment
 
 ENVIRONMENT = {"git_revision": None, "machine": {"processor": ""}, "versions": {}}
 

@@ -6,7 +6,6 @@ Its spec (see `job`) is run by a Ray task, by Tune, by Ray Train, or in a test w
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from l2g_ray.atomic import replacing
 from l2g_ray.config import Settings
 from l2g_ray.counts import default_architecture
 from l2g_ray.data.batches import Source
@@ -296,7 +296,7 @@ def _warmup(context: Context, args: dict[str, Any]) -> dict[str, Any]:
         last_epoch=last,
     )
     if context.runtime.team.is_first:
-        os.replace(context.work / "state.pt", context.work / "warm.pt")
+        (context.work / "state.pt").replace(context.work / "warm.pt")
     return _summary(training)
 
 
@@ -304,9 +304,8 @@ def _align(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     state, team = context.runtime.state_path, context.runtime.team
     warm = context.inputs.get("warmup")
     if team.is_first and state is not None and warm is not None and not state.exists():
-        temporary = state.with_suffix(".copy")
-        shutil.copyfile(warm / "warm.pt", temporary)
-        os.replace(temporary, state)
+        with replacing(state) as temporary:
+            shutil.copyfile(warm / "warm.pt", temporary)
     team.wait()
     config = _config(context, args)
     if not context.settings.align.enabled:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 
-MAX_FAILURES = 2
 # Workers that wait for the first one may do so for long: it may wait for another suite that makes the same result. One
 # that died is noticed at once, by its broken connection and by Ray.
 COLLECTIVE_TIMEOUT_S = 24 * 3600

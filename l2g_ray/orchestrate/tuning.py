@@ -16,6 +16,7 @@ from l2g_ray.config import FinetuneSettings
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
 from l2g_ray.orchestrate.board import TIMES, make_end_event, make_trial_event
+from l2g_ray.orchestrate.cluster import MAX_FAILURES
 from l2g_ray.orchestrate.halving import describe_end, name_trial, rung_epochs
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import most_at_once
@@ -23,7 +24,6 @@ from l2g_ray.orchestrate.trials import Place, emit_end, emit_failure, emit_slots
 from l2g_ray.orchestrate.worker import draw_job, make_search_trainable, make_trainable
 from l2g_ray.redaction import SECRET
 
-MAX_FAILURES = 2
 Histories = dict[str, list[dict[str, Any]]]
 
 
