@@ -27,7 +27,7 @@ class _Settings(BaseModel):
 
 
 class DataSettings(_Settings):
-    """Splits, leakage, augmentation (spec 1.1-1.3), and how rows reach a trial.
+    """Splits, leakage, augmentation (docs/method.md, "Data"), and how rows reach a trial.
 
     `shift_bp` 'auto' is 0 where the label belongs to one strand, since such tasks are cut at the same place (a promoter's
     start, a splice site) and a shift moves what the label depends on; 3 elsewhere.
@@ -54,7 +54,7 @@ class DataSettings(_Settings):
 
 
 class ModelSettings(_Settings):
-    """The embedder and the language model (spec 2)."""
+    """The embedder and the language model (docs/method.md, "Network")."""
 
     language_model: str = "FacebookAI/roberta-base"
     language_model_init: Literal["pretrained", "random"] = "pretrained"
@@ -117,7 +117,7 @@ class PretrainSettings(_Settings):
 
 
 class SelectSettings(_Settings):
-    """Selection of the backbone (spec 3), and of its kernel size: candidates are all `backbones` with each of
+    """Selection of the backbone and of its kernel size (docs/method.md, "select"): candidates are all `backbones` with each of
     `kernel_sizes` in every layer, or with the backbone's own kernels where there are none."""
 
     backbones: tuple[Literal["resnet", "unet", "deepsea", "orca"], ...] = ("resnet", "unet")
@@ -129,7 +129,7 @@ class SelectSettings(_Settings):
 
 
 class SearchSettings(_Settings):
-    """DASH (spec 4). `form`: how the mixed convolutions are computed; 'auto' measures which is fastest, once a machine.
+    """DASH (docs/method.md, "search"). `form`: how the mixed convolutions are computed; 'auto' measures the fastest once a machine.
 
     `optim` trains the weights, and the same optimiser the logits, at `logit_lr` and without AdamW's decay. In the first
     `warm_fraction` of the epochs all operations weigh the same and the logits stay; then the temperature goes from
@@ -165,7 +165,7 @@ class SearchSettings(_Settings):
 
 
 class AlignSettings(_Settings):
-    """Embedder pre-training: L = alpha_e MMD + beta task (spec 5)."""
+    """Embedder pre-training: L = alpha_e MMD + beta task (paper, "Embedder Pre-training")."""
 
     # Off: fine-tuning begins with a new embedder (vanilla cross-modal fine-tuning).
     enabled: bool = True
@@ -190,7 +190,7 @@ class AlignSettings(_Settings):
             if any(a > 0 for a in self.alphas):
                 raise ValueError("without the stage no alpha takes effect; set alphas to [0]")
             return self
-        # Two official configs never align for this reason (spec 0.5).
+        # Two official configs never align for this reason.
         if any(a > 0 for a in self.alphas) and self.task_only_epochs >= self.epochs:
             raise ValueError(
                 f"task_only_epochs ({self.task_only_epochs}) must be below epochs ({self.epochs}), or alpha never takes effect; "
@@ -200,7 +200,7 @@ class AlignSettings(_Settings):
 
 
 class FinetuneSettings(_Settings):
-    """Fine-tuning and its search by ASHA with HyperOpt (spec 6). A range is [low, high], a choice is a list."""
+    """Fine-tuning and its search by ASHA with HyperOpt (paper, "Fine-tuning"). A range is [low, high], a choice is a list."""
 
     trials: int = Field(default=8, ge=1)
     epochs: int = Field(default=8, ge=1)
@@ -374,7 +374,7 @@ class Settings(_Settings):
 
     @property
     def reference_init(self) -> str:
-        """Whose weights the text of stage 2 goes through (spec 8, both readings of "random")."""
+        """Whose weights the text of stage 2 goes through (both readings of "random" in the paper, Fig. 5)."""
         pretrained = self.align.reference_weights == "pretrained"
         return "pretrained" if pretrained else self.model.language_model_init
 

@@ -1,4 +1,4 @@
-"""Acceptance tests E1 and E2 of the metrics (letters as in the algorithm notes)."""
+"""Acceptance tests E1 and E2 of the metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2: embedder pre-training, L = alpha_e MMD(text, DNA) + beta task, task loss first (spec 5).
+"""Stage 2: embedder pre-training, L = alpha_e MMD(text, DNA) + beta task, task loss first (paper, "Embedder Pre-training").
 
 What is said of MMD holds for the other distances of `stages.distances` as well.
 """
@@ -89,10 +89,10 @@ def make_joint_losses(
     alpha: float,
     team: Team = ALONE,
 ) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
-    """One loss a group: batch norm sees each batch by itself, MMD sees all rows of the group together (spec 5.3).
+    """One loss a group: batch norm sees each batch by itself, MMD sees all rows of the group together.
 
     Source rows are drawn anew each step, as many as target rows, with replacement; targets are masked means over
-    tokens after LayerNorm (spec 5.2). Workers of a team compare the same source rows with the pooled tokens of all of
+    tokens after LayerNorm. Workers of a team compare the same source rows with the pooled tokens of all of
     them, each counting its share of the result.
 
     Micro-batches, which are there because memory did not suffice for a group, are back-propagated one at a time. MMD

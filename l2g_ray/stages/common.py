@@ -121,7 +121,7 @@ def make_embedder_config(
 
 
 def build_net(config: EmbedderConfig, data: TaskData, reference: Reference, seed: int) -> EmbedderNet:
-    """A fresh embedder with Predictor 1, its LayerNorm a copy of the language model's (spec 2.5)."""
+    """A fresh embedder with Predictor 1, its LayerNorm a copy of the language model's (docs/method.md, "Network")."""
     torch.manual_seed(seed)
     net = EmbedderNet(config)
     with torch.no_grad():
@@ -207,8 +207,8 @@ def predict_source(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predictions (n, n_outputs) and labels of all rows in order, in evaluation mode.
 
-    `rc_average` means over both strands: probabilities for classification, values for regression (spec 6.5). Batches that
-    do not fit into memory go through in parts.
+    `rc_average` means over both strands: probabilities for classification, values for regression (docs/method.md,
+    "evaluate"). Batches that do not fit into memory go through in parts.
     """
     model.eval()
     predictions, labels, team, at_once = [], [], runtime.team, RowsAtOnce(batch_size)
