@@ -30,9 +30,9 @@ from l2g_ray.stages.baseline import fit_baseline
 from l2g_ray.stages.cnn import build_cnn, train_cnn
 from l2g_ray.stages.common import TaskData, predict_source
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.metrics import score
 from l2g_ray.stages.stack import Stacker
 from l2g_ray.tasks.catalogue import find_tasks
+from l2g_ray.tasks.metrics import score
 
 ONLY_BY_NAME = True
 TASKS = ("gue/mouse_2", "uci/splice_junction", "gue/mouse_0")

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from l2g_ray.atomic import write_json
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.form_choice import choose_forms
 from l2g_ray.models.l2g import L2GConfig, L2GModel
@@ -69,9 +70,7 @@ class Bench:
         values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "what")
         print(f"{row['what']}: {', '.join(values)}", flush=True)
         if self.out:
-            temporary = self.out.with_suffix(".part")
-            temporary.write_text(json.dumps(self.found, indent=1) + "\n")
-            os.replace(temporary, self.out)
+            write_json(self.out, self.found)
 
     def synchronise(self) -> None:
         """Wait for the device."""

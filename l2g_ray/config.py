@@ -6,7 +6,7 @@ Precedence, weakest first: the preset, the task's overrides for it, command-line
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,7 +33,7 @@ class _Settings(BaseModel):
 
 
 class DataSettings(_Settings):
-    """Splits, leakage, augmentation (spec 1.1-1.3), and how rows reach a trial.
+    """Splits, leakage, augmentation (docs/method.md, "Data"), and how rows reach a trial.
 
     `shift_bp` 'auto' is 0 where the label belongs to one strand, since such tasks are cut at the same place (a promoter's
     start, a splice site) and a shift moves what the label depends on; 3 elsewhere.
@@ -60,7 +60,7 @@ class DataSettings(_Settings):
 
 
 class ModelSettings(_Settings):
-    """The embedder and the language model (spec 2)."""
+    """The embedder and the language model (docs/method.md, "Network")."""
 
     language_model: str = "FacebookAI/roberta-base"
     language_model_init: Literal["pretrained", "random"] = "pretrained"
@@ -123,7 +123,7 @@ class PretrainSettings(_Settings):
 
 
 class SelectSettings(_Settings):
-    """Selection of the backbone (spec 3), and of its kernel size: candidates are all `backbones` with each of
+    """Selection of the backbone and of its kernel size (docs/method.md, "select"): candidates are all `backbones` with each of
     `kernel_sizes` in every layer, or with the backbone's own kernels where there are none."""
 
     backbones: tuple[Literal["resnet", "unet", "deepsea", "orca"], ...] = ("resnet", "unet")
@@ -135,7 +135,7 @@ class SelectSettings(_Settings):
 
 
 class SearchSettings(_Settings):
-    """DASH (spec 4). `form`: how the mixed convolutions are computed; 'auto' measures which is fastest, once a machine.
+    """DASH (docs/method.md, "search"). `form`: how the mixed convolutions are computed; 'auto' measures the fastest once a machine.
 
     `optim` trains the weights, and the same optimiser the logits, at `logit_lr` and without AdamW's decay. In the first
     `warm_fraction` of the epochs all operations weigh the same and the logits stay; then the temperature goes from
@@ -171,7 +171,7 @@ class SearchSettings(_Settings):
 
 
 class AlignSettings(_Settings):
-    """Embedder pre-training: L = alpha_e MMD + beta task (spec 5)."""
+    """Embedder pre-training: L = alpha_e MMD + beta task (paper, "Embedder Pre-training")."""
 
     # Off: fine-tuning begins with a new embedder (vanilla cross-modal fine-tuning).
     enabled: bool = True
@@ -196,7 +196,7 @@ class AlignSettings(_Settings):
             if any(a > 0 for a in self.alphas):
                 raise ValueError("without the stage no alpha takes effect; set alphas to [0]")
             return self
-        # Two official configs never align for this reason (spec 0.5).
+        # Two official configs never align for this reason.
         if any(a > 0 for a in self.alphas) and self.task_only_epochs >= self.epochs:
             raise ValueError(
                 f"task_only_epochs ({self.task_only_epochs}) must be below epochs ({self.epochs}), or alpha never takes effect; "
@@ -206,7 +206,7 @@ class AlignSettings(_Settings):
 
 
 class FinetuneSettings(_Settings):
-    """Fine-tuning and its search by ASHA with HyperOpt (spec 6). A range is [low, high], a choice is a list."""
+    """Fine-tuning and its search by ASHA with HyperOpt (paper, "Fine-tuning"). A range is [low, high], a choice is a list."""
 
     trials: int = Field(default=8, ge=1)
     epochs: int = Field(default=8, ge=1)
@@ -369,7 +369,7 @@ class Settings(_Settings):
 
     @property
     def reference_init(self) -> str:
-        """Whose weights the text of stage 2 goes through (spec 8, both readings of "random")."""
+        """Whose weights the text of stage 2 goes through (both readings of "random" in the paper, Fig. 5)."""
         pretrained = self.align.reference_weights == "pretrained"
         return "pretrained" if pretrained else self.model.language_model_init
 
@@ -446,17 +446,14 @@ def resolve(
 
 def validate(raw: Mapping[str, Any], where: str = "settings") -> Settings:
     """Settings from a nested mapping. Raises UserError naming the key and the nearest known one."""
-    known = list(known_keys())
-    for key in _leaf_keys(raw):
-        if not any(key == k or k.startswith(key + ".") for k in known):
-            raise UserError(f"{where}: unknown key '{key}': {nearest(key, known)}")
+    _check_keys(_leaf_keys(raw), f"{where}: ")
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         # Behind the key, pydantic names the form of a union that it tried: data.shift_bp.int.
         places = [".".join(str(part) for part in e["loc"] if not isinstance(part, int)) for e in error.errors()]
-        key = next((k for k in known if places[0].startswith(k + ".")), places[0])
+        key = next((k for k in known_keys() if places[0].startswith(k + ".")), places[0])
         alike = [e for e, place in zip(error.errors(), places, strict=True) if place.startswith(key)]
         message = "; or: ".join(e["msg"].removeprefix("Value error, ") for e in alike)
         given = first.get("input")
@@ -513,10 +510,16 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+def _check_keys(keys: Iterable[str], where: str = "") -> None:
+    """Raise UserError for the first key that is neither a setting nor a group of settings, naming the nearest one."""
     known = list(known_keys())
-    if not any(dotted == k or k.startswith(dotted + ".") for k in known):
-        raise UserError(f"unknown key '{dotted}': {nearest(dotted, known)}")
+    for key in keys:
+        if not any(key == k or k.startswith(key + ".") for k in known):
+            raise UserError(f"{where}unknown key '{key}': {nearest(key, known)}")
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    _check_keys([dotted])
     *path, leaf = dotted.split(".")
     node = raw
     for part in path:

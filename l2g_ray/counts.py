@@ -73,7 +73,7 @@ def count_batches(n_rows: int, batch_size: int, drop_last: bool = False) -> int:
 
 
 def group_size(settings: AlignSettings) -> int:
-    """Batches a step: rows are gathered until their count exceeds `max_samples` (5 x 64 for 256; spec 5.3)."""
+    """Batches a step: rows are gathered until their count exceeds `max_samples` (5 x 64 for 256)."""
     return settings.max_samples // settings.batch_size + 1
 
 

@@ -22,16 +22,15 @@ from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.table_writer import TableWriter
 from l2g_ray.errors import UserError
-from l2g_ray.models.ensemble import Ensemble, to_predictions
+from l2g_ray.models.ensemble import Ensemble, predict_strands
 from l2g_ray.models.l2g import load_model
 from l2g_ray.redaction import redact
 from l2g_ray.run_folder import BEST, Arm, choose_arm, find_arm, find_task
-from l2g_ray.sequence import encode, reverse_complement
-from l2g_ray.stages.evaluate import prediction_columns
+from l2g_ray.sequence import encode
 from l2g_ray.stages.memory import RowsAtOnce
 from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import Task
-from l2g_ray.tasks.stored import TASK_FILE, TASK_SCHEMA
+from l2g_ray.tasks.stored import TASK_FILE, TASK_SCHEMA, prediction_columns
 
 MODEL_FILES = ("model.safetensors", "config.json", TASK_FILE)
 # Folders around a model's at most, in a run's: the task, `best` or `arms`, and the arm.
@@ -120,11 +119,7 @@ class Predictor:
             return self.at_once.map(compute, codes, lengths_bp)
 
     def _predict(self, codes: torch.Tensor, lengths: torch.Tensor) -> np.ndarray:
-        result = to_predictions(self.task.kind, self.forward(codes, lengths))
-        if self.strands_apart:
-            flipped = self.forward(reverse_complement(codes, lengths), lengths)
-            result = (result + to_predictions(self.task.kind, flipped)) / 2
-        return result.numpy()
+        return predict_strands(self.forward, self.task.kind, codes, lengths, self.strands_apart).numpy()
 
     def predict(self, sequences: list[str]) -> pd.DataFrame:
         """One row a sequence: `prediction` and `probability_<label>`, or `prediction_<output>` for regression.

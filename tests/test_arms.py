@@ -27,12 +27,12 @@ from l2g_ray.orchestrate.arms import (
     compare_arms,
     correct,
     find_study,
-    is_better,
     read_baseline_arms,
     read_studies,
     vary,
 )
 from l2g_ray.orchestrate.store import StageResult, make_key
+from l2g_ray.results.rows import judge
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.common import build_net
 from l2g_ray.stages.coral import coral
@@ -237,8 +237,10 @@ def test_arms_are_compared_with_the_first_over_the_same_rows(tmp_path: Path) -> 
     assert compared["good"].difference is None
     assert compared["bad"].difference is not None
     assert compared["bad"].difference["mean"] == pytest.approx(-56 / 200)
-    assert is_better(compared["bad"]) is False
-    assert is_better(compared["embedder_only"]) is None  # the very same predictions
+    assert judge(compared["bad"].difference["ci95"], task.metric, 3) == "worse"
+    same = compared["embedder_only"].difference  # the very same predictions
+    assert same is not None
+    assert judge(same["ci95"], task.metric, 3) == "unclear"
 
 
 def test_the_ensemble_is_compared_where_an_arm_has_no_l2g(tmp_path: Path) -> None:

@@ -6,26 +6,33 @@ import csv
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from bad_files import ROWS, lay, put
 from bad_files import csv as table
 from commands import Cli
 from rich.console import Console
+from test_record import close, open_recorder
 from test_report import add_arms, make_row, make_score
-from toys import tiny_settings
+from toys import make_task, tiny_settings
 
-from l2g_ray.orchestrate.board import ROW_KEYS, check_row
+from l2g_ray.orchestrate.board import make_end_event, make_trial_event, make_tune_result
+from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate.metrics import SuiteMetrics
 from l2g_ray.orchestrate.progress import Progress
+from l2g_ray.orchestrate.tuning import _EmitRows
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results.arms_table import render_study
 from l2g_ray.results.comparison import compare_boards, render_comparison
 from l2g_ray.results.leaderboard import render_table, write_leaderboard
 from l2g_ray.results.plan_table import render_plan, render_spent
 from l2g_ray.results.report import write_report
+from l2g_ray.results.report_tables import tabulate_trials
 from l2g_ray.results.rows import (
     best_baseline,
     best_published,
@@ -35,7 +42,7 @@ from l2g_ray.results.rows import (
     warn_of_baseline,
 )
 from l2g_ray.results.terminal import print_fitted
-from l2g_ray.tasks.metrics import METRICS, Metric
+from l2g_ray.tasks.metrics import METRICS, Metric, compute_metrics, signed_score
 
 WIDTHS = (40, 60, 80, 100, 120)
 NUMBER = re.compile(r"[+-]?\d+\.\d{3}")
@@ -204,15 +211,20 @@ def test_what_is_piped_has_no_lines_and_no_wrapped_sentences() -> None:
 
 @pytest.fixture
 def toy_metric(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A metric with nothing in its name of which way is up."""
-    monkeypatch.setitem(METRICS, "zeta", Metric(False, ("binary",)))
-    return "zeta"
+    """A metric whose name does not say that lower is better; one entry of the table and its function are all of it."""
+
+    def mean_absolute_error(labels: Any, predictions: Any) -> float:
+        return float(abs(labels - predictions).mean())
+
+    monkeypatch.setitem(METRICS, "mae_mean", Metric(False, ("regression",), mean_absolute_error))
+    return "mae_mean"
 
 
 def test_direction_is_the_metrics_own(toy_metric: str, tmp_path: Path) -> None:
     seeds = {"per_seed": [0.5] * 3}
     row = earlier_row(
         "lower",
+        kind="regression",
         metric=toy_metric,
         test={"mean": 0.5, "ci95": [0.4, 0.6], **seeds},
         embedder_only={"mean": 0.7, "ci95": [0.6, 0.8], **seeds},
@@ -226,7 +238,7 @@ def test_direction_is_the_metrics_own(toy_metric: str, tmp_path: Path) -> None:
     assert subtract_arms(row).verdict == "better"
     name, _ = best_baseline(row) or ("", {})
     assert name == "good"
-    assert "good has a better zeta on validation" in warn_of_baseline(row)[0]
+    assert "good has a better mae_mean on validation" in warn_of_baseline(row)[0]
     best = best_published(row)
     assert best is not None
     assert best["model"] == "low"
@@ -244,6 +256,67 @@ def test_direction_is_the_metrics_own(toy_metric: str, tmp_path: Path) -> None:
     assert "better" in (tmp_path / "report.html").read_text()
     write_leaderboard(board, tmp_path)
     assert pd.read_csv(tmp_path / "leaderboard.csv")["verdict"].item() == "better"
+
+
+def test_a_metric_is_an_entry_of_the_table_and_a_function(toy_metric: str) -> None:
+    """Two arms of which the first has the smaller error: in their scores, difference, warning, comparison and order."""
+    task = make_task("regression", labels=("y",), metric=toy_metric)
+    labels = np.linspace(-1, 1, 60)
+    frames = [
+        pd.DataFrame({"arm": arm, "seed": seed, "label_y": labels, "prediction_y": labels + off})
+        for arm, off in (("l2g", 0.1), ("embedder_only", 0.4))
+        for seed in range(3)
+    ]
+    for frame in frames:
+        frame["prediction_y"] += np.random.default_rng(0).normal(0, 0.01, 60)
+    assert compute_metrics("regression", labels, labels + 0.5, ["y"])["mae[y]"] == pytest.approx(0.5)
+    assert signed_score("regression", toy_metric, labels, labels + 0.5) == pytest.approx(-0.5)
+    arms = ArmScores(task, pd.concat(frames), 100, 0)
+    difference = arms.subtract("l2g", "embedder_only")
+    assert difference["mean"] == pytest.approx(-0.3, abs=0.01)
+    assert difference["p"] == 0  # in no resample is the first worse
+    test, alone = arms.summarise("l2g"), arms.summarise("embedder_only")
+    row = full_row("t", kind="regression", metric=toy_metric, test=test, embedder_only=alone, difference=difference)
+    worse = arms.subtract("embedder_only", "l2g")
+    row["arms"]["cnn"]["difference"] = worse
+    assert "arm cnn has a better mae_mean on test" in " ".join(warn_of_baseline(row))
+    (one, _) = compare_boards({"first": full_board(tasks=[row]), "second": full_board(tasks=[row])})
+    assert (one["verdict"], one["metric"]) == ("better", toy_metric)
+    text = re.sub(r"\s+", " ", show(render_comparison([one]), 300, live=True))
+    assert "lower is better for mse_mean, mae_mean." in text
+    study = STUDY | {
+        "compared": [
+            {
+                "task": "t",
+                "arm": arm,
+                "metric": toy_metric,
+                "validation": 0.1,
+                "cpu_s": 1.0,
+                "test": score,
+                "difference": d,
+            }
+            for arm, score, d in (("joint", test, None), ("task", alone, worse))
+        ]
+    }
+    assert "worse" in show(render_study(study), 200, live=True)
+    records = [
+        {"stage": "finetune", "trial": trial, "epoch": epoch, "metric": toy_metric, "value": value, "loss": 1.0}
+        for trial, values in (("long", [0.9, 0.4]), ("short", [0.4]), ("best", [0.3, 0.5]))
+        for epoch, value in enumerate(values)
+    ]
+    lines = tabulate_trials([], (), records).lines
+    assert [(line[0], line[2]) for line in lines] == [("best", "0.3"), ("long", "0.4"), ("short", "0.4")]
+
+
+def test_the_gauge_of_the_best_score_has_the_metrics_own_sign(toy_metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = SuiteMetrics("suite", {"t": toy_metric, "u": "mcc"})
+    told: list[tuple[str, str, float]] = []
+    monkeypatch.setattr(metrics._best, "set", lambda value, tags: told.append((tags["task"], tags["stage"], value)))
+    monkeypatch.setattr(metrics._epochs, "inc", lambda value, tags: None)
+    for task, stage in (("t", "trial"), ("u", "align"), ("u", "pretrain")):
+        score = 0.25 if (task, stage) == ("u", "align") else -0.25
+        metrics.record({"type": "trial", "task": task, "stage": stage, "row": {"best_score": score}})
+    assert told == [("t", "trial", 0.25), ("u", "align", 0.25), ("u", "pretrain", 0.25)]
 
 
 def test_a_baseline_that_wins_on_validation_is_a_warning_in_a_row_of_an_earlier_version() -> None:
@@ -310,33 +383,47 @@ def test_the_interval_of_a_difference_is_wherever_the_difference_is(tmp_path: Pa
     assert "[-0.011, 0.112]" in show(render_comparison(rows), 60, live=True)
 
 
-def test_a_row_that_a_stage_reports_travels_or_is_an_error() -> None:
-    row = dict.fromkeys(ROW_KEYS, 0.5)
-    assert check_row(row) == row
-    with pytest.raises(ValueError, match="'grad_norm'"):
-        check_row(row | {"grad_norm": 1.0})
-
-
-def test_a_job_does_not_lose_what_its_stage_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from l2g_ray.orchestrate.jobs import run_job
+def test_a_number_that_a_stage_reports_arrives_in_events_and_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from l2g_ray.orchestrate import jobs
 
     def stage(context: Any, args: dict[str, Any]) -> dict[str, Any]:
-        context.runtime.report({"epoch": 0, **args})
+        row = {"epoch": 0, "score": 0.5, "best_score": 0.5, "best_epoch": 0, "train_loss": 0.7, "wall_s": 1.0}
+        context.runtime.report(row | args)
         return {"history": []}
 
     monkeypatch.setattr("l2g_ray.stages.select.run", stage)
     prepared = lay(tmp_path, put(tmp_path / "in" / "good.csv", table(ROWS)))
     common = {"root": str(tmp_path / "stages"), "prepared": str(prepared.folder), "threads": 1, "device": "cpu"}
     common |= {"settings": tiny_settings().model_dump(mode="json"), "precision": "fp32"}
-    told: list[dict[str, Any]] = []
-    for args in ({"score": 0.5}, {"grad_norm": 1.0}):
-        spec = Job("select", "toy", args, {}, {}).spec(common)
-        if "score" in args:
-            run_job(spec, told.append)
-        else:
-            with pytest.raises(ValueError, match="'grad_norm'"):
-                run_job(spec, told.append)
-    assert [row["score"] for row in told] == [0.5]
+
+    def run(args: dict[str, Any]) -> dict[str, Any]:
+        told: list[dict[str, Any]] = []
+        jobs.run_job(Job("select", "toy", args, {}, {}).spec(common), told.append)
+        return told[0]
+
+    for wrong in ({"words": "none"}, {"at": 1.0}, {"lost": None}):
+        with pytest.raises(ValueError, match=repr(next(iter(wrong)))):
+            run(wrong)
+    row = run({"grad_norm": 2.5})
+    named = {"stage": "select", "label": "toy", "key": "key", "params": {}}
+    events: list[dict[str, Any]] = [make_trial_event(named | {"task": "planted"}, row)]
+    place: Any = SimpleNamespace(task="planted", emit=events.append)
+    # Tune puts numbers of its own beside the row, some of them under names that a stage may use too.
+    result = make_tune_result(row, named, 1.0) | {"training_iteration": 1, "done": False}
+    _EmitRows(place).on_trial_result(0, [], SimpleNamespace(), result)
+    assert events[0] == events[1]
+    assert events[1]["row"]["grad_norm"] == 2.5
+    assert "training_iteration" not in events[1]["row"]
+    assert events[1]["began_at"] <= events[1]["at"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    recorder = open_recorder(tmp_path / "home")
+    recorder.record(events[1])
+    recorder.record(make_end_event(named | {"task": "planted"}, 1.0, 2.0, "finished"))
+    metrics = close(recorder)["select/toy"].data.metrics
+    assert metrics["grad_norm"] == 2.5
+    assert "began_at" not in metrics
 
 
 STUDY = {

@@ -1,9 +1,11 @@
-"""Acceptance tests E1 and E2 of the metrics (letters as in the algorithm notes)."""
+"""Acceptance tests E1 and E2 of the metrics."""
 
 from __future__ import annotations
 
+import re
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,20 +16,19 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from l2g_ray.errors import UserError
-from l2g_ray.stages.metrics import (
-    _SCORES,
-    CONFUSION_METRICS,
+from l2g_ray.tasks.metrics import (
+    METRICS,
+    Metric,
     accuracy,
-    classification_metrics,
     compute_metrics,
     confusion_matrix,
     f1,
+    find_metric,
     mcc,
-    multilabel_metrics,
-    regression_metrics,
+    metrics_of,
     score,
 )
-from l2g_ray.tasks.metrics import METRICS, find_metric, metrics_of
+from l2g_ray.tasks.schema import Kind, Task
 
 Array = NDArray[Any]
 seeds = st.integers(0, 2**32 - 1)
@@ -36,6 +37,10 @@ seeds = st.integers(0, 2**32 - 1)
 def close(value: float, expected: float) -> bool:
     """Equal within E1's tolerance, NaN equal to NaN."""
     return bool(np.isclose(value, expected, rtol=0, atol=1e-9, equal_nan=True))
+
+
+def classification_metrics(labels: Array, probabilities: Array) -> dict[str, float]:
+    return compute_metrics("binary" if probabilities.shape[1] == 2 else "multiclass", labels, probabilities)
 
 
 def draw_classes(seed: int, n: int, n_classes: int, n_present: int) -> tuple[Array, Array]:
@@ -132,7 +137,7 @@ def test_e1_bootstrap_of_confusion_matrices() -> None:
         assert close(accuracy(confusions)[i], sk.accuracy_score(labels[r], predictions[r]))
         expected = sk.f1_score(labels[r], predictions[r], labels=range(3), average=None, zero_division=0.0)
         assert np.allclose(f1(confusions)[i], expected, atol=1e-9)
-    stacked = {name: metric(confusions) for name, metric in CONFUSION_METRICS.items()}
+    stacked = {name: metric.function(confusions) for name, metric in METRICS.items() if metric.of_counts}
     assert all(values.shape == (20,) for values in stacked.values())
     assert np.allclose(stacked["f1_macro"], f1(confusions).mean(1), rtol=0, atol=1e-12)
     assert np.array_equal(stacked["f1_positive"], f1(confusions)[:, 1])
@@ -145,14 +150,15 @@ def test_e1_multilabel_equals_sklearn(seed: int, n: int, n_classes: int, missing
     labels = rng.integers(0, 2, (n, n_classes)).astype(float)
     labels[rng.random(labels.shape) < missing] = np.nan
     probabilities = rng.random((n, n_classes)).round(1)
-    result = multilabel_metrics(labels, probabilities)
+    result = compute_metrics("multilabel", labels, probabilities)
     for name, function in (("auroc", sk.roc_auc_score), ("auprc", sk.average_precision_score)):
         expected = []
         for true, scores in zip(labels.T, probabilities.T, strict=True):
             keep = ~np.isnan(true)
             both = set(true[keep]) == {0, 1}
             expected.append(function(true[keep], scores[keep]) if both else np.nan)
-        assert np.allclose(result[f"{name}_per_class"], expected, rtol=0, atol=1e-9, equal_nan=True)
+        found = [result[f"{name}[{i}]"] for i in range(n_classes)]
+        assert np.allclose(found, expected, rtol=0, atol=1e-9, equal_nan=True)
         defined = [v for v in expected if not np.isnan(v)]
         assert close(result[name], float(np.mean(defined)) if defined else np.nan)
 
@@ -174,7 +180,7 @@ def test_e1_regression_equals_scipy(seed: int, n: int, n_outputs: int, missing: 
     labels[:3] = np.arange(3)[:, None]
     labels[gaps] = np.nan
     names = ["dev", "hk", "other"][:n_outputs]
-    result = regression_metrics(labels, predictions, names)
+    result = compute_metrics("regression", labels, predictions, names)
     for i, name in enumerate(names):
         keep = ~gaps[:, i]
         true, predicted = labels[keep, i], predictions[keep, i]
@@ -189,7 +195,7 @@ def test_e1_regression_equals_scipy(seed: int, n: int, n_outputs: int, missing: 
 def test_e1_degenerate_regression() -> None:
     labels = np.array([[1.0, 5.0, np.nan, np.nan], [2.0, 5.0, 3.0, np.nan], [3.0, 5.0, np.nan, np.nan]])
     predictions = np.array([[2.0, 1.0, 0.0, 0.0], [2.0, 2.0, 4.0, 0.0], [2.0, 3.0, 0.0, 0.0]])
-    result = regression_metrics(labels, predictions)
+    result = compute_metrics("regression", labels, predictions)
     assert result["pearson[0]"] == result["spearman[0]"] == 0  # constant predictions
     assert result["pearson[1]"] == result["spearman[1]"] == 0  # constant labels
     assert np.isnan(result["pearson[2]"])
@@ -243,12 +249,30 @@ def test_score_equals_the_full_report(kind: str) -> None:
 
 
 def test_every_metric_is_declared_once_and_computed() -> None:
-    assert set(CASES) == set(_SCORES) == {kind for metric in METRICS.values() for kind in metric.kinds}
-    for kind, computed in _SCORES.items():
-        assert sorted(computed) == sorted(metrics_of(kind))
-    assert all(metric.kinds for metric in METRICS.values())
+    assert set(CASES) == {kind for metric in METRICS.values() for kind in metric.kinds} == set(get_args(Kind))
+    for name, metric in METRICS.items():
+        assert metric.kinds
+        assert not metric.of_counts or set(metric.kinds) <= {"binary", "multiclass"}, name
+        assert metric.function is not find_metric("masked_loss").function, name
     with pytest.raises(UserError, match="did you mean 'mse_mean'"):
         find_metric("mse_men")
+
+
+def test_the_readme_names_every_metric() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (line,) = (line for line in readme.splitlines() if line.startswith("metric: "))
+    assert set(METRICS) == set(re.findall(r"\w+", line.partition("#")[2]))
+
+
+def test_the_metric_of_a_task_that_names_none_is_the_first_of_its_kind() -> None:
+    found = {kind: Task(bench="b", name="t", kind=kind, labels=("a", "b")).metric for kind in CASES}
+    assert found == {"binary": "mcc", "multiclass": "mcc", "multilabel": "auroc", "regression": "pearson_mean"}
+
+
+def test_the_best_of_the_known_is_the_first_of_equals() -> None:
+    values = {"a": None, "b": 2.0, "c": 1.0, "d": float("nan"), "e": 2.0, "f": 1.0}
+    assert (Metric(True).best(values, values.get), Metric(False).best(values, values.get)) == ("b", "c")
+    assert Metric(True).best(["a", "d"], values.get) is None
 
 
 def test_score_of_an_undefined_metric_is_the_worst() -> None:

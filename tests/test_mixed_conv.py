@@ -1,4 +1,4 @@
-"""Acceptance tests A1-A6 of the mixed convolution (letters as in the algorithm notes)."""
+"""Acceptance tests A1-A6 of the mixed convolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Acceptance tests B1-B10 of the maximum mean discrepancy (letters as in the algorithm notes)."""
+"""Acceptance tests B1-B10 of the maximum mean discrepancy."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from l2g_ray.models.locate import locate
 from l2g_ray.sequence import reverse_complement
 
 CHANNELS = {"resnet": (6, 8, 10), "unet": (6, 8, 8, 10, 10), "deepsea": (6, 8, 10), "orca": ()}
-# Lengths and target lengths of all tasks (spec 2.5); the prime ones collapsed to 1-9 tokens in the official code.
+# Lengths and target lengths of all tasks ; the prime ones collapsed to 1-9 tokens in the official code.
 LENGTHS = [(200, 128), (200, 64), (249, 256), (300, 128), (400, 128), (500, 512), (500, 128), (600, 128), (1000, 512)]
 PRIME_LENGTHS = [(251, 128), (573, 128), (593, 128), (802, 128), (4707, 128)]
 OFFICIAL_UNET_TOKENS = {

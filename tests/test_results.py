@@ -33,7 +33,7 @@ from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import TaskDetails, format_duration, write_report
 from l2g_ray.results.rows import subtract_arms
 from l2g_ray.results.schema import LeaderboardRow, build_leaderboard, validate_leaderboard
-from l2g_ray.stages import metrics
+from l2g_ray.tasks import metrics
 
 CLASSES = ["exon→intron", "intron→exon", "neither"]
 

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from l2g_ray.models.average import AverageModel
 from l2g_ray.models.ensemble import LEAST_PROBABILITY, Combination, Ensemble
 from l2g_ray.sequence import reverse_complement
-from l2g_ray.stages.metrics import score
 from l2g_ray.stages.stack import ENSEMBLES, RIDGE_C, Stacker
+from l2g_ray.tasks.metrics import score
 
 ZERO, ONE = torch.zeros(2), torch.ones(2)
 

@@ -27,7 +27,7 @@ from l2g_ray.orchestrate.compare import read_outputs
 from l2g_ray.places import find_place
 from l2g_ray.predict import find_model, load_predictor
 from l2g_ray.results.schema import validate_leaderboard
-from l2g_ray.stages.metrics import compute_metrics
+from l2g_ray.tasks.metrics import compute_metrics
 
 ARMS = ("ensemble", "l2g", "embedder_only")
 

@@ -15,8 +15,8 @@ from ray import tune
 from rich.console import Console
 from toys import make_task, tiny_settings
 
-from l2g_ray.orchestrate.board import Board
-from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.board import Board, make_tune_result
+from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.progress import Progress
 from l2g_ray.orchestrate.record import Recorder
@@ -24,7 +24,7 @@ from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.orchestrate.store import Store
 from l2g_ray.orchestrate.trial_logs import note_logs, read_last_lines
 from l2g_ray.orchestrate.trials import Place, StageFailed, run_jobs
-from l2g_ray.orchestrate.tuning import MAX_FAILURES, _experiment
+from l2g_ray.orchestrate.tuning import _experiment
 
 ENVIRONMENT = {"git_revision": None, "machine": {"processor": ""}, "versions": {}}
 
@@ -47,7 +47,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, 
         if label == "dies":
             print("dies has a last word", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        tune.report({"label": label, "key": f"key-{label}", "stage": "align", "params": {}, "epoch": 0, "score": 0.5})
+        tune.report(make_tune_result({"epoch": 0, "best_score": 0.5}, spec, 0.0))
 
     told: list[dict[str, Any]] = []
     store = Store(scratch / "stages")

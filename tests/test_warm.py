@@ -23,10 +23,10 @@ from l2g_ray.data.prepare import prepare
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.board import Board
-from l2g_ray.orchestrate.cluster import Slots, connect
+from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots, connect
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.store import Store
-from l2g_ray.orchestrate.warm import MAX_FAILURES, find_cause, run_jobs_warm
+from l2g_ray.orchestrate.warm import find_cause, run_jobs_warm
 
 ONE = Slots(1, 1, 0.0)
 KEPT_MB = 40  # what allocators may hold back; a job of this size that leaked would show after a few

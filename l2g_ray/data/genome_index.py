@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import struct
-import tempfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from typing import Self
 import numpy as np
 from Bio import bgzf
 
+from l2g_ray.atomic import write_bytes, write_text
 from l2g_ray.cache import cache_folder
 from l2g_ray.data.text import split_suffix
 from l2g_ray.errors import UserError
@@ -339,16 +339,12 @@ class _Draft:
 
 def _write(path: Path, folder: Path, records: dict[str, Record], blocks: list[Block] | None) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".index-") as work:
-        # Moved when complete: another process may look for the index at this moment.
-        for final, made in zip(_indices(path, folder), _indices(path, Path(work)), strict=True):
-            if made.suffix == ".fai":
-                made.write_text("".join(_format(name, record) for name, record in records.items()), "utf-8")
-            elif blocks is not None:
-                pairs = np.array([[block.start, block.text_start] for block in blocks[1:]], "<u8")
-                made.write_bytes(struct.pack("<Q", len(blocks) - 1) + pairs.tobytes())
-            if made.exists():
-                os.replace(made, final)
+    names, offsets = _indices(path, folder)
+    # Another process may look for the index at this moment.
+    write_text(names, "".join(_format(name, record) for name, record in records.items()))
+    if blocks is not None:
+        pairs = np.array([[block.start, block.text_start] for block in blocks[1:]], "<u8")
+        write_bytes(offsets, struct.pack("<Q", len(blocks) - 1) + pairs.tobytes())
 
 
 def _format(name: str, record: Record) -> str:

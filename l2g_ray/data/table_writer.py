@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from l2g_ray.atomic import temporary_beside
 from l2g_ray.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -28,7 +29,7 @@ class WholeFile:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self._temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_beside(target)
         self._writer: Any = None
 
     @contextlib.contextmanager

@@ -10,7 +10,8 @@ import pyarrow as pa
 import torch
 from torch.nn import functional
 
-from l2g_ray.sequence import encode, reverse_complement
+from l2g_ray.models.ensemble import read_strands
+from l2g_ray.sequence import encode
 from l2g_ray.tasks.schema import Task
 
 # Codes (batch, length) uint8 and lengths (batch,) to raw outputs (batch, n_outputs).
@@ -59,10 +60,7 @@ def score_codes(model: Model, task: Task, codes: torch.Tensor, lengths_bp: torch
     Log-odds come from the outputs in double precision, so that the difference of two confident predictions is not lost.
     """
     with torch.inference_mode():
-        strands = [model(codes, lengths_bp)]
-        if both_strands:
-            strands.append(model(reverse_complement(codes, lengths_bp), lengths_bp))
-        outputs = torch.stack(strands).double()
+        outputs = torch.stack(read_strands(model, codes, lengths_bp, both_strands)).double()
     if task.kind == "regression":
         return Scores(outputs.mean(0).numpy(), None)
     if task.kind == "multilabel":
@@ -72,5 +70,5 @@ def score_codes(model: Model, task: Task, codes: torch.Tensor, lengths_bp: torch
         others = [[j for j in range(outputs.shape[-1]) if j != i] for i in range(outputs.shape[-1])]
         no = torch.stack([yes[..., other].logsumexp(-1) for other in others], -1)
     # log of the mean probability over strands, and of its complement.
-    log_yes, log_no = (x.logsumexp(0) - np.log(len(strands)) for x in (yes, no))
+    log_yes, log_no = (x.logsumexp(0) - np.log(len(outputs)) for x in (yes, no))
     return Scores(log_yes.exp().numpy(), (log_yes - log_no).numpy())

@@ -1,4 +1,4 @@
-"""CNN backbones of the embedder (spec 2.1-2.3): ResNet, UNet, DeepSEA.
+"""CNN backbones of the embedder (docs/method.md, "Network"): ResNet, UNet, DeepSEA.
 
 Each maps one-hot (batch, channels, length) and a mask (batch, 1, length) to features (batch, out_channels, length')
 and their mask. The convolutions that DASH may replace are `SearchableConv1d`, in the order of `searchable_layers`.
@@ -205,7 +205,7 @@ class DeepSEA(nn.Module):
 
 
 class Orca(nn.Module):
-    """No layers: the embedder is its projection alone, one convolution with kernel = stride (ORCA; spec 2.4)."""
+    """No layers: the embedder is its projection alone, one convolution with kernel = stride (ORCA)."""
 
     n_layers = 0
     default_kernel_size = 1

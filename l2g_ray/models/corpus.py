@@ -1,4 +1,7 @@
-"""Text for stage 2 (spec 5.1): token-labelled, plain, or none. Kept free of torch: pipelines only ask which it is."""
+"""Text for stage 2: token-labelled, plain, or none (docs/method.md, "reference").
+
+Kept free of torch: pipelines only ask which it is.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
 
-# Class order of the official sample (spec 5.1).
+# Class order of the official sample.
 NER_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 GZIP_MAGIC = b"\x1f\x8b"  # of bgzip too
 HUB_CORPUS = ("eriktks/conll2003", "conll2003/validation/0000.parquet", "refs/convert/parquet")

@@ -1,4 +1,4 @@
-"""The embedder f^t: backbone, projection to the language model's width, LayerNorm, and Predictor 1 (spec 2.5)."""
+"""The embedder f^t: backbone, projection to the language model's width, LayerNorm, and Predictor 1 (paper, "Embedder")."""
 
 from __future__ import annotations
 
@@ -169,13 +169,13 @@ class Embedder(nn.Module):
             options |= {"dropout": config.dropout, "pool": config.pool}
         self.config = config
         self.backbone = kind(config.in_channels, config.channels, config.architecture, **options)
-        # s = ceil(length / target): a prime length is padded, not collapsed to one token (spec 2.5, quirk 13).
+        # s = ceil(length / target): a prime length is padded, not collapsed to one token (docs/method.md, "Official quirk").
         target = config.max_tokens if config.full_tokens else min(config.target_tokens, config.max_tokens)
         self.stride = math.ceil(self.backbone.out_length(config.length_bp) / target)
         self.projection: nn.Conv1d | None = None
         if self.stride > 1 or self.backbone.out_channels != config.width:
             self.projection = nn.Conv1d(self.backbone.out_channels, config.width, self.stride, stride=self.stride)
-            if config.backbone == "orca":  # its own initialisation (spec 2.4)
+            if config.backbone == "orca":  # its own initialisation
                 nn.init.xavier_uniform_(self.projection.weight, gain=math.sqrt(2))
                 nn.init.zeros_(self.projection.bias)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
@@ -206,7 +206,8 @@ class EmbedderNet(nn.Module):
     """Embedder and Predictor 1: what is selected, searched, aligned, and trained alone.
 
     Predictor 1 reads after projection and LayerNorm (`predictor_reads: tokens`), so that both get the task's gradient;
-    the official code reads the backbone's features (`backbone`), which leaves the projection untrained (spec 5.3).
+    the official code reads the backbone's features (`backbone`), which leaves the projection
+    untrained (docs/method.md, "Official quirk").
     """
 
     def __init__(self, config: EmbedderConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,30 @@ def to_predictions(kind: str, outputs: torch.Tensor) -> torch.Tensor:
     if kind in ("binary", "multiclass"):
         return outputs.float().softmax(1)
     return outputs.float().sigmoid() if kind == "multilabel" else outputs.float()
+
+
+def read_strands(
+    model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    codes: torch.Tensor,
+    lengths_bp: torch.Tensor,
+    both_strands: bool,
+) -> list[torch.Tensor]:
+    """What a model gives for codes (batch, length) and lengths (batch,): of the given strand, and of its reverse complement
+    where `both_strands` says so."""
+    strands = [codes, reverse_complement(codes, lengths_bp)] if both_strands else [codes]
+    return [model(strand, lengths_bp) for strand in strands]
+
+
+def predict_strands(
+    model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    kind: str,
+    codes: torch.Tensor,
+    lengths_bp: torch.Tensor,
+    both_strands: bool,
+) -> torch.Tensor:
+    """Predictions (batch, n_outputs) as of `to_predictions`, their mean over both strands where `both_strands` says so."""
+    found = [to_predictions(kind, outputs) for outputs in read_strands(model, codes, lengths_bp, both_strands)]
+    return torch.stack(found).mean(0)
 
 
 def to_evidence(kind: str, predictions: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -84,6 +108,4 @@ class Ensemble(nn.Module):
 
     def predict_arm(self, arm: str, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Probabilities or values (batch, n_outputs) of one arm, over both strands where that is so."""
-        strands = [codes, reverse_complement(codes, lengths_bp)] if self.both_strands else [codes]
-        kind = self.combination.kind
-        return torch.stack([to_predictions(kind, self.arms[arm](one, lengths_bp)) for one in strands]).mean(0)
+        return predict_strands(self.arms[arm], self.combination.kind, codes, lengths_bp, self.both_strands)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2g_ray.atomic import write_json
 from l2g_ray.cache import cache_folder
 from l2g_ray.models.mixed_conv import MixedConv1d
 
@@ -157,7 +157,5 @@ def _locked_cache() -> Iterator[dict[str, str]]:
         before = dict(kept)
         yield kept
         if kept != before:
-            temporary = path.with_name(f".forms.{os.getpid()}.tmp")
             with contextlib.suppress(OSError):
-                temporary.write_text(json.dumps(kept, indent=1, sort_keys=True))
-                os.replace(temporary, path)
+                write_json(path, dict(sorted(kept.items())))

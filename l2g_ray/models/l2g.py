@@ -1,4 +1,4 @@
-"""The whole model: embedder, language model, linear predictor (spec 6.1), and how it is stored."""
+"""The whole model: embedder, language model, linear predictor (paper, "Fine-tuning"), and how it is stored."""
 
 from __future__ import annotations
 

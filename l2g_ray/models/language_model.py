@@ -1,4 +1,4 @@
-"""The text language model g: loading it, feeding it tokens, and choosing which of its layers train (spec 2.5, 6.2).
+"""The text language model g: loading it, feeding it tokens, and choosing which of its layers train.
 
 A model is named by a hub id, a local folder, or an alias for weights that a Python package carries.
 """

@@ -1,4 +1,4 @@
-"""Text embeddings that stage 2 aligns DNA to (spec 5.1), of a corpus or of the model's own vocabulary."""
+"""Text embeddings that stage 2 aligns DNA to (docs/method.md, "reference"), of a corpus or of the model's own vocabulary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def embed_tokens(transformer: Any, input_ids: torch.Tensor) -> torch.Tensor:
 def sample_labelled(
     transformer: Any, tokenizer: Any, corpus: Corpus, per_class: int, seed: int
 ) -> tuple[torch.Tensor, list[str]]:
-    """Embedding-layer vectors (n, D) of sub-tokens, up to `per_class` of each tag, without replacement (spec 5.1).
+    """Embedding-layer vectors (n, D) of sub-tokens, up to `per_class` of each tag, without replacement.
 
     A continuation sub-token of a B-X word is labelled I-X; special tokens are dropped. Unlabelled text is one class.
     """

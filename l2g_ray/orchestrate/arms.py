@@ -20,7 +20,6 @@ from l2g_ray.config import Settings
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.names import safe_names
 from l2g_ray.orchestrate.compare import ArmScores
-from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
 # Between a task's name and an arm's.
@@ -159,11 +158,3 @@ def correct(compared: list[Compared]) -> list[Compared]:
 def _two_sided(one: Compared) -> float | None:
     p = (one.difference or {}).get("p")
     return None if p is None else min(1.0, 2 * min(p, 1 - p))
-
-
-def is_better(one: Compared) -> bool | None:
-    """Whether the interval of the difference is clear of 0, and on the better side; None where it is not clear."""
-    lo, hi = (one.difference or {}).get("ci95") or (None, None)
-    if lo is None or hi is None or lo <= 0 <= hi:
-        return None
-    return bool((lo > 0) == find_metric(one.metric).higher_is_better)

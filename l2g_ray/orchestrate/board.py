@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from l2g_ray.orchestrate.cuts import describe_cut
 
 Emit = Callable[[dict[str, Any]], None]
-# What a row of an epoch may hold, and what of it is an event. Tune adds keys of its own on the way.
-ROW_KEYS = frozenset(
-    {
-        "epoch",
-        "train_loss",
-        "score",
-        "best_score",
-        "best_epoch",
-        "lr",
-        "train_s",
-        "wall_s",
-        "cpu_s",
-        "micro_batches",
-        "peak_bytes",
-        "gpu_bytes",
-    }
-)
+# What is added to the row of an epoch on its way: when its trial began and when it was reported, in seconds since 1970.
+TIMES = ("began_at", "at")
 
 
-def check_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row that a stage reports, as it is. Raises ValueError for a key that would get lost on the way."""
-    if unknown := sorted(row.keys() - ROW_KEYS):
-        raise ValueError(f"a stage reports {', '.join(map(repr, unknown))}, which no event carries; add it to ROW_KEYS")
-    return row
+def stamp_row(row: dict[str, Any], began_at: float) -> dict[str, Any]:
+    """A row that a stage reports, with its times. All of its numbers travel to the events and to MLflow.
+
+    Raises ValueError for a value that is no number, and for a name in `TIMES`.
+    """
+    for name, value in row.items():
+        if name in TIMES or not isinstance(value, int | float):
+            raise ValueError(f"a stage reports {name!r}: {value!r}; give a number under a name other than {TIMES}")
+    return row | dict(zip(TIMES, (began_at, time.time()), strict=True))
+
+
+def make_tune_result(row: dict[str, Any], named: dict[str, Any], cpu_s_total: float) -> dict[str, Any]:
+    """What Tune is given for an epoch: the row as it is, apart from Tune's own numbers, and what a search looks at."""
+    read = {name: row[name] for name in ("epoch", "best_score")}
+    return {**read, **named, "row": row, "cpu_s_total": cpu_s_total}
 
 
 def make_trial_event(spec: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """The event of one epoch of a trial, whose 'task', 'stage', 'label', 'key' and 'params' `spec` names.
 
-    A row may say when its trial began (`began_at`) and when it was reported (`at`), in seconds since 1970.
+    The row may have times (`stamp_row`).
     """
-    told = {name: value for name, value in row.items() if name in ROW_KEYS}
-    times: dict[str, Any] = {name: row[name] for name in ("began_at", "at") if name in row}
-    return {"type": "trial", **_name_trial(spec), **times, "row": told}
+    numbers = {name: value for name, value in row.items() if name not in TIMES}
+    times = {name: row[name] for name in TIMES if name in row}
+    return {"type": "trial", **_name_trial(spec), **times, "row": numbers}
 
 
 def make_end_event(spec: dict[str, Any], began_at: float, ended_at: float, stopped: str) -> dict[str, Any]:

@@ -28,6 +28,8 @@ RAY_ENVIRONMENT = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # processes stay warm from one stage to the next
 }
 
+# Failures after which a job starts again, as a Tune trial, a Ray Train run or a task of a warm process.
+MAX_FAILURES = 2
 # Ray's own words for what a run says in a line of its own: a process or a machine was lost, and what it did begins again.
 LOSSES = (
     r"^(A worker died or was killed|The node with node id: .* has been marked dead"

@@ -14,8 +14,7 @@ from l2g_ray.results.bootstrap import (
     paired_difference,
     summarise_seeds,
 )
-from l2g_ray.stages.metrics import CONFUSION_METRICS, score
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.metrics import find_metric, score
 from l2g_ray.tasks.schema import Task
 
 
@@ -24,6 +23,7 @@ class ArmScores:
 
     def __init__(self, task: Task, frame: pd.DataFrame, resamples: int, seed: int) -> None:
         self.task, self.resamples, self.seed = task, resamples, seed
+        self.metric = find_metric(task.metric)
         self.parts = {
             str(arm): [part for _, part in rows.groupby("seed")] for arm, rows in frame.groupby("arm", sort=False)
         }
@@ -38,8 +38,8 @@ class ArmScores:
 
     def summarise(self, arm: str) -> dict[str, Any]:
         """Mean over seeds, interval, score of each seed."""
-        if self._counts:
-            metric = {self.task.metric: CONFUSION_METRICS[self.task.metric]}
+        if self.metric.of_counts:
+            metric = {self.task.metric: self.metric.function}
             n_classes = len(self.task.labels)
             return confusion_bootstrap(
                 self._labels(arm), self._classes(arm), n_classes, metric, self.resamples, self.seed
@@ -48,16 +48,16 @@ class ArmScores:
 
     def subtract(self, first: str, second: str) -> dict[str, Any]:
         """Mean of the first arm minus mean of the second, with a paired interval."""
-        if self._counts:
+        if self.metric.of_counts:
             return confusion_difference(
                 self._labels(first),
                 self._classes(first),
                 self._classes(second),
                 len(self.task.labels),
-                CONFUSION_METRICS[self.task.metric],
+                self.metric.function,
                 self.resamples,
                 self.seed,
-                higher_is_better=find_metric(self.task.metric).higher_is_better,
+                higher_is_better=self.metric.higher_is_better,
             )
         return paired_difference(
             self._scores(first),
@@ -65,12 +65,8 @@ class ArmScores:
             self.n_rows,
             self.resamples,
             self.seed,
-            higher_is_better=find_metric(self.task.metric).higher_is_better,
+            higher_is_better=self.metric.higher_is_better,
         )
-
-    @property
-    def _counts(self) -> bool:
-        return self.task.is_classification and self.task.metric in CONFUSION_METRICS
 
     def _codes(self, names: pd.Series) -> np.ndarray:
         return _read_codes(self.task, names)

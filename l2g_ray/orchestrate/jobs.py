@@ -18,7 +18,7 @@ from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
 from l2g_ray.data.folds import Fold, SelectedRows
 from l2g_ray.errors import UserError
 from l2g_ray.models.team import ALONE, Team
-from l2g_ray.orchestrate.board import check_row
+from l2g_ray.orchestrate.board import stamp_row
 from l2g_ray.orchestrate.guard import StallWatch, forget_stall, persist
 from l2g_ray.orchestrate.shared_store import open_store
 from l2g_ray.orchestrate.store import Store
@@ -128,7 +128,7 @@ def _run_locked(
         def report_alive(row: dict[str, Any]) -> None:
             watch.beat()
             store.save_state(spec["stage"], spec["key"])
-            report(check_row(row) | {"began_at": began_at, "at": time.time()})
+            report(stamp_row(row, began_at))
 
         runtime = Runtime(spec["device"], spec["precision"], report_alive, work / "state.pt", team)
         pretrained = spec.get("pretrained") if stage.pretrained else None

@@ -8,12 +8,12 @@ trial that would, cuts its batches (`stages.loop`) and leaves its neighbours alo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l2g_ray.atomic import write_json
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.environment import hash_content
 from l2g_ray.orchestrate.job import Job
@@ -71,9 +71,7 @@ class Measured:
             return
         path = self._path(kind)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"peak_bytes": row["peak_bytes"], "gpu_bytes": row["gpu_bytes"]}))
-        os.replace(temporary, path)
+        write_json(path, {"peak_bytes": row["peak_bytes"], "gpu_bytes": row["gpu_bytes"]}, indent=None)
 
     def find(self, kind: str) -> dict[str, float] | None:
         """The measurement of a kind, or None."""

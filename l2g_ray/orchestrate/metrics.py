@@ -10,16 +10,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from l2g_ray.tasks.metrics import find_metric, name_stage_metric
+
 STATES = ("waiting", "running", "done", "failed")
 
 
 class SuiteMetrics:
-    """Gauges and counters of one suite, set by its driver. Needs a connected Ray."""
+    """Gauges and counters of one suite, set by its driver; `task_metrics` names each task's metric. Needs a connected Ray."""
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, suite: str, task_metrics: Mapping[str, str]) -> None:
         from ray.util import metrics
 
-        self._tags = {"suite": suite}
+        self._tags, self._task_metrics = {"suite": suite}, task_metrics
         self._tasks = metrics.Gauge("l2g_ray_tasks", "Tasks of a suite, by state.", ("suite", "state"))
         self._waiting = metrics.Gauge("l2g_ray_mlflow_events", "Events that MLflow has not got yet.", ("suite",))
         self._best = metrics.Gauge(
@@ -40,7 +42,9 @@ class SuiteMetrics:
         self._epochs.inc(1, tags)
         best = event["row"].get("best_score", -math.inf)
         if math.isfinite(best):
-            self._best.set(best, tags)
+            # Events have it with the sign that makes higher better.
+            metric = find_metric(name_stage_metric(event["stage"], self._task_metrics[event["task"]]))
+            self._best.set(metric.sign * best, tags)
 
     def show(self, tasks: Mapping[str, dict[str, Any]], waiting_events: int) -> None:
         """How the tasks stand (`Progress.snapshot`), and how much MLflow has not got."""

@@ -20,8 +20,7 @@ from l2g_ray.orchestrate.pipeline import Member, TaskOutcome
 from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
 from l2g_ray.places import name_place
 from l2g_ray.results.rows import warn_of_baseline, warn_of_findings, warn_of_near_duplicates
-from l2g_ray.stages.metrics import score
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.metrics import find_metric, signed_score
 from l2g_ray.tasks.published import published_scores
 from l2g_ray.tasks.schema import Task
 from l2g_ray.tasks.stored import write_task_file
@@ -83,8 +82,7 @@ def choose_seed(task: Task, oof: pd.DataFrame) -> int:
     """The seed whose ensemble scores best on held-out rows, the first of equals."""
     used = oof[oof["arm"] == ENSEMBLE]
     parts = {int(seed): used[used["seed"] == seed] for seed in used["seed"].unique()}
-    sign = find_metric(task.metric).sign
-    scores = {seed: sign * score(task.kind, task.metric, *read_outputs(task, part)) for seed, part in parts.items()}
+    scores = {seed: signed_score(task.kind, task.metric, *read_outputs(task, part)) for seed, part in parts.items()}
     known = {seed: value for seed, value in scores.items() if np.isfinite(value)}
     return max(known or scores, key=lambda seed: known.get(seed, 0.0))
 

@@ -394,7 +394,7 @@ class _Sizer:
         n_valid: int | None = None,
         memory_rows: int | None = None,
     ) -> Amount:
-        """`epochs` of all jobs together; `group` batches make a step and are in memory at once (spec 5.3)."""
+        """`epochs` of all jobs together; `group` batches make a step and are in memory at once."""
         n_rows = self.rows.train if n_rows is None else n_rows
         n_valid = self.rows.valid if n_valid is None else n_valid
         batches = count_batches(n_rows, batch_size, drop_last=True)

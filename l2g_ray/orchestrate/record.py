@@ -17,8 +17,9 @@ from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.model_scores import ModelScores, read_scores
 from l2g_ray.orchestrate.request import SuiteRequest
 from l2g_ray.orchestrate.run_notes import describe_suite, describe_task
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 from l2g_ray.tasks.schema import Task
+from l2g_ray.tasks.stored import prediction_columns
 from l2g_ray.tracking import NOTE_TAG, Tracker
 from l2g_ray.tracking_store import is_file_store, redact
 from l2g_ray.tracking_writer import JOURNAL, TrackingWriter
@@ -167,9 +168,7 @@ class Recorder:
 
     def _name_score(self, event: dict[str, Any]) -> tuple[str, float]:
         """What a stage's `score` is called, and the sign that undoes its being maximised."""
-        if event["stage"] == "pretrain":  # knows no labels
-            return "valid_masked_loss", -1.0
-        metric = self.tasks[event["task"]].metric
+        metric = name_stage_metric(event["stage"], self.tasks[event["task"]].metric)
         return f"valid_{metric}", find_metric(metric).sign
 
     def log_task(self, name: str, folder: Path, row: dict[str, Any], prepared: PreparedTask, register: bool) -> None:
@@ -305,8 +304,6 @@ def _read_example(prepared: PreparedTask) -> list[str]:
 
 def _name_outputs(task: Task) -> list[list[str]]:
     """Columns of a prediction, and their types in MLflow."""
-    from l2g_ray.stages.evaluate import prediction_columns  # with torch, which a driver has no other use for
-
     columns = prediction_columns(task, np.zeros((1, task.n_outputs)))
     return [[name, "double" if isinstance(values, np.ndarray) else "string"] for name, values in columns.items()]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from l2g_ray.atomic import replacing, write_json
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
@@ -24,10 +25,8 @@ EVENTS_FILE = "events.jsonl"
 
 def write_events(folder: Path, events: Iterable[dict[str, Any]]) -> None:
     """Keep a suite's events in its folder, one a line, without secrets."""
-    temporary = folder / f".{EVENTS_FILE}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(folder / EVENTS_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(clean(event)) + "\n" for event in events)
-    os.replace(temporary, folder / EVENTS_FILE)
 
 
 def log_if_gone(
@@ -91,9 +90,7 @@ def _log(
     for row in board["tasks"]:
         row["model_uri"] = recorder.model_uri(row["task"]) or row["model_uri"]
     write_leaderboard(board, folder)
-    temporary = folder / f".{SUITE_FILE}.tmp"
-    temporary.write_text(json.dumps(clean(meta | name_store(request, recorder.uri)), indent=1))
-    os.replace(temporary, folder / SUITE_FILE)
+    write_json(folder / SUITE_FILE, clean(meta | name_store(request, recorder.uri)))
     recorder.log_suite(folder)
     recorder.close("FINISHED")
     return recorder.uri

@@ -6,8 +6,6 @@ nothing: time depends on shapes, not on what the numbers mean.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import statistics
 import time
@@ -21,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow.csv import write_csv
 
+from l2g_ray.atomic import write_json
 from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.options import SourceOptions
@@ -109,9 +108,7 @@ def measure_scaling(request: ScaleRequest, say: Say) -> dict[str, Any]:
         **describe_environment(ray),
         **compare(strong, weak, trials),
     }
-    temporary = folder / ".scaling.json.tmp"
-    temporary.write_text(json.dumps(found, indent=1))
-    os.replace(temporary, folder / "scaling.json")
+    write_json(folder / "scaling.json", found)
     return found
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from l2g_ray.atomic import replacing
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.guard import persist
 from l2g_ray.orchestrate.locks import hold_file
@@ -58,9 +59,8 @@ class SharedStore(Store):
         work = super().open_work(stage, key)
         state = self._place(stage, f"{key}.work") / STATE
         if not (work / STATE).exists() and self._patiently(state.exists):
-            temporary = work / f"{STATE}.{os.getpid()}.tmp"
-            self._patiently(lambda: state.download(temporary))
-            os.replace(temporary, work / STATE)
+            with replacing(work / STATE) as temporary:
+                self._patiently(lambda: state.download(temporary))
         return work
 
     def save_state(self, stage: str, key: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from l2g_ray.atomic import write_text
 from l2g_ray.errors import UserError
 from l2g_ray.places import show_command
 
@@ -90,14 +91,12 @@ class StatusWriter:
             self._ended.wait(1.0)
 
     def _write(self) -> None:
-        temporary = self.path.with_name(f".{STATUS_FILE}.{os.getpid()}")
         # A disk that is full or away for a while must not end the suite: the next beat tries again.
         with self._writing, contextlib.suppress(OSError):  # the beat and `close` have one temporary file
             with self._lock:
                 text = json.dumps(self._facts | {"at": time.time()}, indent=1)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            os.replace(temporary, self.path)
+            write_text(self.path, text)
 
 
 def read_status(run: Path) -> dict[str, Any]:

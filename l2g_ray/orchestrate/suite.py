@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import contextlib
 import json
-import os
 import shutil
 import time
 import uuid
@@ -17,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from l2g_ray.atomic import write_json
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
@@ -281,10 +281,10 @@ class _Run:
                 spec = waiting.pop(0) | common
                 running[remote.remote(spec, board)] = spec["task"]
 
-        metrics = SuiteMetrics(self.request.name)
         self.status.say("trains")
         storage = StorageWatch(self.request.remote or self.request.out, self._say)
         metrics_by_task = {name: task.task.metric for name, task in self.prepared.items()}
+        metrics = SuiteMetrics(self.request.name, metrics_by_task)
         with Progress(self.console, metrics_by_task, self.request.name) as progress:
             try:
                 start_tasks()
@@ -415,9 +415,7 @@ class _Run:
 
         def write() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.folder / f".{SUITE_FILE}.tmp"
-            temporary.write_text(json.dumps(clean(meta), indent=1))
-            os.replace(temporary, self.folder / SUITE_FILE)
+            write_json(self.folder / SUITE_FILE, clean(meta))
 
         self._persist(write, wait_s)
         if (remote := self.request.remote) is not None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 
-MAX_FAILURES = 2
 # Workers that wait for the first one may do so for long: it may wait for another suite that makes the same result. One
 # that died is noticed at once, by its broken connection and by Ray.
 COLLECTIVE_TIMEOUT_S = 24 * 3600
@@ -74,7 +73,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 
     from l2g_ray.data.stream import RayDataSource
     from l2g_ray.models.team import Team
-    from l2g_ray.orchestrate.board import make_trial_event
+    from l2g_ray.orchestrate.board import make_trial_event, make_tune_result
     from l2g_ray.orchestrate.jobs import run_job
     from l2g_ray.orchestrate.trial_logs import note_logs
 
@@ -90,6 +89,6 @@ def _train_worker(config: dict[str, Any]) -> None:
         total += row["cpu_s"]
         if board is not None and team.is_first:
             ray.get(board.put.remote(make_trial_event(config["spec"], row)))
-        ray.train.report(row | config["fixed"] | {"cpu_s_total": total})
+        ray.train.report(make_tune_result(row, config["fixed"], total))
 
     run_job(config["spec"], report, sources["train"], sources["valid"], team)

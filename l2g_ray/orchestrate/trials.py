@@ -15,14 +15,14 @@ from typing import Any
 
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.board import Emit, make_end_event, make_trial_event
-from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.guard import read_stall
 from l2g_ray.orchestrate.halving import describe_end
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import memory_key
 from l2g_ray.orchestrate.store import StageResult, Store
 from l2g_ray.orchestrate.trial_logs import fetch_last_lines, read_note
-from l2g_ray.orchestrate.warm import MAX_FAILURES, find_cause, run_jobs_warm
+from l2g_ray.orchestrate.warm import find_cause, run_jobs_warm
 from l2g_ray.redaction import redact
 from l2g_ray.stages.registry import find_stage
 

@@ -15,7 +15,8 @@ from ray.tune.execution import class_cache
 from l2g_ray.config import FinetuneSettings
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
-from l2g_ray.orchestrate.board import make_end_event, make_trial_event
+from l2g_ray.orchestrate.board import TIMES, make_end_event, make_trial_event
+from l2g_ray.orchestrate.cluster import MAX_FAILURES
 from l2g_ray.orchestrate.halving import describe_end, name_trial, rung_epochs
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import most_at_once
@@ -23,7 +24,6 @@ from l2g_ray.orchestrate.trials import Place, emit_end, emit_failure, emit_slots
 from l2g_ray.orchestrate.worker import draw_job, make_search_trainable, make_trainable
 from l2g_ray.redaction import SECRET
 
-MAX_FAILURES = 2
 Histories = dict[str, list[dict[str, Any]]]
 
 
@@ -79,7 +79,7 @@ class _EmitRows(Callback):
         """One epoch of one trial."""
         if "label" in result:
             named = result | {"task": self.place.task, "label": self.label(trial) or result["label"]}
-            event = make_trial_event(named, result | _read_times(self.place, result))
+            event = make_trial_event(named, result["row"] | _read_times(self.place, result))
             rows = self.histories.setdefault(result["key"], [])
             if len(rows) > event["row"]["epoch"]:  # a trial that was restarted tells its first epochs again
                 return
@@ -141,7 +141,7 @@ def run_search(
         last = trial.last_result or {}
         if times := _read_times(place, last):
             named = last | {"task": place.task, "label": name(trial)}
-            stopped = describe_end(int(last["epoch"]) + 1, float(last["train_loss"]), settings.epochs, rungs)
+            stopped = describe_end(int(last["epoch"]) + 1, float(last["row"]["train_loss"]), settings.epochs, rungs)
             place.emit(make_end_event(named, times["began_at"], times["at"], stopped))
 
     def name(trial: Any) -> str:
@@ -209,8 +209,8 @@ def run_search(
 
 def _read_times(place: Place, result: dict[str, Any]) -> dict[str, float]:
     """`began_at` and `at` of a trial that has reported: its own, or those of the result that it found in the store."""
-    if "began_at" in result:
-        return {"began_at": result["began_at"], "at": result["at"]}
+    if times := {name: result["row"][name] for name in TIMES if name in result.get("row", {})}:
+        return times
     found = place.store.find(result["stage"], result["key"]) if "key" in result else None
     if found is None or not found.values.get("began_at"):
         return {}

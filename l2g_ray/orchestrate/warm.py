@@ -14,10 +14,9 @@ from typing import Any
 
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.board import make_trial_event
-from l2g_ray.orchestrate.cluster import Slots
+from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.trial_logs import note_logs
 
-MAX_FAILURES = 2
 # A process is replaced after so many jobs, whatever a library may have kept in it.
 JOBS_PER_PROCESS = 64
 WARMED = 8

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import tune
 
+from l2g_ray.orchestrate.board import make_tune_result
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import Measured, limit_memory, memory_key
@@ -85,7 +86,7 @@ def run_reporting(spec: dict[str, Any], runner: str, slots: Slots, held: Held) -
         total += row["cpu_s"]
         if packed:
             measured.record(spec["kind"], row, spec["gpus"])
-        tune.report(row | fixed | {"cpu_s_total": total})
+        tune.report(make_tune_result(row, fixed, total))
 
     if runner == "train":
         from l2g_ray.orchestrate.train_run import run_in_train

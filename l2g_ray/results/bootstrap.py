@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[Any]
 # Row indices (n,) to a score; NaN where the score is undefined on those rows.
 Score = Callable[[Array], float]
-# Counts (..., C, C), true class by row, to scores (...): `stages.metrics.mcc` is one.
+# Counts (..., C, C), true class by row, to scores (...): `tasks.metrics.mcc` is one.
 ConfusionMetric = Callable[[Array], Array]
 
 MIN_SEEDS_TO_RESAMPLE = 3

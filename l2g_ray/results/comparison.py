@@ -16,13 +16,6 @@ from l2g_ray.results.schema import validate_leaderboard
 from l2g_ray.results.terminal import Column, Listing
 from l2g_ray.tasks.metrics import METRICS
 
-_LOWER = ", ".join(name for name, metric in METRICS.items() if not metric.higher_is_better)
-CAPTION = (
-    "Choose by the score on held-out rows (validation in a run of an earlier version); the test split is for the variant that "
-    "was chosen. Used: what the run predicts with, on test. Change: this variant minus the first, two means subtracted, "
-    f"without an interval; lower is better for {_LOWER}. Difference: L2G minus embedder only, over the same test rows. "
-    "Intervals are 95 % bootstrap."
-)
 COLUMNS = (
     Column("Task, metric", words=True),
     Column("Variant", words=True),
@@ -72,7 +65,7 @@ def compare_boards(boards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
 
 def render_comparison(rows: list[dict[str, Any]]) -> Listing:
     """The rows for a terminal of any width."""
-    listing = Listing(COLUMNS, caption=[CAPTION], keys=2)
+    listing = Listing(COLUMNS, caption=[_caption()], keys=2)
     for row in rows:
         listing.add(f"{row['task']}, {row['metric']}", *_cells(row))
     return listing
@@ -98,9 +91,19 @@ def write_comparison(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     texts = {
         "comparison.json": json.dumps({"schema": 1, "rows": rows}, indent=1) + "\n",
         "comparison.csv": out.getvalue(),
-        "comparison.md": "\n".join([*lines, "", CAPTION]) + "\n",
+        "comparison.md": "\n".join([*lines, "", _caption()]) + "\n",
     }
     return [write_atomically(folder / name, text) for name, text in texts.items()]
+
+
+def _caption() -> str:
+    lower = ", ".join(name for name, metric in METRICS.items() if not metric.higher_is_better)
+    return (
+        "Choose by the score on held-out rows (validation in a run of an earlier version); the test split is for the variant that "
+        "was chosen. Used: what the run predicts with, on test. Change: this variant minus the first, two means subtracted, "
+        f"without an interval; lower is better for {lower}. Difference: L2G minus embedder only, over the same test rows. "
+        "Intervals are 95 % bootstrap."
+    )
 
 
 def _cells(row: dict[str, Any]) -> list[str | list[str]]:

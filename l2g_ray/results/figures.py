@@ -162,10 +162,7 @@ def plot_trials(history: Sequence[Mapping[str, Any]], stage: str = "finetune", r
 
     `rungs` are the epochs after which a trial is compared with others and may be stopped.
     """
-    frame = _to_frame(history)
-    frame = frame[(frame["stage"] == stage) & frame["value"].notna()]
-    trials = frame.groupby("trial").agg(epochs=("epoch", "nunique"), score=("value", _pick_best(frame)))
-    trials = trials.sort_values(["score", "epochs"], ascending=_lower_is_better(frame))
+    trials = summarise_trials(history, stage)
     figure, (axes,) = _new_figure(6.4, 0.9 + 0.26 * max(len(trials), 1))
     most = trials["epochs"].max() if len(trials) else 1
     ys = np.arange(len(trials))[::-1]
@@ -180,7 +177,7 @@ def plot_trials(history: Sequence[Mapping[str, Any]], stage: str = "finetune", r
     axes.set_yticks(ys, [str(name) for name in trials.index])
     axes.set_xlim(0, most * 1.25)
     _use_whole_numbers(axes)
-    metric = frame["metric"].iloc[0] if len(frame) else "score"
+    metric = next((record["metric"] for record in history if record["stage"] == stage), "score")
     axes.set_xlabel(f"epochs reached (numbers: best validation {metric})")
     axes.set_ylabel("trial, best first")
     return figure
@@ -312,23 +309,21 @@ def _use_whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
+def summarise_trials(history: Sequence[Mapping[str, Any]], stage: str) -> pd.DataFrame:
+    """Epochs and best score (`epochs`, `score`) of each trial of a stage that has a score, the best trial first."""
+    frame = _to_frame(history)
+    frame = frame[(frame["stage"] == stage) & frame["value"].notna()]
+    lower = any(not find_metric(metric).higher_is_better for metric in frame["metric"].unique())
+    trials = frame.groupby("trial").agg(epochs=("epoch", "nunique"), score=("value", "min" if lower else "max"))
+    return trials.sort_values(["score", "epochs"], ascending=[lower, False])
+
+
 def _to_frame(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(list(history), columns=["stage", "trial", "epoch", "metric", "value", "loss"])
     return frame.astype({"value": float, "loss": float, "trial": str})
 
 
-def _lower_is_better(frame: pd.DataFrame) -> bool:
-    return bool(len(frame)) and not find_metric(str(frame["metric"].iloc[0])).higher_is_better
-
-
-def _pick_best(frame: pd.DataFrame) -> str:
-    return "min" if _lower_is_better(frame) else "max"
-
-
 def _find_best_trial(frame: pd.DataFrame) -> str | None:
-    known = frame.dropna(subset=["value"])
-    if known.empty:
-        return None
-    values = known["value"].to_numpy()
-    position = values.argmin() if _lower_is_better(known) else values.argmax()
-    return str(known["trial"].iloc[int(position)])
+    scores = list(zip(frame["trial"], frame["value"], strict=True))
+    best = find_metric(frame["metric"].iloc[0]).best(scores, lambda pair: pair[1])
+    return str(best[0]) if best else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2g_ray.arms import ARMS
+from l2g_ray.atomic import write_text
 from l2g_ray.errors import UserError
 from l2g_ray.results.ensemble import EXPLAIN_ADDS, describe_ensemble, head_arms, list_arms, tabulate_arms
 from l2g_ray.results.rows import (
@@ -58,11 +58,9 @@ def write_leaderboard(board: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def write_atomically(path: Path, text: str) -> Path:
     """Write UTF-8 text beside `path`, then put it in its place. Raises UserError when that cannot be done."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
+        write_text(path, text)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); name another folder with --out") from None
     return path

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from l2g_ray.results import ensemble
+from l2g_ray.results.figures import summarise_trials
 from l2g_ray.results.rows import (
     best_published,
     format_interval,
@@ -152,8 +153,7 @@ def tabulate_trials(
             ending = f"stopped at the rung of epoch {epochs}"
         lines.append([f"{i:02d}", epochs, trial.get("best_score"), ending, *(values.get(name) for name in names)])
     if not trials:
-        frame = pd.DataFrame([r for r in history if r["stage"] == "finetune"])
-        lines = [[name, part["epoch"].nunique(), part["value"].max(), ""] for name, part in frame.groupby("trial")]
+        lines = [[*one, ""] for one in summarise_trials(history, "finetune").itertuples(name=None)]
     return make_table(["Trial", "Epochs", "Best validation score", "Ended", *names], lines)
 
 

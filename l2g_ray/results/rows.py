@@ -68,29 +68,21 @@ def describe_weights(row: Mapping[str, Any], most: int | None = None) -> str:
 
 def best_simple_arm(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Name and scores of the k-mer arm with the best score on held-out rows; None where a row has none."""
-    sign = find_metric(row["metric"]).sign
-    known = {
-        arm: sign * one["oof"]["mean"]
-        for arm, one in (row.get("arms") or {}).items()
-        if ARMS[arm].simple and one["oof"] and one["oof"]["mean"] is not None
-    }
-    name = max(known, key=lambda arm: known[arm], default=None)
-    return (name, dict(row["arms"][name])) if name else None
+    arms = {arm: one for arm, one in (row.get("arms") or {}).items() if ARMS[arm].simple and one["oof"]}
+    name = find_metric(row["metric"]).best(arms, lambda arm: arms[arm]["oof"]["mean"])
+    return (name, dict(arms[name])) if name else None
 
 
 def best_published(row: Mapping[str, Any], comparable: bool = True) -> dict[str, Any] | None:
     """The best published score of a row, of the comparable ones only unless told otherwise; None where there is none."""
-    sign = find_metric(row["metric"]).sign
-    known = [p for p in row["published"] if p["value"] is not None and (p["comparable"] or not comparable)]
-    return max(known, key=lambda p: sign * p["value"], default=None)
+    known = [p for p in row["published"] if p["comparable"] or not comparable]
+    return find_metric(row["metric"]).best(known, lambda p: p["value"])
 
 
 def best_baseline(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Name and scores of the baseline with the best validation score: the test split chooses nothing."""
-    sign = find_metric(row["metric"]).sign
     scores = {n: s for n, s in (row.get("baselines") or {}).items() if isinstance(s, Mapping)}
-    known = {n: sign * s["validation"] for n, s in scores.items() if s.get("validation") is not None}
-    name = max(known, key=lambda n: known[n], default=None)
+    name = find_metric(row["metric"]).best(scores, lambda n: scores[n].get("validation"))
     return (name, dict(scores[name])) if name else None
 
 

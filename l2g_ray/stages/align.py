@@ -1,17 +1,17 @@
-"""Stage 2: embedder pre-training, L = alpha_e MMD(text, DNA) + beta task, task loss first (spec 5).
+"""Stage 2: embedder pre-training, L = alpha_e MMD(text, DNA) + beta task, task loss first (paper, "Embedder Pre-training").
 
 What is said of MMD holds for the other distances of `stages.distances` as well.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from l2g_ray.atomic import replacing
 from l2g_ray.config import AlignSettings, Settings
 from l2g_ray.counts import group_size
 from l2g_ray.data.batches import Batch
@@ -103,7 +103,7 @@ def run_warmup(context: Context, args: dict[str, Any]) -> dict[str, Any]:
         last_epoch=context.settings.align.task_only_epochs,
     )
     if context.runtime.team.is_first:
-        os.replace(context.work / "state.pt", context.work / WARM)
+        (context.work / "state.pt").replace(context.work / WARM)
     return summarise(training)
 
 
@@ -112,9 +112,8 @@ def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     state, team = context.runtime.state_path, context.runtime.team
     warm = context.inputs.get("warmup")
     if team.is_first and state is not None and warm is not None and not state.exists():
-        temporary = state.with_suffix(".copy")
-        shutil.copyfile(warm / WARM, temporary)
-        os.replace(temporary, state)
+        with replacing(state) as temporary:
+            shutil.copyfile(warm / WARM, temporary)
     team.wait()
     config = make_config(context, args)
     if not context.settings.align.enabled:
@@ -142,10 +141,10 @@ def make_joint_losses(
     alpha: float,
     team: Team = ALONE,
 ) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
-    """One loss a group: batch norm sees each batch by itself, MMD sees all rows of the group together (spec 5.3).
+    """One loss a group: batch norm sees each batch by itself, MMD sees all rows of the group together.
 
     Source rows are drawn anew each step, as many as target rows, with replacement; targets are masked means over
-    tokens after LayerNorm (spec 5.2). Workers of a team compare the same source rows with the pooled tokens of all of
+    tokens after LayerNorm. Workers of a team compare the same source rows with the pooled tokens of all of
     them, each counting its share of the result.
 
     Micro-batches, which are there because memory did not suffice for a group, are back-propagated one at a time. MMD

@@ -25,8 +25,7 @@ from l2g_ray.stages.common import TaskData, predict_source
 from l2g_ray.stages.context import Context, summarise
 from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.losses import compute_task_loss
-from l2g_ray.stages.metrics import score
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.metrics import signed_score
 from l2g_ray.tasks.schema import Task
 
 FIT_BATCH_ROWS = 4096
@@ -102,8 +101,7 @@ def fit_baseline(
     else:
         _fit_boosting(model, x, labels, data, seed, settings.baselines.boosting_rounds)
     predictions, known = predict_source(model, data.valid, data.task, runtime)
-    sign = find_metric(data.task.metric).sign
-    value = sign * score(data.task.kind, data.task.metric, known, predictions)
+    value = signed_score(data.task.kind, data.task.metric, known, predictions)
     return Fitted(model.eval(), value, chosen | {"train_rows": len(labels)})
 
 

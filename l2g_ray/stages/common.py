@@ -16,15 +16,13 @@ from l2g_ray.config import Settings
 from l2g_ray.counts import count_batches, find_channels, use_rc
 from l2g_ray.data.batches import Batch, Source, iter_batches, iter_evaluation_batches
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
-from l2g_ray.models.ensemble import to_predictions
+from l2g_ray.models.ensemble import predict_strands
 from l2g_ray.models.team import ALONE, Team
-from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.losses import compute_task_loss
 from l2g_ray.stages.memory import RowsAtOnce
-from l2g_ray.stages.metrics import score
 from l2g_ray.stages.parts import Draws
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.metrics import signed_score
 from l2g_ray.tasks.schema import Task
 
 
@@ -123,7 +121,7 @@ def make_embedder_config(
 
 
 def build_net(config: EmbedderConfig, data: TaskData, reference: Reference, seed: int) -> EmbedderNet:
-    """A fresh embedder with Predictor 1, its LayerNorm a copy of the language model's (spec 2.5)."""
+    """A fresh embedder with Predictor 1, its LayerNorm a copy of the language model's (docs/method.md, "Network")."""
     torch.manual_seed(seed)
     net = EmbedderNet(config)
     with torch.no_grad():
@@ -209,19 +207,15 @@ def predict_source(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predictions (n, n_outputs) and labels of all rows in order, in evaluation mode.
 
-    `rc_average` means over both strands: probabilities for classification, values for regression (spec 6.5). Batches that
-    do not fit into memory go through in parts.
+    `rc_average` means over both strands: probabilities for classification, values for regression (docs/method.md,
+    "evaluate"). Batches that do not fit into memory go through in parts.
     """
     model.eval()
     predictions, labels, team, at_once = [], [], runtime.team, RowsAtOnce(batch_size)
 
     def predict(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         with runtime.autocast():
-            outputs = to_predictions(task.kind, model(codes, lengths_bp))
-            if rc_average:
-                flipped = reverse_complement(codes, lengths_bp)
-                outputs = (outputs + to_predictions(task.kind, model(flipped, lengths_bp))) / 2
-        return outputs.float()
+            return predict_strands(model, task.kind, codes, lengths_bp, rc_average)
 
     with torch.no_grad():
         for batch in iter_evaluation_batches(
@@ -240,11 +234,10 @@ def predict_source(
 def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:
     """The task's metric on validation as 'score', negated where lower is better, so that it is always maximised."""
     task = data.task
-    sign = find_metric(task.metric).sign
 
     def validate() -> dict[str, float]:
         predictions, labels = predict_source(model, data.valid, task, runtime)
-        return {"score": sign * score(task.kind, task.metric, labels, predictions)}
+        return {"score": signed_score(task.kind, task.metric, labels, predictions)}
 
     return validate
 

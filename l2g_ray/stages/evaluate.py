@@ -27,9 +27,10 @@ from l2g_ray.models.l2g import load_model
 from l2g_ray.stages.common import predict_source
 from l2g_ray.stages.context import HELD_OUT, Context
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.metrics import compute_metrics
 from l2g_ray.stages.stack import Stacker
+from l2g_ray.tasks.metrics import compute_metrics
 from l2g_ray.tasks.schema import Task
+from l2g_ray.tasks.stored import prediction_columns
 
 # Arm and seed to predictions (n, n_outputs): those reported, and those of the given strand.
 Outputs = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
@@ -224,12 +225,3 @@ def _tabulate(
     if plain is not None:
         columns |= {f"plain_{name}": values for name, values in prediction_columns(task, plain).items()}
     return pa.table(columns)
-
-
-def prediction_columns(task: Task, outputs: np.ndarray) -> dict[str, Any]:
-    """Columns of a prediction table from outputs (n, n_outputs): the class and each label's probability, or values."""
-    if task.is_classification:
-        named: dict[str, Any] = {"prediction": pa.array([task.labels[i] for i in outputs.argmax(1)])}
-        return named | {f"probability_{name}": outputs[:, i] for i, name in enumerate(task.labels)}
-    prefix = "probability" if task.kind == "multilabel" else "prediction"
-    return {f"{prefix}_{name}": outputs[:, i] for i, name in enumerate(task.labels)}

@@ -1,4 +1,4 @@
-"""Stage 3: fine-tune embedder, language model and predictor on the task (spec 6)."""
+"""Stage 3: fine-tune embedder, language model and predictor on the task (paper, "Fine-tuning")."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2g_ray.atomic import replacing, write_json
 from l2g_ray.data.batches import Batch
 from l2g_ray.errors import UserError
 from l2g_ray.models.layers import join_team
@@ -308,9 +308,7 @@ def read_micro_batches(state_path: Path | None) -> int:
 
 def _write_micro_batches(state_path: Path | None, n: int) -> None:
     if state_path is not None:
-        temporary = _micro_batches_file(state_path).with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(n))
-        os.replace(temporary, _micro_batches_file(state_path))
+        write_json(_micro_batches_file(state_path), n)
 
 
 def group_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -329,12 +327,8 @@ def _save(path: Path | None, state: _State, model: nn.Module, optimizer: torch.o
     if path is None:
         return
     content = {"loop": vars(state), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:

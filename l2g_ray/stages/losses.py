@@ -24,7 +24,7 @@ def compute_task_loss(
     n_labels : what the sum over labels is divided by: the labels of the whole batch, where these are a part of its
         rows, so that the parts' losses add up to that of the whole; None for the labels given.
 
-    Cross-entropy, BCE with logits, or MSE (spec 1.4); missing labels are left out. An all-missing batch gives 0.
+    Cross-entropy, BCE with logits, or MSE; missing labels are left out. An all-missing batch gives 0.
     """
     if kind in ("binary", "multiclass"):
         if n_labels is not None:

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, from settings (spec 1.5, 4.3, 6.3)."""
+"""Optimisers and learning-rate schedules, from settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_schedule(settings: OptimSettings, epochs: int, steps_per_epoch: int) ->
     """Multiplier of every group's learning rate at step t in 0..T, T = epochs * steps_per_epoch.
 
     Linear warm-up over `warmup_fraction` of T, then the decay. 'linear' and 'cosine' reach 0 at T and never go below
-    (three official configs go negative, spec 1.6). 'step' multiplies after each of `step_epochs`, strictly greater.
+    (three official configs go negative). 'step' multiplies after each of `step_epochs`, strictly greater.
     """
     total = max(1, epochs * steps_per_epoch)
     warmup = int(settings.warmup_fraction * total)

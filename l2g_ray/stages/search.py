@@ -1,4 +1,4 @@
-"""Stage 1b: DASH, the search for kernel size and dilation of every layer (spec 4).
+"""Stage 1b: DASH, the search for kernel size and dilation of every layer (paper, "Neural Architecture Search").
 
 Searched is the very network that is deployed: same widths, same padding, same encoding, same augmentation.
 """
@@ -106,7 +106,7 @@ def build_supernet(net: EmbedderNet, settings: Settings, seed: int) -> dict[str,
 def make_search_optimizer(
     net: nn.Module, mixed: dict[str, MixedConv1d], stage: SearchSettings
 ) -> torch.optim.Optimizer:
-    """The optimiser of `search.optim` over weights, and over logits with their own rate (spec 4.3)."""
+    """The optimiser of `search.optim` over weights, and over logits with their own rate (docs/method.md, "search")."""
     logits = [layer.logits for layer in mixed.values()]
     chosen = {id(p) for p in logits}
     weights = [p for p in net.parameters() if id(p) not in chosen]

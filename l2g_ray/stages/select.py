@@ -1,4 +1,7 @@
-"""Stage 1a: train each candidate, a backbone with one kernel size, shortly; the best validation score wins (spec 3)."""
+"""Stage 1a: train each candidate, a backbone with one kernel size, shortly; the best validation score wins.
+
+See docs/method.md, "select".
+"""
 
 from __future__ import annotations
 

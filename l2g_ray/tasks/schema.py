@@ -11,13 +11,6 @@ from l2g_ray.tasks.metrics import metrics_of
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 
-# The metric that a kind is selected and reported by when the task names none.
-DEFAULT_METRIC: dict[str, str] = {
-    "binary": "mcc",
-    "multiclass": "mcc",
-    "multilabel": "auroc",
-    "regression": "pearson_mean",
-}
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -73,7 +66,7 @@ class Task(BaseModel):
         for field in _NAMED_FIELDS & values.keys():
             values[field] = _put_name(values[field], str(values.get("name", "")))
         if not values.get("metric"):
-            values["metric"] = DEFAULT_METRIC.get(values.get("kind", ""), "mcc")
+            values["metric"] = next(iter(metrics_of(values.get("kind", ""))), "")
         # Several outputs without columns of their own: each output's column has its name.
         several = len(values["labels"] or ()) > 1 and values.get("kind") in ("multilabel", "regression")
         if several and not values.get("label_columns"):

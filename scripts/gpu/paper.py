@@ -46,9 +46,8 @@ from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, pre
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import Runtime, TrainResult
-from l2g_ray.stages.metrics import score
 from l2g_ray.tasks.catalogue import find_tasks
-from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.metrics import score, signed_score
 
 # The largest training sets first, but for H3 (500 bp), where a first study saw the language model gain.
 TASKS = ("gue/tf_0", "nt/H3", "gue/prom_core_all", "gue/tf_1")
@@ -209,9 +208,7 @@ def _finish(
     both = average_strands(settings, data.task)
     for split, source in (("valid", data.valid), ("test", test)):
         predictions, labels = predict_source(model, source, data.task, _runtime(place), rc_average=both)
-        row[split] = round(
-            find_metric(data.task.metric).sign * score(data.task.kind, data.task.metric, labels, predictions), 4
-        )
+        row[split] = round(signed_score(data.task.kind, data.task.metric, labels, predictions), 4)
         kept |= {split: predictions.astype(np.float16), f"{split}_labels": labels}
     file = _predictions(place.out, row)
     file.parent.mkdir(parents=True, exist_ok=True)
