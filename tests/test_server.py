@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import shlex
@@ -10,11 +11,11 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,7 @@ from servers import Served, free_port, postgres, serving, start_server
 from l2g_ray.cli.server import server as server_command
 from l2g_ray.errors import UserError
 from l2g_ray.redaction import redact
-from l2g_ray.server.settings import ServerSettings, split_hosts
-from l2g_ray.server.store import prepare_store
+from l2g_ray.server.settings import ServerSettings, prepare_store, split_hosts
 from l2g_ray.tracking import Tracker
 from l2g_ray.tracking_store import refuse_file_store
 
@@ -181,6 +181,9 @@ def test_the_ui_answers_on_a_runs_store_and_leaves_nothing(
     )
     page = f"{served.url}/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=l2g-ray"
     assert f"MLflow UI: {page} (Ctrl-C ends it)" in served.out.read_text()
+    limit = time.monotonic() + 10
+    while not (opened.exists() and opened.read_text()) and time.monotonic() < limit:  # the browser is another process
+        time.sleep(0.1)
     assert opened.read_text().strip() == page
     assert Tracker(served.url, "l2g", tmp_path / "client").link == page
     monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
@@ -221,13 +224,14 @@ def test_other_machines_need_allowed_hosts(cli: Cli) -> None:
 def test_hosts_stand_with_their_ports() -> None:
     given = ServerSettings("sqlite:////x", "/a", "0.0.0.0", 5001, split_hosts("mlflow.lab, 10.0.0.5:80"))
     assert given.client_url == "http://mlflow.lab:5001"
-    command = given.command("python")
-    allowed = command[command.index("--allowed-hosts") + 1].split(",")
+    options = given.options()
+    allowed = options[options.index("--allowed-hosts") + 1].split(",")
     assert allowed[:3] == ["mlflow.lab", "mlflow.lab:*", "10.0.0.5:80"]
     assert "localhost:*" in allowed
-    assert "https://mlflow.lab" in command[command.index("--cors-allowed-origins") + 1]
-    assert command[command.index("--workers") + 1] == "1"
-    assert ServerSettings("postgresql://h/d", "/a", "127.0.0.1", 1).command("p")[-3] == "4"
+    assert "https://mlflow.lab" in options[options.index("--cors-allowed-origins") + 1]
+    assert options[options.index("--workers") + 1] == "1"
+    options = ServerSettings("postgresql://h/d", "/a", "127.0.0.1", 1).options()
+    assert options[options.index("--workers") + 1] == "4"
 
 
 @pytest.mark.parametrize(
@@ -274,20 +278,20 @@ def test_a_store_of_something_else_or_another_version(cli: Cli, tmp_path: Path) 
 
 def test_upgrade_brings_old_tables_up_to_date(tmp_path: Path) -> None:
     from alembic import command
-    from mlflow.store.db.utils import _get_alembic_config
-    from mlflow.store.db_migrations import __file__ as migrations
+    from alembic.config import Config
+    from mlflow.store import db_migrations
     from sqlalchemy import create_engine
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     prepare_store(uri)
     latest = _revision(tmp_path / "mlflow.db")
-    config = _get_alembic_config(uri)
+    config = Config()
+    config.set_main_option("script_location", db_migrations.__path__[0])
     engine = create_engine(uri)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "-1")
     engine.dispose()
-    assert Path(migrations).exists()
     assert _revision(tmp_path / "mlflow.db") != latest
     with pytest.raises(UserError, match="--upgrade"):
         prepare_store(uri)
@@ -379,24 +383,12 @@ def test_login_files_that_cannot_work(tmp_path: Path, cli: Cli) -> None:
 def test_postgresql(tmp_path: Path) -> None:
     with postgres(PASSWORD) as (uri, programs):
         # Servers that start at once make the tables one after the other.
-        failures: list[BaseException] = []
-
-        def prepare() -> None:
-            try:
-                prepare_store(uri)
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=prepare) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not failures
-
-        with serving(
-            tmp_path, "--artifacts", "files", "--workers", "2", env={"MLFLOW_BACKEND_STORE_URI": uri}
-        ) as served:
+        options, env = ("--artifacts", "files", "--workers", "2"), {"MLFLOW_BACKEND_STORE_URI": uri}
+        with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
+            waiting = [pool.submit(start_server, tmp_path / name, *options, env=env) for name in ("a", "b")]
+            for future in waiting:
+                stack.callback(future.result().stop)
+            served = waiting[0].result()
             encoded = re.search(r"me:(.*)@127", uri)
             assert encoded is not None
             titles = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in served.family()]

@@ -76,16 +76,29 @@ def start(
       MLFLOW_BACKEND_STORE_URI=postgresql://mlflow:...@db/mlflow l2g-ray server
     """
     from l2g_ray.redaction import redact
-    from l2g_ray.server.process import serve
-    from l2g_ray.server.settings import ServerSettings, split_hosts
+    from l2g_ray.server.process import run_mlflow
+    from l2g_ray.server.settings import ServerSettings, prepare_store, resolve_store, split_hosts
 
     if store in sys.argv and redact(store) != store and ":" in store.partition("://")[2].partition("@")[0]:
         click.echo(
             "note: a password in --store stands in the list of processes; export MLFLOW_BACKEND_STORE_URI instead",
             err=True,
         )
-    settings = ServerSettings(store, _absolute(artifacts), host, port, split_hosts(allowed_hosts), auth_file, workers)
-    if not serve(settings, upgrade, _say):
+    names = split_hosts(allowed_hosts)
+    settings = ServerSettings(resolve_store(store), _absolute(artifacts), host, port, names, auth_file, workers)
+    settings.check()
+    prepare_store(settings.store, upgrade)
+
+    def introduce() -> None:
+        click.echo(f"MLflow answers at {settings.client_url}")
+        click.echo(f"store      {redact(settings.store)}")
+        click.echo(f"artifacts  {redact(settings.artifacts)}, served through the server")
+        if auth_file is not None:
+            click.echo(f"logins     {auth_file}; clients export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        click.echo(f"clients    export MLFLOW_TRACKING_URI={settings.client_url}")
+        click.echo(f"stop       Ctrl-C, or: kill {os.getpid()}")
+
+    if not run_mlflow(settings.options(), settings.environment(os.environ), settings.probe_url, introduce):
         click.echo("error: MLflow ended by itself; its last words stand above", err=True)
         sys.exit(1)
     click.echo("MLflow stopped")
@@ -98,7 +111,7 @@ def health(url: str | None) -> None:
 
     URL is that of MLFLOW_TRACKING_URI, else http://127.0.0.1:5000, when not given.
     """
-    from l2g_ray.server.health import check_health
+    from l2g_ray.server.running import check_health
 
     well, line = check_health(url or os.environ.get("MLFLOW_TRACKING_URI") or "http://127.0.0.1:5000")
     click.echo(line)
@@ -114,7 +127,7 @@ def backup(folder: Path, **options: Any) -> None:
 
     PostgreSQL has pg_dump for this.
     """
-    from l2g_ray.server.backup import back_up
+    from l2g_ray.server.running import back_up
 
     size, files = back_up(options["store"], _absolute(options["artifacts"]), folder)
     click.echo(f"{folder}: mlflow.db ({size / 1e6:.1f} MB) and {files} artifact file{'' if files == 1 else 's'}")
@@ -122,7 +135,3 @@ def backup(folder: Path, **options: Any) -> None:
 
 def _absolute(artifacts: str) -> str:
     return artifacts if "://" in artifacts else os.path.abspath(artifacts)
-
-
-def _say(line: str) -> None:
-    click.echo(line)

@@ -44,6 +44,12 @@ def _refuse_missing(uri: str) -> None:
         )
 
 
+def _has_browser() -> bool:
+    """Whether a page can be opened for the person: a terminal on a machine with a screen."""
+    screen = sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return sys.stdout.isatty() and screen
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path), default=Path("runs"))
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -54,7 +60,7 @@ def ui(run: Path, host: str, port: int, opens: bool | None) -> None:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or find_store(run)
     _refuse_missing(uri)
     from l2g_ray.redaction import redact
-    from l2g_ray.server.page import find_runs_page, has_browser
+    from l2g_ray.server.running import find_runs_page
 
     if uri.startswith(("http://", "https://")):
         click.echo(f"this run's store is a server with its own UI: {find_runs_page(uri)}")
@@ -63,7 +69,7 @@ def ui(run: Path, host: str, port: int, opens: bool | None) -> None:
     from l2g_ray.server.settings import QUIET, check_port
 
     check_port(host, port)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    options = ["--host", host, "--port", str(port), "--workers", "1"]
     # Not on the command line, where a password in it would stand in the list of processes.
     environment = QUIET | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": uri}
     url = f"http://{host}:{port}"
@@ -72,8 +78,8 @@ def ui(run: Path, host: str, port: int, opens: bool | None) -> None:
     def introduce() -> None:
         page = find_runs_page(url)
         click.echo(f"MLflow UI: {page} (Ctrl-C ends it)")
-        if has_browser() if opens is None else opens:
+        if _has_browser() if opens is None else opens:
             webbrowser.open(page)
 
-    if not run_mlflow(command, environment, url, introduce):
+    if not run_mlflow(options, environment, url, introduce):
         raise click.exceptions.Exit(1)

@@ -1,1 +1,1 @@
-"""The MLflow tracking server of a team: its store made ready, its processes started and stopped, health, back-up."""
+"""The MLflow tracking server of a team: settings checked, MLflow's own server run and ended, health, back-up."""
