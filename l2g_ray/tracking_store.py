@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from l2g_ray.errors import UserError
+from l2g_ray.mlflow_private import KIND_TAG, TRAINING, VIEW, VIEW_TAG
 from l2g_ray.places import ARTIFACT_FOLDER, STORE_FILE, sqlite_file, sqlite_uri
 from l2g_ray.redaction import redact
 from l2g_ray.tracking_moved import follow_folder
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 KEY_TAG = "l2g_ray.key"
 MODEL_TAG = "l2g_ray.model_uri"
 MODELS = "models:/"
-KIND_TAG = "mlflow.experimentKind"
-# Where MLflow's UI (3.17) keeps a view that somebody shares, and finds it again by its name.
-VIEW = "l2g-ray"
-VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 PROBE_SECONDS = 4.0
 # Only where the user set nothing. MLflow's own (120 s, 7 retries) hang for minutes on a server that went away.
 ENVIRONMENT = {
@@ -161,7 +158,7 @@ def prepare_view(client: MlflowClient, experiment_id: str, columns: list[str]) -
     except (ValueError, AttributeError, TypeError):  # not ours
         kept = []
     view = json.dumps({"selectedColumns": list(dict.fromkeys([*kept, *columns]))})
-    wanted = {KIND_TAG: tags.get(KIND_TAG, "custom_model_development"), VIEW_TAG: view}
+    wanted = {KIND_TAG: tags.get(KIND_TAG, TRAINING), VIEW_TAG: view}
     for name, value in wanted.items():
         if tags.get(name) != value:
             client.set_experiment_tag(experiment_id, name, value)

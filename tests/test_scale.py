@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from rich.console import Console
 from runs import execute
 
-from l2g_ray.orchestrate.scale import compare
 from l2g_ray.results.scale_table import list_rows, render_scaling
+from l2g_ray.studies.scale import compare
 
 
 def trained(workers: int, rows: int, epoch_s: float) -> dict[str, Any]:

@@ -59,10 +59,9 @@ def scale(**options: Any) -> None:
 
     from l2g_ray.config import parse_assignments, resolve
     from l2g_ray.models.language_model import locate
-    from l2g_ray.orchestrate.scale import ScaleRequest, measure_scaling
-    from l2g_ray.orchestrate.scale_record import record_scaling
     from l2g_ray.results.scale_table import render_scaling
     from l2g_ray.results.terminal import print_fitted
+    from l2g_ray.studies.scale import ScaleRequest, measure_scaling, record_scaling
     from l2g_ray.tasks.schema import NAME_PATTERN
 
     if not NAME_PATTERN.fullmatch(options["name"]):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.session import find_session_folder, make_job_config
+from l2g_ray.orchestrate.ray_private import make_job_config, set_session_folder
+from l2g_ray.orchestrate.session import find_session_folder
 
 # Read by Ray when it is imported or started, so set first. Reader V2 costs seconds an epoch on small data; without
 # the shorter poll a Train run takes twice as long to start and may lose its last checkpoint.
@@ -73,7 +74,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
         # No runtime_env: processes of this machine inherit the environment, and each starts in one step instead of two.
         cores = num_cpus or os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
-        options["_temp_dir"] = find_session_folder()
+        set_session_folder(options, find_session_folder())
         # A process a Train run that looks whether machines are about to be taken away; this one is not.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
@@ -95,13 +96,6 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
         for name in ("ray", "ray.tune", "ray.train", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
     return ray
-
-
-def find_dashboard(ray: Any) -> str:
-    """The address of the cluster's dashboard as this machine sees it; empty where there is none."""
-    # `ray.init` returns it too, but only to whoever called it first.
-    url = ray._private.worker.get_dashboard_url()
-    return f"http://{url}" if url else ""
 
 
 def read_nodes(ray: Any) -> list[dict[str, float]]:

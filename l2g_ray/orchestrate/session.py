@@ -1,4 +1,4 @@
-"""What Ray's processes import from, and where a local Ray keeps its sockets."""
+"""Where a local Ray keeps its sockets."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import contextlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from l2g_ray.errors import UserError
 
@@ -18,23 +16,6 @@ SOCKET_BYTES = 107
 _BELOW = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store_1")
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _LINK = "l2g-ray-session-"
-
-
-class _NoPaths(list[str]):
-    """Ray extends this list by the driver's working directory and script folder, and every worker imports from them
-    first: a file `torch.py` there would run. It stays empty; the package is installed on every node."""
-
-    def extend(self, paths: Iterable[str]) -> None:
-        """Take none."""
-
-
-def make_job_config() -> Any:
-    """A Ray job config whose workers import installed packages, and a `working_dir` of the job's, and nothing else."""
-    from ray.job_config import JobConfig
-
-    config = JobConfig()
-    config._py_driver_sys_path = _NoPaths()
-    return config
 
 
 def find_session_folder() -> str:

@@ -21,14 +21,7 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
-from l2g_ray.orchestrate.cluster import (
-    Slots,
-    connect,
-    find_dashboard,
-    measure_slots,
-    read_nodes,
-    wait_for_room,
-)
+from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots, read_nodes, wait_for_room
 from l2g_ray.orchestrate.cluster_watch import ClusterWatch
 from l2g_ray.orchestrate.details import read_details
 from l2g_ray.orchestrate.earlier import refuse_replacement
@@ -41,6 +34,7 @@ from l2g_ray.orchestrate.mirror import lease, pull_finished, push
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.plan_rows import rows_of_manifest
 from l2g_ray.orchestrate.progress import Progress, ReadingProgress, describe_event
+from l2g_ray.orchestrate.ray_private import find_dashboard
 from l2g_ray.orchestrate.record import RECORDED, Recorder
 from l2g_ray.orchestrate.relog import log_if_gone, write_events
 from l2g_ray.orchestrate.reporting import count_parameters

@@ -10,7 +10,6 @@ from typing import Any
 
 from ray import tune
 from ray.tune import Callback
-from ray.tune.execution import class_cache
 
 from l2g_ray.config import FinetuneSettings
 from l2g_ray.errors import UserError
@@ -20,9 +19,9 @@ from l2g_ray.orchestrate.cluster import MAX_FAILURES
 from l2g_ray.orchestrate.halving import describe_end, name_trial, rung_epochs
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import most_at_once
+from l2g_ray.orchestrate.ray_private import keep_secrets_from_trials
 from l2g_ray.orchestrate.trials import Place, emit_end, emit_failure, emit_slots, raise_first_error
 from l2g_ray.orchestrate.worker import draw_job, make_search_trainable, make_trainable
-from l2g_ray.redaction import SECRET
 
 Histories = dict[str, list[dict[str, Any]]]
 
@@ -32,10 +31,7 @@ def _experiment(
     place: Place, stage: str, emitter: _EmitRows | None = None
 ) -> Iterator[tuple[tune.RunConfig, _EmitRows]]:
     """A quiet Tune run whose own files are gone afterwards (results live in the store), and what it told."""
-    # Tune hands AWS credentials to its trials by their runtime_env, which Ray writes to its logs. Trials have them from
-    # the environment of their machine, as all other processes do.
-    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
-    handed_on.difference_update({variable for variable in handed_on if SECRET.search(variable)})
+    keep_secrets_from_trials()
     told = emitter or _EmitRows(place)
     name = f"{place.task}-{stage}"
     shutil.rmtree(place.scratch / name, ignore_errors=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l2g_ray.errors import UserError, how_to_install
+from l2g_ray.mlflow_private import find_latest_revision, upgrade_tables
 from l2g_ray.places import sqlite_file, sqlite_uri
 from l2g_ray.redaction import redact
 
@@ -169,10 +170,7 @@ def prepare_store(uri: str, upgrade: bool = False) -> None:
     without permission, tables of something else or of another version.
     """
     from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
     from alembic.util.exc import CommandError
-    from mlflow.db import commands
-    from mlflow.store import db_migrations
     from sqlalchemy import create_engine, inspect
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import NullPool
@@ -194,15 +192,14 @@ def prepare_store(uri: str, upgrade: bool = False) -> None:
                     f"the store {shown} holds tables that are not MLflow's ({', '.join(sorted(tables)[:3])}); "
                     "give it a database of its own"
                 )
-            if tables and found == ScriptDirectory(db_migrations.__path__[0]).get_current_head():
+            if tables and found == find_latest_revision():
                 return
             if tables and not upgrade:
                 raise UserError(
                     f"the tables of the store {shown} are of another version of MLflow (revision {found}); back it up, "
                     "then start once with --upgrade"
                 )
-            # `mlflow db upgrade`, in this process: the list of processes would show a password in the URI.
-            commands.main(["upgrade", uri], "mlflow db", standalone_mode=False)
+            upgrade_tables(uri)
     except SQLAlchemyError as error:
         reason = redact(str(getattr(error, "orig", None) or error).strip().splitlines()[0])
         raise UserError(

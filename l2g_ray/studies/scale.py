@@ -1,7 +1,7 @@
 """Scaling of fine-tuning, measured: Ray Train runs of several workers, strong and weak, and trials side by side.
 
 The measured runs are the very jobs of a suite (`trials.run_jobs`), on random sequences and an embedder that has learned
-nothing: time depends on shapes, not on what the numbers mean.
+nothing: time depends on shapes, not on what the numbers mean. `record_scaling` writes what was found to files and MLflow.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.environment import describe_environment, hash_content
 from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import load_data, run_job
+from l2g_ray.orchestrate.request import EXPERIMENT
 from l2g_ray.orchestrate.store import Store
+from l2g_ray.results.figures import save
+from l2g_ray.results.scale_table import KINDS, plot_scaling, write_markdown
 from l2g_ray.stages.common import build_net, make_embedder_config, read_reference
+from l2g_ray.tracking import Tracker
 
 N_VALID, N_TEST = 64, 2
 Say = Callable[[str], None]
@@ -121,18 +125,33 @@ def compare(
     time have efficiency 1. Trials: n slots with n times the trials a minute have efficiency 1.
     """
 
-    def against_first(rows: list[dict[str, Any]], speed: str, size: str) -> list[dict[str, Any]]:
-        compared = []
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind, rows in (("strong", strong), ("weak", weak), ("trials", trials)):
+        _, size, speed = KINDS[kind]
+        found[kind] = []
         for row in rows:
             speedup = row[speed] / rows[0][speed]
-            compared.append(row | {"speedup": speedup, "efficiency": speedup / (row[size] / rows[0][size])})
-        return compared
+            found[kind].append(row | {"speedup": speedup, "efficiency": speedup / (row[size] / rows[0][size])})
+    return found
 
-    return {
-        "strong": against_first(strong, "rows_per_s", "workers"),
-        "weak": against_first(weak, "rows_per_s", "workers"),
-        "trials": against_first(trials, "trials_per_min", "slots"),
-    }
+
+def record_scaling(found: dict[str, Any], home: Path, folder: Path, experiment: str = EXPERIMENT) -> str:
+    """Write `scaling.md`, `.svg` and `.png` beside `scaling.json`, and all of it to MLflow, as one run whose steps are
+    numbers of workers or slots. Returns the store's URI; raises UserError where the store does not answer."""
+    (folder / "scaling.md").write_text(write_markdown(found))
+    save(plot_scaling(found), folder / "scaling")
+    tracker = Tracker(None, experiment, home)
+    key = f"scale-{hash_content(found)}-{time.time_ns()}"
+    tags = {"l2g_ray.level": "scale", "git_revision": found["git_revision"] or ""}
+    tracker.start(key, folder.name, tags=tags, params={"command": found["command"], **found["shape"]})
+    for kind, (_, size, speed) in KINDS.items():
+        for one in found[kind]:
+            metrics = {f"{kind}_{name}": one[name] for name in (speed, "speedup", "efficiency")}
+            tracker.log_metrics(key, metrics, step=one[size])
+    for suffix in ("json", "md", "svg", "png"):
+        tracker.log_artifacts(key, folder / f"scaling.{suffix}")
+    tracker.end(key)
+    return tracker.uri
 
 
 def _find_room(ray: Any, request: ScaleRequest) -> float:
