@@ -155,8 +155,8 @@ def run_search(
             ),
             run_config=run_config,
         ).fit()
-    last = [result.metrics for result in results if result.metrics and "began_at" in result.metrics]
-    emit_slots(place, {row["key"]: (row["began_at"], row["at"]) for row in last})
+    last = {m["key"]: m["row"] for result in results if (m := result.metrics) and "began_at" in m.get("row", {})}
+    emit_slots(place, {key: (row["began_at"], row["at"]) for key, row in last.items()})
     if results.num_errors == len(results):
         raise_first_error(results.errors, place.task, "finetune")
     by_id = {
