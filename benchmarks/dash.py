@@ -23,7 +23,7 @@ from benchmarks.measure import Options
 from l2g_ray.config import Settings, resolve
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.data.prepare import prepare
-from l2g_ray.data.sources.catalogue import find_folder, find_raw
+from l2g_ray.data.sources.official import find_folder, find_raw
 from l2g_ray.models.mixed_conv import OperationSet
 from l2g_ray.orchestrate.jobs import load_data
 from l2g_ray.stages.common import Reference, TaskData, make_embedder_config

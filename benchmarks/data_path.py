@@ -32,8 +32,8 @@ def run(options: Options) -> list[dict[str, Any]]:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from l2g_ray.data.stream import make_ray_dataset
     from l2g_ray.orchestrate.cluster import connect
+    from l2g_ray.orchestrate.train import make_ray_dataset
 
     connect(False, 2)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def _measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """In the worker: epochs of the three ways in turn."""
     import ray.train
 
-    from l2g_ray.data.stream import RayDataSource
+    from l2g_ray.orchestrate.train import RayDataSource
 
     torch.set_num_threads(1)
     prepared = open_prepared(str(folder))

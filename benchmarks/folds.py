@@ -23,7 +23,7 @@ from l2g_ray.counts import average_strands
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.data.folds import assign_folds
 from l2g_ray.data.prepare import prepare
-from l2g_ray.data.sources.catalogue import find_folder, find_raw
+from l2g_ray.data.sources.official import find_folder, find_raw
 from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.orchestrate.jobs import load_data
 from l2g_ray.stages.baseline import fit_baseline

@@ -36,7 +36,7 @@ from l2g_ray.models.l2g import L2GConfig, L2GModel
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.mixed_conv import FORMS, MixedConv1d, OperationSet, replace_convolutions
 from l2g_ray.sequence import make_mask, one_hot
-from l2g_ray.stages.mmd import mmd, sample_rows
+from l2g_ray.stages.distances import mmd, sample_rows
 
 Step = Callable[[], Any]
 Row = dict[str, Any]

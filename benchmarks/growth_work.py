@@ -52,8 +52,8 @@ def make_encode(rows: int, folder: Path) -> Callable[[], Any]:
 def make_prepare(rows: int, folder: Path) -> Callable[[], Any]:
     """What `l2g-ray data prepare` does with one CSV file: read, check, part, look for leakage, write shards."""
     from l2g_ray.config import DataSettings
-    from l2g_ray.data.options import SourceOptions
     from l2g_ray.data.prepare import prepare
+    from l2g_ray.data.raw import SourceOptions
     from l2g_ray.data.sources import open_source
 
     source = _write_csv(rows, folder, LENGTH_BP)
@@ -138,8 +138,8 @@ def make_search_of_trials(trials: int, folder: Path) -> Callable[[], Any]:
 def make_proposals(trials: int, folder: Path) -> Callable[[], Any]:
     """What the simulation leaves out: HyperOpt's proposals for the trials of one search, each told how it ended."""
     from l2g_ray.config import resolve
-    from l2g_ray.orchestrate.asha import OrderedSearch
     from l2g_ray.orchestrate.pipeline import Pipeline
+    from l2g_ray.orchestrate.tune import OrderedSearch
 
     settings = resolve("paper")
     space = Pipeline._space(SimpleNamespace(settings=settings))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from benchmarks.dash import BACKBONE, REFERENCE, load_rows
 from benchmarks.measure import Options
 from l2g_ray.config import Settings, resolve
 from l2g_ray.counts import default_architecture
-from l2g_ray.data.sources.catalogue import find_folder
+from l2g_ray.data.sources.official import find_folder
 from l2g_ray.stages.cnn import train_cnn
 from l2g_ray.stages.common import TaskData, make_embedder_config
 from l2g_ray.stages.embedder_only import train_embedder_only

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Options, compare, interleave, measure_peak_mib, print_peak
-from l2g_ray.stages.mmd import mmd
+from l2g_ray.stages.distances import mmd
 
 D = 768
 

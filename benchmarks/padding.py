@@ -11,7 +11,7 @@ from l2g_ray.config import DataSettings
 from l2g_ray.data.batches import iter_batches
 from l2g_ray.data.dataset import ShardSource
 from l2g_ray.data.prepare import prepare
-from l2g_ray.data.sources.catalogue import find_folder, find_raw
+from l2g_ray.data.sources.official import find_folder, find_raw
 from l2g_ray.tasks.catalogue import find_tasks
 
 

@@ -64,18 +64,17 @@ def _trials(root: Path, language_model: Path, quick: bool) -> list[dict[str, Any
     from l2g_ray.config import resolve
     from l2g_ray.counts import default_architecture
     from l2g_ray.data.prepare import prepare
-    from l2g_ray.data.sources.catalogue import find_raw
-    from l2g_ray.orchestrate.board import Board
+    from l2g_ray.data.sources.official import find_raw
+    from l2g_ray.monitor.events import Board
     from l2g_ray.orchestrate.cluster import Slots, connect
-    from l2g_ray.orchestrate.job import Job
     from l2g_ray.orchestrate.jobs import load_data, run_job
     from l2g_ray.orchestrate.residence import hold
-    from l2g_ray.orchestrate.store import Store
     from l2g_ray.orchestrate.trials import Place, run_jobs
     from l2g_ray.stages.common import make_embedder_config, read_reference
     from l2g_ray.stages.embedder_only import train_embedder_only
     from l2g_ray.stages.loop import Runtime
     from l2g_ray.stages.select import train_backbone
+    from l2g_ray.store.results import Job, Store
     from l2g_ray.tasks.catalogue import find_tasks
 
     settings = resolve("smoke", None, TINY | {"model.language_model": str(language_model)})

@@ -52,7 +52,7 @@ def _work(prepared_folder: str, way: str) -> dict[str, Any]:
     import torch
 
     from l2g_ray.data.dataset import ShardSource, open_prepared
-    from l2g_ray.data.stream import RayDataSource
+    from l2g_ray.orchestrate.train import RayDataSource
 
     torch.set_num_threads(1)
     prepared = open_prepared(prepared_folder)
@@ -123,8 +123,8 @@ def _in_ray_train(prepared_folder: str) -> dict[str, Any]:
     from ray.train.torch import TorchTrainer
 
     from l2g_ray.data.dataset import open_prepared
-    from l2g_ray.data.stream import make_ray_dataset
     from l2g_ray.orchestrate.cluster import connect
+    from l2g_ray.orchestrate.train import make_ray_dataset
 
     connect(False, 2)
     prepared = open_prepared(prepared_folder)

@@ -78,3 +78,9 @@ def find_place(text: str, task_folder: Path) -> str:
         found = (out.joinpath(*parts[i:]) for i in reversed(starts))
         return str(next((place for place in found if place.exists()), path))
     return str(path)
+
+
+def cache_folder() -> Path:
+    """`L2G_RAY_CACHE_DIR`, else `l2g-ray` in the user's cache folder (`XDG_CACHE_HOME`)."""
+    own = os.environ.get("L2G_RAY_CACHE_DIR")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "l2g-ray"

@@ -18,19 +18,17 @@ import torch
 
 import l2g_ray
 from l2g_ray.data.checks import clean_sequences
-from l2g_ray.data.overwrite import refuse_overwrite
 from l2g_ray.data.readers import iter_tables
-from l2g_ray.data.table_writer import TableWriter
+from l2g_ray.data.table_writer import TableWriter, refuse_overwrite
 from l2g_ray.errors import UserError
 from l2g_ray.models.ensemble import Ensemble, predict_strands
 from l2g_ray.models.l2g import load_model
 from l2g_ray.redaction import redact
 from l2g_ray.run_folder import BEST, Arm, choose_arm, find_arm, find_task
 from l2g_ray.sequence import encode
-from l2g_ray.stages.memory import RowsAtOnce
+from l2g_ray.stages.parts import RowsAtOnce
 from l2g_ray.storage import Location
-from l2g_ray.tasks.schema import Task
-from l2g_ray.tasks.stored import TASK_FILE, TASK_SCHEMA, prediction_columns
+from l2g_ray.tasks.schema import TASK_FILE, TASK_SCHEMA, Task, prediction_columns
 
 MODEL_FILES = ("model.safetensors", "config.json", TASK_FILE)
 # Folders around a model's at most, in a run's: the task, `best` or `arms`, and the arm.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from l2g_ray.arms import ARMS, ENSEMBLE
 from l2g_ray.errors import UserError
-from l2g_ray.models.stored import load_config
-from l2g_ray.tasks.stored import TASK_FILE
+from l2g_ray.models.locate import load_config
+from l2g_ray.tasks.schema import TASK_FILE
 
 BEST = "best"
 # What the chosen model could be in runs of an earlier version, beside the arms of `arms.ARMS`.

@@ -1,9 +1,4 @@
-"""Files here or in an object store by one interface: a local path, or a URI such as s3://bucket/key or gs://bucket/key.
-
-Remote file systems are pyarrow's own (no further package); credentials, region and endpoint come from the
-environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ...) or the URI's query, as pyarrow
-reads them: https://arrow.apache.org/docs/python/filesystems.html
-"""
+"""A path or a URI (`s3://`, `gs://`) as one thing, and whether the Hugging Face hub answers."""
 
 from __future__ import annotations
 
@@ -12,12 +7,13 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pa_fs
@@ -240,3 +236,22 @@ def _resolve(uri: str) -> tuple[Any, str]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{uri}: cannot be opened ({reason}); give a local path, s3://... or gs://...") from None
     return system, f"{root.rstrip('/')}/{key}" if key else root
+
+
+HUB_URL = "https://huggingface.co"
+HUB_TIMEOUT_S = 2.0
+
+
+def hub_answers() -> bool:
+    """Whether the hub (or the mirror of HF_ENDPOINT) takes connections; False at once where HF_HUB_OFFLINE is 1."""
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return False
+    endpoint = os.environ.get("HF_ENDPOINT") or HUB_URL
+    # A plain connection attempt: the hub library itself retries for half a minute before it gives up.
+    try:
+        address = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+        port = address.port or (80 if address.scheme == "http" else 443)
+        with socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -16,8 +16,8 @@ import pytest
 
 from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import PreparedTask, open_prepared
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
 

@@ -11,8 +11,7 @@ from toys import MOTIF, make_task
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import save_model
 from l2g_ray.sequence import ALPHABET
-from l2g_ray.tasks.schema import Task
-from l2g_ray.tasks.stored import write_task_file
+from l2g_ray.tasks.schema import Task, write_task_file
 
 LENGTH_BP = 80
 

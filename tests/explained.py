@@ -11,16 +11,14 @@ from torch import nn
 from toys import make_task, plant
 
 from l2g_ray.arms import ENSEMBLE
-from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
-from l2g_ray.models.ensemble import Combination, Ensemble
+from l2g_ray.models.ensemble import AverageModel, Combination, Ensemble
 from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.sequence import encode
-from l2g_ray.tasks.schema import Task
-from l2g_ray.tasks.stored import write_task_file
+from l2g_ray.tasks.schema import Task, write_task_file
 
 LENGTH_BP = 40
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from l2g_ray.data.options import SourceOptions
-from l2g_ray.data.raw import RawTask
+from l2g_ray.data.raw import RawTask, SourceOptions
 from l2g_ray.data.sources.official import open_official
 from l2g_ray.tasks.catalogue import find_tasks, parse_task
 from l2g_ray.tasks.schema import Task

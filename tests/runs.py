@@ -239,9 +239,9 @@ def run_three(out: Path, planted: Path, composition: Path, language_model: Path)
     """Two tasks side by side, and one whose text corpus is not there."""
     from rich.console import Console
 
-    from l2g_ray.data.options import SourceOptions
+    from l2g_ray.data.raw import SourceOptions
     from l2g_ray.data.sources import open_source
-    from l2g_ray.orchestrate.request import SuiteRequest
+    from l2g_ray.orchestrate.identity import SuiteRequest
     from l2g_ray.orchestrate.suite import run_suite
 
     folders = {"planted": planted, "composition": composition, "lost": planted}

@@ -14,9 +14,8 @@ from Bio import bgzf
 
 from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
-from l2g_ray.data.raw import RawTask
+from l2g_ray.data.raw import RawTask, SourceOptions
 from l2g_ray.data.sources import open_source
 
 N_ROWS = 60

@@ -21,7 +21,15 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.reference import draw_gaussian, sample_sentences, shuffle_words
-from l2g_ray.orchestrate.arms import (
+from l2g_ray.results.rows import judge
+from l2g_ray.stages.align import train_aligned
+from l2g_ray.stages.common import build_net
+from l2g_ray.stages.distances import coral
+from l2g_ray.stages.finetune import FinetuneTrial, finetune
+from l2g_ray.stages.loop import Runtime
+from l2g_ray.storage import Location
+from l2g_ray.store.results import StageResult, make_key
+from l2g_ray.studies.study import (
     JOINT,
     Compared,
     compare_arms,
@@ -31,14 +39,6 @@ from l2g_ray.orchestrate.arms import (
     read_studies,
     vary,
 )
-from l2g_ray.orchestrate.store import StageResult, make_key
-from l2g_ray.results.rows import judge
-from l2g_ray.stages.align import train_aligned
-from l2g_ray.stages.common import build_net
-from l2g_ray.stages.coral import coral
-from l2g_ray.stages.finetune import FinetuneTrial, finetune
-from l2g_ray.stages.loop import Runtime
-from l2g_ray.storage import Location
 
 RUNTIME = Runtime("cpu", "fp32", lambda row: None, None)
 

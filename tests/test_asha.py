@@ -11,8 +11,8 @@ import pytest
 from hyperopt import hp
 from ray.tune.schedulers import TrialScheduler
 
-from l2g_ray.orchestrate.asha import OrderedASHA, OrderedSearch
-from l2g_ray.orchestrate.halving import rung_epochs, survives
+from l2g_ray.counts import rung_epochs, survives
+from l2g_ray.orchestrate.tune import OrderedASHA, OrderedSearch
 
 SPACE = {
     "lr": hp.loguniform("lr", math.log(1e-5), math.log(1e-1)),

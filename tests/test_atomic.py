@@ -14,12 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "l2g_ray"
 # Folders that are renamed as a whole, and a file that grows over many calls.
 RENAMES = {
     "atomic.py",
-    "data/shards.py",
+    "data/dataset.py",
     "data/table_writer.py",
-    "orchestrate/mirror.py",
+    "store/shared.py",
     "orchestrate/outcome.py",
-    "orchestrate/shared_store.py",
-    "orchestrate/store.py",
+    "store/results.py",
 }
 
 

@@ -28,11 +28,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from l2g_ray.config import DataSettings
-from l2g_ray.data.checks import as_numbers, clean_sequences, label_texts, show
+from l2g_ray.data.checks import NA_VALUES, as_numbers, clean_sequences, label_texts, show
 from l2g_ray.data.dataset import PreparedTask, open_prepared
-from l2g_ray.data.missing import NA_VALUES
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.readers import iter_tables
 from l2g_ray.data.sources import open_source
 from l2g_ray.data.splits import part_rows

@@ -25,17 +25,17 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import load_model
 from l2g_ray.orchestrate.jobs import run_job
-from l2g_ray.orchestrate.plan import plan_task
-from l2g_ray.orchestrate.plan_costs import Counted
-from l2g_ray.orchestrate.plan_encoder import read_shape
-from l2g_ray.orchestrate.plan_rows import Rows
-from l2g_ray.orchestrate.row_jobs import make_baseline_job
-from l2g_ray.orchestrate.store import Store
+from l2g_ray.orchestrate.keys import make_baseline_job
+from l2g_ray.plan.costs import Counted
+from l2g_ray.plan.encoder import read_shape
+from l2g_ray.plan.plan import plan_task
+from l2g_ray.plan.rows import Rows
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.rows import MIN_SEEDS_FOR_A_VERDICT, subtract_baseline
 from l2g_ray.stages.baseline import NotApplicable, refuse_unfit
 from l2g_ray.stages.context import Context
 from l2g_ray.stages.registry import STAGES, find_shown
+from l2g_ray.store.results import Store
 from l2g_ray.tasks.schema import Task
 
 TOY = ModelKind("a bias that does not learn", "toy_baseline:fit", net="toy_baseline:ToyNet", title="Toy", trained=True)

@@ -19,12 +19,11 @@ from transformers import EsmConfig, EsmModel, EsmTokenizer
 
 from l2g_ray.arms import BASELINES
 from l2g_ray.errors import UserError
-from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig, Features
-from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
-from l2g_ray.models.ensemble import to_predictions
-from l2g_ray.models.genomic_lm import load_genomic_lm
+from l2g_ray.models.cnn import DeepSTARR, DeepSTARRConfig
+from l2g_ray.models.ensemble import AverageModel, to_predictions
 from l2g_ray.models.l2g import load_model, save_model
+from l2g_ray.models.language_model import load_genomic_lm
 from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.stages import baseline
 from l2g_ray.stages.baseline import NotApplicable, fit_baseline, refuse_unfit

@@ -14,9 +14,8 @@ from genome_files import CHROMOSOMES, flip, message, random_peaks, rows_of, writ
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l2g_ray.data.intervals import read_intervals
-from l2g_ray.data.options import SourceOptions
-from l2g_ray.data.sources.bed import is_bed, open_bed
+from l2g_ray.data.raw import SourceOptions
+from l2g_ray.data.sources.bed import is_bed, open_bed, read_intervals
 from l2g_ray.errors import UserError
 
 

@@ -20,17 +20,15 @@ from test_record import close, open_recorder
 from test_report import add_arms, make_row, make_score
 from toys import make_task, tiny_settings
 
-from l2g_ray.orchestrate.board import make_end_event, make_trial_event, make_tune_result
-from l2g_ray.orchestrate.compare import ArmScores
-from l2g_ray.orchestrate.job import Job
-from l2g_ray.orchestrate.metrics import SuiteMetrics
-from l2g_ray.orchestrate.progress import Progress
-from l2g_ray.orchestrate.tuning import _EmitRows
+from l2g_ray.monitor.events import make_end_event, make_trial_event, make_tune_result
+from l2g_ray.monitor.progress import Progress
+from l2g_ray.orchestrate.cluster import SuiteMetrics
+from l2g_ray.orchestrate.tune import _EmitRows
+from l2g_ray.plan.finished import render_plan, render_spent
 from l2g_ray.results import figures, suite_figures
-from l2g_ray.results.arms_table import render_study
-from l2g_ray.results.comparison import compare_boards, render_comparison
+from l2g_ray.results.comparison import compare_boards, render_comparison, render_study
+from l2g_ray.results.intervals import ArmScores
 from l2g_ray.results.leaderboard import render_table, write_leaderboard
-from l2g_ray.results.plan_table import render_plan, render_spent
 from l2g_ray.results.report import write_report
 from l2g_ray.results.report_tables import tabulate_trials
 from l2g_ray.results.rows import (
@@ -42,6 +40,7 @@ from l2g_ray.results.rows import (
     warn_of_baseline,
 )
 from l2g_ray.results.terminal import print_fitted
+from l2g_ray.store.results import Job
 from l2g_ray.tasks.metrics import METRICS, Metric, compute_metrics, signed_score
 
 WIDTHS = (40, 60, 80, 100, 120)

@@ -9,12 +9,15 @@ from check_parts import draw, flip, make_part, make_task
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from l2g_ray.data.check.balance import measure_balance
-from l2g_ray.data.check.conflicts import count_repeats, find_conflicts
-from l2g_ray.data.check.numbers import compare_values
-from l2g_ray.data.check.shifts import measure_leak, measure_shift
-from l2g_ray.data.facts import _multipliers, join_facts, measure_facts
-from l2g_ray.data.leakage import find_overlap
+from l2g_ray.data.check.balance import (
+    compare_values,
+    count_repeats,
+    find_conflicts,
+    measure_balance,
+    measure_leak,
+    measure_shift,
+)
+from l2g_ray.data.facts import _multipliers, find_overlap, join_facts, measure_facts
 
 # ---- facts and overlaps ----------------------------------------------------------------------------------------------
 

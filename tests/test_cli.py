@@ -24,8 +24,7 @@ from l2g_ray.models.l2g import save_model
 from l2g_ray.predict import load_predictor
 from l2g_ray.stages.common import build_net
 from l2g_ray.stages.finetune import build_model
-from l2g_ray.tasks.schema import Task
-from l2g_ray.tasks.stored import write_task_file
+from l2g_ray.tasks.schema import Task, write_task_file
 
 
 def refuse(said: Said, *parts: str) -> None:

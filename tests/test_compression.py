@@ -8,7 +8,7 @@ import pytest
 from genome_files import rows_of, write_genome
 from source_files import write_text
 
-from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.readers import read_table
 from l2g_ray.data.sources import open_source
 from l2g_ray.data.text import COMPRESSIONS

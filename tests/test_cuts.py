@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.board import Board, make_trial_event
+from l2g_ray.monitor.events import Board, make_trial_event, warn_of_cuts
 from l2g_ray.orchestrate.cluster import Slots, measure_slots
-from l2g_ray.orchestrate.cuts import warn_of_cuts
 
 
 def test_a_cut_is_told_when_it_begins_and_when_it_deepens() -> None:

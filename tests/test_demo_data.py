@@ -11,10 +11,9 @@ import yaml
 
 import l2g_ray
 from l2g_ray.config import DataSettings
-from l2g_ray.data.facts import measure_facts
-from l2g_ray.data.leakage import find_overlap
-from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.facts import find_overlap, measure_facts
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources.files import open_folder
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.catalogue import find_tasks

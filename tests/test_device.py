@@ -23,7 +23,7 @@ from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.predict import Predictor, choose_device, load_predictor
 from l2g_ray.run_folder import Arm
 from l2g_ray.sequence import encode
-from l2g_ray.stages.memory import RowsAtOnce
+from l2g_ray.stages.parts import RowsAtOnce
 
 WEIGHTS = torch.tensor([-1.0, 1.0])
 SEQUENCES = plant(30, LENGTH_BP)["sequence"]

@@ -13,11 +13,17 @@ from rich.console import Console
 from toys import plant
 
 from l2g_ray.cli.suite import make_request
-from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.earlier import refuse_replacement
-from l2g_ray.orchestrate.request import SuiteRequest, identify_suite, make_suite_key, prepare_task, resolve_task
+from l2g_ray.orchestrate.identity import (
+    SuiteRequest,
+    identify_suite,
+    make_suite_key,
+    prepare_task,
+    refuse_replacement,
+    resolve_task,
+)
 from l2g_ray.orchestrate.suite import _Run
 from l2g_ray.places import sqlite_uri
 

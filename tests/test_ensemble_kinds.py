@@ -74,9 +74,9 @@ def run_kinds(out: Path, language_model: Path, folders: list[Path]) -> None:
     """All folders as tasks of one suite."""
     from rich.console import Console
 
-    from l2g_ray.data.options import SourceOptions
+    from l2g_ray.data.raw import SourceOptions
     from l2g_ray.data.sources import open_source
-    from l2g_ray.orchestrate.request import SuiteRequest
+    from l2g_ray.orchestrate.identity import SuiteRequest
     from l2g_ray.orchestrate.suite import run_suite
 
     sources = {folder.name: open_source([folder], SourceOptions()) for folder in folders}

@@ -21,12 +21,11 @@ from l2g_ray.explain.attribution import (
     evaluate,
     make_weights,
 )
-from l2g_ray.explain.references import shuffle_dinucleotides
-from l2g_ray.explain.rules import apply_rules, extra_rules
-from l2g_ray.models.average import AverageModel, MeanOutputs
+from l2g_ray.explain.rules import apply_rules, extra_rules, shuffle_dinucleotides
 from l2g_ray.models.baselines import Baseline, BaselineConfig
 from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.ensemble import AverageModel, MeanOutputs
 from l2g_ray.models.l2g import L2GConfig, L2GModel
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.models.layers import MaskedMax

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from l2g_ray.explain.linear import LinearOutput, attribute_linear, is_linear
-from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig
+from l2g_ray.models.ensemble import AverageModel
 from l2g_ray.models.kmers import GAPPED, POSITIONAL
 from l2g_ray.sequence import encode, reverse_complement
 

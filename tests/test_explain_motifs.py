@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from toys import MOTIF
 
 from l2g_ray.errors import UserError
-from l2g_ray.explain import databases, known, motifs, truth
+from l2g_ray.explain import databases, motifs
+from l2g_ray.explain import databases as known
+from l2g_ray.explain import databases as truth
 from l2g_ray.explain.attribution import Attributions, attribute
 from l2g_ray.explain.databases import KnownMotif
 from l2g_ray.explain.logos import to_information

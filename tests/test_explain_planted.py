@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from l2g_ray.explain import motifs, truth
+from l2g_ray.explain import databases as truth
+from l2g_ray.explain import motifs
 from l2g_ray.explain.attribution import Attributions, attribute
 from l2g_ray.explain.databases import match_motifs
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet

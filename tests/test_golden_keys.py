@@ -31,18 +31,19 @@ from l2g_ray import config
 from l2g_ray.arms import BASELINES
 from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.models import locate as fingerprint
 from l2g_ray.models.corpus import find_corpus
-from l2g_ray.orchestrate import fingerprint, pipeline, remote, simple, tuning
-from l2g_ray.orchestrate.arms import read_baseline_arms, read_studies
-from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate import pipeline, remote
+from l2g_ray.orchestrate import tune as tuning
+from l2g_ray.orchestrate.identity import SuiteRequest
 from l2g_ray.orchestrate.memory import memory_key
 from l2g_ray.orchestrate.pipeline import Pipeline
-from l2g_ray.orchestrate.request import SuiteRequest
-from l2g_ray.orchestrate.store import StageResult
-from l2g_ray.orchestrate.study import ARMS_OF_STUDIES
-from l2g_ray.orchestrate.worker import draw_job
+from l2g_ray.orchestrate.train import draw_job
 from l2g_ray.stages.registry import STAGES
 from l2g_ray.storage import as_location
+from l2g_ray.store.results import Job, StageResult
+from l2g_ray.studies import simple
+from l2g_ray.studies.study import ARMS_OF_STUDIES, read_baseline_arms, read_studies
 from l2g_ray.tasks.catalogue import load_bench
 from l2g_ray.tasks.schema import Task
 

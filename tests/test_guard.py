@@ -15,13 +15,13 @@ from faults import plant
 from runs import Sources, environment
 from toys import tiny_settings
 
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate import guard
-from l2g_ray.orchestrate.guard import StorageWatch, persist, read_stall, why_refused
-from l2g_ray.orchestrate.store import Store
+from l2g_ray.store import guard
+from l2g_ray.store.guard import StorageWatch, persist, read_stall, why_refused
+from l2g_ray.store.results import Store
 
 # At the end of the second epoch: nothing, or `refuse` all writes for so many seconds, or `kill`.
 JOB = """

@@ -12,9 +12,9 @@ import huggingface_hub
 import pytest
 from official_files import DEEPSTARR, open_form, rows, write_nt_tables
 
-from l2g_ray.data.sources.hub import fetch_dataset
+from l2g_ray.data.sources.official import fetch_dataset
 from l2g_ray.errors import UserError
-from l2g_ray.hub import hub_answers
+from l2g_ray.storage import hub_answers
 from l2g_ray.tasks.catalogue import find_tasks
 
 
@@ -43,7 +43,7 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 shutil.copy(hub / repo_id / name, target / name)
         return str(target)
 
-    monkeypatch.setattr("l2g_ray.data.sources.hub.hub_answers", lambda: True)
+    monkeypatch.setattr("l2g_ray.data.sources.official.hub_answers", lambda: True)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return hub
@@ -79,7 +79,7 @@ def test_fetched_forms_are_understood(fake_hub: Path, monkeypatch: pytest.Monkey
     ]  # fmt: skip
     assert len(rows(open_form(task, folder), "train")) == 2
     # Without a network the copy in the cache will do.
-    monkeypatch.setattr("l2g_ray.data.sources.hub.hub_answers", lambda: False)
+    monkeypatch.setattr("l2g_ray.data.sources.official.hub_answers", lambda: False)
     assert fetch_dataset(task) == folder
     with pytest.raises(UserError, match=r"cannot be reached.*--data-dir"):
         fetch_dataset(find_tasks("nt_revised", ["enhancers"])[0])

@@ -20,7 +20,7 @@ from runs import read_board, stage_folders
 from test_suite import Tree
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.status import STATUS_FILE, read_status
+from l2g_ray.monitor.status import STATUS_FILE, read_status
 from l2g_ray.results.schema import validate_leaderboard
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text()

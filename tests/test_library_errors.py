@@ -23,14 +23,12 @@ from source_files import write_text
 from l2g_ray.config import resolve
 from l2g_ray.data.dataset import ShardSource, read_shard
 from l2g_ray.data.genome import Genome
-from l2g_ray.data.intervals import read_intervals
 from l2g_ray.data.readers import read_table
-from l2g_ray.data.sources.deepsea_files import open_mat, open_npz
+from l2g_ray.data.sources.bed import read_intervals
+from l2g_ray.data.sources.deepsea import open_mat, open_npz
 from l2g_ray.data.vcf import open_vcf
 from l2g_ray.errors import UserError
-from l2g_ray.explain.databases import read_meme
-from l2g_ray.explain.known import read_list
-from l2g_ray.explain.truth import read_sites
+from l2g_ray.explain.databases import read_list, read_meme, read_sites
 from l2g_ray.models.corpus import read_corpus
 from l2g_ray.predict import load_predictor
 from l2g_ray.storage import Location

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate import locks
-from l2g_ray.orchestrate.locks import hold_file, hold_suite, try_file
-from l2g_ray.orchestrate.request import check_name
-from l2g_ray.orchestrate.store import Store
+from l2g_ray.orchestrate.identity import check_name
+from l2g_ray.store import locks
+from l2g_ray.store.locks import hold_file, hold_suite, try_file
+from l2g_ray.store.results import Store
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from l2g_ray.orchestrate.locks import hold_suite
+from l2g_ray.store.locks import hold_suite
 with hold_suite(Path(sys.argv[1]), "mine", print):
     print("held", flush=True)
     time.sleep(600)
@@ -101,7 +101,7 @@ def test_giving_up(tmp_path: Path) -> None:
 
 
 def test_work_of_another_suite_is_not_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("l2g_ray.orchestrate.store.DISCARD_WAIT_S", 0.1)
+    monkeypatch.setattr("l2g_ray.store.results.DISCARD_WAIT_S", 0.1)
     store = Store(tmp_path)
     for key in ("theirs", "stopped"):
         store.open_work("trial", key)

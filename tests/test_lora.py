@@ -15,11 +15,11 @@ from toys import make_pipeline, make_task, tiny_config, tiny_reference, tiny_set
 from l2g_ray.data.batches import iter_batches
 from l2g_ray.models.l2g import L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
-from l2g_ray.orchestrate.plan_encoder import count_language_model, read_shape
-from l2g_ray.orchestrate.store import make_key
+from l2g_ray.plan.encoder import count_language_model, read_shape
 from l2g_ray.stages.common import build_net, make_losses
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import Runtime, TrainResult
+from l2g_ray.store.results import make_key
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from l2g_ray.orchestrate.cluster import Slots
-from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import Measured, memory_key, most_at_once, share_of_gpu
-from l2g_ray.orchestrate.worker import make_search_trainable, make_trainable
+from l2g_ray.orchestrate.train import make_search_trainable, make_trainable
+from l2g_ray.store.results import Job
 
 GIB = 2**30
 PARTS = {"task": {"kind": "binary"}, "length_bp": [200, 200], "data": {"train": "a"}, "inputs": {"align:1.0": "b"}}

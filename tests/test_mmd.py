@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from l2g_ray.stages.mmd import mmd, sample_rows
+from l2g_ray.stages.distances import mmd, sample_rows
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from l2g_ray.cli.ui import find_store
 from l2g_ray.places import sqlite_uri
-from l2g_ray.tracking_moved import COLUMNS
+from l2g_ray.tracking.store import COLUMNS
 
 GONE = "/gone/runs"
 

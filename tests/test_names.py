@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from l2g_ray.data.infer import make_name
 from l2g_ray.names import MOST_CHARACTERS, safe_name, safe_names
-from l2g_ray.orchestrate.arms import vary
+from l2g_ray.studies.study import vary
 from l2g_ray.tasks.schema import NAME_PATTERN, Task
-from l2g_ray.tracking import Tracker
+from l2g_ray.tracking.runs import Tracker
 
 LABELS = ("<1h", ">1h", "α", "β")
 SEQUENCE = "ACGTACGTACGTACGT"

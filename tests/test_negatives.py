@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from genome_files import CHROMOSOMES, fasta_text, message, random_peaks, rows_of, write_bed, write_genome
 
-from l2g_ray.data.genome import Genome
-from l2g_ray.data.negatives import MAX_UNKNOWN, draw_negatives
-from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.genome import MAX_UNKNOWN, Genome, draw_negatives
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources.bed import open_bed
 
 

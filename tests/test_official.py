@@ -17,8 +17,7 @@ from official_files import (
     write_shard,
 )
 
-from l2g_ray.data.fasta import split_header
-from l2g_ray.data.readers import iter_tables
+from l2g_ray.data.readers import iter_tables, split_header
 from l2g_ray.data.sources import deepstarr, official
 from l2g_ray.data.sources.official import is_official, open_official
 from l2g_ray.errors import UserError

@@ -20,9 +20,16 @@ from l2g_ray.models.layers import MaskedBatchNorm1d
 from l2g_ray.models.team import ALONE
 from l2g_ray.stages.align import make_joint_losses, train_aligned
 from l2g_ray.stages.common import Reference, build_net, read_reference, with_dropout
-from l2g_ray.stages.distances import LabelledDistance, find_centres, make_distance
+from l2g_ray.stages.distances import (
+    Gaussian,
+    LabelledDistance,
+    find_centres,
+    fit_gaussians,
+    make_distance,
+    otdd,
+    squared_bures_wasserstein,
+)
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.otdd import Gaussian, fit_gaussians, otdd, squared_bures_wasserstein
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import make_task
 
-from l2g_ray.data.overwrite import refuse_overwrite
+from l2g_ray.data.table_writer import refuse_overwrite
 from l2g_ray.errors import UserError
 from l2g_ray.predict import load_predictor, predict_file
 

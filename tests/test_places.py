@@ -21,9 +21,8 @@ from runs import environment
 from l2g_ray.errors import UserError
 from l2g_ray.places import find_place, find_run_store, name_place, show_command, sqlite_file, sqlite_uri
 from l2g_ray.server.settings import ServerSettings, prepare_store, resolve_store
-from l2g_ray.tracking import Tracker
-from l2g_ray.tracking_moved import COLUMNS, follow_folder
-from l2g_ray.tracking_store import is_file_store, is_own_store, resolve_uri
+from l2g_ray.tracking.runs import Tracker
+from l2g_ray.tracking.store import COLUMNS, follow_folder, is_file_store, is_own_store, resolve_uri
 
 ODD = ["a?b", "a%20b", "a%3Fb", "a#b", "a b", "aü", "a&b=c", "a:b", "a@b", "a'b", "plain"]
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1).filter(

@@ -14,9 +14,8 @@ from l2g_ray.models.backbones import BACKBONES
 from l2g_ray.models.cnn import SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig
 from l2g_ray.models.mixed_conv import OperationSet
-from l2g_ray.orchestrate import plan_encoder
-from l2g_ray.orchestrate.plan_cnn import count_cnn
-from l2g_ray.orchestrate.plan_net import Mixture, count_net
+from l2g_ray.plan import encoder as plan_encoder
+from l2g_ray.plan.network import Mixture, count_cnn, count_net
 
 CHANNELS = {"resnet": (8, 8, 16), "unet": (8, 12, 8, 16, 8), "deepsea": (8, 8, 12), "orca": ()}
 EXACT = ("forward_flops", "train_flops", "parameters", "trainable")

@@ -12,11 +12,9 @@ import pytest
 from l2g_ray.config import DataSettings
 from l2g_ray.data.checks import clean_sequences
 from l2g_ray.data.dataset import open_prepared
-from l2g_ray.data.facts import measure_facts
-from l2g_ray.data.leakage import find_overlap, reverse_complement_text
-from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.facts import find_overlap, measure_facts, reverse_complement_text
 from l2g_ray.data.prepare import prepare
-from l2g_ray.data.raw import RawTask
+from l2g_ray.data.raw import RawTask, SourceOptions
 from l2g_ray.data.readers import iter_tables, read_table
 from l2g_ray.data.sources import open_source
 from l2g_ray.data.sources.files import open_folder

@@ -23,24 +23,22 @@ from transformers import AutoModelForMaskedLM, BertTokenizerFast
 
 from l2g_ray.config import DataSettings
 from l2g_ray.data.batches import make_batch
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
-from l2g_ray.models.masked_lm import MaskedLM, load_masked_lm, split_words
-from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import run_job
-from l2g_ray.orchestrate.plan import plan_task
-from l2g_ray.orchestrate.plan_encoder import count_vocabulary, read_shape
-from l2g_ray.orchestrate.plan_rows import Rows
-from l2g_ray.orchestrate.row_jobs import make_pretrain_job
-from l2g_ray.orchestrate.store import StageResult, Store, make_key
+from l2g_ray.orchestrate.keys import make_pretrain_job
+from l2g_ray.plan.encoder import count_vocabulary, read_shape
+from l2g_ray.plan.plan import plan_task
+from l2g_ray.plan.rows import Rows
 from l2g_ray.stages.common import TaskData, build_net
 from l2g_ray.stages.finetune import build_model
 from l2g_ray.stages.loop import Runtime, TrainResult
-from l2g_ray.stages.pretrain import make_masked_losses, pretrain
+from l2g_ray.stages.pretrain import MaskedLM, load_masked_lm, make_masked_losses, pretrain, split_words
+from l2g_ray.store.results import Job, StageResult, Store, make_key
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

@@ -16,8 +16,8 @@ from ray.job_config import JobConfig
 from ray.tune.execution import class_cache
 
 import l2g_ray
-from l2g_ray import mlflow_private
 from l2g_ray.orchestrate import ray_private
+from l2g_ray.tracking.runs import mlflow_private
 
 PACKAGE = Path(l2g_ray.__file__).parent
 ROOMS = {"ray": PACKAGE / "orchestrate" / "ray_private.py", "mlflow": PACKAGE / "mlflow_private.py"}
@@ -111,7 +111,7 @@ def test_tune_passes_no_secrets_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_this_mlflow_opens_the_tables_that_are_made_for_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mlflow_private.upgrade_tables(uri)
-    hint = f"mlflow {mlflow.__version__}: see l2g_ray/mlflow_private.py"
+    hint = f"mlflow {mlflow.__version__}: see l2g_ray/tracking/mlflow_private.py"
     assert MlflowClient(uri, uri).search_experiments(), hint
     from sqlalchemy import create_engine, text
 
@@ -121,7 +121,7 @@ def test_this_mlflow_opens_the_tables_that_are_made_for_it(tmp_path: Path) -> No
 
 
 def test_this_mlflow_has_the_tags_of_its_pages() -> None:
-    hint = f"mlflow {mlflow.__version__} names its tags otherwise: see l2g_ray/mlflow_private.py"
+    hint = f"mlflow {mlflow.__version__} names its tags otherwise: see l2g_ray/tracking/mlflow_private.py"
     pages = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
     view = mlflow_private.VIEW_TAG.removesuffix(mlflow_private.VIEW)
     wanted = {mlflow_private.KIND_TAG, mlflow_private.TRAINING, view}

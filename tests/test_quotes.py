@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from source_files import SEQUENCES, lay, own
 
-from l2g_ray.data import delimited
+from l2g_ray.data import text as delimited
 from l2g_ray.data.readers import iter_tables, read_table
 from l2g_ray.data.table_writer import TableWriter
 from l2g_ray.errors import UserError

@@ -11,13 +11,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from toys import make_task, tiny_settings
 
-from l2g_ray.orchestrate.board import make_end_event, make_trial_event, make_winner_event
-from l2g_ray.orchestrate.halving import describe_end, name_trial
-from l2g_ray.orchestrate.record import Recorder
-from l2g_ray.orchestrate.request import SuiteRequest
-from l2g_ray.orchestrate.run_notes import MAX_CHARS, describe_suite
+from l2g_ray.counts import describe_end, name_trial
+from l2g_ray.monitor.events import make_end_event, make_trial_event, make_winner_event
+from l2g_ray.orchestrate.identity import SuiteRequest
 from l2g_ray.orchestrate.trials import emit_history
-from l2g_ray.tracking import Tracker
+from l2g_ray.tracking.notes import MAX_CHARS, describe_suite
+from l2g_ray.tracking.record import Recorder
+from l2g_ray.tracking.runs import Tracker
 
 ENVIRONMENT: dict[str, Any] = {"git_revision": "", "machine": {"processor": "cpu"}, "versions": {}}
 BEGAN = 1_700_000_000.0  # long ago: nothing here may be taken from the clock

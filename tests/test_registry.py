@@ -18,12 +18,11 @@ from l2g_ray.data.folds import make_folds
 from l2g_ray.errors import UserError
 from l2g_ray.models.baselines import Baseline, BaselineConfig
 from l2g_ray.models.l2g import save_model
-from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.memory import memory_key
-from l2g_ray.orchestrate.store import Store, make_key
 from l2g_ray.stages.context import HELD_OUT, Context
 from l2g_ray.stages.registry import STAGES, Stage, find_shown, find_stage, list_versions, show_stage
+from l2g_ray.store.results import Job, Store, make_key
 
 TOY = Stage("toy", 1, "toy_stage:run", arm=True, beside=True, kind="finetune", shown="toys")
 

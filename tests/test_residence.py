@@ -15,11 +15,11 @@ from l2g_ray.config import DataSettings, resolve
 from l2g_ray.counts import count_batches
 from l2g_ray.data.batches import InMemorySource, iter_batches
 from l2g_ray.data.dataset import PreparedTask, ShardSource
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
+from l2g_ray.orchestrate.keys import make_baseline_job
 from l2g_ray.orchestrate.residence import estimate_bytes, fits
-from l2g_ray.orchestrate.row_jobs import make_baseline_job
 
 
 @pytest.fixture(scope="module")

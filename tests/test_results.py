@@ -22,7 +22,7 @@ from scipy import stats
 
 from l2g_ray.errors import UserError
 from l2g_ray.results import figures
-from l2g_ray.results.bootstrap import (
+from l2g_ray.results.intervals import (
     bootstrap_interval,
     confusion_bootstrap,
     confusion_difference,

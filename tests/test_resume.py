@@ -10,7 +10,7 @@ import pytest
 from runs import Driver, Sources, execute, read_board, stage_folders, without_times
 from test_suite import Tree, check_task
 
-from l2g_ray.orchestrate.status import read_status
+from l2g_ray.monitor.status import read_status
 
 # When a stage has begun to compute, and how the run is ended then; SIGKILL leaves it no time for anything.
 INTERRUPTIONS = [

@@ -14,13 +14,12 @@ from test_board import full_board, full_row
 from toys import make_task
 
 from l2g_ray.config import DataSettings, resolve
-from l2g_ray.data.dataset import open_prepared
-from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.dataset import NEAR_ROWS, open_prepared
 from l2g_ray.data.prepare import prepare
-from l2g_ray.data.shards import NEAR_ROWS
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
-from l2g_ray.orchestrate.compare import ArmScores
 from l2g_ray.orchestrate.outcome import count_findings, score_apart
+from l2g_ray.results.intervals import ArmScores
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
 from l2g_ray.results.rows import warn_of_findings, warn_of_near_duplicates

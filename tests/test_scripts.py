@@ -12,7 +12,7 @@ import click
 import pytest
 
 from l2g_ray.cli.main import main
-from l2g_ray.orchestrate.arms import find_study, read_baseline_arms
+from l2g_ray.studies.study import find_study, read_baseline_arms
 from l2g_ray.tasks.catalogue import find_tasks
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce_results.sh"

@@ -136,7 +136,7 @@ def test_a_planted_training_state_is_not_gone_on_with(mark: Path, tmp_path: Path
 def test_the_mlflow_model_reads_no_pickle(
     model: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from l2g_ray.tracking import Tracker
+    from l2g_ray.tracking.runs import Tracker
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = Tracker(None, "l2g", tmp_path / "store")

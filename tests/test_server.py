@@ -26,8 +26,8 @@ from l2g_ray.cli.server import server as server_command
 from l2g_ray.errors import UserError
 from l2g_ray.redaction import redact
 from l2g_ray.server.settings import ServerSettings, prepare_store, split_hosts
-from l2g_ray.tracking import Tracker
-from l2g_ray.tracking_store import refuse_file_store
+from l2g_ray.tracking.runs import Tracker
+from l2g_ray.tracking.store import refuse_file_store
 
 PASSWORD = "pa@ss/w%rd"  # all that an address has to encode
 ROOT = Path(__file__).parents[1]

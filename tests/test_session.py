@@ -15,7 +15,7 @@ from commands import Cli
 from runs import Sources, environment, execute, run_command
 from servers import start_server
 
-from l2g_ray.orchestrate import session
+from l2g_ray.orchestrate import cluster as session
 
 L2G_RAY = str(Path(sys.executable).with_name("l2g-ray"))
 QUICK = {"search.enabled": False, "align.source": "vocabulary", "align.alphas": [1.0], "finetune.trials": 1}

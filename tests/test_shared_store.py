@@ -10,10 +10,10 @@ import pytest
 from servers import s3_bucket
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate import mirror, shared_store
-from l2g_ray.orchestrate.mirror import lease, pull, pull_finished, push, work_folder
-from l2g_ray.orchestrate.shared_store import SharedStore
 from l2g_ray.storage import Location, StorageUnavailable
+from l2g_ray.store import shared as mirror
+from l2g_ray.store import shared as shared_store
+from l2g_ray.store.shared import SharedStore, lease, pull, pull_finished, push, work_folder
 
 
 def make(store: SharedStore, key: str, text: str) -> None:

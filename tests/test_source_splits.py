@@ -23,8 +23,8 @@ from l2g_ray.cli.main import main
 from l2g_ray.cli.source import make_options
 from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import PreparedTask, open_prepared
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import check_raw, prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.data.splits import hash_indices, part_rows
 from l2g_ray.errors import UserError

@@ -7,8 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from l2g_ray.models.average import AverageModel
-from l2g_ray.models.ensemble import LEAST_PROBABILITY, Combination, Ensemble
+from l2g_ray.models.ensemble import LEAST_PROBABILITY, AverageModel, Combination, Ensemble
 from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.stack import ENSEMBLES, RIDGE_C, Stacker
 from l2g_ray.tasks.metrics import score

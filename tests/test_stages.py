@@ -23,13 +23,11 @@ from l2g_ray.orchestrate.pipeline import choose_best
 from l2g_ray.sequence import encode
 from l2g_ray.stages.align import alpha_at, make_joint_losses, train_aligned
 from l2g_ray.stages.common import build_net, make_batches, make_losses, make_validate
-from l2g_ray.stages.distances import SampleDistance
+from l2g_ray.stages.distances import SampleDistance, mmd
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
-from l2g_ray.stages.losses import compute_task_loss
-from l2g_ray.stages.mmd import mmd
-from l2g_ray.stages.optim import make_optimizer, make_schedule
+from l2g_ray.stages.optim import compute_task_loss, make_optimizer, make_schedule
 from l2g_ray.stages.search import (
     find_temperature,
     make_search_optimizer,

@@ -17,8 +17,8 @@ from commands import Cli
 from rich.console import Console
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.progress import Progress
-from l2g_ray.orchestrate.status import SILENT_S, STATUS_FILE, StatusWriter, find_runs, read_status
+from l2g_ray.monitor.progress import Progress
+from l2g_ray.monitor.status import SILENT_S, STATUS_FILE, StatusWriter, find_runs, read_status
 
 COMMAND = "l2g-ray suite --bench toy"
 
@@ -87,7 +87,7 @@ def test_a_running_suite_and_then_its_end(run: Path, cli: Cli) -> None:
 def test_a_killed_driver_is_not_taken_for_a_living_one(run: Path) -> None:
     """The number of a process alone says nothing: it is given out again."""
     script = (
-        "import sys, os; from pathlib import Path; from l2g_ray.orchestrate.status import StatusWriter\n"
+        "import sys, os; from pathlib import Path; from l2g_ray.monitor.status import StatusWriter\n"
         "writer = StatusWriter(Path(sys.argv[1]), ['a'], {}); writer.show({'a': {'state': 'running', 'begun': 0.0}})\n"
         "writer.say('trains'); writer._write(); os.kill(os.getpid(), 9)"
     )

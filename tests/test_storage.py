@@ -13,11 +13,11 @@ import pytest
 
 from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import ShardSource, open_prepared
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
-from l2g_ray.data.stream import RayDataSource, make_ray_dataset
 from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.train import RayDataSource, make_ray_dataset
 from l2g_ray.storage import Location, as_location
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from l2g_ray.config import resolve
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate import store as store_module
-from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
-from l2g_ray.orchestrate.store import Store, make_key
+from l2g_ray.models.locate import fingerprint_language_model
 from l2g_ray.stages.registry import STAGES
+from l2g_ray.store import results as store_module
+from l2g_ray.store.results import Store, make_key
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ HOLD = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
-from l2g_ray.orchestrate.store import Store
+from l2g_ray.store.results import Store
 with Store(Path(sys.argv[1])).locked("align", "k"):
     print("held", flush=True)
     time.sleep(600)

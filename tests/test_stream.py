@@ -16,10 +16,10 @@ import torch
 from l2g_ray.config import DataSettings
 from l2g_ray.data.batches import InMemorySource, iter_batches
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources.files import open_folder
-from l2g_ray.data.stream import RayDataSource, make_ray_dataset
+from l2g_ray.orchestrate.train import RayDataSource, make_ray_dataset
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.catalogue import parse_task
 

@@ -23,9 +23,9 @@ from sklearn import metrics
 
 from l2g_ray.data.dataset import open_prepared
 from l2g_ray.models.ensemble import Combination, to_predictions
-from l2g_ray.orchestrate.compare import read_outputs
 from l2g_ray.places import find_place
 from l2g_ray.predict import find_model, load_predictor
+from l2g_ray.results.intervals import read_outputs
 from l2g_ray.results.schema import validate_leaderboard
 from l2g_ray.tasks.metrics import compute_metrics
 

@@ -5,8 +5,7 @@ import yaml
 
 from l2g_ray.config import list_presets, resolve
 from l2g_ray.errors import UserError
-from l2g_ray.tasks.catalogue import find_tasks, list_benches, load_bench, parse_bench, parse_task
-from l2g_ray.tasks.published import published_scores
+from l2g_ray.tasks.catalogue import find_tasks, list_benches, load_bench, parse_bench, parse_task, published_scores
 
 ALL_TASKS = [task for bench in list_benches() for task in find_tasks(bench)]
 COUNTS = {"demo": 2, "nt": 18, "nt_revised": 18, "gue": 28, "genomic_benchmarks": 9, "deepstarr": 1, "deepsea": 2,

@@ -20,14 +20,13 @@ from toys import make_data, make_task, plant, tiny_config, tiny_reference, tiny_
 
 from l2g_ray.config import DataSettings, OptimSettings
 from l2g_ray.data.batches import iter_batches, iter_evaluation_batches
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.models.layers import MaskedBatchNorm1d, join_team
 from l2g_ray.models.team import ALONE, Team
-from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.stages import finetune as finetune_module
 from l2g_ray.stages.align import make_joint_losses, train_aligned
@@ -40,13 +39,13 @@ from l2g_ray.stages.common import (
     predict_source,
     with_dropout,
 )
-from l2g_ray.stages.distances import SampleDistance
+from l2g_ray.stages.distances import SampleDistance, mmd
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
-from l2g_ray.stages.mmd import mmd
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 from l2g_ray.stages.search import search_architecture
 from l2g_ray.stages.select import train_backbone
+from l2g_ray.store.results import Job
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

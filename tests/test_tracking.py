@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from l2g_ray.errors import UserError
 from l2g_ray.redaction import without_secrets
-from l2g_ray.tracking import KEY_TAG, Tracker
+from l2g_ray.tracking.runs import KEY_TAG, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -336,5 +336,5 @@ def test_threads_share_one_tracker(tracker: Tracker) -> None:
 
 
 def test_import_does_not_load_mlflow() -> None:
-    code = "import sys, l2g_ray.tracking; assert 'mlflow' not in sys.modules and 'torch' not in sys.modules"
+    code = "import sys, l2g_ray.tracking.runs; assert 'mlflow' not in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

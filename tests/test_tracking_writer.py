@@ -14,10 +14,10 @@ from mlflow import MlflowClient
 from servers import free_port, start_server
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.record import WAIT_VARIABLE, Recorder
-from l2g_ray.tracking import Tracker
-from l2g_ray.tracking_store import StoreUnavailable
-from l2g_ray.tracking_writer import JOURNAL, TrackingWriter
+from l2g_ray.tracking.record import WAIT_VARIABLE, Recorder
+from l2g_ray.tracking.runs import Tracker
+from l2g_ray.tracking.store import StoreUnavailable
+from l2g_ray.tracking.writer import JOURNAL, TrackingWriter
 
 
 class Flaky:

@@ -15,16 +15,15 @@ from ray import tune
 from rich.console import Console
 from toys import make_task, tiny_settings
 
-from l2g_ray.orchestrate.board import Board, make_tune_result
+from l2g_ray.monitor.events import Board, make_tune_result
+from l2g_ray.monitor.progress import Progress
+from l2g_ray.monitor.trial_logs import note_logs, read_last_lines
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
-from l2g_ray.orchestrate.job import Job
-from l2g_ray.orchestrate.progress import Progress
-from l2g_ray.orchestrate.record import Recorder
-from l2g_ray.orchestrate.request import SuiteRequest
-from l2g_ray.orchestrate.store import Store
-from l2g_ray.orchestrate.trial_logs import note_logs, read_last_lines
+from l2g_ray.orchestrate.identity import SuiteRequest
 from l2g_ray.orchestrate.trials import Place, StageFailed, run_jobs
-from l2g_ray.orchestrate.tuning import _experiment
+from l2g_ray.orchestrate.tune import _experiment
+from l2g_ray.store.results import Job, Store
+from l2g_ray.tracking.record import Recorder
 
 ENVIRONMENT = {"git_revision": None, "machine": {"processor": ""}, "versions": {}}
 

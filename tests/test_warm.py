@@ -18,15 +18,14 @@ from toys import plant
 
 from l2g_ray.config import resolve
 from l2g_ray.counts import default_architecture
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.board import Board
+from l2g_ray.monitor.events import Board
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots, connect
-from l2g_ray.orchestrate.job import Job
-from l2g_ray.orchestrate.store import Store
 from l2g_ray.orchestrate.warm import find_cause, run_jobs_warm
+from l2g_ray.store.results import Job, Store
 
 ONE = Slots(1, 1, 0.0)
 KEPT_MB = 40  # what allocators may hold back; a job of this size that leaked would show after a few

@@ -17,8 +17,8 @@ from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions
-from l2g_ray.orchestrate.plan_costs import Counted
-from l2g_ray.orchestrate.plan_encoder import LanguageModelShape
+from l2g_ray.plan.costs import Counted
+from l2g_ray.plan.encoder import LanguageModelShape
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *others: Any, **named: Any) -> int:

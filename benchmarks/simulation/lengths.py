@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.config import FinetuneSettings, Settings, resolve
-from l2g_ray.orchestrate.halving import rung_epochs, survives
+from l2g_ray.counts import rung_epochs, survives
 
 RECORDED = Path(__file__).with_name("recorded.json")
 
@@ -24,7 +24,7 @@ class Recorded:
     """One task of a real run: CPU seconds of an epoch of each stage, by trial, and of the evaluation.
 
     A trial has one thread, so that on a machine of its own its wall time is little more than that. `work` and `chain`
-    are what the plan says of the task, in FLOP (`orchestrate.order.Length`).
+    are what the plan says of the task, in FLOP (`plan.order.Length`).
     """
 
     name: str
@@ -127,9 +127,9 @@ def _draw_epochs(stage: FinetuneSettings, generator: random.Random) -> list[int]
 
 def record(runs: list[Path]) -> dict[str, Any]:
     """What the JSON file holds, of the tasks of finished suites."""
-    from l2g_ray.orchestrate.order import estimate_length
-    from l2g_ray.orchestrate.plan_rows import rows_of_manifest
-    from l2g_ray.orchestrate.plan_run import read_settings
+    from l2g_ray.plan.finished import read_settings
+    from l2g_ray.plan.order import estimate_length
+    from l2g_ray.plan.rows import rows_of_manifest
     from l2g_ray.tasks.schema import Task
 
     tasks, origins = [], []

@@ -23,12 +23,12 @@ from rich.console import Console
 from benchmarks.simulation.clock import Clock, Result, Slots, wait_any
 from benchmarks.simulation.lengths import Script
 from l2g_ray.counts import default_architecture
+from l2g_ray.monitor.events import SlotUse, measure_use
 from l2g_ray.orchestrate import pipeline, suite
-from l2g_ray.orchestrate.asha import OrderedSearch
 from l2g_ray.orchestrate.cluster import Slots as SlotCount
-from l2g_ray.orchestrate.order import Length, count_at_once, order_tasks
-from l2g_ray.orchestrate.slot_use import SlotUse, measure_use
-from l2g_ray.orchestrate.store import StageResult
+from l2g_ray.orchestrate.tune import OrderedSearch
+from l2g_ray.plan.order import Length, count_at_once, order_tasks
+from l2g_ray.store.results import StageResult
 from l2g_ray.tasks.schema import Task
 
 # What the pipeline reads of the text's stage; nothing is trained on it here.

@@ -61,7 +61,7 @@ def prepare(
       l2g-ray data prepare all.csv --split folds --folds 5 --out prepared/folds   # fold-0 ... fold-4
     """
     from l2g_ray.data.prepare import prepare as prepare_raw
-    from l2g_ray.orchestrate.progress import ReadingProgress
+    from l2g_ray.monitor.progress import ReadingProgress
     from l2g_ray.storage import as_location
 
     console = _console()
@@ -121,7 +121,7 @@ def check(
 
     from l2g_ray.data.dataset import PreparedTask
     from l2g_ray.data.prepare import check_raw
-    from l2g_ray.orchestrate.progress import ReadingProgress
+    from l2g_ray.monitor.progress import ReadingProgress
     from l2g_ray.results.data_check import render_check, render_summary, write_check_page
     from l2g_ray.results.terminal import print_fitted
 
@@ -154,7 +154,7 @@ def check(
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def list_sets(data_dir: Path | None, as_json: bool) -> None:
     """The data sets of the catalogue, and where each comes from: a folder of yours, the package, the hub, a URL."""
-    from l2g_ray.data.sources.catalogue import find_folder
+    from l2g_ray.data.sources.official import find_folder
     from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.tasks.catalogue import list_benches, load_bench
 
@@ -217,7 +217,7 @@ def _need_raw(found: RawTask | PreparedTask, source: tuple[str, ...]) -> RawTask
 
 
 def _find_benches(benches: tuple[str, ...], data_dir: Path | None) -> dict[str, RawTask]:
-    from l2g_ray.data.sources.catalogue import find_folder, find_raw
+    from l2g_ray.data.sources.official import find_folder, find_raw
     from l2g_ray.tasks.catalogue import find_tasks, list_benches
 
     wanted = list_benches() if "all" in benches else list(benches)

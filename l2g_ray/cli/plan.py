@@ -14,9 +14,9 @@ from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:
     from l2g_ray.config import Settings
-    from l2g_ray.orchestrate.machines import Machine
-    from l2g_ray.orchestrate.plan import TaskPlan
-    from l2g_ray.orchestrate.plan_run import FinishedTask
+    from l2g_ray.plan.costs import Machine
+    from l2g_ray.plan.finished import FinishedTask
+    from l2g_ray.plan.plan import TaskPlan
     from l2g_ray.tasks.schema import Task
 
 DEFAULT_GPU = "RTX A6000"
@@ -50,8 +50,8 @@ def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, *
       l2g-ray plan my_data --language-model minilm --gpu cpu
       l2g-ray plan runs/demo-fast          # a finished run
     """
-    from l2g_ray.orchestrate.machines import find_machine, read_machines
-    from l2g_ray.orchestrate.plan_run import is_run, read_run
+    from l2g_ray.plan.costs import find_machine, read_machines
+    from l2g_ray.plan.finished import is_run, read_run
 
     if bool(source) == bool(options["bench"]):
         raise UserError("give a SOURCE, a finished run's folder, or a benchmark with --bench")
@@ -74,8 +74,8 @@ def _plan_all(
     source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any], machine: Machine
 ) -> tuple[list[TaskPlan], list[str]]:
     from l2g_ray.config import parse_assignments, resolve, resolve_precision
-    from l2g_ray.orchestrate.plan import plan_task
-    from l2g_ray.orchestrate.plan_encoder import read_shape
+    from l2g_ray.plan.encoder import read_shape
+    from l2g_ray.plan.plan import plan_task
 
     assignments = parse_assignments(options["assignments"])
     if options["language_model"] is not None:
@@ -102,7 +102,7 @@ def _plan_all(
 
 def _find(source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any]) -> list[tuple[Task, Any]]:
     """Tasks and where their rows are: a raw or prepared task, or None where the data is not here."""
-    from l2g_ray.data.sources.catalogue import find_folder, find_raw
+    from l2g_ray.data.sources.official import find_folder, find_raw
     from l2g_ray.tasks.catalogue import find_tasks, list_benches
 
     data_dir = options["data_dir"]
@@ -123,8 +123,8 @@ def _find(source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any
 
 def _rows(task: Task, found: Any, settings: Settings, out: Path) -> Any:
     from l2g_ray.data.dataset import PreparedTask, open_prepared
-    from l2g_ray.orchestrate.plan_rows import assume_rows, count_rows
-    from l2g_ray.orchestrate.prepared import prepared_folder
+    from l2g_ray.orchestrate.identity import prepared_folder
+    from l2g_ray.plan.rows import assume_rows, count_rows
     from l2g_ray.storage import as_location
 
     if found is None:
@@ -159,9 +159,9 @@ def _show_plans(
 ) -> None:
     from dataclasses import asdict
 
-    from l2g_ray.orchestrate.machines import read_machines
-    from l2g_ray.orchestrate.plan import Amount, add_amounts
-    from l2g_ray.results.plan_table import render_plan, show_bytes, show_hours
+    from l2g_ray.plan.costs import read_machines
+    from l2g_ray.plan.finished import render_plan, show_bytes, show_hours
+    from l2g_ray.plan.plan import Amount, add_amounts
     from l2g_ray.results.terminal import print_fitted
 
     context = int(read_machines()["context_bytes"]) if machine.is_gpu else 0
@@ -242,7 +242,7 @@ def _sum_stage(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """A stage over all tasks."""
     from dataclasses import asdict
 
-    from l2g_ray.orchestrate.plan import Amount, add_amounts
+    from l2g_ray.plan.plan import Amount, add_amounts
 
     stages = [t["stages"][name] for t in told if name in t["stages"]]
     summed: dict[str, Any] = {
@@ -255,8 +255,8 @@ def _sum_stage(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
 def _show_run(
     finished: list[FinishedTask], machine: Machine, utilisation: float, price: float | None, as_json: bool
 ) -> None:
-    from l2g_ray.orchestrate.spent import sum_stages
-    from l2g_ray.results.plan_table import render_spent, show_seconds
+    from l2g_ray.plan.finished import render_spent, show_seconds
+    from l2g_ray.plan.spent import sum_stages
     from l2g_ray.results.terminal import print_fitted
 
     told = {task.name: _describe_run(task, machine, utilisation) for task in finished}

@@ -1,8 +1,10 @@
-"""`l2g-ray report`."""
+"""`l2g-ray report` and `l2g-ray status`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,3 +41,78 @@ def report(run: Path, studies: tuple[Path, ...], mlflow: bool) -> None:
     click.echo(f"{path} and {path.parent / 'figures'}")
     if mlflow:
         click.echo(log_report(run))
+
+
+STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "unsent": "yellow"}
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path), default=Path("runs"))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(run: Path, as_json: bool) -> None:
+    """Where the suite in RUN stands: tasks, stages, trials, whether its driver lives, and what to do next.
+
+    RUN is a suite's folder, or the folder of all runs. Works from any shell that sees the folder, while the suite runs
+    and after its end, however it ended. Neither Ray nor MLflow is asked.
+
+    \b
+    Examples:
+      l2g-ray status runs/demo-fast
+      l2g-ray status runs --json
+    """
+    from l2g_ray.monitor.status import find_runs, read_status
+
+    found = [read_status(path) for path in find_runs(run)]
+    if as_json:
+        click.echo(json.dumps(found if len(found) > 1 else found[0], indent=1))
+        return
+    for one in found:
+        _show(one)
+
+
+def _show(found: dict[str, Any]) -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    from l2g_ray.results.terminal import Column, Listing, print_fitted
+
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 110, highlight=False)
+    state, driver = found["state"], found["driver"]
+    style = STYLES.get(state, "red")
+    elapsed = f", {_clock(found['elapsed_s'])}" if found["elapsed_s"] is not None else ""
+    doing = f" ({found['doing']})" if found["doing"] and found["doing"] != state else ""
+    console.print(f"[bold]{escape(found['name'])}[/bold]: [{style}]{state}[/{style}]{doing}{elapsed}", soft_wrap=True)
+    if found["tasks"]:
+        words, numbers = ("task", "state", "stage"), ("trials", "failed", "epoch", "best", "time")
+        columns = [*(Column(name, words=True) for name in words), *map(Column, numbers), Column("result", words=True)]
+        listing = Listing(columns)
+        for task in found["tasks"]:
+            listing.add(
+                task["task"],
+                task["state"],
+                task.get("stage", ""),
+                f"{task['trials_begun']} of {task['trials']}" if task.get("trials") else "",
+                str(task.get("failures") or ""),
+                str(task.get("epoch") or ""),
+                f"{task['best']:.3f}" if task.get("best") is not None else "",
+                _clock(task["elapsed_s"]) if "elapsed_s" in task else "",
+                task.get("result", ""),
+            )
+        print_fitted(console, listing)
+    if event := found["last_event"]:
+        console.print(f"last event  {_clock(event['ago_s'])} ago: {escape(event['text'])}", soft_wrap=True)
+    if driver["pid"] is not None:
+        where = f"process {driver['pid']} on {driver['host']}, last sign of life {_clock(driver['silent_s'])} ago"
+        console.print(f"driver      {'alive' if driver['alive'] else 'gone'}: {where}", soft_wrap=True)
+    for name, link in found["links"].items():
+        console.print(f"{name:<11} {escape(link)}", soft_wrap=True)
+    console.print(f"next        {escape(found['next'])}", soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

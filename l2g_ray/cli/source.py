@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from l2g_ray.data.dataset import PreparedTask
-    from l2g_ray.data.options import SourceOptions
-    from l2g_ray.data.raw import RawTask
+    from l2g_ray.data.raw import RawTask, SourceOptions
     from l2g_ray.tasks.schema import Task
 
 _SPLITS = ["auto", "given", "random", "chromosome", "group", "folds"]
@@ -105,7 +104,7 @@ def make_options(flags: dict[str, Any]) -> SourceOptions:
     """The options that some flags make. Raises UserError for values that do not go together."""
     from pydantic import ValidationError
 
-    from l2g_ray.data.options import SourceOptions
+    from l2g_ray.data.raw import SourceOptions
     from l2g_ray.tasks.catalogue import describe_invalid
 
     given = {key: value for key, value in flags.items() if _is_given(value)}
@@ -129,7 +128,7 @@ def find_source(names: tuple[str, ...], flags: dict[str, Any], data_dir: Path | 
     """
     from l2g_ray.data.dataset import open_prepared
     from l2g_ray.data.sources import open_source
-    from l2g_ray.data.sources.catalogue import find_raw
+    from l2g_ray.data.sources.official import find_raw
     from l2g_ray.storage import as_location
     from l2g_ray.tasks.catalogue import find_tasks, list_benches
 

@@ -97,7 +97,7 @@ def suite(bench: str, tasks: str | None, **options: Any) -> None:
     Example:
       l2g-ray suite --bench nt --data-dir data --tasks H3,enhancers --seeds 3
     """
-    from l2g_ray.data.sources.catalogue import find_raw
+    from l2g_ray.data.sources.official import find_raw
     from l2g_ray.tasks.catalogue import find_tasks
 
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
@@ -172,10 +172,10 @@ def make_request(
     Raises UserError for a setting that cannot be.
     """
     from l2g_ray.config import parse_assignments
-    from l2g_ray.orchestrate.mirror import work_folder
-    from l2g_ray.orchestrate.request import SuiteRequest
+    from l2g_ray.orchestrate.identity import SuiteRequest
     from l2g_ray.places import show_command
     from l2g_ray.storage import Location
+    from l2g_ray.store.shared import work_folder
 
     assignments = parse_assignments(options["assignments"])
     if options["language_model"] is not None:

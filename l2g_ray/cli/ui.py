@@ -16,7 +16,7 @@ from l2g_ray.errors import UserError
 def find_store(run: Path) -> str:
     """Return the tracking URI that a suite's folder, or the folder above it, belongs to."""
     from l2g_ray.places import STORE_FILE, find_run_store, sqlite_file, sqlite_uri
-    from l2g_ray.tracking_moved import follow_folder
+    from l2g_ray.tracking.store import follow_folder
 
     if (run / "suite.json").exists():
         uri = find_run_store(run, json.loads((run / "suite.json").read_text()))

@@ -1,19 +1,14 @@
-"""A prepared task: a folder of Parquet shards and its manifest `task.json`, as `prepare` leaves it.
-
-    train/part-00000.parquet ...   columns id (string), sequence (string), label and, where known, chrom start end strand
-    valid/ , test/                 the same
-    splits/*_indices.parquet       which rows of the source a split that was cut holds (rows counted from 0)
-    near_train.parquet             which rows of test are near-duplicates of train rows, or equal to one (from 0)
-    task.json                      the task, counts, fingerprints, how splits were made, what the check found, warnings
-
-`label` is int64 for classification, else a fixed-size list of float32 with NaN for a missing value. The folder may be in
-an object store (s3://, gs://).
-"""
+"""A prepared task: a folder of Parquet shards and its manifest `task.json`, written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from l2g_ray.data.shards import GROUPS, NEAR_ROWS
+from l2g_ray.data.spool import Selection
 from l2g_ray.errors import UserError
 from l2g_ray.storage import Location, as_location
 from l2g_ray.tasks.schema import Task
@@ -156,3 +151,142 @@ def open_prepared(folder: str | Path | Location) -> PreparedTask:
         return PreparedTask(folder, Task.model_validate(manifest.get("task")), manifest)
     except ValueError:
         raise UserError(f"{path}: holds no task that this version reads; prepare the task again") from None
+
+
+MANIFEST = "task.json"
+NEAR_ROWS = "near_train.parquet"
+GROUPS = "groups.parquet"
+
+
+@contextlib.contextmanager
+def scratch_folder(out: Location) -> Iterator[Path]:
+    """A folder beside `out` (on this machine for a remote one) that is gone afterwards.
+
+    Raises UserError for a place that cannot be written, a full disk among them.
+    """
+    scratch: Path | None = None
+    made: list[Path] = []
+    try:
+        if out.is_remote:
+            scratch = Path(tempfile.mkdtemp(prefix="l2g-ray-"))
+        else:
+            made = [path for path in out.local.absolute().parents if not path.exists()]
+            out.local.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{out.local.name}-", dir=out.local.parent))
+        yield scratch
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        room = (
+            "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check its permissions"
+        )
+        raise UserError(f"{out}: cannot be written ({reason}); {room}, or choose another folder") from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        # Folders that were made for an output that never came; `rmdir` leaves those that hold something.
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def write_prepared(
+    out: Location,
+    scratch: Path,
+    splits: dict[str, Selection],
+    indices: dict[str, np.ndarray],
+    near_rows: np.ndarray,
+    groups: np.ndarray,
+    manifest: dict[str, Any],
+    rows_per_shard: int,
+) -> None:
+    """Write shards, index files, the numbers of test rows near to train rows, the group of every train and valid row (in
+    this order), and manifest. `manifest` gets the keys 'shards' and each split's 'fingerprint'.
+
+    A local folder is swapped in by one rename; in a store, shards have names of their own and the manifest comes last.
+    """
+    ready = scratch / "ready"
+    prefix = f"part-{manifest['key'][:8]}-" if out.is_remote else "part-"
+    manifest["shards"] = {}
+    for split, selection in splits.items():
+        names, fingerprint = _write_shards(ready / split, selection, rows_per_shard, prefix)
+        manifest["shards"][split] = [f"{split}/{name}" for name in names]
+        manifest["splits"][split]["fingerprint"] = fingerprint
+    for name, rows in indices.items():
+        (ready / "splits").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"row": rows}), ready / "splits" / f"{name}_indices.parquet", compression="zstd")
+    pq.write_table(pa.table({"row": near_rows}), ready / NEAR_ROWS, compression="zstd")
+    pq.write_table(pa.table({"group": groups}), ready / GROUPS, compression="zstd")
+    (ready / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    if out.is_remote:
+        _upload(ready, out)
+    else:
+        ready.chmod(0o755)
+        _swap(ready, out.local, scratch)
+
+
+def _write_shards(folder: Path, selection: Selection, rows_per_shard: int, prefix: str) -> tuple[list[str], str]:
+    """Shards of equal size (they differ by one row at most); returns their names and the fingerprint of the rows."""
+    folder.mkdir(parents=True)
+    n_shards = -(-len(selection) // rows_per_shard)
+    edges = np.linspace(0, len(selection), n_shards + 1).round().astype(int)
+    names = [f"{prefix}{shard:05d}.parquet" for shard in range(n_shards)]
+    sequences, labels = hashlib.sha256(), hashlib.sha256()
+    shard, row, writer = 0, 0, None
+    for batch in selection.batches():
+        _digest(batch, sequences, labels)
+        while batch.num_rows:
+            if writer is None:
+                writer = pq.ParquetWriter(folder / names[shard], batch.schema, compression="zstd")
+            part = batch.slice(0, int(edges[shard + 1]) - row)
+            writer.write_batch(part)
+            row += part.num_rows
+            batch = batch.slice(part.num_rows)
+            if row == edges[shard + 1]:
+                writer.close()
+                writer, shard = None, shard + 1
+    return names, hashlib.sha256(sequences.digest() + labels.digest()).hexdigest()
+
+
+def _digest(batch: pa.RecordBatch, sequences: Any, labels: Any) -> None:
+    sequences.update("\n".join([*batch["sequence"].to_pylist(), ""]).encode())
+    column = batch["label"]
+    values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+    labels.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).tobytes())
+
+
+def _swap(ready: Path, out: Path, scratch: Path) -> None:
+    """Put the new folder in place; the old one, if any, goes only after."""
+    if out.exists():
+        if not (out / MANIFEST).exists() and any(out.iterdir()):
+            raise UserError(f"{out}: holds other files; choose an empty or a new folder")
+        os.replace(out, scratch / "old")
+    try:
+        ready.rename(out)
+    except OSError:
+        if (scratch / "old").exists():
+            os.replace(scratch / "old", out)
+        raise
+
+
+def _upload(ready: Path, out: Location) -> None:
+    old = _old_files(out)
+    files = sorted(path for path in ready.rglob("*") if path.is_file())
+    files.sort(key=lambda path: path.name == MANIFEST)  # what makes the rest count
+    for path in files:
+        with path.open("rb") as source, (out / path.relative_to(ready).as_posix()).open_output() as target:
+            shutil.copyfileobj(source, target, 1 << 22)  # type: ignore[misc]
+    written = {str(out / path.relative_to(ready).as_posix()) for path in files}
+    for location in old:
+        if str(location) not in written:
+            system, path_in_store = location.filesystem
+            system.delete_file(path_in_store)
+
+
+def _old_files(out: Location) -> list[Location]:
+    manifest = out / MANIFEST
+    if not manifest.is_file():
+        if out.children():
+            raise UserError(f"{out}: holds other files; choose an empty or a new folder")
+        return []
+    shards = json.loads(manifest.read_text()).get("shards", {})
+    return [out / name for names in shards.values() for name in names]

@@ -23,9 +23,9 @@ import numpy as np
 from Bio import bgzf
 
 from l2g_ray.atomic import write_bytes, write_text
-from l2g_ray.cache import cache_folder
 from l2g_ray.data.text import split_suffix
 from l2g_ray.errors import UserError
+from l2g_ray.places import cache_folder
 
 DAMAGE = (ValueError, RuntimeError, OSError, EOFError, zlib.error, struct.error)
 _PROBED_LINES = 4  # of a record, beside its last two

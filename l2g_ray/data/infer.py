@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from l2g_ray.data.checks import as_numbers, label_texts, show
-from l2g_ray.data.missing import MISSING, count_missing, name_missing
+from l2g_ray.data.checks import MISSING, as_numbers, count_missing, label_texts, name_missing, show
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.names import clean
 from l2g_ray.tasks.schema import Kind

@@ -17,16 +17,14 @@ import numpy as np
 
 from l2g_ray.config import DataSettings
 from l2g_ray.data.check import Part, check_splits
-from l2g_ray.data.dataset import MANIFEST_SCHEMA, PreparedTask, open_prepared
+from l2g_ray.data.checks import missing_texts
+from l2g_ray.data.dataset import MANIFEST, MANIFEST_SCHEMA, PreparedTask, open_prepared, scratch_folder, write_prepared
+from l2g_ray.data.facts import find_overlap
 from l2g_ray.data.folds import find_groups
-from l2g_ray.data.leakage import find_overlap
-from l2g_ray.data.missing import missing_texts
-from l2g_ray.data.options import SourceOptions
-from l2g_ray.data.overwrite import refuse_overwrite
-from l2g_ray.data.raw import ALL, RawTask
-from l2g_ray.data.shards import MANIFEST, scratch_folder, write_prepared
+from l2g_ray.data.raw import ALL, RawTask, SourceOptions
 from l2g_ray.data.splits import cut_validation, find_key_column, find_rule, hash_indices, part_rows
 from l2g_ray.data.spool import Selection, Spool, spool_pieces
+from l2g_ray.data.table_writer import refuse_overwrite
 from l2g_ray.errors import UserError
 from l2g_ray.redaction import redact
 from l2g_ray.storage import Location, as_location

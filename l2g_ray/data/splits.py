@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from l2g_ray.data.checks import show
-from l2g_ray.data.options import SourceOptions
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.errors import UserError, nearest
 
 SPLIT_WORDS = {

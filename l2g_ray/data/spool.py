@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from l2g_ray.data.checks import clean_sequences, count_letters, parse_labels, show
+from l2g_ray.data.checks import MISSING, clean_sequences, count_letters, parse_labels, show
 from l2g_ray.data.facts import Facts, join_facts, measure_facts
-from l2g_ray.data.missing import MISSING
 from l2g_ray.data.raw import Piece
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.tasks.schema import Task

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from l2g_ray.arms import ARMS, ENSEMBLE
-from l2g_ray.data.overwrite import refuse_overwrite
+from l2g_ray.data.table_writer import refuse_overwrite
 from l2g_ray.errors import UserError, how_to_install
-from l2g_ray.explain import databases, known, truth
+from l2g_ray.explain import databases
 from l2g_ray.explain.attribution import (
     METHODS,
     WARN_ABOVE,
@@ -28,7 +28,7 @@ from l2g_ray.explain.attribution import (
     make_weights,
     reads_one_hot,
 )
-from l2g_ray.explain.databases import KnownMotif, Match
+from l2g_ray.explain.databases import KnownMotif, Match, Site
 from l2g_ray.explain.linear import LinearOutput, attribute_linear, is_linear
 from l2g_ray.explain.motifs import (
     Discovery,
@@ -44,8 +44,7 @@ from l2g_ray.explain.rows import (
     open_candidates,
     read_candidates,
 )
-from l2g_ray.explain.truth import Site
-from l2g_ray.models.average import AverageModel, MeanOutputs
+from l2g_ray.models.ensemble import AverageModel, MeanOutputs
 from l2g_ray.names import safe_names
 from l2g_ray.predict import Predictor, load_predictor
 from l2g_ray.results.explain_page import PAGES
@@ -110,7 +109,7 @@ class Explanation:
     sites: list[Site]
     shares: dict[str, dict[str, float]]
     planted: list[tuple[KnownMotif, Match | None]]
-    comparison: known.Comparison | None
+    comparison: databases.Comparison | None
     notes: list[str]
     warnings: list[str]
     timings_s: dict[str, float] = field(default_factory=dict)
@@ -237,13 +236,13 @@ def open_request(request: ExplainRequest) -> Opened:
     for name in request.databases or ():
         databases.read_database(name)
     if request.known is not None:
-        known.read_list(request.known)
+        databases.read_list(request.known)
     if request.sequences is not None:
         candidates = read_candidates(predictor, request.sequences, request.sequence_column)
     else:
         candidates = open_candidates(predictor, arm.task_folder, request.top)
     if request.truth is not None:
-        truth.read_sites(request.truth, candidates.ids)
+        databases.read_sites(request.truth, candidates.ids)
     out = request.out or arm.task_folder / "explain" / arm.name
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -453,9 +452,9 @@ def _read_truth(
     path = request.truth or shipped_truth(task)
     if path is None:
         return [], []
-    sites = truth.read_sites(path, chosen.ids)
+    sites = databases.read_sites(path, chosen.ids)
     own = [site for site in sites if site.output == label]
-    return sites, truth.build_motifs(own, chosen.codes, "planted")
+    return sites, databases.build_motifs(own, chosen.codes, "planted")
 
 
 def shipped_truth(task: Task) -> Path | None:
@@ -472,8 +471,8 @@ def _measure_shares(attributions: Attributions, sites: Sequence[Site], label: st
     shape = attributions.codes.shape
     own = [site for site in sites if site.output == label]
     return {
-        "sites of this output": truth.measure_share(attributions, truth.cover(own, shape)),
-        "all sites": truth.measure_share(attributions, truth.cover(sites, shape)),
+        "sites of this output": databases.measure_share(attributions, databases.cover(own, shape)),
+        "all sites": databases.measure_share(attributions, databases.cover(sites, shape)),
     }
 
 
@@ -484,15 +483,17 @@ def _compare(
     discovery: Discovery | None,
     matches: list[Match],
     planted: list[KnownMotif],
-) -> known.Comparison | None:
+) -> databases.Comparison | None:
     if discovery is None:
         return None
-    entry = known.read_list(request.known) if request.known else known.find_list(f"{task.bench}/{task.name}", label)
+    entry = (
+        databases.read_list(request.known) if request.known else databases.find_list(f"{task.bench}/{task.name}", label)
+    )
     if entry is None and planted:
-        entry = known.KnownList(
-            title="Planted motifs", motifs=tuple(known.KnownName(motif=motif.name) for motif in planted)
+        entry = databases.KnownList(
+            title="Planted motifs", motifs=tuple(databases.KnownName(motif=motif.name) for motif in planted)
         )
-    return None if entry is None else known.compare(entry, len(discovery.motifs), matches)
+    return None if entry is None else databases.compare(entry, len(discovery.motifs), matches)
 
 
 def _best(matches: Sequence[Match], target: KnownMotif) -> Match | None:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from l2g_ray.explain.attribution import Attributions
-from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, find_patterns
+from l2g_ray.models.ensemble import AverageModel
 from l2g_ray.models.kmers import Places, Words, find_words
 from l2g_ray.sequence import reverse_complement
 

@@ -1,20 +1,164 @@
-"""The page of an explanation: which figures and tables it has. `results.explain_page` writes it."""
+"""An explanation as files: arrays, tables, motifs, pictures, and the figures and tables of its page, which `results.explained` writes."""
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from l2g_ray.explain.explanation import Explanation
-from l2g_ray.explain.known import Comparison
-from l2g_ray.explain.logos import plot_logo, to_information
-from l2g_ray.explain.pictures import has_mean_logo, mean_by_position, plot_example, plot_positions, plot_sets
+from l2g_ray.errors import UserError
+from l2g_ray.explain.attribution import Attributions
+from l2g_ray.explain.databases import Comparison, Site
+from l2g_ray.explain.explanation import ARRAYS, Explanation
+from l2g_ray.explain.logos import draw_logo, plot_logo, to_information
+from l2g_ray.explain.motifs import format_meme, save_hdf5
 from l2g_ray.results.explain_page import MotifPictures, Picture, Section, Table, write_page
+from l2g_ray.results.figures import BLUE, GREY, ORANGE, _new_figure, _styled
 from l2g_ray.run_folder import Arm
 from l2g_ray.sequence import ALPHABET, N_CODE
 from l2g_ray.tasks.schema import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_files(explanation: Explanation, out: Path) -> None:
+    """Write an output's folder in `out` anew, whole or not at all: arrays, tables, motifs and logos.
+
+    `one_hot.npz` and `hypothetical.npz` (n, 4, length) are what `modisco motifs` reads, `motifs.h5` is what it writes. Where
+    only the bases that stand in the sequences have contributions, these are in `contributions.npz` instead.
+    """
+    from l2g_ray.explain.logos import plot_logo, to_information
+    from l2g_ray.results.figures import save
+
+    folder = out / explanation.folder
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        a = explanation.attributions
+        np.savez_compressed(scratch / ARRAYS, a.one_hot.transpose(0, 2, 1).astype(np.int8))
+        name = "contributions" if a.observed_only else "hypothetical"
+        np.savez_compressed(scratch / f"{name}.npz", a.hypothetical.transpose(0, 2, 1))
+        _write_csv(explanation.sequence_table(), scratch / "sequences.csv")
+        if explanation.discovery is not None:
+            _write_csv(explanation.motif_table(), scratch / "motifs.csv")
+            motifs = explanation.discovery.motifs
+            save_hdf5(explanation.discovery, scratch / "motifs.h5")
+            (scratch / "motifs.meme").write_text(format_meme(motifs, _letter_shares(a.codes)))
+            for motif in motifs:
+                save(plot_logo(to_information(motif.ppm), "bits"), scratch / "logos" / f"{motif.name}_bits")
+                save(plot_logo(motif.cwm, "contribution"), scratch / "logos" / f"{motif.name}_contribution")
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); name another folder with --out"
+        ) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _letter_shares(codes: np.ndarray) -> np.ndarray:
+    counts = np.bincount(codes[codes != N_CODE], minlength=4)[:4].astype(float)
+    return counts / max(counts.sum(), 1)
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    text = io.StringIO()
+    frame.to_csv(text, index=False, float_format="%.6g")
+    path.write_text(text.getvalue())
+
+
+# A longer logo is not legible.
+_MAX_LOGO_BP = 150
+
+
+def mean_by_position(attributions: Attributions) -> np.ndarray:
+    """Mean contribution of each base at each position over all sequences that reach it, (length, 4).
+
+    A base that does not stand there counts as 0, so a column's sum is the position's mean contribution.
+    """
+    counts = (attributions.codes != N_CODE).sum(0)
+    return (attributions.hypothetical * attributions.one_hot).sum(0) / np.maximum(counts, 1)[:, None]
+
+
+def has_mean_logo(attributions: Attributions) -> bool:
+    """Whether a position means the same in all sequences (equal lengths), and a logo of all can be read."""
+    return len(set(attributions.lengths_bp.tolist())) == 1 and attributions.codes.shape[1] <= _MAX_LOGO_BP
+
+
+@_styled
+def plot_positions(attributions: Attributions) -> Figure:
+    """Position by position: mean |contribution| over the sequences and, where it can be read, the mean as a logo."""
+    size = np.abs(attributions.contributions).sum(0) / np.maximum((attributions.codes != N_CODE).sum(0), 1)
+    aligned = has_mean_logo(attributions)
+    positions = np.arange(1, len(size) + 1)
+    figure, panels = _new_figure(min(2 + 0.1 * len(size), 14), 3.4 if aligned else 1.9, rows=2 if aligned else 1)
+    panels[0].bar(positions, size, color=BLUE, width=0.9)
+    panels[0].set_ylabel("mean |contribution|")
+    panels[0].set_xlim(0.5, len(size) + 0.5)
+    if aligned:
+        draw_logo(mean_by_position(attributions), panels[1], 1, "mean contribution")
+    panels[-1].set_xlabel("position (bp)")
+    return figure
+
+
+@_styled
+def plot_example(attributions: Attributions, row: int, sites: Sequence[Site] = ()) -> Figure:
+    """The contributions of one sequence as a logo, with its planted sites, if known, as bars below (Fig. 4C).
+
+    Of a long sequence, the 150 bp with the largest.
+    """
+    length = int(attributions.lengths_bp[row])
+    values = (attributions.hypothetical[row] * attributions.one_hot[row])[:length]
+    first = 0
+    if length > _MAX_LOGO_BP:
+        sums = np.convolve(np.abs(values).sum(1), np.ones(_MAX_LOGO_BP), "valid")
+        first = int(sums.argmax())
+        values = values[first : first + _MAX_LOGO_BP]
+    figure, (axes,) = _new_figure(min(2 + 0.1 * len(values), 14), 1.7)
+    draw_logo(values, axes, first + 1, "contribution")
+    low, high = axes.get_ylim()
+    step = 0.08 * (high - low)
+    own = [s for s in sites if s.row == row and first <= s.start and s.end <= first + len(values)]
+    for site in own:
+        axes.plot(
+            [site.start + 0.6, site.end + 0.4], [low - step] * 2, color=ORANGE, linewidth=4, solid_capstyle="butt"
+        )
+        axes.text((site.start + site.end + 1) / 2, low - 1.6 * step, site.motif, ha="center", va="top", fontsize=6)
+    if own:
+        axes.set_ylim(low - 4 * step, high)
+    axes.set_xlabel("position (bp)")
+    return figure
+
+
+@_styled
+def plot_sets(comparison: Comparison) -> Figure:
+    """Two circles: the motifs of the list, the found ones, and both (Fig. 4B)."""
+    from matplotlib.patches import Circle
+
+    figure, (axes,) = _new_figure(6.4, 3.2)
+    for x, colour in ((-0.75, GREY), (0.75, BLUE)):
+        axes.add_patch(Circle((x, 0), 1.45, facecolor=colour, edgecolor=colour, alpha=0.22))
+    parts = ((-1.35, comparison.only_known), (0.0, comparison.both), (1.35, comparison.only_found))
+    for x, names in parts:
+        shown = names if len(names) <= 8 else [*names[:7], f"and {len(names) - 7} more"]
+        axes.text(x, 0, "\n".join(shown) or "–", ha="center", va="center", fontsize=8)
+    axes.text(-1.1, 1.6, "known", ha="center")
+    axes.text(1.1, 1.6, "found", ha="center")
+    axes.set_xlim(-2.6, 2.6)
+    axes.set_ylim(-1.6, 1.9)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    return figure
+
 
 _EXAMPLES = 3
 

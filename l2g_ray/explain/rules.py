@@ -1,21 +1,20 @@
-"""A DeepLIFT rule for every operation of our models, or a refusal that names the module without one.
-
-`tangermeme` has the rules (rescale for activations and pooling; LayerNorm, softmax and bilinear products decomposed into
-steps with exact multipliers) and hangs them on modules. What a language model computes between modules, attention's
-softmax and its two matrix products, is put into modules here.
-"""
+"""Rules of DeepLiftShap for each kind of layer, and the references that contributions are measured from."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from l2g_ray.errors import UserError
-from l2g_ray.models import average, backbones, cnn, embedder, l2g, language_model, layers
+from l2g_ray.models import backbones, cnn, embedder, l2g, language_model, layers
+from l2g_ray.models import ensemble as average
+from l2g_ray.sequence import N_CODE
 
 # Modules that are linear in evaluation mode: their gradient is their multiplier.
 _LINEAR = (
@@ -179,3 +178,36 @@ def _family_part(module: nn.Module) -> str:
         if kind.__module__.startswith(f"transformers.models.{package}.") and kind.__name__.startswith(prefix):
             return kind.__name__.removeprefix(prefix)
     return ""
+
+
+def shuffle_dinucleotides(
+    codes: np.ndarray, lengths_bp: np.ndarray, n: int = 20, seed: int = 0, rows: Sequence[int] | None = None
+) -> np.ndarray:
+    """Shuffles of right-padded codes (batch, length) uint8 that keep all dinucleotide counts and both end bases.
+
+    Returns (batch, n, length) uint8. N and padding stay in place: each stretch between them is shuffled by itself. A row's
+    shuffles depend on `seed` and its number in `rows` (its place by default), not on the rows beside it. A stretch that has no
+    other order (a run of one base) comes back as it is.
+    """
+    shuffled = np.repeat(codes[:, None], n, axis=1)
+    for row, length_bp in enumerate(lengths_bp):
+        row_seed = np.random.SeedSequence((seed, row if rows is None else int(rows[row]))).generate_state(1)[0]
+        for start, end in _find_stretches(codes[row, :length_bp]):
+            shuffled[row, :, start:end] = _shuffle(codes[row, start:end], n, int(row_seed) + start)
+    return shuffled
+
+
+def _find_stretches(codes: np.ndarray) -> list[tuple[int, int]]:
+    real = np.concatenate([[False], codes != N_CODE, [False]])
+    edges = np.flatnonzero(real[1:] != real[:-1])
+    # Of three bases both ends stay, so nothing can move.
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 3]
+
+
+def _shuffle(codes: np.ndarray, n: int, seed: int) -> np.ndarray:
+    from tangermeme.ersatz import dinucleotide_shuffle
+
+    one_hot = torch.eye(4)[torch.from_numpy(codes.astype(np.int64))].T.repeat(n, 1, 1)
+    # One shuffle a copy: of several shuffles of one sequence it refuses those that all come out alike.
+    seeds = [(seed + i) % 2**31 for i in range(n)]
+    return dinucleotide_shuffle(one_hot, n=1, random_state=seeds)[:, 0].argmax(1).numpy().astype(np.uint8)

@@ -1,20 +1,26 @@
-"""Effects of variants: the scores of both alleles in the genome around them, and their difference.
-
-Both windows have the same length and the same left flank; where the alleles differ in length, the right flank takes up
-the difference, so that what is compared is always two sequences that the model could have been trained on.
-"""
+"""Effects of variants: what a model says of both alleles; from a VCF with its genome, or a table of pairs, to files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from l2g_ray.data.genome import Genome
-from l2g_ray.data.vcf import VcfRow
+from l2g_ray.data.readers import iter_tables
+from l2g_ray.data.table_writer import SUFFIXES, TableWriter, WholeFile, refuse_overwrite
+from l2g_ray.data.vcf import COLUMNS, VcfHeader, VcfRow, open_vcf
 from l2g_ray.errors import UserError, nearest
+from l2g_ray.explain.scores import Scores, score_sequences, scored_outputs
+from l2g_ray.names import safe_names
+from l2g_ray.predict import Predictor
 from l2g_ray.sequence import CODE_TABLE
+from l2g_ray.tasks.schema import Task
 
 # Why an allele has no score, as it stands in the column `status`.
 REASONS = {
@@ -197,3 +203,243 @@ def _codes(bases: str) -> np.ndarray:
 
 def _shorten(bases: str) -> str:
     return bases if len(bases) <= 20 else f"{bases[:20]}..."
+
+
+VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz")
+INFO_PREFIX = "L2G_"
+FACT_PREFIX = "##l2g_ray_"
+CHUNK_ROWS = 512  # read, scored and written at once
+# Column of the table to INFO field and what it is.
+_FIELDS = {
+    "ref": ("REF", "score of the reference allele"),
+    "alt": ("ALT", "score of the alternative allele"),
+    "diff": ("DIFF", "score of the alternative minus score of the reference"),
+    "log_odds_diff": ("LOGODDS", "log-odds of the alternative minus those of the reference, natural logarithm"),
+}
+
+
+def score_vcf(
+    predictor: Predictor,
+    vcf: Path,
+    genome: Genome,
+    policy: Policy,
+    targets: Sequence[Path],
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Tally:
+    """Score every alternative allele of a VCF into tables (.csv, .tsv, .parquet) and VCFs (.vcf, .vcf.gz).
+
+    The VCF is streamed. A VCF that is written has the lines of the input, with INFO fields `L2G_*` added (those of an
+    earlier run replaced); a .gz is compressed by bgzip. Returns the counts.
+
+    Raises
+    ------
+    UserError : an output that is one of the inputs, a faulty file, a row that does not fit the genome under the policy 'error', an output that cannot be
+        written, or a file of which no allele could be scored. Nothing is left then.
+    """
+    refuse_overwrite([vcf, genome.path], targets)
+    header, rows = open_vcf(vcf)
+    tally = Tally()
+    windows = Windows(genome, policy, str(vcf))
+    with contextlib.ExitStack() as stack:
+        facts = predictor.facts()
+        tables = [stack.enter_context(TableWriter(t, facts)) for t in targets if not _is_vcf(t)]
+        copies = [
+            stack.enter_context(AnnotatedVcf(t, header, predictor.task, policy, facts)) for t in targets if _is_vcf(t)
+        ]
+        for chunk in _iter_chunks(rows, CHUNK_ROWS):
+            alleles: list[Allele] = []
+            for row in chunk:
+                found = windows.cut(row)
+                tally.add(found)
+                alleles += found
+            table = tabulate_alleles(predictor, alleles, policy.strand == "both")
+            for writer in tables:
+                writer.write(table)
+            for copy in copies:
+                copy.write(chunk, table)
+            progress(tally.rows)
+        if not tally.rows:
+            raise UserError(f"{vcf}: the file has no variants; give at least one row")
+        if not tally.scored:
+            raise UserError(
+                f"{vcf}: no allele could be scored ({'; '.join(tally.describe())}); give another file or genome"
+            )
+    return tally
+
+
+def score_pairs(
+    predictor: Predictor,
+    source: Path,
+    targets: Sequence[Path],
+    both_strands: bool,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> int:
+    """Score the columns `ref` and `alt` (sequences) of a table into tables: `id` and the effect columns; returns rows.
+
+    Raises UserError for a missing column, a sequence that is empty, too long or no DNA, or an output that is no table.
+    """
+    for target in targets:
+        if _is_vcf(target):
+            raise UserError(f"{target}: pairs of sequences have no positions, so no VCF; write {', '.join(SUFFIXES)}")
+    refuse_overwrite([source], targets)
+    done = 0
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(TableWriter(t, predictor.facts())) for t in targets]
+        for table in iter_tables(source, CHUNK_ROWS, sequence_column="ref", sequence_flag="'ref'"):
+            if "alt" not in table.column_names:
+                raise UserError(f"{source}: no column 'alt' ({nearest('alt', table.column_names)}); rename the column")
+            pairs = [
+                predictor.clean(table[column], f"{source}, column '{name}'", done + 1).to_pylist()
+                for name, column in (("ref", "sequence"), ("alt", "alt"))
+            ]
+            effects = _effects(predictor, pairs[0], pairs[1], both_strands)
+            for writer in writers:
+                writer.write(pa.table({"id": table["id"], **effects}))
+            done += len(table)
+            progress(done)
+    return done
+
+
+def tabulate_alleles(predictor: Predictor, alleles: list[Allele], both_strands: bool) -> pa.Table:
+    """One row an allele: line, chrom, pos, id, ref, alt, status, padded_bp, and the effects, null where not scored.
+
+    The effects of each score (`scored_outputs`) are `ref_`, `alt_`, `diff_` (alternative minus reference) and, of
+    probabilities, `log_odds_diff_`.
+    """
+    known = np.array([a.is_scored for a in alleles], dtype=bool)
+    scored = [a for a in alleles if a.is_scored]
+    effects = _effects(predictor, [a.reference for a in scored], [a.alternative for a in scored], both_strands)
+    columns: dict[str, pa.Array] = {
+        "line": pa.array([a.row.line for a in alleles], pa.int64()),
+        "chrom": pa.array([a.row.chrom for a in alleles], pa.string()),
+        "pos": pa.array([a.row.pos for a in alleles], pa.int64()),
+        "id": pa.array([a.row.name for a in alleles], pa.string()),
+        "ref": pa.array([a.row.ref for a in alleles], pa.string()),
+        "alt": pa.array([a.row.alts[a.index] or a.row.fields[4].split(",")[a.index] for a in alleles], pa.string()),
+        "status": pa.array([a.status for a in alleles], pa.string()),
+        "padded_bp": pa.array([a.padded_bp for a in alleles], pa.int64()),
+    }
+    for name, values in effects.items():
+        whole = np.zeros(len(alleles))
+        whole[known] = values
+        columns[name] = pa.array(whole, pa.float64(), mask=~known)
+    return pa.table(columns)
+
+
+def _effects(
+    predictor: Predictor, references: list[str], alternatives: list[str], both_strands: bool
+) -> dict[str, np.ndarray]:
+    task, reader = predictor.task, predictor.read(both_strands)
+    empty = np.empty((0, task.n_outputs))
+    scores = Scores(empty, None if task.kind == "regression" else empty)
+    if references:
+        scores = score_sequences(
+            reader.forward,
+            task,
+            references + alternatives,
+            both_strands=reader.strands_apart,
+            batch_size=predictor.batch_size,
+        )
+    rows = np.arange(len(references))
+    ref, alt = scores.take(rows), scores.take(rows + len(references))
+    columns: dict[str, np.ndarray] = {}
+    for i in scored_outputs(task):
+        name = task.labels[i]
+        a, b = ref.values[:, i], alt.values[:, i]
+        columns |= {f"ref_{name}": a, f"alt_{name}": b, f"diff_{name}": b - a}
+        if ref.log_odds is not None and alt.log_odds is not None:
+            columns[f"log_odds_diff_{name}"] = alt.log_odds[:, i] - ref.log_odds[:, i]
+    return columns
+
+
+class AnnotatedVcf(WholeFile):
+    """The input's lines with the scores in INFO, and `facts` about the model as header lines `##l2g_ray_<name>=`."""
+
+    def __init__(
+        self, target: Path, header: VcfHeader, task: Task, policy: Policy, facts: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(target)
+        self.header = header
+        self._facts = [f"{FACT_PREFIX}{name}={' '.join(text.split())}" for name, text in (facts or {}).items()]
+        self._fields = _info_fields(task)
+        self._describe = f"task {task.name}, {policy.length_bp} bp window, strand {policy.strand}"
+
+    def write(self, rows: list[VcfRow], table: pa.Table) -> None:
+        """Append rows; `table` has their alleles in order (`tabulate_alleles`)."""
+        columns = {field: table[column].to_pylist() for column, (field, _) in self._fields.items()}
+        statuses = table["status"].to_pylist()
+        first = 0
+        with self._refusing():
+            if self._writer is None:
+                self._writer = self._open()
+                self._writer.write(self._head(len(rows[0].fields)))
+            for row in rows:
+                one = slice(first, first + len(row.alts))
+                first = one.stop
+                told = [f"{INFO_PREFIX}STATUS={','.join(statuses[one])}"]
+                if any(v is not None for field in columns for v in columns[field][one]):
+                    told += [f"{field}={','.join(map(_number, values[one]))}" for field, values in columns.items()]
+                self._writer.write("\t".join(_with_info(row.fields, told)) + "\n")
+
+    def _open(self) -> Any:
+        if self.target.suffix == ".vcf":
+            return self._temporary.open("w", encoding="utf-8")
+        from Bio import bgzf
+
+        return bgzf.BgzfWriter(str(self._temporary))
+
+    def _head(self, n_columns: int) -> str:
+        earlier = (f"##INFO=<ID={INFO_PREFIX}", FACT_PREFIX)
+        meta = [line for line in self.header.meta if not line.startswith(earlier)]
+        if not meta or not meta[0].startswith("##fileformat="):
+            meta.insert(0, "##fileformat=VCFv4.2")
+        lines = [
+            f'##INFO=<ID={field},Number=A,Type=Float,Description="{text} ({self._describe})">'
+            for field, text in self._fields.values()
+        ]
+        lines.append(f'##INFO=<ID={INFO_PREFIX}STATUS,Number=A,Type=String,Description="scored, swapped, or why not">')
+        columns = self.header.columns
+        if not columns:
+            samples = [f"SAMPLE{i + 1}" for i in range(max(0, n_columns - 9))]
+            columns = (*COLUMNS, *(["FORMAT", *samples] if n_columns > len(COLUMNS) else []))
+        return "\n".join([*meta, *self._facts, *lines, "\t".join([*columns, *COLUMNS[len(columns) :]])]) + "\n"
+
+
+def _info_fields(task: Task) -> dict[str, tuple[str, str]]:
+    """Effect column to INFO field and description; with one score the fields carry no label."""
+    names = [task.labels[i] for i in scored_outputs(task)]
+    fields: dict[str, tuple[str, str]] = {}
+    for name, label in zip(names, safe_names(names, "A-Za-z0-9_.", "output"), strict=True):
+        for column, (key, text) in _FIELDS.items():
+            if column == "log_odds_diff" and task.kind == "regression":
+                continue
+            ending = "" if len(names) == 1 else f"_{label}"
+            clean = name.replace('"', "'").replace("\\", "/")
+            fields[f"{column}_{name}"] = (f"{INFO_PREFIX}{key}{ending}", f"{clean}: {text}")
+    return fields
+
+
+def _with_info(fields: tuple[str, ...], told: list[str]) -> list[str]:
+    whole = [*fields, *["."] * (len(COLUMNS) - len(fields))]
+    kept = [item for item in whole[7].split(";") if item not in ("", ".") and not item.startswith(INFO_PREFIX)]
+    whole[7] = ";".join(kept + told)
+    return whole
+
+
+def _number(value: float | None) -> str:
+    return "." if value is None else f"{value:.6g}"
+
+
+def _is_vcf(target: Path) -> bool:
+    return target.name.endswith(VCF_SUFFIXES)
+
+
+def _iter_chunks(rows: Iterator[VcfRow], size: int) -> Iterator[list[VcfRow]]:
+    chunk: list[VcfRow] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

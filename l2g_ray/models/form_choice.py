@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from l2g_ray.atomic import write_json
-from l2g_ray.cache import cache_folder
 from l2g_ray.models.mixed_conv import MixedConv1d
+from l2g_ray.places import cache_folder
 
 # Another form must be so much faster than the rule's own before it is taken: timings are noisy, choices should not be.
 MARGIN = 1.15

@@ -15,15 +15,18 @@ from torch import nn
 
 from l2g_ray.arms import BASELINES
 from l2g_ray.errors import UserError
-from l2g_ray.models.average import AverageModel
 from l2g_ray.models.baselines import Baseline, BaselineConfig
-from l2g_ray.models.cnn import SmallCNN
-from l2g_ray.models.deepstarr import DeepSTARR
+from l2g_ray.models.cnn import DeepSTARR, SmallCNN
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, make_token_predictor
-from l2g_ray.models.ensemble import Combination, Ensemble
-from l2g_ray.models.genomic_lm import TOKENIZER_FOLDER, GenomicLM, build_genomic_lm, describe_genomic_lm
-from l2g_ray.models.language_model import LanguageModel
-from l2g_ray.models.stored import MODEL_SCHEMA, load_config
+from l2g_ray.models.ensemble import AverageModel, Combination, Ensemble
+from l2g_ray.models.language_model import (
+    TOKENIZER_FOLDER,
+    GenomicLM,
+    LanguageModel,
+    build_genomic_lm,
+    describe_genomic_lm,
+)
+from l2g_ray.models.locate import MODEL_SCHEMA, load_config
 
 
 @dataclass(frozen=True)

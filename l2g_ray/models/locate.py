@@ -1,12 +1,15 @@
-"""Where a language model's files are. Kept free of torch: drivers and pipelines ask, and load nothing."""
+"""Where models' files are, what they say of themselves, and a fingerprint of them, without loading them. Kept free of torch."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
 from l2g_ray.errors import UserError, how_to_install
-from l2g_ray.hub import hub_answers
+from l2g_ray.storage import hub_answers
 
 # alias -> (package, folder in it, the extra that installs it)
 PACKAGED: dict[str, tuple[str, str, str]] = {
@@ -57,3 +60,37 @@ def locate(name: str) -> str:
             f"give a local folder with --language-model, or use --language-model {next(iter(PACKAGED))}"
         )
     return name
+
+
+MODEL_SCHEMA = 1
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """What `config.json` of a model folder says. Raises UserError where there is none, or one of another schema."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: no model can be read here ({error}); give a finished run or its model folder"
+        ) from None
+    config = config if isinstance(config, dict) else {}
+    if config.get("schema") != MODEL_SCHEMA:
+        raise UserError(
+            f"{folder}: model schema {config.get('schema')}, this version reads {MODEL_SCHEMA}; train it again"
+        )
+    return config
+
+
+def fingerprint_language_model(name: str) -> str:
+    """Hash of a local model's config and weights' sizes and edges; a hub id stands for itself."""
+    folder = Path(locate(name))
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as handle:
+            digest.update(handle.read(1 << 20))
+            handle.seek(max(0, path.stat().st_size - (1 << 20)))
+            digest.update(handle.read())
+    return digest.hexdigest()[:20]

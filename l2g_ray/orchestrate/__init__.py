@@ -1,1 +1,1 @@
-"""Ray: jobs in warm processes, Tune trials and Train workers, one task's pipeline, the suite, the store of results."""
+"""Ray: jobs in warm processes, Tune trials and Train workers, one task's pipeline, the suite."""

@@ -1,17 +1,90 @@
-"""Connecting to Ray, and what the cluster can run at once."""
+"""Connecting to Ray: what its processes import, what the cluster can run at once, and a suite's numbers for Prometheus."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
+import math
 import os
+import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
 from l2g_ray.orchestrate.ray_private import make_job_config, set_session_folder
-from l2g_ray.orchestrate.session import find_session_folder
+from l2g_ray.tasks.metrics import find_metric, name_stage_metric
+
+# Longest path of a socket in Linux (sockaddr_un, without the final zero), and Ray's names below its temporary folder.
+SOCKET_BYTES = 107
+_BELOW = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store_1")
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_LINK = "l2g-ray-session-"
+
+
+def find_session_folder() -> str:
+    """The folder of a local Ray's sessions: `ray` in RAY_TMPDIR or TMPDIR, or in the system's where these cannot be used.
+
+    Where its path is too long for a socket, a short link to it; the link is removed when this process ends.
+
+    Raises
+    ------
+    UserError : Ray's session can be written nowhere.
+    """
+    named = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
+    places = [Path(named).absolute() / "ray"] if named and Path(named).is_dir() else []
+    shared = Path(tempfile.gettempdir()).absolute()
+    places += [shared / "ray", shared / f"ray-{os.getuid()}"]  # the first may be another user's
+    for folder in places:
+        if _is_writable(folder):
+            return str(folder) if len(os.fsencode(folder)) + _BELOW <= SOCKET_BYTES else _link(folder)
+    raise UserError(f"{shared}: Ray's session cannot be written there; set TMPDIR to a folder that can be written")
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _link(folder: Path) -> str:
+    for short in map(Path, _SHORT_FOLDERS):
+        link = short / f"{_LINK}{uuid.uuid4().hex[:8]}"
+        try:
+            link.symlink_to(folder, target_is_directory=True)
+        except OSError:
+            continue
+        _remove_dangling(short)
+        atexit.register(_end, link)
+        return str(link)
+    raise UserError(
+        f"{folder}: is too long a path for Ray's sockets ({SOCKET_BYTES} bytes), and no link to it can be made in /tmp; "
+        "set RAY_TMPDIR to a folder with a short path"
+    )
+
+
+def _remove_dangling(short: Path) -> None:
+    """Links of processes that were killed, once what they led to is gone."""
+    for link in short.glob(f"{_LINK}*"):
+        with contextlib.suppress(OSError):
+            if link.is_symlink() and link.lstat().st_uid == os.getuid() and not link.exists():
+                link.unlink()
+
+
+def _end(link: Path) -> None:
+    import ray
+
+    ray.shutdown()  # it ends its processes through the sockets
+    link.unlink(missing_ok=True)
+
 
 # Read by Ray when it is imported or started, so set first. Reader V2 costs seconds an epoch on small data; without
 # the shorter poll a Train run takes twice as long to start and may lose its last checkpoint.
@@ -165,3 +238,45 @@ def measure_slots(nodes: list[dict[str, float]], cpus: int = 1, gpus: float = 0.
             f"{sum(fitting)}; add machines, or lower --workers-per-trial"
         )
     return Slots(sum(fitting) // workers, cpus, gpus, workers)
+
+
+STATES = ("waiting", "running", "done", "failed")
+
+
+class SuiteMetrics:
+    """Gauges and counters of one suite, set by its driver; `task_metrics` names each task's metric. Needs a connected Ray."""
+
+    def __init__(self, suite: str, task_metrics: Mapping[str, str]) -> None:
+        from ray.util import metrics
+
+        self._tags, self._task_metrics = {"suite": suite}, task_metrics
+        self._tasks = metrics.Gauge("l2g_ray_tasks", "Tasks of a suite, by state.", ("suite", "state"))
+        self._waiting = metrics.Gauge("l2g_ray_mlflow_events", "Events that MLflow has not got yet.", ("suite",))
+        self._best = metrics.Gauge(
+            "l2g_ray_best_score", "Best validation score so far, by task and stage.", ("suite", "task", "stage")
+        )
+        place = ("suite", "task", "stage")
+        self._epochs = metrics.Counter("l2g_ray_epochs", "Epochs that trials have reported.", place)
+        self._failures = metrics.Counter("l2g_ray_trial_failures", "Trials that failed, attempts counted.", place)
+
+    def record(self, event: dict[str, Any]) -> None:
+        """Take one event of the board."""
+        if event["type"] not in ("trial", "failure"):
+            return
+        tags = self._tags | {"task": event["task"], "stage": event["stage"]}
+        if event["type"] == "failure":
+            self._failures.inc(1, tags)
+            return
+        self._epochs.inc(1, tags)
+        best = event["row"].get("best_score", -math.inf)
+        if math.isfinite(best):
+            # Events have it with the sign that makes higher better.
+            metric = find_metric(name_stage_metric(event["stage"], self._task_metrics[event["task"]]))
+            self._best.set(metric.sign * best, tags)
+
+    def show(self, tasks: Mapping[str, dict[str, Any]], waiting_events: int) -> None:
+        """How the tasks stand (`Progress.snapshot`), and how much MLflow has not got."""
+        counted = Counter(task["state"] for task in tasks.values())
+        for state in STATES:
+            self._tasks.set(counted[state], self._tags | {"state": state})
+        self._waiting.set(waiting_events, self._tags)

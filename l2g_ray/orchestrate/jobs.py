@@ -18,15 +18,15 @@ from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
 from l2g_ray.data.folds import Fold, SelectedRows
 from l2g_ray.errors import UserError
 from l2g_ray.models.team import ALONE, Team
-from l2g_ray.orchestrate.board import stamp_row
-from l2g_ray.orchestrate.guard import StallWatch, forget_stall, persist
-from l2g_ray.orchestrate.shared_store import open_store
-from l2g_ray.orchestrate.store import Store
+from l2g_ray.monitor.events import stamp_row
 from l2g_ray.redaction import redact
 from l2g_ray.stages.common import TaskData, make_label_scale, read_reference
 from l2g_ray.stages.context import Context, predict_held_out
 from l2g_ray.stages.loop import Report, Runtime
 from l2g_ray.stages.registry import Stage, find_stage
+from l2g_ray.store.guard import StallWatch, forget_stall, persist
+from l2g_ray.store.results import Store
+from l2g_ray.store.shared import open_store
 
 
 def load_data(

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.atomic import write_json
+from l2g_ray.monitor.environment import hash_content
 from l2g_ray.orchestrate.cluster import Slots
-from l2g_ray.orchestrate.environment import hash_content
-from l2g_ray.orchestrate.job import Job
 from l2g_ray.stages.registry import find_stage
+from l2g_ray.store.results import Job
 
 # Between two epochs of one trial, and between two trials of one kind, the allocator's peak varies.
 HEADROOM = 1.2

@@ -14,16 +14,15 @@ import pandas as pd
 from l2g_ray.arms import ENSEMBLE, WITHOUT
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.orchestrate.compare import ArmScores, read_outputs
-from l2g_ray.orchestrate.cuts import warn_of_cuts
+from l2g_ray.monitor.events import warn_of_cuts
 from l2g_ray.orchestrate.pipeline import Member, TaskOutcome
-from l2g_ray.orchestrate.spent import COST_KEYS, sum_stages
 from l2g_ray.places import name_place
+from l2g_ray.plan.spent import COST_KEYS, sum_stages
+from l2g_ray.results.intervals import ArmScores, read_outputs
 from l2g_ray.results.rows import warn_of_baseline, warn_of_findings, warn_of_near_duplicates
+from l2g_ray.tasks.catalogue import published_scores
 from l2g_ray.tasks.metrics import find_metric, signed_score
-from l2g_ray.tasks.published import published_scores
-from l2g_ray.tasks.schema import Task
-from l2g_ray.tasks.stored import write_task_file
+from l2g_ray.tasks.schema import Task, write_task_file
 
 # Arms of which a row has all metrics, and scores on rows without near-duplicates.
 SHOWN = (ENSEMBLE, "l2g", "embedder_only")
@@ -89,8 +88,11 @@ def choose_seed(task: Task, oof: pd.DataFrame) -> int:
 
 def write_models(folder: Path, members: list[Member], combined: dict[str, Any], seed: int, both_strands: bool) -> None:
     """Write `best/`, the ensemble of one seed, and `arms/` with the arms of it that have no weight."""
-    from l2g_ray.models.average import AverageModel  # with torch, which a driver has no other use for
-    from l2g_ray.models.ensemble import Combination, Ensemble
+    from l2g_ray.models.ensemble import (
+        AverageModel,  # with torch, which a driver has no other use for
+        Combination,
+        Ensemble,
+    )
     from l2g_ray.models.l2g import load_model, save_model
 
     combination = Combination(**combined)

@@ -11,17 +11,15 @@ from typing import Any, TypeVar
 
 from l2g_ray.arms import ARMS
 from l2g_ray.config import Settings
-from l2g_ray.counts import Candidate, list_candidates, use_rc
+from l2g_ray.counts import Candidate, describe_end, list_candidates, name_trial, rung_epochs, use_rc
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
-from l2g_ray.orchestrate.board import make_winner_event
-from l2g_ray.orchestrate.guard import persist
-from l2g_ray.orchestrate.halving import describe_end, name_trial, rung_epochs
-from l2g_ray.orchestrate.job import Job
-from l2g_ray.orchestrate.row_jobs import describe_data, make_baseline_job, name_member
-from l2g_ray.orchestrate.spent import Spent, list_spent
-from l2g_ray.orchestrate.store import StageResult, make_key
+from l2g_ray.monitor.events import make_winner_event
+from l2g_ray.orchestrate.keys import describe_data, make_baseline_job, name_member
 from l2g_ray.orchestrate.trials import Place, emit_history, find_runner, run_jobs
+from l2g_ray.plan.spent import Spent, list_spent
+from l2g_ray.store.guard import persist
+from l2g_ray.store.results import Job, StageResult, make_key
 
 T = TypeVar("T")
 
@@ -302,9 +300,7 @@ class Pipeline:
         found = self.place.store.find("finetune", key)
         cached = found is not None
         if found is None:
-            from l2g_ray.orchestrate.tuning import (
-                run_search,
-            )  # a second of imports that a finished stage can do without
+            from l2g_ray.orchestrate.tune import run_search  # a second of imports that a finished stage can do without
 
             runner = find_runner(self.place, base.stage)  # workers of a team exist in Train runs only
             runner = "train" if stage.trial_runner == "train" else runner

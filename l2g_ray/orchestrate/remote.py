@@ -10,15 +10,14 @@ from typing import Any
 from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask, open_prepared
 from l2g_ray.models.corpus import Corpus, find_corpus
-from l2g_ray.orchestrate.fingerprint import fingerprint_language_model
-from l2g_ray.orchestrate.job import Job
+from l2g_ray.models.locate import fingerprint_language_model
+from l2g_ray.orchestrate.keys import make_pretrain_job
 from l2g_ray.orchestrate.pipeline import Pipeline, TaskOutcome
 from l2g_ray.orchestrate.residence import hold
-from l2g_ray.orchestrate.row_jobs import make_pretrain_job
-from l2g_ray.orchestrate.shared_store import open_store
-from l2g_ray.orchestrate.store import StageResult
 from l2g_ray.orchestrate.trials import Place, raise_first_error, run_jobs
 from l2g_ray.orchestrate.warm import run_jobs_warm, warm_up
+from l2g_ray.store.results import Job, StageResult
+from l2g_ray.store.shared import open_store
 
 
 def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:

@@ -21,24 +21,12 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
-from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots, read_nodes, wait_for_room
-from l2g_ray.orchestrate.cluster_watch import ClusterWatch
-from l2g_ray.orchestrate.details import read_details
-from l2g_ray.orchestrate.earlier import refuse_replacement
-from l2g_ray.orchestrate.environment import describe_environment
-from l2g_ray.orchestrate.guard import StorageWatch, persist
-from l2g_ray.orchestrate.interrupts import SuiteStopped, name_interrupt, sigterm_interrupts
-from l2g_ray.orchestrate.locks import hold_suite
-from l2g_ray.orchestrate.metrics import SuiteMetrics
-from l2g_ray.orchestrate.mirror import lease, pull_finished, push
-from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
-from l2g_ray.orchestrate.plan_rows import rows_of_manifest
-from l2g_ray.orchestrate.progress import Progress, ReadingProgress, describe_event
-from l2g_ray.orchestrate.ray_private import find_dashboard
-from l2g_ray.orchestrate.record import RECORDED, Recorder
-from l2g_ray.orchestrate.relog import log_if_gone, write_events
-from l2g_ray.orchestrate.reporting import count_parameters
-from l2g_ray.orchestrate.request import (
+from l2g_ray.monitor.environment import describe_environment
+from l2g_ray.monitor.events import SlotLog, SlotUse
+from l2g_ray.monitor.progress import Progress, ReadingProgress, describe_event
+from l2g_ray.monitor.status import SUITE_FILE, StatusWriter
+from l2g_ray.orchestrate.cluster import Slots, SuiteMetrics, connect, measure_slots, read_nodes, wait_for_room
+from l2g_ray.orchestrate.identity import (
     SuiteRequest,
     SuiteResult,
     check_name,
@@ -48,17 +36,25 @@ from l2g_ray.orchestrate.request import (
     name_store,
     prepare_task,
     read_finished_board,
+    refuse_replacement,
     resolve_task,
 )
-from l2g_ray.orchestrate.shared_store import open_store
-from l2g_ray.orchestrate.slot_use import SlotLog, SlotUse
-from l2g_ray.orchestrate.status import SUITE_FILE, StatusWriter
+from l2g_ray.orchestrate.interrupts import ClusterWatch, SuiteStopped, name_interrupt, sigterm_interrupts
+from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
+from l2g_ray.orchestrate.ray_private import find_dashboard
+from l2g_ray.orchestrate.relog import log_if_gone, write_events
+from l2g_ray.orchestrate.reporting import count_parameters, read_details
 from l2g_ray.places import show_command
+from l2g_ray.plan.rows import rows_of_manifest
 from l2g_ray.redaction import clean, redact
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
 from l2g_ray.results.rows import describe_result
-from l2g_ray.tracking_store import refuse_file_store, resolve_uri
+from l2g_ray.store.guard import StorageWatch, persist
+from l2g_ray.store.locks import hold_suite
+from l2g_ray.store.shared import lease, open_store, pull_finished, push
+from l2g_ray.tracking.record import RECORDED, Recorder
+from l2g_ray.tracking.store import refuse_file_store, resolve_uri
 
 POLL_S = 0.3
 PIPELINE_RETRIES = 3  # for a lost process or machine; an error of its own is not tried again
@@ -241,7 +237,7 @@ class _Run:
     def _run_tasks(self, ray: Any, slots: Slots, recorder: Recorder) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from l2g_ray.orchestrate.board import Board
+        from l2g_ray.monitor.events import Board
         from l2g_ray.orchestrate.remote import run_task
 
         # Beside the driver: it must not go with a machine that only lends its slots.
@@ -308,8 +304,8 @@ class _Run:
                 raise
 
     def _order(self, slots: Slots) -> tuple[list[str], int]:
-        """Names in the order in which tasks start, and how many run at once; see `orchestrate.order`."""
-        from l2g_ray.orchestrate.order import FEWEST_TO_PLAN, count_at_once, estimate_length, order_tasks
+        """Names in the order in which tasks start, and how many run at once; see `plan.order`."""
+        from l2g_ray.plan.order import FEWEST_TO_PLAN, count_at_once, estimate_length, order_tasks
 
         if len(self.prepared) < FEWEST_TO_PLAN:
             return list(self.prepared), slots.count + 1

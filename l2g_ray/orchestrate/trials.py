@@ -13,18 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from l2g_ray.counts import describe_end
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.board import Emit, make_end_event, make_trial_event
+from l2g_ray.monitor.events import Emit, make_end_event, make_trial_event
+from l2g_ray.monitor.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
-from l2g_ray.orchestrate.guard import read_stall
-from l2g_ray.orchestrate.halving import describe_end
-from l2g_ray.orchestrate.job import Job
 from l2g_ray.orchestrate.memory import memory_key
-from l2g_ray.orchestrate.store import StageResult, Store
-from l2g_ray.orchestrate.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.warm import find_cause, run_jobs_warm
 from l2g_ray.redaction import redact
 from l2g_ray.stages.registry import find_stage
+from l2g_ray.store.guard import read_stall
+from l2g_ray.store.results import Job, StageResult, Store
 
 
 class StageFailed(Exception):
@@ -91,7 +90,7 @@ def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None
         errors: Iterable[BaseException | None]
         if stage.tuned and "fold" not in missing[0].args:
             # Here: a second of imports that a finished stage can do without.
-            from l2g_ray.orchestrate.tuning import run_trials
+            from l2g_ray.orchestrate.tune import run_trials
 
             errors = run_trials(place, name, missing, runner)
         else:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.board import make_trial_event
+from l2g_ray.monitor.events import make_trial_event
+from l2g_ray.monitor.trial_logs import note_logs
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
-from l2g_ray.orchestrate.trial_logs import note_logs
 
 # A process is replaced after so many jobs, whatever a library may have kept in it.
 JOBS_PER_PROCESS = 64
@@ -115,7 +115,7 @@ def run_warm(spec: dict[str, Any], runner: str, slots: Slots, held: dict[str, An
     told: list[Any] = []
     try:
         if runner == "train":
-            from l2g_ray.orchestrate.train_run import run_in_train
+            from l2g_ray.orchestrate.train import run_in_train
 
             fixed = {name: spec[name] for name in ("label", "params", "key", "stage")}
             with _own_interrupts():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.results.arms_table import judge_arm
+from l2g_ray.results.comparison import judge_arm
 from l2g_ray.results.report_tables import Table, make_table
 from l2g_ray.results.rows import format_interval, format_number
 

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 import pandas as pd
 
-from l2g_ray.results.ensemble import list_arms, name_held_out
-from l2g_ray.results.rows import best_published, name_arm, name_task, used_arm
+from l2g_ray.results.rows import best_published, list_arms, name_arm, name_held_out, name_task, used_arm
 from l2g_ray.tasks.metrics import find_metric
 
 if TYPE_CHECKING:

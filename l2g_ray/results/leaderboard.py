@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING, Any
 from l2g_ray.arms import ARMS
 from l2g_ray.atomic import write_text
 from l2g_ray.errors import UserError
-from l2g_ray.results.ensemble import EXPLAIN_ADDS, describe_ensemble, head_arms, list_arms, tabulate_arms
 from l2g_ray.results.rows import (
+    EXPLAIN_ADDS,
     MIN_SEEDS_FOR_A_VERDICT,
     best_baseline,
     best_published,
     best_simple_arm,
+    describe_ensemble,
     describe_weights,
     format_interval,
     format_number,
+    head_arms,
+    list_arms,
     name_arm,
     name_task,
     subtract_arms,
+    tabulate_arms,
     used_arm,
 )
 from l2g_ray.results.schema import validate_leaderboard

@@ -12,16 +12,18 @@ import pandas as pd
 
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results import report_tables as tables
-from l2g_ray.results.ensemble import EXPLAIN_ADDS, describe_ensemble, list_arms
 from l2g_ray.results.explained import Part
 from l2g_ray.results.leaderboard import EXPLAIN_SEEDS, describe_slots, find_baseline, write_atomically
 from l2g_ray.results.report_tables import Table
 from l2g_ray.results.rows import (
+    EXPLAIN_ADDS,
     best_published,
     best_simple_arm,
+    describe_ensemble,
     describe_weights,
     format_interval,
     format_number,
+    list_arms,
     name_arm,
     name_task,
     subtract_arms,

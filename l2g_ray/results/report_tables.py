@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from l2g_ray.results import ensemble
+from l2g_ray.results import rows as ensemble
 from l2g_ray.results.figures import summarise_trials
 from l2g_ray.results.rows import (
     best_published,

@@ -18,7 +18,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.places import sqlite_file
 from l2g_ray.redaction import redact
 from l2g_ray.server.settings import resolve_store
-from l2g_ray.tracking_store import KEY_TAG, runs_page, split_login
+from l2g_ray.tracking.store import KEY_TAG, runs_page, split_login
 
 TIMEOUT_S = 5.0
 MOST_EXPERIMENTS = 1000

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l2g_ray.errors import UserError, how_to_install
-from l2g_ray.mlflow_private import find_latest_revision, upgrade_tables
 from l2g_ray.places import sqlite_file, sqlite_uri
 from l2g_ray.redaction import redact
+from l2g_ray.tracking.mlflow_private import find_latest_revision, upgrade_tables
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -24,7 +24,7 @@ from l2g_ray.sequence import reverse_complement
 from l2g_ray.stages.common import TaskData, predict_source
 from l2g_ray.stages.context import Context, summarise
 from l2g_ray.stages.loop import Runtime, TrainResult
-from l2g_ray.stages.losses import compute_task_loss
+from l2g_ray.stages.optim import compute_task_loss
 from l2g_ray.tasks.metrics import signed_score
 from l2g_ray.tasks.schema import Task
 

@@ -19,9 +19,8 @@ from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.ensemble import predict_strands
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.losses import compute_task_loss
-from l2g_ray.stages.memory import RowsAtOnce
-from l2g_ray.stages.parts import Draws
+from l2g_ray.stages.optim import compute_task_loss
+from l2g_ray.stages.parts import Draws, RowsAtOnce
 from l2g_ray.tasks.metrics import signed_score
 from l2g_ray.tasks.schema import Task
 

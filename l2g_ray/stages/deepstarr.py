@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from l2g_ray.config import Settings
-from l2g_ray.models.deepstarr import DeepSTARR, DeepSTARRConfig
+from l2g_ray.models.cnn import DeepSTARR, DeepSTARRConfig
 from l2g_ray.stages.baseline import keep_best
 from l2g_ray.stages.common import TaskData
 from l2g_ray.stages.context import Context

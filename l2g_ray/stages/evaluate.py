@@ -29,8 +29,7 @@ from l2g_ray.stages.context import HELD_OUT, Context
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.stack import Stacker
 from l2g_ray.tasks.metrics import compute_metrics
-from l2g_ray.tasks.schema import Task
-from l2g_ray.tasks.stored import prediction_columns
+from l2g_ray.tasks.schema import Task, prediction_columns
 
 # Arm and seed to predictions (n, n_outputs): those reported, and those of the given strand.
 Outputs = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from l2g_ray.config import Settings
-from l2g_ray.models.genomic_lm import GenomicLM, load_genomic_lm
+from l2g_ray.models.language_model import GenomicLM, load_genomic_lm
 from l2g_ray.stages.baseline import count_chosen
 from l2g_ray.stages.common import TaskData, count_steps, make_batches, make_losses, make_validate
 from l2g_ray.stages.context import Context, summarise

@@ -1,18 +1,11 @@
-"""Random draws of a part of a batch that equal those of the whole batch.
-
-Several workers, or the micro-batches of one, see the rows of one batch in parts. What is drawn for the batch as a whole
-(Gumbel noise, the rows that MMD samples) comes from the CPU's generator, which all workers seed alike. Dropout has a draw a
-row: on a CPU each part draws the noise of the whole batch and keeps its rows, so that the generator stays in step and every
-row is dropped as it would be in one process. That costs time, and on a GPU, whose fused attention kernels draw for
-themselves, it cannot be done: there each worker has draws of its own (`seed_epoch`).
-"""
+"""Batches in parts: random draws of a part that equal those of the whole, and batches halved where memory does not suffice."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -135,3 +128,39 @@ def release_memory() -> None:
     """Give back what the GPU's allocator keeps; nothing on a CPU."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+Found = TypeVar("Found")
+
+
+class RowsAtOnce:
+    """At most `size` rows at once, half of them from then on after each `torch.OutOfMemoryError`.
+
+    For computations whose rows do not depend on each other, so that the result does not depend on the size.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def attempt(self, compute: Callable[[int], Found], at_most: int) -> Found:
+        """`compute(size)` for the largest size up to `at_most` that fits. Raises OutOfMemoryError where 1 does not."""
+        while True:
+            size = min(self.size, at_most)
+            try:
+                return compute(size)
+            except torch.OutOfMemoryError:
+                if size < 2:
+                    raise
+            # Here, not in the handler: the exception's traceback keeps tensors alive.
+            self.size = size // 2
+            release_memory()
+
+    def map(self, compute: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
+        """`compute(*rows)` of tensors (n, ...), n at least 1, some rows at a time; results joined along the rows."""
+        parts: list[torch.Tensor] = []
+        left: Sequence[torch.Tensor] = rows
+        while len(left[0]):
+            some = left
+            parts.append(self.attempt(lambda size: compute(*(x[:size] for x in some)), len(some[0])))  # noqa: B023
+            left = [x[len(parts[-1]) :] for x in some]
+        return torch.cat(parts)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from l2g_ray.models.ensemble import Combination, to_evidence, to_predictions
-from l2g_ray.stages.losses import compute_task_loss
+from l2g_ray.stages.optim import compute_task_loss
 
 # Inverse strength of the ridge on the weights, against the sum of the rows' losses (scikit-learn's C).
 RIDGE_C = 0.1

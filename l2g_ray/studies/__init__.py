@@ -1,1 +1,1 @@
-"""Studies: several runs or measurements side by side, made with the parts of a suite."""
+"""Several settings of one task side by side: ablations, baselines, scaling."""

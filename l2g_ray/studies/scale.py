@@ -22,22 +22,21 @@ from pyarrow.csv import write_csv
 from l2g_ray.atomic import write_json
 from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.data.options import SourceOptions
 from l2g_ray.data.prepare import prepare
+from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import save_model
-from l2g_ray.orchestrate.board import Board
+from l2g_ray.monitor.environment import describe_environment, hash_content
+from l2g_ray.monitor.events import Board
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
-from l2g_ray.orchestrate.environment import describe_environment, hash_content
-from l2g_ray.orchestrate.job import Job
+from l2g_ray.orchestrate.identity import EXPERIMENT
 from l2g_ray.orchestrate.jobs import load_data, run_job
-from l2g_ray.orchestrate.request import EXPERIMENT
-from l2g_ray.orchestrate.store import Store
 from l2g_ray.results.figures import save
 from l2g_ray.results.scale_table import KINDS, plot_scaling, write_markdown
 from l2g_ray.stages.common import build_net, make_embedder_config, read_reference
-from l2g_ray.tracking import Tracker
+from l2g_ray.store.results import Job, Store
+from l2g_ray.tracking.runs import Tracker
 
 N_VALID, N_TEST = 64, 2
 Say = Callable[[str], None]

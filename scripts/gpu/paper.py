@@ -34,13 +34,13 @@ from l2g_ray.counts import average_strands
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.prepare import prepare
-from l2g_ray.data.sources.catalogue import find_raw
+from l2g_ray.data.sources.official import find_raw
 from l2g_ray.models.corpus import find_corpus
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import write_reference
 from l2g_ray.orchestrate.jobs import load_data
-from l2g_ray.results.bootstrap import Score, paired_difference
+from l2g_ray.results.intervals import Score, paired_difference
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, predict_source, read_reference
 from l2g_ray.stages.embedder_only import train_embedder_only

@@ -1,4 +1,4 @@
-"""The labels of each split, and how far they lie apart between splits."""
+"""Labels, lengths and GC of each split: what contradicts itself, how far splits lie apart, what tells the label alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,149 @@ from typing import Any
 
 import numpy as np
 
-from l2g_ray.data.check.numbers import LARGE_KS, compare_values, round_off
+from l2g_ray.data.check.part import Part
+from l2g_ray.data.facts import Facts
 from l2g_ray.tasks.schema import Task
+
+# Kolmogorov-Smirnov statistics from here on are a finding, if chance makes one of a thousand as large at most.
+LARGE_KS = 0.1
+_ONE_IN_A_THOUSAND = 1.95
+
+
+def round_off(value: float | None, digits: int = 4) -> float | None:
+    """A plain float, or None for an undefined value, which JSON does not have."""
+    return None if value is None or not np.isfinite(value) else round(float(value), digits)
+
+
+def compare_values(one: np.ndarray, other: np.ndarray, large: float = LARGE_KS) -> dict[str, Any]:
+    """Two samples (n,) and (m,), NaN left out.
+
+    ks : the largest difference of the cumulative shares, 0 to 1.  effect : the difference of the means (other minus
+    one) in pooled standard deviations.  large : the former is at or above a limit and beyond chance. None where a
+    sample is empty or, for the effect, all values are equal.
+    """
+    one, other = (np.sort(values[~np.isnan(values)].astype(float)) for values in (one, other))
+    if not len(one) or not len(other):
+        return {"ks": None, "effect": None, "large": False}
+    points = np.concatenate([one, other])
+    shares = [np.searchsorted(values, points, side="right") / len(values) for values in (one, other)]
+    ks = float(np.abs(shares[0] - shares[1]).max())
+    chance = _ONE_IN_A_THOUSAND * np.sqrt(1 / len(one) + 1 / len(other))
+    squares = ((one - one.mean()) ** 2).sum() + ((other - other.mean()) ** 2).sum()
+    sd = np.sqrt(squares / max(len(points) - 2, 1))
+    effect = (other.mean() - one.mean()) / sd if sd > 0 else None
+    return {"ks": round_off(ks), "effect": round_off(effect), "large": bool(ks >= large and ks > chance)}
+
+
+MAX_EXAMPLES = 20
+_ROWS_AN_EXAMPLE = 4
+# Regression: values of one sequence that lie further apart than this share of the train split's sd are a conflict.
+CONFLICT_SD = 0.5
+
+
+def count_repeats(part: Part) -> dict[str, int]:
+    """Rows whose sequence already stood in the split: 'exact', or only as 'reverse_complement'."""
+    n_exact = len(part) - len(np.unique(part.facts.hash))
+    n_either = len(part) - len(np.unique(part.facts.canonical))
+    return {"exact": n_exact, "reverse_complement": n_either - n_exact}
+
+
+def find_conflicts(task: Task, parts: dict[str, Part]) -> dict[str, Any]:
+    """Sequences that have different labels in different rows.
+
+    A reverse complement is the same sequence, unless the task is strand_specific. Missing values contradict nothing.
+
+    Returns
+    -------
+    JSON-ready: within (for each split), across (of any two splits) and total: sequences, and the rows that hold them;
+    sd_share (None but for regression); examples, those across splits first, each a list of {split, row, label}, rows
+    counted from 1.
+    """
+    names = list(parts)
+    split = np.repeat(np.arange(len(names)), [len(part) for part in parts.values()])
+    row = np.concatenate([np.arange(len(part)) for part in parts.values()])
+    facts = [part.facts for part in parts.values()]
+    key = np.concatenate([f.hash if task.strand_specific else f.canonical for f in facts])
+    # Labels may be many columns wide: only those of rows that share their sequence are gathered.
+    _, number, copies = np.unique(key, return_inverse=True, return_counts=True)
+    shared = copies[number] > 1
+    split, row, key = split[shared], row[shared], key[shared]
+    columns = [_to_columns(task, part.labels[row[split == i]]) for i, part in enumerate(parts.values())]
+    labels = np.concatenate(columns)
+    limit = _limit(task, parts)
+
+    within = {}
+    for i, name in enumerate(names):
+        groups = _Groups(key[split == i], labels[split == i], limit)
+        within[name] = groups.count(groups.conflicts)
+    groups = _Groups(key, labels, limit)
+    spread = _reduce(np.maximum, split[groups.order], groups) > _reduce(np.minimum, split[groups.order], groups)
+    across = groups.conflicts & spread
+    chosen = np.concatenate([np.flatnonzero(across), np.flatnonzero(groups.conflicts & ~across)])[:MAX_EXAMPLES]
+    examples = []
+    for group in chosen:
+        members = np.sort(groups.order[groups.starts[group] :][: groups.sizes[group]])
+        examples.append(
+            [
+                {"split": names[split[m]], "row": int(row[m]) + 1, "label": _name_label(task, labels[m])}
+                for m in _pick(members, labels[members])
+            ]
+        )
+    return {
+        "within": within,
+        "across": groups.count(across),
+        "total": groups.count(groups.conflicts),
+        "sd_share": CONFLICT_SD if task.kind == "regression" else None,
+        "examples": examples,
+    }
+
+
+class _Groups:
+    """Rows (n,) in groups of one key: their order, the groups' starts and sizes (g,), and which are conflicts (g,)."""
+
+    def __init__(self, key: np.ndarray, labels: np.ndarray, limit: np.ndarray) -> None:
+        self.order = np.argsort(key, kind="stable")
+        ordered = key[self.order]
+        self.starts = np.flatnonzero(np.concatenate([ordered[:1] == ordered[:1], ordered[1:] != ordered[:-1]]))
+        self.sizes = np.diff(self.starts, append=len(key))
+        values = labels[self.order]
+        # fmax and fmin pass over NaN, a missing value.
+        difference = _reduce(np.fmax, values, self) - _reduce(np.fmin, values, self)
+        self.conflicts = (difference > limit).any(axis=1)
+
+    def count(self, chosen: np.ndarray) -> dict[str, int]:
+        return {"sequences": int(chosen.sum()), "rows": int(self.sizes[chosen].sum())}
+
+
+def _reduce(function: np.ufunc, ordered: np.ndarray, groups: _Groups) -> np.ndarray:
+    return function.reduceat(ordered, groups.starts) if len(ordered) else ordered
+
+
+def _to_columns(task: Task, labels: np.ndarray) -> np.ndarray:
+    return labels.astype(float).reshape(-1, 1 if task.is_classification else task.n_outputs)
+
+
+def _limit(task: Task, parts: dict[str, Part]) -> np.ndarray:
+    """By how much the values of a sequence may differ, for each column."""
+    if task.kind != "regression":
+        return np.zeros(1)
+    columns = parts["train"].labels.astype(float).T
+    known = [column[~np.isnan(column)] for column in columns]
+    return np.array([CONFLICT_SD * values.std() if len(values) else np.inf for values in known])
+
+
+def _pick(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A few rows of a group, such that different labels are among them."""
+    _, first = np.unique(labels, axis=0, return_index=True)
+    rest = np.setdiff1d(np.arange(len(members)), first)
+    return members[np.sort(np.concatenate([np.sort(first), rest])[:_ROWS_AN_EXAMPLE])]
+
+
+def _name_label(task: Task, values: np.ndarray) -> Any:
+    if task.is_classification:
+        return task.labels[int(values[0])]
+    return [None if np.isnan(value) else round(float(value), 4) for value in values]
+
 
 # A distance is a finding when it is this large and larger than chance makes it.
 LARGE_DISTANCE = 0.05
@@ -73,3 +214,118 @@ def _compare_outputs(task: Task, one: np.ndarray, other: np.ndarray) -> dict[str
         if found["ks"] is not None and (worst["value"] is None or found["ks"] > worst["value"]):
             worst = {"value": found["ks"], "where": name, "large": found["large"]}
     return worst
+
+
+# A label that length or GC alone tells this well is a finding. 0.7 is 0.4 on the scale of a correlation (2a - 1).
+LEAK_AUROC = 0.7
+LEAK_SPEARMAN = 0.4
+# ... if it is also this many standard errors from chance.
+_BEYOND_CHANCE = 4.0
+# Rows that the search for leaks looks at, evenly spread: with hundreds of labels, more would take minutes.
+_MOST_ROWS = 100_000
+_QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+_BINS = 30
+
+
+def measure_shift(facts: dict[str, Facts]) -> dict[str, Any]:
+    """For 'length_bp' and 'gc': quantiles, mean and sd by split, comparisons of each two splits, histogram counts."""
+    return {
+        "length_bp": _compare_feature({split: f.length_bp.astype(float) for split, f in facts.items()}),
+        "gc": _compare_feature({split: f.gc.astype(float) for split, f in facts.items()}),
+    }
+
+
+def _compare_feature(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    known = {split: v[~np.isnan(v)] for split, v in values.items()}
+    pairs = {f"{a}_{b}": compare_values(known[a], known[b]) for a, b in combinations(known, 2)}
+    return {
+        "splits": {split: _describe_values(v) for split, v in known.items()},
+        "pairs": pairs,
+        "histogram": _count_bins(known),
+    }
+
+
+def _describe_values(values: np.ndarray) -> dict[str, Any]:
+    if not len(values):
+        return {"quantiles": None, "mean": None, "sd": None}
+    quantiles = {str(q): round_off(v) for q, v in zip(_QUANTILES, np.quantile(values, _QUANTILES), strict=True)}
+    return {"quantiles": quantiles, "mean": round_off(values.mean()), "sd": round_off(values.std())}
+
+
+def _count_bins(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Counts by split over common bins, between the smallest and the largest value of all splits."""
+    everything = np.concatenate(list(values.values()))
+    if not len(everything):
+        return {"edges": [], "counts": {split: [] for split in values}}
+    low, high = float(everything.min()), float(everything.max())
+    edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
+    counts = {split: np.histogram(v, edges)[0].tolist() for split, v in values.items()}
+    return {"edges": [round(float(edge), 5) for edge in edges], "counts": counts}
+
+
+def measure_leak(task: Task, facts: Facts, labels: np.ndarray) -> dict[str, Any]:
+    """How well length and GC alone tell the label, on one split of n rows, of which 100,000 are looked at at most.
+
+    labels : (n,) codes for classification, else (n, C) floats, NaN for a missing value.
+
+    For each feature: measure, value (None where it is undefined), label (the class or output that is told best) and
+    leaks. The measure is 'auroc', in the direction that is better (0.5 to 1) of a class against the rest, or of a
+    label's 1 against its 0; for regression 'spearman', without its sign (0 to 1).
+    """
+    limit = {"auroc": LEAK_AUROC, "spearman": LEAK_SPEARMAN}
+    if len(facts) > _MOST_ROWS:
+        rows = np.linspace(0, len(facts) - 1, _MOST_ROWS).astype(np.int64)
+        facts, labels = facts.take(rows), labels[rows]
+    return {"limits": limit} | {
+        name: _tell(task, values.astype(float), labels)
+        for name, values in (("length_bp", facts.length_bp), ("gc", facts.gc))
+    }
+
+
+def _tell(task: Task, feature: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    regression = task.kind == "regression"
+    best: dict[str, Any] = {
+        "measure": "spearman" if regression else "auroc",
+        "value": None,
+        "label": None,
+        "leaks": False,
+    }
+    if len(feature) == 0 or np.nanmin(feature, initial=np.inf) >= np.nanmax(feature, initial=-np.inf):
+        return best  # one value tells nothing
+    for name, target in _targets(task, labels):
+        known = ~np.isnan(feature) & ~np.isnan(target)
+        value, error = (_spearman if regression else _auroc)(feature[known], target[known])
+        if value is None or (best["value"] is not None and value <= best["value"]):
+            continue
+        limit, chance = (LEAK_SPEARMAN, 0.0) if regression else (LEAK_AUROC, 0.5)
+        leaks = value >= limit and value - chance > _BEYOND_CHANCE * error
+        best |= {"value": value, "label": name, "leaks": bool(leaks)}
+    return best
+
+
+def _targets(task: Task, labels: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    if not task.is_classification:
+        return [(name, column.astype(float)) for name, column in zip(task.labels, labels.T, strict=True)]
+    # Of two classes, the one tells all about the other.
+    codes = [1] if task.kind == "binary" else range(task.n_outputs)
+    return [(task.labels[code], (labels == code).astype(float)) for code in codes]
+
+
+def _auroc(feature: np.ndarray, target: np.ndarray) -> tuple[float | None, float]:
+    """The area, turned to be 0.5 or more, and its standard error by chance (Mann-Whitney)."""
+    positive = target > 0.5
+    n, m = int(positive.sum()), int((~positive).sum())
+    if not n or not m:
+        return None, 0.0
+    from scipy.stats import rankdata  # a second, which data that is checked already need not pay
+
+    area = (rankdata(feature)[positive].sum() - n * (n + 1) / 2) / (n * m)
+    return round_off(max(area, 1 - area)), float(np.sqrt((n + m + 1) / (12 * n * m)))
+
+
+def _spearman(feature: np.ndarray, target: np.ndarray) -> tuple[float | None, float]:
+    if len(feature) < 3 or np.ptp(feature) == 0 or np.ptp(target) == 0:
+        return None, 0.0
+    from scipy.stats import spearmanr
+
+    return round_off(abs(float(spearmanr(feature, target).statistic))), 1 / np.sqrt(len(feature) - 1)

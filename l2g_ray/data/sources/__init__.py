@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2g_ray.data.options import SourceOptions
-from l2g_ray.data.raw import RawTask
+from l2g_ray.data.raw import RawTask, SourceOptions
 from l2g_ray.data.readers import FASTA_SUFFIXES
 from l2g_ray.data.sources.bed import is_bed, open_bed
 from l2g_ray.data.sources.files import open_classes, open_file, open_folder

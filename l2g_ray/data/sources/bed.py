@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,233 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from l2g_ray.data.genome import Genome
+from l2g_ray.data.genome import MAX_UNKNOWN, Genome, Negatives, draw_negatives
 from l2g_ray.data.infer import make_name
-from l2g_ray.data.intervals import Intervals, read_intervals
-from l2g_ray.data.negatives import MAX_UNKNOWN, Negatives, draw_negatives
-from l2g_ray.data.options import SourceOptions
-from l2g_ray.data.raw import ALL, Piece, RawTask
-from l2g_ray.data.text import split_suffix
-from l2g_ray.data.windows import Windows, cut_windows, find_chromosomes
+from l2g_ray.data.raw import ALL, Piece, RawTask, SourceOptions
+from l2g_ray.data.text import open_lines, readable, split_suffix
 from l2g_ray.errors import UserError
+from l2g_ray.storage import Location
 from l2g_ray.tasks.catalogue import parse_task
+
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,15}")
+_NARROW_PEAK_COLUMNS = 10  # the BED standard has no BED10
+_STRANDS = ("+", "-", ".")
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """The n intervals of a file, in order. Places are 0-based, the end excluded.
+
+    chrom, name, strand : object arrays (n,) of text; name is '' and strand '.' where the file gives none.
+    start, end, summit : int64 arrays (n,), in bp from the chromosome's beginning; summit is -1 where there is none.
+    line : int64 array (n,), counted from 1.
+    """
+
+    path: Path
+    chrom: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    name: np.ndarray
+    strand: np.ndarray
+    summit: np.ndarray
+    line: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def take(self, rows: np.ndarray) -> Intervals:
+        """Some of them, by a mask (n,) or row numbers."""
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "path"}
+        return Intervals(self.path, **columns)
+
+
+def read_intervals(path: str | Path) -> Intervals:
+    """All intervals of a file; `track`, `browser`, '#' and blank lines are passed over.
+
+    Ten columns are a narrowPeak: the summit is the start plus the tenth column, unless that is negative.
+
+    Raises
+    ------
+    UserError : a missing, damaged or empty file; a line with too few columns, no whole numbers, a negative start,
+        start >= end, an unknown strand or a summit outside its interval. The message names file, line and fix.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give one BED or narrowPeak file")
+    rows = []
+    with readable(str(path)), open_lines(Location(str(path))) as lines:
+        for number, text in enumerate(lines, start=1):
+            cells = _split_cells(text)
+            if cells:
+                rows.append((*_parse_cells(cells, path, number), number))
+    if not rows:
+        raise UserError(f"{path}: the file has no intervals; give lines of chromosome, start and end")
+    chrom, start, end, name, strand, summit, line = zip(*rows, strict=True)
+    texts = [np.array(column, dtype=object) for column in (chrom, name, strand)]
+    numbers = [np.array(column, dtype=np.int64) for column in (start, end, summit, line)]
+    return Intervals(path, texts[0], numbers[0], numbers[1], texts[1], texts[2], numbers[2], numbers[3])
+
+
+def _split_cells(text: str) -> list[str]:
+    """The cells of a line, none for one that holds no interval."""
+    text = text.rstrip("\r\n")
+    if not text.strip() or text.lstrip().startswith("#"):
+        return []
+    # Tabs, because a name may hold blanks; any blanks where there is no tab.
+    cells = [cell.strip() for cell in text.split("\t")] if "\t" in text else text.split()
+    # A chromosome may be named like that, but is then followed by a number.
+    if cells[0].split(" ")[0] in ("track", "browser") and not (len(cells) > 2 and _WHOLE_NUMBER.fullmatch(cells[1])):
+        return []
+    return cells
+
+
+def _parse_cells(cells: list[str], path: Path, number: int) -> tuple[str, int, int, str, str, int]:
+    where = f"{path}, line {number}"
+    if len(cells) < 3 or not cells[0]:
+        raise UserError(f"{where}: fewer than 3 columns; give chromosome, start and end, separated by tabs")
+    start, end = (_parse_place(cells[i], where, name) for i, name in ((1, "start"), (2, "end")))
+    if start < 0:
+        raise UserError(f"{where}: the start {start} is negative; count bases from 0")
+    if start >= end:
+        raise UserError(
+            f"{where}: the start {start} is not before the end {end}; BED counts from 0 and excludes the end"
+        )
+    strand = cells[5] if len(cells) > 5 else "."
+    if strand not in _STRANDS:
+        raise UserError(f"{where}: the strand (column 6) is '{strand}'; write '+', '-', or '.' for none")
+    summit = -1
+    if len(cells) == _NARROW_PEAK_COLUMNS:
+        offset = _parse_place(cells[9], where, "peak (column 10)")
+        if offset >= end - start:
+            raise UserError(
+                f"{where}: the peak (column 10) is {offset} bp from the start, outside the interval of "
+                f"{end - start} bp; count it from the start, or write -1 for none"
+            )
+        summit = start + offset if offset >= 0 else -1
+    elif ".narrowpeak" in path.name.lower():
+        raise UserError(f"{where}: {len(cells)} columns where narrowPeak has 10; name the file .bed if it has no peaks")
+    return cells[0], start, end, cells[3] if len(cells) > 3 else "", strand, summit
+
+
+def _parse_place(cell: str, where: str, column: str) -> int:
+    if not _WHOLE_NUMBER.fullmatch(cell):
+        raise UserError(f"{where}: the {column} is '{cell}', not a whole number; give a place in bp, without commas")
+    return int(cell)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Places of n rows: `chrom` as the genome names it, `shown` as the files do; start and end in bp, strand + or -."""
+
+    chrom: np.ndarray
+    shown: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    strand: np.ndarray
+
+
+def cut_windows(
+    intervals: Intervals, genome: Genome, shown: dict[str, str], options: SourceOptions, notes: list[str]
+) -> Windows:
+    """The windows that fit, in order; `shown` learns how the files name the genome's chromosomes."""
+    intervals, chrom = _keep_located(intervals, genome, shown, options.strict, notes)
+    strand = np.full(len(intervals), "+", dtype=object)
+    if options.stranded:
+        strand = intervals.strand
+        if (unknown := np.flatnonzero(strand == ".")).size:
+            raise UserError(
+                f"{intervals.path}, line {intervals.line[unknown[0]]}: the interval has no strand; "
+                "write + or - in column 6, or leave out stranded"
+            )
+    names = np.array([shown[name] for name in chrom.tolist()], dtype=object)
+    rows = Windows(chrom, names, intervals.start, intervals.end, strand)
+    if options.window_bp is None:
+        return rows
+    middle = (intervals.start + intervals.end) // 2
+    start = np.where(intervals.summit >= 0, intervals.summit, middle) - options.window_bp // 2
+    end = start + options.window_bp
+    lengths_bp = genome.chromosomes()
+    fits = (start >= 0) & (end <= np.array([lengths_bp[name] for name in chrom.tolist()]))
+    if not fits.any():
+        raise UserError(
+            f"{intervals.path}, line {intervals.line[0]}: a window of {options.window_bp:,} bp fits nowhere on its "
+            "chromosome, as in all other lines; set window_bp lower"
+        )
+    _leave_out(
+        intervals,
+        ~fits,
+        f"too near a chromosome's end for a window of {options.window_bp} bp",
+        "set window_bp lower",
+        options.strict,
+        notes,
+    )
+    return Windows(chrom[fits], names[fits], start[fits], end[fits], strand[fits])
+
+
+def _keep_located(
+    intervals: Intervals, genome: Genome, shown: dict[str, str], strict: bool, notes: list[str]
+) -> tuple[Intervals, np.ndarray]:
+    """The intervals that lie on the genome, and the genome's name (n,) of the chromosome of each.
+
+    Raises UserError where none does; with `strict`, at the first that does not.
+    """
+    chrom = find_chromosomes(intervals, genome)
+    lengths_bp = genome.chromosomes()
+    known = chrom != None  # noqa: E711 - an array
+    beyond = known & (intervals.end > np.array([lengths_bp.get(name, 0) for name in chrom.tolist()]))
+    if not known.any():
+        raise UserError(
+            f"{intervals.path}: none of its chromosomes ({_list(intervals.chrom)}) is in {genome.path} "
+            f"({_list(genome.chromosomes())}), with or without 'chr'; give the genome that the peaks were called on"
+        )
+    kept = known & ~beyond
+    if not kept.any():
+        first = int(np.flatnonzero(known)[0])
+        raise UserError(
+            f"{intervals.path}, line {intervals.line[first]}: the interval ends at {intervals.end[first]:,}, past the end "
+            f"of {intervals.chrom[first]}, which is {lengths_bp[chrom[first]]:,} bp long in {genome.path}, and no other "
+            "line fits either; give the genome that the peaks were called on"
+        )
+    remedy = "give the genome that the peaks were called on, or correct the line"
+    missing = f"on chromosomes that {genome.path.name} does not have ({_list(intervals.chrom[~known])})"
+    _leave_out(intervals, ~known, missing, remedy, strict, notes)
+    ends = f"past the end of {'its chromosome' if beyond.sum() == 1 else 'their chromosomes'} in {genome.path.name}"
+    _leave_out(intervals, beyond, ends, remedy, strict, notes)
+    for name, given in zip(chrom[kept].tolist(), intervals.chrom[kept].tolist(), strict=True):
+        shown.setdefault(name, given)
+    return intervals.take(kept), chrom[kept]
+
+
+def find_chromosomes(intervals: Intervals, genome: Genome) -> np.ndarray:
+    """The genome's name of each interval's chromosome, None for one that it does not have, (n,)."""
+    found: dict[str, str | None] = {}
+    for name in dict.fromkeys(intervals.chrom.tolist()):
+        try:
+            found[name] = genome.find_chromosome(name)
+        except UserError:
+            found[name] = None
+    return np.array([found[name] for name in intervals.chrom.tolist()], dtype=object)
+
+
+def _leave_out(intervals: Intervals, rows: np.ndarray, why: str, remedy: str, strict: bool, notes: list[str]) -> None:
+    """Note how many rows are left out, by a mask (n,), and why; with `strict`, raise UserError at the first."""
+    if not rows.any():
+        return
+    first = intervals.take(np.flatnonzero(rows)[:1])
+    line, place = first.line[0], f"{first.chrom[0]}:{first.start[0]}-{first.end[0]}"
+    if strict:
+        raise UserError(f"{intervals.path}, line {line}: {place} is {why}; {remedy}, or leave out --strict")
+    n = int(rows.sum())
+    peaks, were = ("1 peak", "was") if n == 1 else (f"{n:,} peaks", "were")
+    notes.append(f"{intervals.path.name}: {peaks} {why} {were} left out (first: line {line}, {place})")
+
+
+def _list(names: Iterable[str], most: int = 5) -> str:
+    different = list(dict.fromkeys(names))
+    return ", ".join(different[:most]) + (", ..." if len(different) > most else "")
+
 
 BENCH = "user"
 DRAWN_LABELS = ("background", "peak")

@@ -1,23 +1,206 @@
-"""DeepSEA as published: one-hot windows and 0/1 labels in MATLAB files, or in the npz of NAS-Bench-360.
-
-The four channels are A, G, C, T, in this order; a position without any is N. The MATLAB bundle says so. The npz says
-nothing: it was made from the bundle, and its order is assumed to be the same.
-"""
+"""DeepSEA as published: one-hot windows and 0/1 labels in MATLAB files, or in the npz of NAS-Bench-360."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
 from l2g_ray.data.raw import Piece, RawTask
-from l2g_ray.data.sources.deepsea_files import N_CHANNELS, Arrays, open_mat, open_npz
 from l2g_ray.data.text import readable
 from l2g_ray.errors import UserError
 from l2g_ray.tasks.schema import Task
+
+N_CHANNELS = 4
+# HDF5 unpacks whole chunks: a read covers those that it touches, up to so many rows (4 kB each).
+_MOST_ROWS = 65_536
+_Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Windows and labels of one split, not read yet.
+
+    blocks : given a number of rows, blocks of at most that many, in order: windows (n, 4, length) of 0 and 1, and
+        labels (n, n_outputs).
+    """
+
+    path: Path
+    n_outputs: int
+    blocks: Callable[[int], _Blocks]
+
+
+def open_mat(path: Path, split: str) -> Arrays:
+    """The variables `<split>xdata` and `<split>data` of a MATLAB file.
+
+    A 7.3 file (HDF5) is read in slices; it holds the axes in reverse, (length, 4, n) and (n_outputs, n). A version 5
+    file, (n, 4, length) and (n, n_outputs), can only be read whole: it is held in memory while its blocks are given.
+
+    Raises
+    ------
+    UserError : no MATLAB file, a variable that is not there, or shapes that do not fit.
+    """
+    import h5py
+
+    with _damage(path):
+        return _open_hdf5(path, split) if h5py.is_hdf5(path) else _open_mat5(path, split)
+
+
+def open_npz(path: Path, split: str) -> Arrays | None:
+    """The arrays `x_<split>` (n, length, 4) and `y_<split>` (n, n_outputs) of an npz file; None where it has neither.
+
+    Read in order through the archive, compressed or not, so that no array is held whole.
+
+    Raises
+    ------
+    UserError : no npz file, one array without the other, shapes that do not fit, or objects instead of numbers.
+    """
+    names = (f"x_{split}", f"y_{split}")
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        there = [name for name in names if f"{name}.npy" in archive.namelist()]
+        if not there:
+            return None
+        if len(there) == 1:
+            missing = names[1 - names.index(there[0])]
+            raise UserError(f"{path}: {there[0]} is there, but no {missing}; download the file again")
+        shapes = []
+        for name in names:
+            with archive.open(f"{name}.npy") as stream:
+                shapes.append(_read_header(stream, path, name)[0])
+    (rows, *window), labels = shapes
+    n_outputs = _check_shapes(path, names, (rows, *reversed(window)), labels)
+    return Arrays(path, n_outputs, partial(_npz_blocks, path, names))
+
+
+def _open_hdf5(path: Path, split: str) -> Arrays:
+    import h5py
+
+    names = (f"{split}xdata", f"{split}data")
+    with h5py.File(path, "r") as file:
+        _check_names(path, names, list(file))
+        windows, labels = (tuple(reversed(file[name].shape)) for name in names)
+    return Arrays(path, _check_shapes(path, names, windows, labels), partial(_hdf5_blocks, path, names))
+
+
+def _open_mat5(path: Path, split: str) -> Arrays:
+    import scipy.io
+
+    names = (f"{split}xdata", f"{split}data")
+    shapes = {name: shape for name, shape, _ in scipy.io.whosmat(str(path))}
+    _check_names(path, names, list(shapes))
+    n_outputs = _check_shapes(path, names, shapes[names[0]], shapes[names[1]])
+    return Arrays(path, n_outputs, partial(_mat5_blocks, path, names))
+
+
+def _hdf5_blocks(path: Path, names: tuple[str, str], block_rows: int) -> _Blocks:
+    import h5py
+
+    with _damage(path), h5py.File(path, "r") as file:
+        windows, labels = file[names[0]], file[names[1]]
+        chunk = windows.chunks[-1] if windows.chunks else 1
+        step = min(-(-block_rows // chunk) * chunk, max(block_rows, _MOST_ROWS))
+        for start in range(0, windows.shape[-1], step):
+            read = windows[:, :, start : start + step].transpose(2, 1, 0)
+            values = labels[:, start : start + step].T
+            for first in range(0, len(read), block_rows):
+                yield read[first : first + block_rows], values[first : first + block_rows]
+
+
+def _mat5_blocks(path: Path, names: tuple[str, str], block_rows: int) -> _Blocks:
+    import scipy.io
+
+    with _damage(path):
+        read = scipy.io.loadmat(str(path), variable_names=list(names))
+    for first in range(0, len(read[names[1]]), block_rows):
+        yield read[names[0]][first : first + block_rows], read[names[1]][first : first + block_rows]
+
+
+def _npz_blocks(path: Path, names: tuple[str, str], block_rows: int) -> _Blocks:
+    # Two handles: each array is a stream of its own.
+    with (
+        _damage(path),
+        zipfile.ZipFile(path) as archive,
+        archive.open(f"{names[0]}.npy") as windows,
+        archive.open(f"{names[1]}.npy") as labels,
+    ):
+        streams = [
+            (stream, *_read_header(stream, path, name)) for stream, name in ((windows, names[0]), (labels, names[1]))
+        ]
+        rows = streams[0][1][0]
+        for first in range(0, rows, block_rows):
+            n = min(block_rows, rows - first)
+            x, y = (_read_rows(stream, n, shape, dtype, path) for stream, shape, dtype in streams)
+            yield x.transpose(0, 2, 1), y
+
+
+def _read_header(stream: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise ValueError(f"array format {version}")
+    shape, by_column, dtype = _HEADERS[version](stream)
+    if dtype.hasobject or (by_column and len(shape) > 1):
+        kind = "objects" if dtype.hasobject else "its columns one after another (Fortran order)"
+        raise UserError(f"{path}: {name} holds {kind}; save it again as numbers in C order")
+    return shape, dtype
+
+
+def _read_rows(stream: IO[bytes], n: int, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> np.ndarray:
+    n_bytes = n * int(np.prod(shape[1:])) * dtype.itemsize
+    data = stream.read(n_bytes)
+    if len(data) < n_bytes:
+        raise ValueError("the data is cut short")
+    return np.frombuffer(data, dtype).reshape(n, *shape[1:])
+
+
+def _check_names(path: Path, names: tuple[str, str], there: list[str]) -> None:
+    for name in names:
+        if name not in there:
+            raise UserError(f"{path}: no variable '{name}' (it has {', '.join(there)}); download the file again")
+
+
+def _check_shapes(path: Path, names: tuple[str, str], windows: tuple[int, ...], labels: tuple[int, ...]) -> int:
+    """The number of outputs, of shapes (n, 4, length) and (n, n_outputs)."""
+    if len(windows) != 3 or windows[1] != N_CHANNELS or len(labels) != 2 or windows[0] != labels[0] or not windows[0]:
+        raise UserError(
+            f"{path}: {names[0]} and {names[1]} have the shapes {windows} and {labels}, which are not n windows of "
+            "4 channels and their n rows of labels; download the file again"
+        )
+    return labels[1]
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What the libraries raise for a damaged file, as a sentence."""
+    from scipy.io.matlab import MatReadError
+
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
+        MatReadError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: the file cannot be read ({reason}); download it again") from None
+
 
 CHANNELS = "AGCT"
 BLOCK_ROWS = 1_024

@@ -9,10 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from l2g_ray.data.delimited import iter_delimited
 from l2g_ray.data.raw import Piece, RawTask
 from l2g_ray.data.readers import iter_tables
-from l2g_ray.data.text import COMPRESSIONS, readable
+from l2g_ray.data.text import COMPRESSIONS, iter_delimited, readable
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.schema import Task

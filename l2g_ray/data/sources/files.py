@@ -10,13 +10,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from l2g_ray.data.checks import label_texts, show
-from l2g_ray.data.fasta import make_header, split_header, whole_header
+from l2g_ray.data.checks import label_texts, missing_texts, show
 from l2g_ray.data.infer import infer_fields, make_name
-from l2g_ray.data.missing import missing_texts
-from l2g_ray.data.options import SourceOptions
-from l2g_ray.data.raw import ALL, Piece, RawTask
-from l2g_ray.data.readers import FASTA_SUFFIXES, iter_tables, read_table, recognise, strip_suffixes
+from l2g_ray.data.raw import ALL, Piece, RawTask, SourceOptions
+from l2g_ray.data.readers import (
+    FASTA_SUFFIXES,
+    iter_tables,
+    make_header,
+    read_table,
+    recognise,
+    split_header,
+    strip_suffixes,
+    whole_header,
+)
 from l2g_ray.data.text import readable, split_suffix
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.storage import Location

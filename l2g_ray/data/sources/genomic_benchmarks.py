@@ -16,11 +16,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from l2g_ray.data.delimited import iter_delimited
 from l2g_ray.data.genome import Genome
-from l2g_ray.data.options import SourceOptions
-from l2g_ray.data.raw import Piece, RawTask
-from l2g_ray.data.text import COMPRESSIONS, readable
+from l2g_ray.data.raw import Piece, RawTask, SourceOptions
+from l2g_ray.data.text import COMPRESSIONS, iter_delimited, readable
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.schema import Task

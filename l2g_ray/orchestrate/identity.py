@@ -1,0 +1,296 @@
+"""What a suite is: its settings, rows and key; whether it was done before, and what it may replace."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from l2g_ray.config import DataSettings, Settings, resolve
+from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.data.raw import RawTask
+from l2g_ray.errors import UserError
+from l2g_ray.models.locate import fingerprint_language_model
+from l2g_ray.monitor.environment import hash_content
+from l2g_ray.monitor.progress import ReadingProgress
+from l2g_ray.monitor.status import SUITE_FILE
+from l2g_ray.places import STORE_FILE
+from l2g_ray.redaction import clean, redact
+from l2g_ray.stages.registry import list_versions
+from l2g_ray.storage import Location, as_location
+from l2g_ray.store.locks import hold_file
+from l2g_ray.tasks.schema import NAME_PATTERN, Task
+from l2g_ray.tracking.store import is_own_store
+
+if TYPE_CHECKING:
+    from l2g_ray.data.prepare import Progress
+
+
+def prepared_folder(out: Location, task: Task, source: RawTask, settings: DataSettings) -> Location:
+    """A folder a source, options and data settings, so that a run with others cannot pull the shards from under this one."""
+    files = {name: str(as_location(f).absolute()) for name, f in source.files.items()}
+    mark = hash_content([files, source.options.model_dump(mode="json"), settings.model_dump(mode="json")])[:8]
+    return out / "prepared" / task.bench / f"{task.name}-{mark}"
+
+
+def prepare_for_runs(
+    out: Path,
+    task: Task,
+    source: RawTask,
+    settings: DataSettings,
+    progress: Progress = lambda doing, rows: None,
+    remote: Location | None = None,
+) -> PreparedTask:
+    """Prepare `source` as `task` where all runs of `out` (or of `remote`, whose working folder `out` then is) look for
+    it; what is there already is not made again.
+
+    Raises UserError as `prepare` does.
+    """
+    from l2g_ray.data.prepare import prepare  # with SciPy, which a plan has no use for
+
+    folder = prepared_folder(as_location(remote or out), task, source, settings)
+    # Suites of other names may prepare the same task: one does, the others find it.
+    with hold_file(out / "prepared" / task.bench / f".{folder.name}.lock"):
+        return prepare(replace(source, task=task), folder, settings, progress=progress)
+
+
+EXPERIMENT = "l2g_ray"
+
+
+@dataclass(frozen=True)
+class SuiteRequest:
+    """What a person asked for. `sources` maps a task's name to where its rows come from, prepared already or not.
+
+    `remote` is an --out in an object store; `out` is then this machine's working folder for it.
+    """
+
+    name: str
+    bench: str
+    tasks: list[Task]
+    sources: Mapping[str, RawTask | PreparedTask]
+    preset: str
+    assignments: dict[str, Any]
+    out: Path
+    data_dir: Path | None = None
+    command: str = ""
+    experiment: str = EXPERIMENT
+    register: bool = False
+    verbose: bool = False
+    cpus: int | None = None
+    gpus_per_trial: float | None = None
+    workers_per_trial: int = 1
+    slots: int | None = None
+    # Settings of single tasks, above `assignments`: the arms of an ablation.
+    task_assignments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remote: Location | None = None
+    # Finished results of another suite of this name may go.
+    replace: bool = False
+
+
+@dataclass
+class SuiteResult:
+    """Where everything is. `failures` maps a task's name to why it has no row; `stored` is in an object store.
+
+    `fresh` is False where all results were there, `relogged` where these were logged anew in MLflow.
+    """
+
+    board: dict[str, Any]
+    folder: Path
+    tracking_uri: str
+    fresh: bool
+    wall_s: float
+    failures: dict[str, str] = field(default_factory=dict)
+    stored: Location | None = None
+    relogged: bool = False
+
+
+def check_name(name: str) -> None:
+    """Refuse a run's name that is no plain name of a folder, so that no run leaves its --out. Raises UserError."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise UserError(f"--name {name}: only letters, digits, '.', '_' and '-', beginning with a letter or digit")
+
+
+def resolve_task(request: SuiteRequest, task: Task) -> Settings:
+    """The settings of one task of the suite. Raises UserError as `resolve`."""
+    own = request.task_assignments.get(task.name, {})
+    return resolve(request.preset, task.overrides, {**request.assignments, **own}).for_task(task.strand_specific)
+
+
+def prepare_task(request: SuiteRequest, task: Task, settings: Settings, console: Console) -> PreparedTask:
+    """The rows of one task, prepared now unless they were before. Raises UserError for rows that cannot be used."""
+    source = request.sources[task.name]
+    if isinstance(source, PreparedTask):
+        return source
+    with ReadingProgress(console, task.name) as progress:
+        return prepare_for_runs(request.out, task, source, settings.data, progress.advance, request.remote)
+
+
+def identify_suite(
+    request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]
+) -> dict[str, Any]:
+    """Return what a suite's leaderboard depends on; its hash is the suite's key."""
+    return {
+        "bench": request.bench,
+        "tasks": {task.name: task.model_dump(mode="json", exclude={"overrides"}) for task in request.tasks},
+        "settings": {name: s.model_dump(mode="json", exclude={"cluster", "caution"}) for name, s in settings.items()},
+        "language_models": sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
+        "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
+        "versions": list_versions(),
+    }
+
+
+def make_suite_key(identity: dict[str, Any]) -> str:
+    """Return the content key of a suite from `identify_suite`."""
+    return hash_content(identity)
+
+
+def name_store(request: SuiteRequest, uri: str) -> dict[str, Any]:
+    """Return how `suite.json` names the MLflow store: a store in the folder of all runs also from there, as it moves."""
+    store = os.path.join(os.pardir, STORE_FILE) if is_own_store(uri, request.out) else None
+    return {"tracking_uri": uri, "store": store, "experiment": request.experiment}
+
+
+def read_finished_board(folder: Path, key: str) -> dict[str, Any] | None:
+    """The leaderboard in `folder` if a suite of this key was finished there."""
+    try:
+        meta = json.loads((folder / SUITE_FILE).read_text())
+        if meta["key"] != key or meta["state"] != "finished":
+            return None
+        return json.loads((folder / "leaderboard.json").read_text())
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, and make nothing: the input is not checked yet."""
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
+
+
+STUDY_FILE = "study.json"
+# States in which all results of a suite are there.
+WHOLE = ("finished", "unsent")
+MAX_SHOWN = 3
+MAX_CHARS = 40
+
+
+def refuse_replacement(request: SuiteRequest, key: str, identity: Mapping[str, Any]) -> None:
+    """Refuse a suite that would replace finished results of another one, unless the request says `replace`.
+
+    `identity` is what the suite's `key` is made of. Results of another benchmark, data, model, setting or task are not
+    replaced once the suite is finished. Before that, a changed setting is what a person corrects after a failure; only
+    finished tasks of other data are kept then.
+
+    Raises UserError, which says what differs and how to go on.
+    """
+    where = as_location(request.remote or request.out) / request.name
+    earlier = _read(where / SUITE_FILE)
+    if earlier is None and not request.replace and (where / STUDY_FILE).exists():
+        _refuse(where, "is a finished run of simple baselines")
+    if earlier is None or earlier.get("key") in (None, key):
+        return
+    if request.replace:
+        for name in earlier.get("settings", {}).keys() - identity["settings"].keys():
+            if Path(name).name == name:  # a folder of this suite, whatever the file says
+                (where / name).delete()
+                (as_location(request.out / request.name) / name).delete()
+        return
+    if earlier.get("state") in WHOLE:
+        differences = list_differences(earlier, identity)
+        _refuse(where, f"is a finished run with {differences}")
+    other = [name for name in _find_other_data(earlier, identity) if (where / name / "metrics.json").exists()]
+    if other:
+        _refuse(where, f"holds finished results of other data ({', '.join(other)})")
+
+
+def refuse_other_study(request: SuiteRequest, key: str) -> None:
+    """Refuse simple baselines whose table would replace that of other ones, or of a suite. Raises UserError."""
+    where = as_location(request.remote or request.out) / request.name
+    study = _read(where / STUDY_FILE)
+    is_suite = (where / SUITE_FILE).exists()
+    if not request.replace and (is_suite or (study is not None and study.get("key", key) != key)):
+        _refuse(where, "is a finished run of other baselines, data or settings")
+
+
+def _refuse(where: Location, what: str) -> None:
+    raise UserError(
+        f"{redact(str(where))}: {what}; nothing was changed. Keep both with --name NEW, or replace it with --replace"
+    )
+
+
+def list_differences(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """Return in words how the suite of an earlier `suite.json` differs from this one."""
+    now = clean(identity)  # as the file was written
+    said = []
+    if earlier.get("bench") != now["bench"]:
+        said.append(f"benchmark {earlier.get('bench')}, now {now['bench']}")
+    before, after = list(earlier.get("settings", {})), list(now["settings"])
+    if set(before) != set(after):
+        said.append(f"{_count(before)}, now {_count(after)}")
+    if other := _find_other_data(earlier, now):
+        said.append(f"other data ({_shorten(', '.join(other))})")
+    changed = dict(_find_changed(earlier.get("settings", {}), now["settings"]))
+    said += [f"{name}={_show(old)}, now {_show(new)}" for name, (old, new) in list(changed.items())[:MAX_SHOWN]]
+    if len(changed) > MAX_SHOWN:
+        said.append(f"{len(changed) - MAX_SHOWN} other settings that differ")
+    models = now["language_models"]
+    if "model.language_model" not in changed and earlier.get("language_models", models) != models:
+        said.append("other files of the language model")
+    same = {name: facts for name, facts in earlier.get("tasks", {}).items() if name in now["tasks"]}
+    if any(facts != now["tasks"][name] for name, facts in same.items()):
+        said.append("other facts of the task (kind, labels or metric)")
+    if not said or earlier.get("stage_versions", now["versions"]) != now["versions"]:
+        said.append("another version of l2g-ray")
+    return "; ".join(said)
+
+
+def _find_other_data(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    before = earlier.get("fingerprints", {})
+    return [name for name, marks in identity["data"].items() if name in before and list(before[name].values()) != marks]
+
+
+def _find_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Settings that both versions know and that differ in a task."""
+    for task in before.keys() & after.keys():
+        old, new = _flatten(before[task]), _flatten(after[task])
+        for name in new:
+            if name in old and old[name] != new[name] and not name.startswith("cluster."):
+                yield name, (old[name], new[name])
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _count(tasks: list[str]) -> str:
+    return f"tasks {_shorten(', '.join(tasks))}" if tasks else "no task"
+
+
+def _show(value: Any) -> str:
+    return _shorten(value if isinstance(value, str) else json.dumps(value))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 3]}..."
+
+
+def _read(path: Location) -> dict[str, Any] | None:
+    text = path.read_if_there()
+    try:
+        found = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

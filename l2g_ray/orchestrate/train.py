@@ -1,0 +1,235 @@
+"""What runs inside a trial's process: a job by itself, or as a Ray Train run fed by Ray Data."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ray import tune
+
+from l2g_ray.data.dataset import PreparedTask, read_shard
+from l2g_ray.monitor.events import make_tune_result
+from l2g_ray.monitor.trial_logs import note_logs
+from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
+from l2g_ray.orchestrate.memory import Measured, limit_memory, memory_key
+from l2g_ray.orchestrate.residence import Held, open_held
+from l2g_ray.storage import Location
+from l2g_ray.store.results import Job
+
+# Shards read at once. Readers ask for no CPU, so that nothing else would bound them: Ray would start a process a shard.
+READERS = 2
+
+
+class RayDataSource:
+    """A source over a Ray Dataset, or over the shard of one that a Train worker gets.
+
+    Parameters
+    ----------
+    dataset : anything with Ray's `iter_batches`, whose order is the same at every pass (see `make_ray_dataset`).
+    n_rows : its rows; a shard cannot count itself cheaply.
+    rows_per_table : how many rows come over at once.
+    """
+
+    def __init__(self, dataset: Any, n_rows: int, rows_per_table: int = 8192) -> None:
+        self._dataset = dataset
+        self._n_rows = n_rows
+        self._rows_per_table = rows_per_table
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the dataset."""
+        return self._n_rows
+
+    def tables(self) -> Iterator[pa.Table]:
+        """One pass over the rows, in order."""
+        yield from self._dataset.iter_batches(batch_size=self._rows_per_table, batch_format="pyarrow")
+
+
+def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
+    """A Ray Dataset (columns sequence and label) of train or valid, in the shards' order. Raises ValueError for test.
+
+    Ray must be initialised. Reading asks for no CPU: Train workers may hold them all while they wait for these very
+    rows, and `ray.data.read_parquet` would wait for one, if only to look at the files. `preserve_order` is set on this
+    dataset's own context, not on the process's.
+    """
+    import ray.data
+
+    paths = [{"path": str(path)} for path in prepared.shard_paths(split)]
+    dataset = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
+        _read_shards, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=READERS
+    )
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+def _read_shards(paths: pa.Table) -> pa.Table:
+    return pa.concat_tables([read_shard(Location(text), ["sequence", "label"]) for text in paths["path"].to_pylist()])
+
+
+# Workers that wait for the first one may do so for long: it may wait for another suite that makes the same result. One
+# that died is noticed at once, by its broken connection and by Ray.
+COLLECTIVE_TIMEOUT_S = 24 * 3600
+
+
+def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any], board: Any = None) -> None:
+    """Run a job in Ray Train workers. Its epochs go to the event board; without one, this is a Tune trial, and they
+    reach Tune through `TuneReportCallback`.
+
+    Each of `slots.workers` reads all rows and keeps its share of every batch, since a batch is drawn from a window of
+    rows. The first worker keeps the state in the job's work folder: workers that die are restarted by Ray Train, all of
+    them together, and go on from the last epoch; no Train checkpoint travels.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from l2g_ray.data.dataset import open_prepared
+    from l2g_ray.stages.loop import read_micro_batches
+
+    prepared = open_prepared(spec["prepared"])
+    datasets = {split: make_ray_dataset(prepared, split) for split in ("train", "valid")}
+    state = Path(spec["root"]) / spec["stage"] / f"{spec['key']}.work" / "state.pt"
+    while True:
+        before = read_micro_batches(state)
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={
+                "spec": spec,
+                "fixed": fixed,
+                "board": board,
+                # Each worker passes over the whole set by itself: no processes that part it among workers.
+                "datasets": datasets,
+                "rows": {s: prepared.n_rows(s) for s in datasets},
+            },
+            torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=slots.workers,
+                use_gpu=slots.gpus > 0,
+                resources_per_worker={"CPU": slots.cpus} | ({"GPU": slots.gpus} if slots.gpus else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"train-{spec['key']}",
+                storage_path=str(Path(spec["scratch"]).resolve()),
+                callbacks=[TuneReportCallback()] if board is None else [],
+                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        try:
+            trainer.fit()
+            return
+        except ray.train.WorkerGroupError:
+            # A team that ran out of memory ends so; with smaller micro-batches it may well succeed.
+            if read_micro_batches(state) == before:
+                raise
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    import ray
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    from l2g_ray.models.team import Team
+    from l2g_ray.monitor.events import make_trial_event, make_tune_result
+    from l2g_ray.monitor.trial_logs import note_logs
+    from l2g_ray.orchestrate.jobs import run_job
+
+    note_logs(config["spec"])  # it computes here, not in the trial's own process
+    board, team, device = config["board"], Team.joined(), get_device()
+    if device.type == "cuda":  # workers of one machine see all of its GPUs
+        torch.cuda.set_device(device)
+    sources = {split: RayDataSource(config["datasets"][split], n) for split, n in config["rows"].items()}
+    total = 0.0
+
+    def report(row: dict[str, Any]) -> None:
+        nonlocal total
+        total += row["cpu_s"]
+        if board is not None and team.is_first:
+            ray.get(board.put.remote(make_trial_event(config["spec"], row)))
+        ray.train.report(make_tune_result(row, config["fixed"], total))
+
+    run_job(config["spec"], report, sources["train"], sources["valid"], team)
+
+
+NEXT_TO_NOTHING = tune.PlacementGroupFactory([{"memory": 1}])  # Tune refuses a trial that asks for nothing
+
+
+def make_trainable(specs: list[dict[str, Any]], runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
+    """A Tune trainable whose config {'index': i} runs job i of a list, on rows that `held` refers to."""
+
+    def trial(config: dict[str, Any], held: Held) -> None:
+        run_reporting(specs[config["index"]], runner, slots, held)
+
+    def share(config: dict[str, Any]) -> float:
+        return Measured(Path(specs[0]["root"])).share(specs[config["index"]]["kind"])
+
+    return _finish(trial, runner, slots, held, share)
+
+
+def draw_job(base: Job, config: dict[str, Any]) -> Job:
+    """The job of one set of hyper-parameters."""
+    drawn = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
+    return Job(base.stage, base.label, base.args | {"trial": drawn}, base.inputs, base.parts)
+
+
+def make_search_trainable(
+    base: Job, common: dict[str, Any], runner: str, slots: Slots, held: Held
+) -> Callable[..., Any]:
+    """A Tune trainable whose config is a set of hyper-parameters for `base`."""
+
+    def trial(config: dict[str, Any], held: Held) -> None:
+        job = draw_job(base, config)
+        named = {"label": job.label, "params": job.args["trial"], "kind": memory_key(job)}
+        run_reporting(job.spec(common) | named, runner, slots, held)
+
+    def share(config: dict[str, Any]) -> float:
+        return Measured(Path(common["root"])).share(memory_key(draw_job(base, config)))
+
+    return _finish(trial, runner, slots, held, share)
+
+
+def _finish(
+    trial: Callable[..., Any], runner: str, slots: Slots, held: Held, share: Callable[[dict[str, Any]], float]
+) -> Callable[..., Any]:
+    # Tune registers functions by name, for all pipelines of a Ray job together: the same name would mix them up.
+    trial.__name__ = trial.__qualname__ = f"trial_{uuid.uuid4().hex}"
+    # A Train run reserves its worker's resources itself; the trial that waits for it takes no slot.
+    own: Any = {"cpu": float(slots.cpus), "gpu": slots.gpus}
+    if slots.packed:  # asked anew for each trial, when Tune makes it
+
+        def own(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            return tune.PlacementGroupFactory([{"CPU": float(slots.cpus), "GPU": share(config)}])
+
+    # As a parameter, not in the closure: references in a pickled function are never let go.
+    return tune.with_resources(tune.with_parameters(trial, held=held), NEXT_TO_NOTHING if runner == "train" else own)
+
+
+def run_reporting(spec: dict[str, Any], runner: str, slots: Slots, held: Held) -> None:
+    """Run one job, in this process or as a Ray Train run, and report its epochs to Tune."""
+    fixed = {"label": spec["label"], "params": spec["params"], "key": spec["key"], "stage": spec["stage"]}
+    spec = spec | {"note": tune.get_context().get_trial_id()}
+    note_logs(spec)
+    total, measured = 0.0, Measured(Path(spec["root"]))
+    packed = slots.packed and runner != "train"
+    if packed:
+        gpus = float(tune.get_context().get_trial_resources().required_resources["GPU"])
+        limit_memory(gpus)
+        spec, fixed = spec | {"gpus": gpus}, fixed | {"gpus": gpus}
+
+    def report(row: dict[str, Any]) -> None:
+        nonlocal total
+        total += row["cpu_s"]
+        if packed:
+            measured.record(spec["kind"], row, spec["gpus"])
+        tune.report(make_tune_result(row, fixed, total))
+
+    if runner == "train":
+        run_in_train(spec, slots, fixed)
+    else:
+        from l2g_ray.orchestrate.jobs import run_job  # with torch, which the pipeline that sends this has no use for
+
+        sources = open_held(held)
+        run_job(spec, report, sources.get("train"), sources.get("valid"))

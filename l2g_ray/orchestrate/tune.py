@@ -1,0 +1,290 @@
+"""Ray Tune runs: the trials of a stage side by side, and the search over hyper-parameters by ASHA with HyperOpt."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from l2g_ray.config import FinetuneSettings
+from l2g_ray.counts import describe_end, name_trial, rung_epochs, survives
+from l2g_ray.errors import UserError
+from l2g_ray.monitor.events import TIMES, make_end_event, make_trial_event
+from l2g_ray.orchestrate.cluster import MAX_FAILURES
+from l2g_ray.orchestrate.memory import most_at_once
+from l2g_ray.orchestrate.ray_private import keep_secrets_from_trials
+from l2g_ray.orchestrate.train import draw_job, make_search_trainable, make_trainable
+from l2g_ray.orchestrate.trials import Place, emit_end, emit_failure, emit_slots, raise_first_error
+from l2g_ray.store.results import Job
+
+WORST_SCORE = -1e6  # stands for -inf, which HyperOpt's density estimate cannot take
+
+
+class OrderedSearch(Searcher):
+    """HyperOpt that is told of trial results in trial order, `in_flight` trials late."""
+
+    def __init__(self, space: dict[str, Any], in_flight: int, initial_random: int, seed: int) -> None:
+        from ray.tune.search.hyperopt import HyperOptSearch
+
+        super().__init__(metric="best_score", mode="max")
+        self.inner = HyperOptSearch(
+            space, metric="best_score", mode="max", n_initial_points=initial_random, random_state_seed=seed
+        )
+        self.in_flight = in_flight
+        self.order: list[str] = []
+        self.configs: dict[str, dict[str, Any]] = {}
+        self.ended: dict[str, float] = {}
+        self.told = 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial's config, or None while the trials it may learn from are not all over."""
+        known = len(self.order) + 1 - self.in_flight
+        while self.told < known:
+            earlier = self.order[self.told]
+            if earlier not in self.ended:
+                return None
+            score = self.ended[earlier]
+            self.inner.on_trial_complete(
+                earlier, {"best_score": score if math.isfinite(score) else WORST_SCORE, "training_iteration": 1}
+            )
+            self.told += 1
+        config = self.inner.suggest(trial_id)
+        if isinstance(config, dict):
+            self.order.append(trial_id)
+            self.configs[trial_id] = config
+        return config
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Remember how a trial ended; HyperOpt hears of it when its turn comes."""
+        self.ended[trial_id] = -math.inf if error or not result else float(result["best_score"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """State is not kept: a stage that starts again replays its trials from their own logs."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
+
+
+class OrderedASHA(FIFOScheduler):
+    """ASHA's stopping rule over peers that are at least `in_flight` trials older."""
+
+    def __init__(self, search: OrderedSearch, grace: int, epochs: int, reduction_factor: int) -> None:
+        super().__init__()
+        self.search = search
+        self.rungs = rung_epochs(grace, epochs, reduction_factor)
+        self.reduction_factor = reduction_factor
+        self.recorded: dict[int, dict[str, float]] = {rung: {} for rung in self.rungs}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """The metric is fixed: best validation score so far, maximised."""
+        return True
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """CONTINUE or STOP at a rung."""
+        epoch = int(result["epoch"]) + 1
+        if epoch not in self.recorded:
+            return TrialScheduler.CONTINUE
+        score = float(result["best_score"])
+        order = self.search.order
+        older = order[: max(0, order.index(trial.trial_id) + 1 - self.search.in_flight)]
+        peers = [self.recorded[epoch][t] for t in older if t in self.recorded[epoch]]
+        self.recorded[epoch][trial.trial_id] = score
+        return TrialScheduler.CONTINUE if survives(score, peers, self.reduction_factor) else TrialScheduler.STOP
+
+
+Histories = dict[str, list[dict[str, Any]]]
+
+
+@contextlib.contextmanager
+def _experiment(
+    place: Place, stage: str, emitter: _EmitRows | None = None
+) -> Iterator[tuple[tune.RunConfig, _EmitRows]]:
+    """A quiet Tune run whose own files are gone afterwards (results live in the store), and what it told."""
+    keep_secrets_from_trials()
+    told = emitter or _EmitRows(place)
+    name = f"{place.task}-{stage}"
+    shutil.rmtree(place.scratch / name, ignore_errors=True)
+    try:
+        config = tune.RunConfig(
+            name=name,
+            storage_path=str(place.scratch.resolve()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[told],
+        )
+        yield config, told
+    except EOFError:  # Tune reads its trials' errors back from files that a full disk has cut
+        reason = (
+            told.reasons[-1] if told.reasons else f"{place.scratch}: a trial failed, and its error could not be written"
+        )
+        raise UserError(reason.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from None
+    finally:
+        shutil.rmtree(place.scratch / name, ignore_errors=True)
+
+
+class _EmitRows(Callback):
+    """Passes each trial's epochs, failures and end on as events; keeps the epochs by the job's key, and the reasons.
+
+    `label` names a trial of Tune, where its job's label does not; `on_end` is called with each that ended well.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        label: Callable[[Any], str | None] = lambda trial: None,
+        on_end: Callable[[Any], None] = lambda trial: None,
+    ) -> None:
+        self.place, self.label, self.on_end = place, label, on_end
+        self.histories: Histories = {}
+        self.reasons: list[str] = []
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """One epoch of one trial."""
+        if "label" in result:
+            named = result | {"task": self.place.task, "label": self.label(trial) or result["label"]}
+            event = make_trial_event(named, result["row"] | _read_times(self.place, result))
+            rows = self.histories.setdefault(result["key"], [])
+            if len(rows) > event["row"]["epoch"]:  # a trial that was restarted tells its first epochs again
+                return
+            rows.append(event["row"])
+            self.place.emit(event)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed, and is started again."""
+        self._emit_failure(trial, again=True)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial is through, or was stopped."""
+        self.on_end(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed for good."""
+        self._emit_failure(trial, again=False)
+
+    def _emit_failure(self, trial: Any, again: bool) -> None:
+        # The errors of all attempts so far, with their tracebacks; the last line is the last one's own.
+        error = Path(trial.error_file).read_text() if trial.error_file else "no error was kept"
+        reason = (error.strip() or "no error was kept").splitlines()[-1].strip()
+        self.reasons.append(reason)
+        emit_failure(self.place, "trial", trial.trial_id, reason, error, again, self.label(trial))
+
+
+def run_trials(place: Place, stage: str, jobs: list[Job], runner: str) -> list[Exception]:
+    """Run jobs as the trials of one Tune run, as many at once as there are slots; the errors of those that failed for good."""
+    specs = [place.spec(job) for job in jobs]
+    told = _EmitRows(place, on_end=lambda trial: emit_end(place, jobs[trial.config["index"]]))
+    with _experiment(place, stage, told) as (run_config, _):
+        results = tune.Tuner(
+            make_trainable(specs, runner, place.slots, place.held),
+            param_space={"index": tune.grid_search(list(range(len(specs))))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=min(len(specs), most_at_once(place.slots)), reuse_actors=True
+            ),
+            run_config=run_config,
+        ).fit()
+    return list(results.errors)
+
+
+def run_search(
+    place: Place, settings: FinetuneSettings, base: Job, space: dict[str, Any], seed: int, runner: str
+) -> list[dict[str, Any]]:
+    """ASHA over `space`; `base.args['trial']` is replaced by each drawn config. Returns one dict a trial, in order:
+    'trial' (the config; None where it failed), 'key', 'best_score', 'epochs', 'cpu_s', 'wall_s', 'gpu_s', 'error', 'history',
+    and when it ran, 'began_at' and 'ended_at'.
+
+    A trial that fails is a trial that lost; only when all fail does the stage fail.
+    """
+    place.emit(
+        {"type": "stage", "task": place.task, "stage": "finetune", "state": "running", "trials": settings.trials}
+    )
+    search = OrderedSearch(space, settings.parallel_trials, settings.initial_random_trials, seed)
+    rungs = rung_epochs(settings.grace_epochs, settings.epochs, settings.reduction_factor)
+
+    def tell_end(trial: Any) -> None:
+        last = trial.last_result or {}
+        if times := _read_times(place, last):
+            named = last | {"task": place.task, "label": name(trial)}
+            stopped = describe_end(int(last["epoch"]) + 1, float(last["row"]["train_loss"]), settings.epochs, rungs)
+            place.emit(make_end_event(named, times["began_at"], times["at"], stopped))
+
+    def name(trial: Any) -> str:
+        return name_trial(search.order.index(trial.trial_id))
+
+    with _experiment(place, "finetune", _EmitRows(place, name, tell_end)) as (run_config, told):
+        results = tune.Tuner(
+            make_search_trainable(base, place.common, runner, place.slots, place.held),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=OrderedASHA(search, settings.grace_epochs, settings.epochs, settings.reduction_factor),
+                num_samples=settings.trials,
+                max_concurrent_trials=min(settings.parallel_trials, most_at_once(place.slots)),
+                reuse_actors=True,
+            ),
+            run_config=run_config,
+        ).fit()
+    last = {m["key"]: m["row"] for result in results if (m := result.metrics) and "began_at" in m.get("row", {})}
+    emit_slots(place, {key: (row["began_at"], row["at"]) for key, row in last.items()})
+    if results.num_errors == len(results):
+        raise_first_error(results.errors, place.task, "finetune")
+    by_id = {
+        result.metrics["trial_id"]: result for result in results if result.metrics and "trial_id" in result.metrics
+    }
+    ordered: list[dict[str, Any]] = []
+    for trial_id in search.order:
+        result = by_id.get(trial_id)
+        if result is None or result.metrics is None or "best_score" not in result.metrics:
+            ordered.append(
+                {
+                    "trial": None,
+                    "key": draw_job(base, search.configs[trial_id]).key,
+                    "best_score": float("-inf"),
+                    "epochs": 0,
+                    "cpu_s": 0.0,
+                    "wall_s": 0.0,
+                    "gpu_s": 0.0,
+                    "error": "failed",
+                    "history": [],
+                    "began_at": None,
+                    "ended_at": None,
+                }
+            )
+            continue
+        metrics = result.metrics
+        history = told.histories.get(metrics["key"], [])
+        wall_s = sum(float(row["wall_s"]) for row in history)
+        ordered.append(
+            {
+                "trial": metrics["params"],
+                "key": metrics["key"],
+                "best_score": metrics["best_score"],
+                "epochs": int(metrics["epoch"]) + 1,
+                "cpu_s": metrics["cpu_s_total"],
+                "wall_s": wall_s,
+                "gpu_s": wall_s * metrics.get("gpus", place.slots.gpus) * place.slots.workers,
+                "error": str(result.error) if result.error else "",
+                "history": history,
+                "began_at": (times := _read_times(place, metrics)).get("began_at"),
+                "ended_at": times.get("at"),
+            }
+        )
+    return ordered
+
+
+def _read_times(place: Place, result: dict[str, Any]) -> dict[str, float]:
+    """`began_at` and `at` of a trial that has reported: its own, or those of the result that it found in the store."""
+    if times := {name: result["row"][name] for name in TIMES if name in result.get("row", {})}:
+        return times
+    found = place.store.find(result["stage"], result["key"]) if "key" in result else None
+    if found is None or not found.values.get("began_at"):
+        return {}
+    return {"began_at": found.values["began_at"], "at": found.values["ended_at"]}

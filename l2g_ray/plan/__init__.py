@@ -1,0 +1,1 @@
+"""What a run will take, and what one took: rows, operations, memory, disk; numbers only, without torch."""

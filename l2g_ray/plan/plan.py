@@ -1,0 +1,460 @@
+"""What a run will take, before anything starts: trials, epochs, steps, tokens, operations, memory and disk by stage.
+
+Two figures stand for what only the run itself finds out. `expected` is the mean over the candidate backbones, layers
+that train and batch sizes, with the middle kernel size in every layer, and with ASHA stopping trials as its rule does
+on random scores. `most` takes the costliest of all of them, and lets every trial run to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pkgutil import resolve_name
+from typing import Any
+
+from l2g_ray.arms import ARMS, count_splits
+from l2g_ray.config import OneCycleSettings, OptimSettings, Settings
+from l2g_ray.counts import (
+    average_strands,
+    batches_per_epoch,
+    count_batches,
+    expected_epochs,
+    find_channels,
+    group_size,
+    list_candidates,
+)
+from l2g_ray.plan.costs import Counted, read_machines
+from l2g_ray.plan.encoder import LanguageModelShape, count_language_model, count_vocabulary, measure_shape
+from l2g_ray.plan.network import Mixture, NetShape, count_net, count_predictor
+from l2g_ray.plan.rows import Rows
+from l2g_ray.stages.registry import find_shown
+from l2g_ray.tasks.schema import Task
+
+_LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
+# Measured on prepared benchmarks: a base in a shard (zstd), and what else a row has.
+_SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
+# Measured on random words of six letters with BERT's vocabulary.
+_BASES_A_TOKEN = 1.8
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a stage takes, over all its trials. `tokens` go through the language model, forward or forward and
+    backward. `memory_bytes` is of one trial; `disk_bytes` stays, `scratch_bytes` is gone when the stage ends. `start_s` is
+    what trials take to start and end: processes, imports, Tune, Train."""
+
+    trials: int = 0
+    epochs: float = 0.0
+    steps: float = 0.0
+    tokens: float = 0.0
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+    disk_bytes: float = 0.0
+    scratch_bytes: float = 0.0
+    start_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: what is expected, and what it can be at most."""
+
+    stage: str
+    expected: Amount
+    most: Amount
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task. `prepared_bytes`: its shards. `output_bytes`: models and predictions in the run's folder and in MLflow."""
+
+    task: str
+    rows: Rows
+    precision: str
+    stages: tuple[StagePlan, ...]
+    prepared_bytes: float
+    output_bytes: float
+
+    def total(self, which: str = "most") -> Amount:
+        """Sums over stages; memory and scratch are the largest of any stage."""
+        return add_amounts(getattr(stage, which) for stage in self.stages)
+
+    @property
+    def disk_bytes(self) -> float:
+        """All that the task needs on disk at the worst moment."""
+        total = self.total()
+        return self.prepared_bytes + self.output_bytes + total.disk_bytes + total.scratch_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return {
+            "task": self.task,
+            "rows": asdict(self.rows),
+            "precision": self.precision,
+            "stages": {s.stage: {"expected": asdict(s.expected), "most": asdict(s.most)} for s in self.stages},
+            "total": {which: asdict(self.total(which)) for which in ("expected", "most")},
+            "prepared_bytes": self.prepared_bytes,
+            "output_bytes": self.output_bytes,
+            "disk_bytes": self.disk_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finished run has found: its backbone and architecture stand in for the candidates."""
+
+    backbone: str
+    architecture: tuple[tuple[int, int], ...]
+
+
+def add_amounts(amounts: Iterable[Amount]) -> Amount:
+    """Sums; of memory and scratch the largest."""
+    every = list(amounts)
+    largest = {"memory_bytes", "scratch_bytes"}
+    return Amount(
+        **{
+            f.name: (max if f.name in largest else sum)([getattr(a, f.name) for a in every] or [0])
+            for f in fields(Amount)
+        }
+    )
+
+
+def plan_task(
+    task: Task,
+    settings: Settings,
+    rows: Rows,
+    shape: LanguageModelShape,
+    *,
+    precision: str = "fp32",
+    on_gpu: bool = True,
+    found: Found | None = None,
+) -> TaskPlan:
+    """The plan of one task.
+
+    Parameters
+    ----------
+    rows : counted or assumed. shape : of the language model. precision : 'fp32' or 'bf16', as the run will train.
+    found : of a finished run, whose plan has no candidates left.
+    """
+    sizer = _Sizer(task, settings, rows, shape, precision, on_gpu)
+    likely = [sizer.amounts(v) for v in _variants(settings, found, costliest=False)]
+    costly = [sizer.amounts(v) for v in _variants(settings, found, costliest=True)]
+    stages = tuple(
+        StagePlan(
+            name,
+            _start(name, _mean([a[name] for a in likely]), settings, on_gpu),
+            _start(name, _largest([a[name] for a in costly]), settings, on_gpu),
+        )
+        for name in likely[0]
+        if likely[0][name].trials
+    )
+    bases = (rows.train + rows.valid + rows.test) * rows.mean_bp
+    shards = bases * _SHARD_BYTES_A_BASE + (rows.train + rows.valid + rows.test) * _SHARD_BYTES_A_ROW
+    models = max(sizer.model_bytes(v) for v in _variants(settings, found, costliest=True))
+    predictions = next((s.most.disk_bytes for s in stages if s.stage == "evaluate"), 0.0)
+    return TaskPlan(task.name, rows, precision, stages, shards, 2 * (models + predictions))
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One way in which the run may go."""
+
+    backbone: str
+    architecture: tuple[tuple[int, int], ...]
+    train_layers: str
+    batch_size: int
+    trial_epochs: float
+
+
+def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[_Variant]:
+    search, stage = settings.search, settings.finetune
+    kernels = sorted(search.kernel_sizes)
+    kernel = kernels[-1] if costliest else kernels[len(kernels) // 2]
+    shapes = [(c.backbone, tuple(c.architecture)) for c in list_candidates(settings.select)]
+    if search.enabled:
+        shapes = list(dict.fromkeys((backbone, ((kernel, 1),) * len(pairs)) for backbone, pairs in shapes))
+    if found is not None:
+        shapes = [(found.backbone, found.architecture)]
+    layers: Iterable[str] = dict.fromkeys(stage.train_layers)
+    sizes: Iterable[int] = dict.fromkeys(stage.batch_size)
+    epochs = float(stage.trials * stage.epochs)
+    if costliest:
+        layers, sizes = [min(layers, key=_LAYERS_BY_COST.index)], [min(sizes)]
+    else:
+        epochs = expected_epochs(
+            stage.trials, stage.epochs, stage.grace_epochs, stage.reduction_factor, stage.parallel_trials
+        )
+    return [_Variant(b, a, which, size, epochs) for b, a in shapes for which in layers for size in sizes]
+
+
+def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amount:
+    """With the time that its trials take to start, one after the other in one slot."""
+    seconds = read_machines()["start_up"]
+    new = on_gpu or stage == "reference"
+    each = {"tune": seconds["tune"], "task": seconds["new_task" if new else "task"]}
+    if stage == "trials" and settings.finetune.trial_runner == "train":
+        each["tune"] += seconds["train"]
+    tuned = amount.trials if find_shown(stage).tuned else 0
+    if stage == "align":  # those of the folds choose nothing
+        tuned = min(tuned, len(settings.align.alphas))
+    return replace(amount, start_s=each["tune"] * tuned + each["task"] * (amount.trials - tuned))
+
+
+def _mean(amounts: list[Amount]) -> Amount:
+    names = [f.name for f in fields(Amount) if f.name != "trials"]
+    return replace(amounts[0], **{n: sum(getattr(a, n) for a in amounts) / len(amounts) for n in names})
+
+
+def _largest(amounts: list[Amount]) -> Amount:
+    return Amount(**{f.name: max(getattr(a, f.name) for a in amounts) for f in fields(Amount)})
+
+
+class _Sizer:
+    """Amounts of every stage, for one variant at a time."""
+
+    def __init__(
+        self, task: Task, settings: Settings, rows: Rows, shape: LanguageModelShape, precision: str, on_gpu: bool
+    ) -> None:
+        self.task, self.settings, self.rows, self.shape = task, settings, rows, shape
+        self.precision, self.on_gpu = precision, on_gpu
+        self.width, self.max_tokens = measure_shape(shape)
+        self.members = settings.seeds * count_splits(settings)  # models of an arm
+        self.counted_arms: dict[str, tuple[OneCycleSettings, Counted]] = {
+            arm: resolve_name(ARMS[arm].count)(settings, task, rows, precision)
+            for arm in settings.arms
+            if ARMS[arm].count
+        }
+
+    def amounts(self, v: _Variant) -> dict[str, Amount]:
+        """The stages that run, in their order; a stage with nothing to do has no trials."""
+        s, search = self.settings, self.settings.search
+        amounts = {"pretrain": self._pretrain()} if s.pretrain.enabled else {}
+        amounts["reference"] = self._reference()
+        net = self._net(v.backbone, v.architecture, s.align.dropout)
+        embeds = any(ARMS[arm].embeds for arm in s.arms)
+        if embeds:
+            amounts["select"] = self._select()
+        if embeds and search.enabled:
+            amounts["search"] = self._search(v.backbone)
+        if "l2g" in s.arms:
+            amounts |= self._align(net)
+        if "embedder_only" in s.arms:
+            alone = s.embedder_only
+            net_alone = self._net(v.backbone, v.architecture, alone.dropout)
+            epochs = alone.count_epochs(self._fold_rows()[0])
+            one = self._train_members(net_alone, alone.optim, self.members, epochs, alone.batch_size)
+            amounts["embedder_only"] = replace(one, disk_bytes=float(self.members * net.model_bytes))
+        for arm, (schedule, model) in self.counted_arms.items():
+            epochs = schedule.count_epochs(self._fold_rows()[0])
+            one = self._train_members(model, schedule.optim, self.members, epochs, schedule.batch_size)
+            amounts[arm] = replace(one, disk_bytes=float(self.members * model.model_bytes))
+        if "l2g" in s.arms:
+            amounts |= self._language_model_stages(v)
+        return amounts | {"evaluate": self._evaluate(v, net)}
+
+    def _align(self, net: Counted) -> dict[str, Amount]:
+        """Every alpha once on the given split, then the winner's for every seed and fold."""
+        align, group = self.settings.align, group_size(self.settings.align)
+        shared = align.task_only_epochs if 0 < align.task_only_epochs < align.epochs else 0
+        amounts = {}
+        if shared:
+            warm = self._train(net, align.optim, 1, shared, align.batch_size, group)
+            kept = net.model_bytes + net.optimizer_bytes(align.optim.optimizer, align.optim.momentum)
+            amounts["warmup"] = replace(warm, disk_bytes=float(kept))
+        jobs = len(align.alphas)
+        first = self._train(net, align.optim, jobs, jobs * (align.epochs - shared), align.batch_size, group)
+        # Without folds the first seed's is one of those.
+        again = self.members - (0 if self.settings.folds else 1)
+        one = first
+        if again:
+            one = add_amounts(
+                [first, self._train_members(net, align.optim, again, align.epochs, align.batch_size, group)]
+            )
+        return amounts | {"align": replace(one, disk_bytes=float((jobs + again) * net.model_bytes))}
+
+    def model_bytes(self, v: _Variant) -> float:
+        """Weights of the L2G model and of the embedder alone."""
+        return self._whole(v).model_bytes + self._net(v.backbone, v.architecture, 0.0).model_bytes
+
+    def _reference(self) -> Amount:
+        # The embedding layer looks tokens up: no product, nothing for the encoder.
+        return Amount(trials=1, disk_bytes=4.0 * self.width * (9 * self.settings.align.per_class + 2))
+
+    def _pretrain(self) -> Amount:
+        stage, layers = self.settings.pretrain, self.settings.model.language_model_layers
+        tokens = max(1, round(min(self.rows.mean_bp, stage.window_bp) / _BASES_A_TOKEN))
+        tokens = min(tokens, measure_shape(self.shape)[1])
+        options = {"positions": "lm", "layers": layers, "masked": True, "precision": self.precision}
+        model = count_language_model(self.shape, tokens, **options, on_gpu=self.on_gpu)
+        model = model + count_vocabulary(self.shape, tokens)
+        amount = self._train(model, stage.optim, 1, stage.epochs, stage.batch_size)
+        seen = stage.epochs * self.rows.train * tokens
+        return replace(amount, tokens=float(seen), disk_bytes=float(model.model_bytes))
+
+    def _select(self) -> Amount:
+        stage = self.settings.select
+        candidates = list_candidates(stage)
+        if len(candidates) == 1:  # nothing to choose
+            return Amount()
+        nets = [self._net(c.backbone, tuple(c.architecture), stage.dropout) for c in candidates]
+        return add_amounts(self._train(net, stage.optim, 1, stage.epochs, stage.batch_size) for net in nets)
+
+    def _search(self, backbone: str) -> Amount:
+        stage = self.settings.search
+        net = count_net(
+            self._shape_of(backbone, (), 0.0),
+            self.rows.length_bp,
+            mixture=Mixture(tuple(stage.kernel_sizes), tuple(stage.dilations), stage.separable),
+            masked=self.rows.is_padded,
+            precision=self.precision,
+        )
+        batches = batches_per_epoch(stage, self.rows.train)
+        seen = min(self.rows.train, batches * stage.batch_size)
+        return self._train(net, stage.optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
+
+    def _language_model_stages(self, v: _Variant) -> dict[str, Amount]:
+        stage = self.settings.finetune
+        whole, tokens = self._whole(v), self._n_tokens(v)
+        largest = max(stage.batch_size)
+
+        def train(jobs: int, epochs: float) -> Amount:
+            amount = self._train(whole, stage.optim, jobs, epochs, v.batch_size, memory_rows=largest)
+            return replace(amount, tokens=epochs * (self.rows.train + self.rows.valid) * tokens)
+
+        refit = self._train_members(whole, stage.optim, self.members, stage.epochs, v.batch_size, memory_rows=largest)
+        seen = sum(self._fold_rows())
+        refit = replace(refit, tokens=float(self.members * stage.epochs * seen * tokens))
+        return {
+            "trials": train(stage.trials, v.trial_epochs),
+            "refit": replace(refit, disk_bytes=float(self.members * whole.model_bytes)),
+        }
+
+    def _evaluate(self, v: _Variant, net: Counted) -> Amount:
+        s = self.settings
+        both = average_strands(s, self.task)
+        passes = (3 if both else 1) * self.members
+        n_values = self.task.n_outputs * (2 if both else 1)
+        models = [net] * ("embedder_only" in s.arms) + [self._whole(v)] * ("l2g" in s.arms)
+        models += [model for _, model in self.counted_arms.values()]
+        tokens = self._n_tokens(v) if "l2g" in s.arms else 0
+        return Amount(
+            trials=1,
+            tokens=float(passes * self.rows.test * tokens),
+            flops=passes * self.rows.test * sum(model.forward_flops for model in models),
+            memory_bytes=float(max((model.model_bytes for model in models), default=0)),
+            disk_bytes=float((len(s.arms) + 1) * s.seeds * self.rows.test * (12 + 4 * n_values)),
+        )
+
+    def _fold_rows(self) -> tuple[int, int]:
+        """Rows that a model of an arm is trained on, and those that it predicts."""
+        rows, folds = self.rows.train + self.rows.valid, self.settings.folds
+        if not folds:
+            return self.rows.train, self.rows.valid
+        return rows - rows // folds, rows // folds
+
+    def _train_members(
+        self,
+        model: Counted,
+        optim: OptimSettings,
+        jobs: int,
+        epochs: int,
+        batch_size: int,
+        group: int = 1,
+        memory_rows: int | None = None,
+    ) -> Amount:
+        """So many models of an arm, of so many epochs each, on the rows of all folds but one."""
+        n_rows, n_valid = self._fold_rows()
+        return self._train(
+            model,
+            optim,
+            jobs,
+            jobs * epochs,
+            batch_size,
+            group,
+            n_rows=n_rows,
+            n_valid=n_valid,
+            memory_rows=memory_rows,
+        )
+
+    def _train(
+        self,
+        model: Counted,
+        optim: OptimSettings,
+        jobs: int,
+        epochs: float,
+        batch_size: int,
+        group: int = 1,
+        *,
+        n_rows: int | None = None,
+        n_valid: int | None = None,
+        memory_rows: int | None = None,
+    ) -> Amount:
+        """`epochs` of all jobs together; `group` batches make a step and are in memory at once."""
+        n_rows = self.rows.train if n_rows is None else n_rows
+        n_valid = self.rows.valid if n_valid is None else n_valid
+        batches = count_batches(n_rows, batch_size, drop_last=True)
+        flops = n_rows * model.train_flops + batches * model.fixed_flops + n_valid * model.forward_flops
+        in_memory = min(n_rows, group * (memory_rows or batch_size))
+        state = 2 * model.model_bytes + model.optimizer_bytes(optim.optimizer, optim.momentum)
+        return Amount(
+            trials=jobs,
+            epochs=epochs,
+            steps=epochs * -(-batches // group),
+            flops=epochs * flops,
+            # Batches pad to their longest row, and memory is for the longest batch.
+            memory_bytes=model.training_bytes(
+                in_memory * self.rows.max_bp / self.rows.length_bp, optim.optimizer, optim.momentum
+            ),
+            scratch_bytes=float(jobs * state),
+        )
+
+    def _shape_of(self, backbone: str, pairs: tuple[tuple[int, int], ...], dropout: float) -> NetShape:
+        model = self.settings.model
+        return NetShape(
+            backbone=backbone,
+            architecture=pairs,
+            channels=find_channels(model, backbone, self.width),
+            length_bp=self.rows.max_bp,
+            width=self.width,
+            max_tokens=self.max_tokens,
+            n_outputs=self.task.n_outputs,
+            in_channels=self.settings.data.channels,
+            target_tokens=model.target_tokens,
+            full_tokens=backbone == "resnet" and model.resnet_tokens == "full",
+            pool=model.resnet_pool,
+            causal=model.causal,
+            dropout=dropout if backbone == "resnet" else 0.0,
+            predictor_reads=model.predictor_reads,
+            pooling=model.find_pooling(self.task.strand_specific),
+        )
+
+    def _net(self, backbone: str, pairs: tuple[tuple[int, int], ...], dropout: float) -> Counted:
+        return count_net(
+            self._shape_of(backbone, pairs, dropout),
+            self.rows.length_bp,
+            masked=self.rows.is_padded,
+            precision=self.precision,
+        )
+
+    def _whole(self, v: _Variant) -> Counted:
+        model = self.settings.model
+        net = self._net(v.backbone, v.architecture, 0.0)
+        shape = self._shape_of(v.backbone, v.architecture, 0.0)
+        head = count_predictor(replace(shape, predictor_reads="tokens"), self.precision)
+        if model.combine != "skip":  # Predictor 1 does not train; that it does not run either saves next to nothing
+            net = replace(net, trainable=net.trainable - count_predictor(shape).parameters)
+        encoder = count_language_model(
+            self.shape,
+            self._n_tokens(v),
+            v.train_layers,
+            positions=model.positions,
+            layers=model.language_model_layers,
+            lora_rank=self.settings.finetune.lora_rank,
+            masked=self.rows.is_padded,
+            precision=self.precision,
+            on_gpu=self.on_gpu,
+        )
+        return net + encoder + head
+
+    def _n_tokens(self, v: _Variant) -> int:
+        """Tokens of a row of mean length."""
+        return self._shape_of(v.backbone, v.architecture, 0.0).n_tokens(self.rows.length_bp)

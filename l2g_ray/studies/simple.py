@@ -1,0 +1,137 @@
+"""Simple models alone, without the method beside them: fitted, evaluated and compared in this process, without Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from l2g_ray.config import Settings
+from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.monitor.environment import hash_content
+from l2g_ray.orchestrate.identity import SuiteRequest, prepare_task, refuse_other_study, resolve_task
+from l2g_ray.orchestrate.jobs import run_job
+from l2g_ray.orchestrate.keys import make_baseline_job
+from l2g_ray.results.comparison import write_study
+from l2g_ray.results.intervals import ArmScores
+from l2g_ray.store.results import Job, StageResult, Store
+from l2g_ray.store.shared import open_store, push
+from l2g_ray.studies.study import Compared, correct
+from l2g_ray.tasks.metrics import find_metric
+from l2g_ray.tasks.schema import Task
+
+
+def run_simple(request: SuiteRequest, names: list[str], console: Console) -> dict[str, Any]:
+    """Fit and evaluate simple models on every task of `request`; the study as `study.json` holds it.
+
+    Results go into the store of the output folder, under the keys that a suite's baselines have. `study.*` and each
+    task's `predictions.parquet` go into `<out>/<name>`. The first name is what the others are compared with.
+
+    Raises UserError for rows that cannot be used.
+    """
+    folder = request.out / request.name
+    compared: list[Compared] = []
+    every = {task.name: resolve_task(request, task) for task in request.tasks}
+    rows = {task.name: prepare_task(request, task, every[task.name], console) for task in request.tasks}
+    key = hash_content(
+        {
+            "baselines": names,
+            "settings": {name: one.model_dump(mode="json", exclude={"cluster"}) for name, one in every.items()},
+            "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in rows.items()},
+        }
+    )
+    refuse_other_study(request, key)
+    for task in request.tasks:
+        compared += _run_task(request, task, every[task.name], rows[task.name], names, folder, console)
+    study = {
+        "schema": 1,
+        "key": key,
+        "study": "baseline",
+        "about": "simple models",
+        "arms": {name: {} for name in names},
+        "preset": request.preset,
+        "command": request.command,
+        "compared": [one.to_dict() for one in correct(compared)],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(study, default=str))
+    write_study(folder, plain)
+    if request.remote is not None:
+        push(folder, request.remote / request.name, every[request.tasks[0].name].cluster.storage_wait_s)
+    return plain
+
+
+def _run_task(
+    request: SuiteRequest,
+    task: Task,
+    settings: Settings,
+    prepared: PreparedTask,
+    names: list[str],
+    folder: Path,
+    console: Console,
+) -> list[Compared]:
+    remote = str(request.remote / "stages") if request.remote else None
+    store = open_store((request.out / "stages").resolve(), remote, settings.cluster.storage_wait_s)
+    common = {
+        "root": str(store.root),
+        "remote": remote,
+        "prepared": str(prepared.folder.absolute()),
+        "settings": settings.model_dump(mode="json"),
+        "threads": request.cpus or 1,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    results: dict[str, StageResult] = {}
+    for name in names:
+        result = _run(store, make_baseline_job(prepared, settings, name), common)
+        if "skipped" in result.values:
+            console.print(f"{task.name}: {result.values['skipped']}", soft_wrap=True)
+            continue
+        results[name] = result
+        console.print(f"{task.name}: {name} fitted, {result.values['cpu_s']:.1f} CPU s", soft_wrap=True)
+    if not results:
+        return []
+    seed = settings.seed
+    parts = {
+        "task": task.model_dump(mode="json", include={"kind", "labels", "metric", "strand_specific"}),
+        "settings": settings.model_dump(mode="json")["evaluate"],
+        "rc_augment": settings.data.rc_augment,
+        "inputs": {name: result.key for name, result in results.items()},
+        "test": prepared.fingerprint("test"),
+    }
+    args = {"contenders": {name: {"arm": name, "seed": seed} for name in results}, "folds": None}
+    inputs = {name: str(result.folder) for name, result in results.items()}
+    evaluation = _run(store, Job("evaluate", "test", args, inputs, parts), common)
+    target = folder / task.name
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(evaluation.folder / "predictions.parquet", target / "predictions.parquet")
+    arms = ArmScores(
+        task,
+        pd.read_parquet(target / "predictions.parquet"),
+        settings.evaluate.bootstrap_resamples,
+        seed,
+    )
+    sign = find_metric(task.metric).sign
+    first = next(iter(results))
+    return [
+        Compared(
+            task=task.name,
+            arm=name,
+            metric=task.metric,
+            test=arms.summarise(name),
+            validation=sign * float(result.values["score"]),
+            difference=arms.subtract(name, first) if name != first else None,
+            cpu_s=float(result.values["cpu_s"]),
+        )
+        for name, result in results.items()
+    ]
+
+
+def _run(store: Store, job: Job, common: dict[str, Any]) -> StageResult:
+    run_job(job.spec(common), lambda row: None)
+    found = store.find(job.stage, job.key)
+    assert found is not None
+    return found
