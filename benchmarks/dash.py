@@ -20,12 +20,13 @@ import pyarrow as pa
 import torch
 
 from benchmarks.measure import Options
-from l2g_ray.config import Settings, resolve
+from l2g_ray.config import Settings
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.sources.official import find_folder, find_raw
 from l2g_ray.models.mixed_conv import OperationSet
 from l2g_ray.orchestrate.jobs import load_data
+from l2g_ray.presets import resolve
 from l2g_ray.stages.common import Reference, TaskData, make_embedder_config
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.loop import Runtime

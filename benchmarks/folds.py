@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks.measure import Options
-from l2g_ray.config import Settings, resolve
+from l2g_ray.config import Settings
 from l2g_ray.counts import average_strands
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.data.folds import assign_folds
@@ -26,6 +26,7 @@ from l2g_ray.data.prepare import prepare
 from l2g_ray.data.sources.official import find_folder, find_raw
 from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.orchestrate.jobs import load_data
+from l2g_ray.presets import resolve
 from l2g_ray.stages.baseline import fit_baseline
 from l2g_ray.stages.cnn import build_cnn, train_cnn
 from l2g_ray.stages.common import TaskData, predict_source

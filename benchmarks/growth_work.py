@@ -127,7 +127,7 @@ def make_tasks_of_trials(trials: int, folder: Path) -> Callable[[], Any]:
 def make_search_of_trials(trials: int, folder: Path) -> Callable[[], Any]:
     """The same with all trials in the search of one task."""
     from benchmarks.simulation.virtual import simulate
-    from l2g_ray.config import resolve
+    from l2g_ray.presets import resolve
 
     (script,) = _make_scripts(1)
     # Trials beyond those of the script take the same seconds again.
@@ -137,9 +137,9 @@ def make_search_of_trials(trials: int, folder: Path) -> Callable[[], Any]:
 
 def make_proposals(trials: int, folder: Path) -> Callable[[], Any]:
     """What the simulation leaves out: HyperOpt's proposals for the trials of one search, each told how it ended."""
-    from l2g_ray.config import resolve
     from l2g_ray.orchestrate.pipeline import Pipeline
     from l2g_ray.orchestrate.tune import OrderedSearch
+    from l2g_ray.presets import resolve
 
     settings = resolve("paper")
     space = Pipeline._space(SimpleNamespace(settings=settings))  # type: ignore[arg-type]

@@ -15,9 +15,10 @@ import torch
 
 from benchmarks.dash import BACKBONE, REFERENCE, load_rows
 from benchmarks.measure import Options
-from l2g_ray.config import Settings, resolve
+from l2g_ray.config import Settings
 from l2g_ray.counts import default_architecture
 from l2g_ray.data.sources.official import find_folder
+from l2g_ray.presets import resolve
 from l2g_ray.stages.cnn import train_cnn
 from l2g_ray.stages.common import TaskData, make_embedder_config
 from l2g_ray.stages.embedder_only import train_embedder_only

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.measure import Options, interleave
 from benchmarks.search_step import make_step
-from l2g_ray.config import resolve
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.presets import resolve
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.search import build_supernet, make_search_optimizer, set_forms
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from benchmarks.measure import Options, compare, interleave
-from l2g_ray.config import Settings, resolve
+from l2g_ray.config import Settings
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.presets import resolve
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.search import build_supernet, make_search_optimizer, set_forms
 

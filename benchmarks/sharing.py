@@ -49,7 +49,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def _alphas() -> int:
-    from l2g_ray.config import resolve
+    from l2g_ray.presets import resolve
 
     return len(resolve("smoke").align.alphas)
 

@@ -61,15 +61,16 @@ def _row(what: str, beside: str, ours_s: float, other_s: float, target_s: float 
 
 
 def _trials(root: Path, language_model: Path, quick: bool) -> list[dict[str, Any]]:
-    from l2g_ray.config import resolve
     from l2g_ray.counts import default_architecture
     from l2g_ray.data.prepare import prepare
     from l2g_ray.data.sources.official import find_raw
     from l2g_ray.monitor.events import Board
     from l2g_ray.orchestrate.cluster import Slots, connect
     from l2g_ray.orchestrate.jobs import load_data, run_job
+    from l2g_ray.orchestrate.place import Place
     from l2g_ray.orchestrate.residence import hold
-    from l2g_ray.orchestrate.trials import Place, run_jobs
+    from l2g_ray.orchestrate.tasks import run_jobs
+    from l2g_ray.presets import resolve
     from l2g_ray.stages.common import make_embedder_config, read_reference
     from l2g_ray.stages.embedder_only import train_embedder_only
     from l2g_ray.stages.loop import Runtime

@@ -17,9 +17,9 @@ def prepare_one(
     bench: str, name: str, preset: str, assignments: tuple[str, ...], data_dir: Path | None, out: Path
 ) -> str:
     """Check, part and write one task. Returns a line on what was found; runs on any node."""
-    from l2g_ray.config import parse_assignments, resolve
     from l2g_ray.data.sources.official import find_raw
     from l2g_ray.orchestrate.identity import prepare_for_runs
+    from l2g_ray.presets import parse_assignments, resolve
     from l2g_ray.tasks.catalogue import find_tasks
 
     (task,) = find_tasks(bench, [name])

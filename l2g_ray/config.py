@@ -5,14 +5,10 @@ Precedence, weakest first: the preset, the task's overrides for it, command-line
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from l2g_ray.arms import ARMS, BASELINES
 from l2g_ray.errors import UserError, nearest
@@ -380,102 +376,6 @@ class Settings(_Settings):
         return self.model_copy(update={"data": data, "model": model})
 
 
-def list_presets() -> list[str]:
-    """Names of the presets that ship with the package."""
-    return sorted(f.name[:-5] for f in _preset_folder().iterdir() if f.name.endswith(".yaml"))
-
-
-def _preset_folder() -> Any:
-    return resources.files("l2g_ray") / "presets"
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """The raw mapping of a preset, or of a YAML file of settings. Raises UserError for an unknown name."""
-    if name.endswith((".yaml", ".yml")):
-        return _read_file(Path(name))
-    if name not in list_presets():
-        raise UserError(f"unknown preset '{name}': {nearest(name, list_presets())}")
-    return yaml.safe_load((_preset_folder() / f"{name}.yaml").read_text()) or {}
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file of settings") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error}); correct it") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: the file is not UTF-8 text; save it as UTF-8") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: holds no settings; begin from `l2g-ray config show`")
-    return raw
-
-
-def resolve(
-    preset: str = "fast",
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    assignments: Mapping[str, Any] | None = None,
-) -> Settings:
-    """The settings of a run.
-
-    Parameters
-    ----------
-    preset : name of a shipped preset, or a YAML file of settings.
-    overrides : a task's `overrides` (preset name or `all` to a mapping of dotted keys). A file stands above them.
-    assignments : dotted keys to values, as `--set` gives them.
-
-    Raises
-    ------
-    UserError : an unknown preset or key (the nearest key is named), or a value that does not fit.
-    """
-    raw = copy.deepcopy(read_preset(preset))
-    if preset in list_presets():
-        raw["preset"] = preset
-        for layer in ("all", preset):
-            for key, value in (overrides or {}).get(layer, {}).items():
-                _assign(raw, key, value)
-    else:
-        raw["preset"] = Path(preset).stem
-    for key, value in (assignments or {}).items():
-        _assign(raw, key, value)
-    return validate(raw)
-
-
-def validate(raw: Mapping[str, Any], where: str = "settings") -> Settings:
-    """Settings from a nested mapping. Raises UserError naming the key and the nearest known one."""
-    _check_keys(_leaf_keys(raw), f"{where}: ")
-    try:
-        return Settings.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # Behind the key, pydantic names the form of a union that it tried: data.shift_bp.int.
-        places = [".".join(str(part) for part in e["loc"] if not isinstance(part, int)) for e in error.errors()]
-        key = next((k for k in known_keys() if places[0].startswith(k + ".")), places[0])
-        alike = [e for e, place in zip(error.errors(), places, strict=True) if place.startswith(key)]
-        message = "; or: ".join(e["msg"].removeprefix("Value error, ") for e in alike)
-        given = first.get("input")
-        shown = f" (given: {given!r})" if not isinstance(given, Mapping | BaseModel) else ""
-        raise UserError(f"{where}: key '{key}': {message}{shown}") from None
-
-
-def parse_assignments(items: tuple[str, ...] | list[str]) -> dict[str, Any]:
-    """`--set key.path=value` items as a mapping; values are YAML, so lists and numbers work."""
-    parsed: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {item}: expected key.path=value, for example --set finetune.trials=8")
-        try:
-            # YAML 1.1 reads on and off as booleans, but they are values of some settings.
-            parsed[key] = text if text in ("on", "off") else _number(yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise UserError(f"--set {item}: the value is not valid YAML") from None
-    return parsed
-
-
 def known_keys() -> Iterator[str]:
     """Every dotted key of `Settings`."""
     yield from _model_keys(Settings, "")
@@ -490,43 +390,12 @@ def _model_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _leaf_keys(raw: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in raw.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaf_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 as a string; a user means a number.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    if isinstance(value, list):
-        return [_number(v) for v in value]
-    return value
-
-
-def _check_keys(keys: Iterable[str], where: str = "") -> None:
+def check_keys(keys: Iterable[str], where: str = "") -> None:
     """Raise UserError for the first key that is neither a setting nor a group of settings, naming the nearest one."""
     known = list(known_keys())
     for key in keys:
         if not any(key == k or k.startswith(key + ".") for k in known):
             raise UserError(f"{where}unknown key '{key}': {nearest(key, known)}")
-
-
-def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    _check_keys([dotted])
-    *path, leaf = dotted.split(".")
-    node = raw
-    for part in path:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise UserError(f"key '{dotted}': '{part}' holds a value, not a group of settings")
-    node[leaf] = value
 
 
 def resolve_precision(name: str, device: str) -> str:

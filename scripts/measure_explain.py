@@ -18,7 +18,8 @@ import torch
 
 from l2g_ray.explain.attribution import METHODS, Attributions, attribute, make_weights
 from l2g_ray.explain.databases import match_motifs
-from l2g_ray.explain.explanation import ExplainRequest, explain_output, open_request, shipped_truth
+from l2g_ray.explain.explanation import explain_output, open_request, shipped_truth
+from l2g_ray.explain.request import ExplainRequest
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.sequence import encode
 

@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from l2g_ray.config import known_keys, resolve
+from l2g_ray.config import known_keys
+from l2g_ray.presets import resolve
 from l2g_ray.results.rows import best_published, format_interval, format_number, list_weights, name_arm
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -241,8 +241,8 @@ def run_three(out: Path, planted: Path, composition: Path, language_model: Path)
 
     from l2g_ray.data.raw import SourceOptions
     from l2g_ray.data.sources import open_source
-    from l2g_ray.orchestrate.identity import SuiteRequest
     from l2g_ray.orchestrate.suite import run_suite
+    from l2g_ray.request import SuiteRequest
 
     folders = {"planted": planted, "composition": composition, "lost": planted}
     sources = {name: open_source([folder], SourceOptions()) for name, folder in folders.items()}

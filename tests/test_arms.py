@@ -16,11 +16,11 @@ from commands import Cli
 from runs import SETTINGS, Sources, execute, stage_folders
 from toys import make_pipeline, make_task, tiny_config, tiny_reference, tiny_settings, toy_data
 
-from l2g_ray.config import list_presets, resolve
 from l2g_ray.errors import UserError
 from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.reference import draw_gaussian, sample_sentences, shuffle_words
+from l2g_ray.presets import list_presets, resolve
 from l2g_ray.results.rows import judge
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.common import build_net

@@ -20,7 +20,7 @@ from torch import nn
 from toys import make_task, tiny_settings
 
 from l2g_ray.arms import ARMS, BASELINES, ModelKind, is_seeded, name_arm
-from l2g_ray.config import OneCycleSettings, Settings, resolve
+from l2g_ray.config import OneCycleSettings, Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import load_model
@@ -30,6 +30,7 @@ from l2g_ray.plan.costs import Counted
 from l2g_ray.plan.encoder import read_shape
 from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import Rows
+from l2g_ray.presets import resolve
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.rows import MIN_SEEDS_FOR_A_VERDICT, subtract_baseline
 from l2g_ray.stages.baseline import NotApplicable, refuse_unfit

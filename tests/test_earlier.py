@@ -16,16 +16,10 @@ from l2g_ray.cli.suite import make_request
 from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.identity import (
-    SuiteRequest,
-    identify_suite,
-    make_suite_key,
-    prepare_task,
-    refuse_replacement,
-    resolve_task,
-)
+from l2g_ray.orchestrate.identity import identify_suite, make_suite_key, prepare_task, refuse_replacement, resolve_task
 from l2g_ray.orchestrate.suite import _Run
 from l2g_ray.places import sqlite_uri
+from l2g_ray.request import SuiteRequest
 
 NAME = "user-tiny-smoke"
 

@@ -76,8 +76,8 @@ def run_kinds(out: Path, language_model: Path, folders: list[Path]) -> None:
 
     from l2g_ray.data.raw import SourceOptions
     from l2g_ray.data.sources import open_source
-    from l2g_ray.orchestrate.identity import SuiteRequest
     from l2g_ray.orchestrate.suite import run_suite
+    from l2g_ray.request import SuiteRequest
 
     sources = {folder.name: open_source([folder], SourceOptions()) for folder in folders}
     tasks = [source.task.model_copy(update={"name": name}) for name, source in sources.items()]

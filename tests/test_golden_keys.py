@@ -35,10 +35,10 @@ from l2g_ray.models import locate as fingerprint
 from l2g_ray.models.corpus import find_corpus
 from l2g_ray.orchestrate import pipeline, remote
 from l2g_ray.orchestrate import tune as tuning
-from l2g_ray.orchestrate.identity import SuiteRequest
 from l2g_ray.orchestrate.memory import memory_key
 from l2g_ray.orchestrate.pipeline import Pipeline
 from l2g_ray.orchestrate.train import draw_job
+from l2g_ray.request import SuiteRequest
 from l2g_ray.stages.registry import STAGES
 from l2g_ray.storage import as_location
 from l2g_ray.store.results import Job, StageResult

@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from source_files import write_text
 
-from l2g_ray.config import resolve
 from l2g_ray.data.dataset import ShardSource, read_shard
 from l2g_ray.data.genome import Genome
 from l2g_ray.data.readers import read_table
@@ -31,6 +30,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.explain.databases import read_list, read_meme, read_sites
 from l2g_ray.models.corpus import read_corpus
 from l2g_ray.predict import load_predictor
+from l2g_ray.presets import resolve
 from l2g_ray.storage import Location
 
 

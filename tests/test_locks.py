@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.identity import check_name
+from l2g_ray.request import check_name
 from l2g_ray.store import locks
 from l2g_ray.store.locks import hold_file, hold_suite, try_file
 from l2g_ray.store.results import Store

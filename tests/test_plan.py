@@ -29,11 +29,12 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.mixed_conv import OperationSet, replace_convolutions
+from l2g_ray.plan.amounts import Found, TaskPlan
 from l2g_ray.plan.costs import find_machine, read_machines
 from l2g_ray.plan.encoder import count_language_model, measure_shape, read_shape
 from l2g_ray.plan.finished import show_hours
 from l2g_ray.plan.network import Mixture, NetShape, count_net
-from l2g_ray.plan.plan import Found, TaskPlan, plan_task
+from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import Rows
 from l2g_ray.plan.spent import read_spent, sum_stages
 from l2g_ray.stages.common import build_net, count_steps

@@ -13,8 +13,8 @@ from toys import make_task, tiny_settings
 
 from l2g_ray.counts import describe_end, name_trial
 from l2g_ray.monitor.events import make_end_event, make_trial_event, make_winner_event
-from l2g_ray.orchestrate.identity import SuiteRequest
-from l2g_ray.orchestrate.trials import emit_history
+from l2g_ray.orchestrate.place import emit_history
+from l2g_ray.request import SuiteRequest
 from l2g_ray.tracking.notes import MAX_CHARS, describe_suite
 from l2g_ray.tracking.record import Recorder
 from l2g_ray.tracking.runs import Tracker

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from l2g_ray.config import DataSettings, resolve
+from l2g_ray.config import DataSettings
 from l2g_ray.counts import count_batches
 from l2g_ray.data.batches import InMemorySource, iter_batches
 from l2g_ray.data.dataset import PreparedTask, ShardSource
@@ -20,6 +20,7 @@ from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.orchestrate.keys import make_baseline_job
 from l2g_ray.orchestrate.residence import estimate_bytes, fits
+from l2g_ray.presets import resolve
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,13 @@ from sklearn.metrics import matthews_corrcoef
 from test_board import full_board, full_row
 from toys import make_task
 
-from l2g_ray.config import DataSettings, resolve
+from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import NEAR_ROWS, open_prepared
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.orchestrate.outcome import count_findings, score_apart
+from l2g_ray.presets import resolve
 from l2g_ray.results.intervals import ArmScores
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report

@@ -10,9 +10,10 @@ import pytest
 import torch
 from toys import make_pipeline, tiny_config, tiny_reference, tiny_settings, toy_data
 
-from l2g_ray.config import SelectSettings, resolve
+from l2g_ray.config import SelectSettings
 from l2g_ray.counts import list_candidates
 from l2g_ray.models.embedder import EmbedderNet
+from l2g_ray.presets import resolve
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.optim import make_schedule
 from l2g_ray.stages.search import build_supernet, find_temperature, make_search_optimizer, search_architecture

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.simulation.lengths import Script, read_recorded, script_as_recorded, script_paper
 from benchmarks.simulation.virtual import Overheads, simulate
-from l2g_ray.config import resolve
+from l2g_ray.presets import resolve
 
 STAGES = {
     "select": [[1.0], [2.0]],

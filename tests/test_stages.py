@@ -14,12 +14,13 @@ import pytest
 import torch
 from toys import make_data, make_task, plant, regression_table, tiny_config, tiny_reference, tiny_settings, toy_data
 
-from l2g_ray.config import OptimSettings, list_presets, resolve
+from l2g_ray.config import OptimSettings
 from l2g_ray.counts import group_size
 from l2g_ray.data.batches import Batch, iter_batches
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.models.mixed_conv import OperationSet, SearchableConv1d, replace_convolutions
 from l2g_ray.orchestrate.pipeline import choose_best
+from l2g_ray.presets import list_presets, resolve
 from l2g_ray.sequence import encode
 from l2g_ray.stages.align import alpha_at, make_joint_losses, train_aligned
 from l2g_ray.stages.common import build_net, make_batches, make_losses, make_validate

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from l2g_ray.config import resolve
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import fingerprint_language_model
+from l2g_ray.presets import resolve
 from l2g_ray.stages.registry import STAGES
 from l2g_ray.store import results as store_module
 from l2g_ray.store.results import Store, make_key

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from l2g_ray.config import list_presets, resolve
 from l2g_ray.errors import UserError
+from l2g_ray.presets import list_presets, resolve
 from l2g_ray.tasks.catalogue import find_tasks, list_benches, load_bench, parse_bench, parse_task, published_scores
 
 ALL_TASKS = [task for bench in list_benches() for task in find_tasks(bench)]

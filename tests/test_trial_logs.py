@@ -19,9 +19,10 @@ from l2g_ray.monitor.events import Board, make_tune_result
 from l2g_ray.monitor.progress import Progress
 from l2g_ray.monitor.trial_logs import note_logs, read_last_lines
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
-from l2g_ray.orchestrate.identity import SuiteRequest
-from l2g_ray.orchestrate.trials import Place, StageFailed, run_jobs
+from l2g_ray.orchestrate.place import Place, StageFailed
+from l2g_ray.orchestrate.tasks import run_jobs
 from l2g_ray.orchestrate.tune import _experiment
+from l2g_ray.request import SuiteRequest
 from l2g_ray.store.results import Job, Store
 from l2g_ray.tracking.record import Recorder
 

@@ -16,7 +16,6 @@ import ray
 from pyarrow.csv import write_csv
 from toys import plant
 
-from l2g_ray.config import resolve
 from l2g_ray.counts import default_architecture
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import SourceOptions
@@ -24,7 +23,9 @@ from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import Board
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots, connect
-from l2g_ray.orchestrate.warm import find_cause, run_jobs_warm
+from l2g_ray.orchestrate.place import find_cause
+from l2g_ray.orchestrate.tasks import run_jobs_warm
+from l2g_ray.presets import resolve
 from l2g_ray.store.results import Job, Store
 
 ONE = Slots(1, 1, 0.0)

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from l2g_ray.config import Settings, resolve
+from l2g_ray.config import Settings
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.models.embedder import EmbedderConfig
 from l2g_ray.orchestrate.pipeline import Pipeline
+from l2g_ray.presets import resolve
 from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, make_label_scale
 from l2g_ray.store.results import StageResult
 from l2g_ray.tasks.schema import Task

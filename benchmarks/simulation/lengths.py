@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l2g_ray.config import FinetuneSettings, Settings, resolve
+from l2g_ray.config import FinetuneSettings, Settings
 from l2g_ray.counts import rung_epochs, survives
+from l2g_ray.presets import resolve
 
 RECORDED = Path(__file__).with_name("recorded.json")
 

@@ -24,7 +24,7 @@ def show(preset: str, task_name: str | None, assignments: tuple[str, ...]) -> No
     """The resolved settings of a preset, as YAML."""
     import yaml
 
-    from l2g_ray.config import parse_assignments, resolve
+    from l2g_ray.presets import parse_assignments, resolve
     from l2g_ray.tasks.catalogue import find_tasks
 
     given = parse_assignments(assignments)
@@ -42,8 +42,8 @@ def show(preset: str, task_name: str | None, assignments: tuple[str, ...]) -> No
 @click.argument("file", type=click.Path(path_type=Path))
 def validate(file: Path) -> None:
     """Check a YAML file of settings, as `config show` prints it; `--preset FILE` runs with it."""
-    from l2g_ray.config import read_preset
-    from l2g_ray.config import validate as validate_settings
+    from l2g_ray.presets import read_preset
+    from l2g_ray.presets import validate as validate_settings
 
     if file.suffix not in (".yaml", ".yml"):
         raise UserError(f"{file}: settings are read from a .yaml file; rename it")

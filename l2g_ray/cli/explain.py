@@ -104,8 +104,9 @@ def explain(run: Path, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from l2g_ray.explain.explanation import ExplainRequest, explain_output, open_request
+    from l2g_ray.explain.explanation import explain_output, open_request
     from l2g_ray.explain.page import write_explanations, write_files
+    from l2g_ray.explain.request import ExplainRequest
     from l2g_ray.results.explain_page import render_explanation
     from l2g_ray.results.terminal import print_fitted
 

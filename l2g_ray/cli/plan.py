@@ -14,9 +14,9 @@ from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:
     from l2g_ray.config import Settings
+    from l2g_ray.plan.amounts import TaskPlan
     from l2g_ray.plan.costs import Machine
     from l2g_ray.plan.finished import FinishedTask
-    from l2g_ray.plan.plan import TaskPlan
     from l2g_ray.tasks.schema import Task
 
 DEFAULT_GPU = "RTX A6000"
@@ -73,9 +73,10 @@ def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, *
 def _plan_all(
     source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any], machine: Machine
 ) -> tuple[list[TaskPlan], list[str]]:
-    from l2g_ray.config import parse_assignments, resolve, resolve_precision
+    from l2g_ray.config import resolve_precision
     from l2g_ray.plan.encoder import read_shape
     from l2g_ray.plan.plan import plan_task
+    from l2g_ray.presets import parse_assignments, resolve
 
     assignments = parse_assignments(options["assignments"])
     if options["language_model"] is not None:
@@ -159,9 +160,9 @@ def _show_plans(
 ) -> None:
     from dataclasses import asdict
 
+    from l2g_ray.plan.amounts import Amount, add_amounts
     from l2g_ray.plan.costs import read_machines
     from l2g_ray.plan.finished import render_plan, show_bytes, show_hours
-    from l2g_ray.plan.plan import Amount, add_amounts
     from l2g_ray.results.terminal import print_fitted
 
     context = int(read_machines()["context_bytes"]) if machine.is_gpu else 0
@@ -242,7 +243,7 @@ def _sum_stage(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """A stage over all tasks."""
     from dataclasses import asdict
 
-    from l2g_ray.plan.plan import Amount, add_amounts
+    from l2g_ray.plan.amounts import Amount, add_amounts
 
     stages = [t["stages"][name] for t in told if name in t["stages"]]
     summed: dict[str, Any] = {

@@ -57,8 +57,8 @@ def scale(**options: Any) -> None:
     """
     from rich.console import Console
 
-    from l2g_ray.config import parse_assignments, resolve
     from l2g_ray.models.language_model import locate
+    from l2g_ray.presets import parse_assignments, resolve
     from l2g_ray.results.scale_table import render_scaling
     from l2g_ray.results.terminal import print_fitted
     from l2g_ray.studies.scale import ScaleRequest, measure_scaling, record_scaling

@@ -92,7 +92,8 @@ def find_tasks_and_sources(names: tuple[str, ...], data_dir: Path | None) -> tup
 
 
 def _choose(studies: tuple[str, ...], vary_text: str | None) -> list[Study]:
-    from l2g_ray.config import known_keys, parse_assignments
+    from l2g_ray.config import known_keys
+    from l2g_ray.presets import parse_assignments
     from l2g_ray.studies.study import find_study, vary
 
     if bool(studies) == bool(vary_text):

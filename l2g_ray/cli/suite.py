@@ -171,9 +171,9 @@ def make_request(
 
     Raises UserError for a setting that cannot be.
     """
-    from l2g_ray.config import parse_assignments
-    from l2g_ray.orchestrate.identity import SuiteRequest
     from l2g_ray.places import show_command
+    from l2g_ray.presets import parse_assignments
+    from l2g_ray.request import SuiteRequest
     from l2g_ray.storage import Location
     from l2g_ray.store.shared import work_folder
 

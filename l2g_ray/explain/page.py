@@ -15,9 +15,10 @@ import pandas as pd
 from l2g_ray.errors import UserError
 from l2g_ray.explain.attribution import Attributions
 from l2g_ray.explain.databases import Comparison, Site
-from l2g_ray.explain.explanation import ARRAYS, Explanation
+from l2g_ray.explain.explanation import ARRAYS
 from l2g_ray.explain.logos import draw_logo, plot_logo, to_information
 from l2g_ray.explain.motifs import format_meme, save_hdf5
+from l2g_ray.explain.request import Explanation
 from l2g_ray.results.explain_page import MotifPictures, Picture, Section, Table, write_page
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, _new_figure, _styled
 from l2g_ray.run_folder import Arm

@@ -16,7 +16,8 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
 from l2g_ray.monitor.events import make_winner_event
 from l2g_ray.orchestrate.keys import describe_data, make_baseline_job, name_member
-from l2g_ray.orchestrate.trials import Place, emit_history, find_runner, run_jobs
+from l2g_ray.orchestrate.place import Place, emit_history
+from l2g_ray.orchestrate.tasks import find_runner, run_jobs
 from l2g_ray.plan.spent import Spent, list_spent
 from l2g_ray.store.guard import persist
 from l2g_ray.store.results import Job, StageResult, make_key

@@ -13,9 +13,10 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.monitor.status import SUITE_FILE
-from l2g_ray.orchestrate.identity import SuiteRequest, name_store
+from l2g_ray.orchestrate.identity import name_store
 from l2g_ray.places import find_run_store, sqlite_file
 from l2g_ray.redaction import HIDDEN, clean, redact
+from l2g_ray.request import SuiteRequest
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.tracking.record import Recorder
 from l2g_ray.tracking.runs import Tracker

@@ -14,8 +14,8 @@ import pandas as pd
 from l2g_ray.arms import ENSEMBLE
 from l2g_ray.counts import rung_epochs
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.identity import EXPERIMENT
 from l2g_ray.places import find_run_store, sqlite_file
+from l2g_ray.request import EXPERIMENT
 from l2g_ray.results.explained import read_explained, read_study
 from l2g_ray.results.report import TaskDetails, write_report
 from l2g_ray.results.rows import list_weights, name_arm

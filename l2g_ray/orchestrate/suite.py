@@ -27,9 +27,6 @@ from l2g_ray.monitor.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.monitor.status import SUITE_FILE, StatusWriter
 from l2g_ray.orchestrate.cluster import Slots, SuiteMetrics, connect, measure_slots, read_nodes, wait_for_room
 from l2g_ray.orchestrate.identity import (
-    SuiteRequest,
-    SuiteResult,
-    check_name,
     check_writable,
     identify_suite,
     make_suite_key,
@@ -47,6 +44,7 @@ from l2g_ray.orchestrate.reporting import count_parameters, read_details
 from l2g_ray.places import show_command
 from l2g_ray.plan.rows import rows_of_manifest
 from l2g_ray.redaction import clean, redact
+from l2g_ray.request import SuiteRequest, SuiteResult, check_name
 from l2g_ray.results.leaderboard import write_leaderboard
 from l2g_ray.results.report import write_report
 from l2g_ray.results.rows import describe_result
@@ -318,7 +316,7 @@ class _Run:
         return order_tasks(lengths), count_at_once(lengths, slots.count)
 
     def _take(self, ray: Any, reference: Any, name: str, progress: Progress, recorder: Recorder) -> None:
-        from l2g_ray.orchestrate.trials import StageFailed
+        from l2g_ray.orchestrate.place import StageFailed
 
         try:
             outcome = ray.get(reference)

@@ -20,9 +20,9 @@ from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import TIMES, make_end_event, make_trial_event
 from l2g_ray.orchestrate.cluster import MAX_FAILURES
 from l2g_ray.orchestrate.memory import most_at_once
+from l2g_ray.orchestrate.place import Place, emit_end, emit_failure, emit_slots, raise_first_error
 from l2g_ray.orchestrate.ray_private import keep_secrets_from_trials
 from l2g_ray.orchestrate.train import draw_job, make_search_trainable, make_trainable
-from l2g_ray.orchestrate.trials import Place, emit_end, emit_failure, emit_slots, raise_first_error
 from l2g_ray.store.results import Job
 
 WORST_SCORE = -1e6  # stands for -inf, which HyperOpt's density estimate cannot take

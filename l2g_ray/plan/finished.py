@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l2g_ray.config import Settings, known_keys, resolve_precision, validate
+from l2g_ray.config import Settings, known_keys, resolve_precision
 from l2g_ray.errors import UserError
+from l2g_ray.plan.amounts import Found, TaskPlan
 from l2g_ray.plan.encoder import LanguageModelShape, read_shape, shape_from_config
-from l2g_ray.plan.plan import Found, TaskPlan, plan_task
+from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import rows_of_manifest
 from l2g_ray.plan.spent import Spent, read_json, read_spent, sum_stages
+from l2g_ray.presets import validate
 from l2g_ray.results.terminal import Column, Listing
 from l2g_ray.tasks.schema import Task
 

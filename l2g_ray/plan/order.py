@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from l2g_ray.config import Settings
 from l2g_ray.counts import list_candidates
+from l2g_ray.plan.amounts import Found, StagePlan
 from l2g_ray.plan.encoder import read_shape
-from l2g_ray.plan.plan import Found, StagePlan, plan_task
+from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import Rows
 from l2g_ray.stages.registry import find_shown
 from l2g_ray.tasks.schema import Task

@@ -8,9 +8,8 @@ on random scores. `most` takes the costliest of all of them, and lets every tria
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pkgutil import resolve_name
-from typing import Any
 
 from l2g_ray.arms import ARMS, count_splits
 from l2g_ray.config import OneCycleSettings, OptimSettings, Settings
@@ -23,6 +22,7 @@ from l2g_ray.counts import (
     group_size,
     list_candidates,
 )
+from l2g_ray.plan.amounts import Amount, Found, StagePlan, TaskPlan, add_amounts
 from l2g_ray.plan.costs import Counted, read_machines
 from l2g_ray.plan.encoder import LanguageModelShape, count_language_model, count_vocabulary, measure_shape
 from l2g_ray.plan.network import Mixture, NetShape, count_net, count_predictor
@@ -35,87 +35,6 @@ _LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
 _SHARD_BYTES_A_BASE, _SHARD_BYTES_A_ROW = 0.32, 8
 # Measured on random words of six letters with BERT's vocabulary.
 _BASES_A_TOKEN = 1.8
-
-
-@dataclass(frozen=True)
-class Amount:
-    """What a stage takes, over all its trials. `tokens` go through the language model, forward or forward and
-    backward. `memory_bytes` is of one trial; `disk_bytes` stays, `scratch_bytes` is gone when the stage ends. `start_s` is
-    what trials take to start and end: processes, imports, Tune, Train."""
-
-    trials: int = 0
-    epochs: float = 0.0
-    steps: float = 0.0
-    tokens: float = 0.0
-    flops: float = 0.0
-    memory_bytes: float = 0.0
-    disk_bytes: float = 0.0
-    scratch_bytes: float = 0.0
-    start_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage: what is expected, and what it can be at most."""
-
-    stage: str
-    expected: Amount
-    most: Amount
-
-
-@dataclass(frozen=True)
-class TaskPlan:
-    """One task. `prepared_bytes`: its shards. `output_bytes`: models and predictions in the run's folder and in MLflow."""
-
-    task: str
-    rows: Rows
-    precision: str
-    stages: tuple[StagePlan, ...]
-    prepared_bytes: float
-    output_bytes: float
-
-    def total(self, which: str = "most") -> Amount:
-        """Sums over stages; memory and scratch are the largest of any stage."""
-        return add_amounts(getattr(stage, which) for stage in self.stages)
-
-    @property
-    def disk_bytes(self) -> float:
-        """All that the task needs on disk at the worst moment."""
-        total = self.total()
-        return self.prepared_bytes + self.output_bytes + total.disk_bytes + total.scratch_bytes
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
-        return {
-            "task": self.task,
-            "rows": asdict(self.rows),
-            "precision": self.precision,
-            "stages": {s.stage: {"expected": asdict(s.expected), "most": asdict(s.most)} for s in self.stages},
-            "total": {which: asdict(self.total(which)) for which in ("expected", "most")},
-            "prepared_bytes": self.prepared_bytes,
-            "output_bytes": self.output_bytes,
-            "disk_bytes": self.disk_bytes,
-        }
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a finished run has found: its backbone and architecture stand in for the candidates."""
-
-    backbone: str
-    architecture: tuple[tuple[int, int], ...]
-
-
-def add_amounts(amounts: Iterable[Amount]) -> Amount:
-    """Sums; of memory and scratch the largest."""
-    every = list(amounts)
-    largest = {"memory_bytes", "scratch_bytes"}
-    return Amount(
-        **{
-            f.name: (max if f.name in largest else sum)([getattr(a, f.name) for a in every] or [0])
-            for f in fields(Amount)
-        }
-    )
 
 
 def plan_task(

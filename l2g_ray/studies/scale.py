@@ -30,8 +30,8 @@ from l2g_ray.models.l2g import save_model
 from l2g_ray.monitor.environment import describe_environment, hash_content
 from l2g_ray.monitor.events import Board
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
-from l2g_ray.orchestrate.identity import EXPERIMENT
 from l2g_ray.orchestrate.jobs import load_data, run_job
+from l2g_ray.request import EXPERIMENT
 from l2g_ray.results.figures import save
 from l2g_ray.results.scale_table import KINDS, plot_scaling, write_markdown
 from l2g_ray.stages.common import build_net, make_embedder_config, read_reference
@@ -224,7 +224,8 @@ class _Bench:
     def _run(
         self, jobs: list[Job], common: dict[str, Any], store: Store, slots: Slots, runner: str
     ) -> list[dict[str, Any]]:
-        from l2g_ray.orchestrate.trials import Place, run_jobs
+        from l2g_ray.orchestrate.place import Place
+        from l2g_ray.orchestrate.tasks import run_jobs
 
         place = Place("scale", store, common, slots, self.board, lambda event: None, self.scratch)
         return [result.values for result in run_jobs(place, jobs[0].parts["scale"], jobs, runner)]

@@ -13,9 +13,10 @@ from rich.console import Console
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.monitor.environment import hash_content
-from l2g_ray.orchestrate.identity import SuiteRequest, prepare_task, refuse_other_study, resolve_task
+from l2g_ray.orchestrate.identity import prepare_task, refuse_other_study, resolve_task
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.keys import make_baseline_job
+from l2g_ray.request import SuiteRequest
 from l2g_ray.results.comparison import write_study
 from l2g_ray.results.intervals import ArmScores
 from l2g_ray.store.results import Job, StageResult, Store

@@ -19,8 +19,9 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.names import safe_names
-from l2g_ray.orchestrate.identity import SuiteRequest, SuiteResult, prepare_task, resolve_task
+from l2g_ray.orchestrate.identity import prepare_task, resolve_task
 from l2g_ray.orchestrate.suite import run_suite
+from l2g_ray.request import SuiteRequest, SuiteResult
 from l2g_ray.results.comparison import write_study
 from l2g_ray.results.intervals import ArmScores
 from l2g_ray.store.shared import push

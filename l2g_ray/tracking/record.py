@@ -14,7 +14,7 @@ import numpy as np
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask, read_shard
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.identity import SuiteRequest
+from l2g_ray.request import SuiteRequest
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 from l2g_ray.tasks.schema import Task, prediction_columns
 from l2g_ray.tracking.notes import ModelScores, describe_suite, describe_task, read_scores

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from l2g_ray.config import Settings, resolve
+from l2g_ray.config import Settings
 from l2g_ray.counts import average_strands
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.data.dataset import PreparedTask
@@ -40,6 +40,7 @@ from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import write_reference
 from l2g_ray.orchestrate.jobs import load_data
+from l2g_ray.presets import resolve
 from l2g_ray.results.intervals import Score, paired_difference
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, predict_source, read_reference

@@ -1,9 +1,4 @@
-"""Where a task's jobs run, and lists of them side by side.
-
-Stages that choose or pre-train (select, DASH, warm-up, alignment) are Ray Tune trials, and so is the search
-over hyper-parameters (`tuning`). What only has to be done, the control arm, refits, baselines, the evaluation, are Ray tasks
-in processes that stay warm (`warm`).
-"""
+"""Where a task's jobs run, and what is told of them: their epochs, ends and failures."""
 
 from __future__ import annotations
 
@@ -17,13 +12,11 @@ from l2g_ray.counts import describe_end
 from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import Emit, make_end_event, make_trial_event
 from l2g_ray.monitor.trial_logs import fetch_last_lines, read_note
-from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
+from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.memory import memory_key
-from l2g_ray.orchestrate.warm import find_cause, run_jobs_warm
 from l2g_ray.redaction import redact
-from l2g_ray.stages.registry import find_stage
 from l2g_ray.store.guard import read_stall
-from l2g_ray.store.results import Job, StageResult, Store
+from l2g_ray.store.results import Job, Store
 
 
 class StageFailed(Exception):
@@ -58,59 +51,6 @@ class Place:
         stood = read_stall(self.store.work_folder(stage, key))
         limit_s = self.common["settings"]["cluster"]["stall_limit_s"]
         return f"no epoch ended within {limit_s:g} s (cluster.stall_limit_s), it stood in {stood}" if stood else None
-
-
-def find_runner(place: Place, stage: str) -> str:
-    """What a job of a stage runs in: a process, or a Ray Train run where several workers train one model."""
-    return "train" if find_stage(stage).teamed and place.slots.workers > 1 else "process"
-
-
-def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None) -> list[StageResult]:
-    """Results of all jobs of one stage, in order; those that the store has are not run again, the others run as parallel
-    trials.
-
-    `name`: what people call these jobs. `runner` 'train' runs each job as a Ray Train run fed by Ray Data, 'process' in a
-    worker process; None: see `find_runner`.
-
-    Raises UserError or StageFailed when a job fails for good.
-    """
-    stage = find_stage(jobs[0].stage)
-    runner = runner or find_runner(place, stage.name)
-    event = {"type": "stage", "task": place.task, "stage": name, "beside": stage.beside}
-    missing = [job for job in jobs if place.store.find(job.stage, job.key) is None]
-    for job in jobs:
-        if job not in missing and (stored := place.store.find(job.stage, job.key)):
-            emit_history(place, place.spec(job), stored.values)
-    if missing:
-        place.emit(event | {"state": "running", "trials": len(missing)})
-
-        def tell(index: int, error: Exception, again: bool) -> None:
-            _note_failure(place, missing[index], error, again)
-
-        errors: Iterable[BaseException | None]
-        if stage.tuned and "fold" not in missing[0].args:
-            # Here: a second of imports that a finished stage can do without.
-            from l2g_ray.orchestrate.tune import run_trials
-
-            errors = run_trials(place, name, missing, runner)
-        else:
-            errors = run_jobs_warm(
-                [place.spec(job) for job in missing],
-                runner,
-                place.slots,
-                place.held,
-                place.board,
-                tell,
-                lambda index: emit_end(place, missing[index]),
-            )
-        done = [result for job in missing if (result := place.store.find(job.stage, job.key))]
-        emit_slots(place, {r.key: (r.values["began_at"], r.values["ended_at"]) for r in done})
-        raise_first_error(errors, place.task, name, lambda error: _blame(place, missing, error))
-    found = [place.store.find(job.stage, job.key) for job in jobs]
-    if lost := [job.label for job, result in zip(jobs, found, strict=True) if result is None]:
-        raise StageFailed(f"stage {name}: no result of {', '.join(lost)} in {place.store.root}")
-    place.emit(event | {"state": "done", "cached": not missing})
-    return [result for result in found if result is not None]
 
 
 def emit_slots(place: Place, intervals: dict[str, tuple[float, float]]) -> None:
@@ -150,14 +90,6 @@ def emit_end(place: Place, job: Job) -> None:
     place.emit(make_end_event(place.spec(job), found.values["began_at"], found.values["ended_at"], stopped))
 
 
-def _note_failure(place: Place, job: Job, error: Exception, again: bool) -> None:
-    cause = find_cause(error)
-    if isinstance(cause, UserError):  # the task ends with it, and says so
-        return
-    first = (str(cause).strip().splitlines() or ["without a message"])[0]
-    emit_failure(place, job.stage, job.key, f"{type(cause).__name__}: {first}", str(error), again)
-
-
 def emit_failure(
     place: Place, stage: str, note: str, reason: str, error: str, again: bool, label: str | None = None
 ) -> None:
@@ -186,14 +118,6 @@ def emit_failure(
     )
 
 
-def _blame(place: Place, jobs: list[Job], error: BaseException) -> str:
-    # Tune does not say which of its trials an error belongs to; the first without a result is one of them.
-    job = next((job for job in jobs if place.store.find(job.stage, job.key) is None), jobs[0])
-    cause = find_cause(error)
-    reason = place.find_stall(job.stage, job.key) or f"{type(cause).__name__}: {redact(str(cause))}"
-    return f"{job.label} failed: {reason}; tried {MAX_FAILURES + 1} times"
-
-
 def raise_first_error(
     errors: Iterable[BaseException | None],
     task: str,
@@ -209,3 +133,16 @@ def raise_first_error(
             raise cause
         what = blame(error) if blame else f"{type(cause).__name__}: {redact(str(cause))}"
         raise StageFailed(f"{task}, stage {stage}: {what}") from error
+
+
+def find_cause(error: BaseException) -> Exception:
+    """The error at the bottom of what Ray wraps around it; a UserError wherever it stands."""
+    while True:
+        # Of a Train run's workers any will do: they fail together. What Ray wraps around a UserError is one by type, too.
+        failures = list(getattr(error, "worker_failures", {}).values())
+        inner = failures[0] if failures else getattr(error, "cause", None)
+        if inner is None and not isinstance(error, UserError):
+            inner = error.__cause__
+        if inner is None or inner is error:
+            return error if isinstance(error, Exception) else RuntimeError(str(error))
+        error = inner

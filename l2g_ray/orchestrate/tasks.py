@@ -1,7 +1,4 @@
-"""Jobs as Ray tasks. Ray gives a task a worker process that is idle, so most jobs find torch and the rest imported.
-
-Kept free of heavy imports: the pipeline, which only sends jobs, needs none of them.
-"""
+"""Lists of jobs side by side: as Ray tasks in processes that stay warm, or, where a stage chooses, as trials of Ray Tune."""
 
 from __future__ import annotations
 
@@ -9,13 +6,26 @@ import contextlib
 import gc
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import make_trial_event
 from l2g_ray.monitor.trial_logs import note_logs
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
+from l2g_ray.orchestrate.place import (
+    Place,
+    StageFailed,
+    emit_end,
+    emit_failure,
+    emit_history,
+    emit_slots,
+    find_cause,
+    raise_first_error,
+)
+from l2g_ray.redaction import redact
+from l2g_ray.stages.registry import find_stage
+from l2g_ray.store.results import Job, StageResult
 
 # A process is replaced after so many jobs, whatever a library may have kept in it.
 JOBS_PER_PROCESS = 64
@@ -63,19 +73,6 @@ def run_jobs_warm(
         else:
             on_end(index)
     return errors
-
-
-def find_cause(error: BaseException) -> Exception:
-    """The error at the bottom of what Ray wraps around it; a UserError wherever it stands."""
-    while True:
-        # Of a Train run's workers any will do: they fail together. What Ray wraps around a UserError is one by type, too.
-        failures = list(getattr(error, "worker_failures", {}).values())
-        inner = failures[0] if failures else getattr(error, "cause", None)
-        if inner is None and not isinstance(error, UserError):
-            inner = error.__cause__
-        if inner is None or inner is error:
-            return error if isinstance(error, Exception) else RuntimeError(str(error))
-        error = inner
 
 
 def _ask(runner: str, slots: Slots) -> dict[str, Any]:
@@ -148,3 +145,72 @@ def _own_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def find_runner(place: Place, stage: str) -> str:
+    """What a job of a stage runs in: a process, or a Ray Train run where several workers train one model."""
+    return "train" if find_stage(stage).teamed and place.slots.workers > 1 else "process"
+
+
+def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None) -> list[StageResult]:
+    """Results of all jobs of one stage, in order; those that the store has are not run again, the others run as parallel
+    trials.
+
+    `name`: what people call these jobs. `runner` 'train' runs each job as a Ray Train run fed by Ray Data, 'process' in a
+    worker process; None: see `find_runner`.
+
+    Raises UserError or StageFailed when a job fails for good.
+    """
+    stage = find_stage(jobs[0].stage)
+    runner = runner or find_runner(place, stage.name)
+    event = {"type": "stage", "task": place.task, "stage": name, "beside": stage.beside}
+    missing = [job for job in jobs if place.store.find(job.stage, job.key) is None]
+    for job in jobs:
+        if job not in missing and (stored := place.store.find(job.stage, job.key)):
+            emit_history(place, place.spec(job), stored.values)
+    if missing:
+        place.emit(event | {"state": "running", "trials": len(missing)})
+
+        def tell(index: int, error: Exception, again: bool) -> None:
+            _note_failure(place, missing[index], error, again)
+
+        errors: Iterable[BaseException | None]
+        if stage.tuned and "fold" not in missing[0].args:
+            # Here: a second of imports that a finished stage can do without.
+            from l2g_ray.orchestrate.tune import run_trials
+
+            errors = run_trials(place, name, missing, runner)
+        else:
+            errors = run_jobs_warm(
+                [place.spec(job) for job in missing],
+                runner,
+                place.slots,
+                place.held,
+                place.board,
+                tell,
+                lambda index: emit_end(place, missing[index]),
+            )
+        done = [result for job in missing if (result := place.store.find(job.stage, job.key))]
+        emit_slots(place, {r.key: (r.values["began_at"], r.values["ended_at"]) for r in done})
+        raise_first_error(errors, place.task, name, lambda error: _blame(place, missing, error))
+    found = [place.store.find(job.stage, job.key) for job in jobs]
+    if lost := [job.label for job, result in zip(jobs, found, strict=True) if result is None]:
+        raise StageFailed(f"stage {name}: no result of {', '.join(lost)} in {place.store.root}")
+    place.emit(event | {"state": "done", "cached": not missing})
+    return [result for result in found if result is not None]
+
+
+def _note_failure(place: Place, job: Job, error: Exception, again: bool) -> None:
+    cause = find_cause(error)
+    if isinstance(cause, UserError):  # the task ends with it, and says so
+        return
+    first = (str(cause).strip().splitlines() or ["without a message"])[0]
+    emit_failure(place, job.stage, job.key, f"{type(cause).__name__}: {first}", str(error), again)
+
+
+def _blame(place: Place, jobs: list[Job], error: BaseException) -> str:
+    # Tune does not say which of its trials an error belongs to; the first without a result is one of them.
+    job = next((job for job in jobs if place.store.find(job.stage, job.key) is None), jobs[0])
+    cause = find_cause(error)
+    reason = place.find_stall(job.stage, job.key) or f"{type(cause).__name__}: {redact(str(cause))}"
+    return f"{job.label} failed: {reason}; tried {MAX_FAILURES + 1} times"
