@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from l2g_ray import config
+from l2g_ray import presets
 from l2g_ray.arms import BASELINES
 from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask
@@ -178,7 +178,7 @@ def _list_runs(with_studies: bool) -> dict[str, tuple[Callable[..., _Recorder], 
     return runs
 
 
-_load_bench, _read_preset = functools.cache(load_bench), functools.cache(config.read_preset)
+_load_bench, _read_preset = functools.cache(load_bench), functools.cache(presets.read_preset)
 
 
 def _record(preset: str, name: str, run: str) -> _Recorder:
@@ -186,8 +186,8 @@ def _record(preset: str, name: str, run: str) -> _Recorder:
     task = _load_bench(bench).tasks[task_name]
     make, assignments = _list_runs(True)[run]
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(config, "read_preset", _read_preset)
-        settings = config.resolve(preset, task.overrides, assignments).for_task(task.strand_specific)
+        patch.setattr(presets, "read_preset", _read_preset)
+        settings = presets.resolve(preset, task.overrides, assignments).for_task(task.strand_specific)
         # A hub id or alias stands for itself, whatever is installed here.
         patch.setattr(fingerprint, "locate", lambda name: name)
         corpus = Path(folder, "conll2003", "ner", "valid.parquet")

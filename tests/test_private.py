@@ -17,10 +17,10 @@ from ray.tune.execution import class_cache
 
 import l2g_ray
 from l2g_ray.orchestrate import ray_private
-from l2g_ray.tracking.runs import mlflow_private
+from l2g_ray.tracking import mlflow_private
 
 PACKAGE = Path(l2g_ray.__file__).parent
-ROOMS = {"ray": PACKAGE / "orchestrate" / "ray_private.py", "mlflow": PACKAGE / "mlflow_private.py"}
+ROOMS = {"ray": PACKAGE / "orchestrate" / "ray_private.py", "mlflow": PACKAGE / "tracking" / "mlflow_private.py"}
 # Without an underscore, and of no documentation.
 INTERNAL = ("ray.tune.execution", "mlflow.db", "mlflow.store", "mlflow.server", "mlflow.utils")
 
