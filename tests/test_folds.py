@@ -10,10 +10,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse.csgraph import connected_components
 from toys import plant
 
 from l2g_ray.config import DataSettings
 from l2g_ray.data.batches import InMemorySource
+from l2g_ray.data.check import Part, find_families
+from l2g_ray.data.check.part import choose_k
+from l2g_ray.data.check.similar import THRESHOLD
 from l2g_ray.data.dataset import GROUPS, open_prepared
 from l2g_ray.data.facts import measure_facts
 from l2g_ray.data.folds import Fold, SelectedRows, assign_folds, find_groups, make_folds
@@ -52,6 +56,73 @@ def test_given_groups_are_joined_through_equal_sequences() -> None:
     chromosomes = np.array(["a", "a", "b", "b", "c", "d"])
     groups = find_groups(measure_facts(pa.array(sequences)).canonical, chromosomes)
     assert groups.tolist() == [0, 0, 0, 0, 1, 2]
+
+
+def draw_families(n_families: int, n_members: int, seed: int) -> tuple[list[str], list[int]]:
+    """Sequences of 120 bp: of each family a random one and relatives with three substitutions, every other one flipped."""
+    generator = np.random.default_rng(seed)
+    sequences, family = [], []
+    for number in range(n_families):
+        ancestor = generator.integers(0, 4, 120)
+        for member in range(n_members):
+            codes = ancestor.copy()
+            places = generator.choice(120, 3 if member else 0, replace=False)
+            codes[places] = (codes[places] + 1) % 4
+            text = "".join("ACGT"[c] for c in codes)
+            sequences.append(complement(text) if member % 2 else text)
+            family.append(number)
+    return sequences, family
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_families_are_the_near_duplicates_of_all_pairs(seed: int) -> None:
+    sequences, family = draw_families(12, 4, seed)
+    order = np.random.default_rng(seed).permutation(len(sequences))
+    texts = pa.array([sequences[i] for i in order])
+    part = Part(measure_facts(texts), np.zeros(len(texts)), lambda: iter([texts]))
+    k, n = choose_k(part.facts.length_bp), len(texts)
+    sets = [{min(t[i : i + k], complement(t[i : i + k])) for i in range(len(t) - k + 1)} for t in texts.to_pylist()]
+    near = np.array([[len(a & b) / len(a | b) >= THRESHOLD for b in sets] for a in sets])
+    expected = connected_components(near, directed=False)[1]
+    found = find_families(part)
+    assert (np.equal.outer(found, found) == np.equal.outer(expected, expected)).all()
+    assert len(np.unique(expected)) < n
+    # A family of the drawing is one of the found ones, or falls apart into a few; none is joined with another.
+    assert all(len({family[order[i]] for i in np.flatnonzero(found == one)}) == 1 for one in np.unique(found))
+
+
+def test_near_duplicates_are_on_one_side_of_folds_and_of_a_cut_validation(tmp_path: Path) -> None:
+    sequences, family = draw_families(40, 5, 0)
+    order = np.random.default_rng(1).permutation(200)
+    rows = [f"{sequences[i]},{'ab'[family[i] % 2]}" for i in order]
+    test, _ = draw_families(20, 1, 9)
+    for name, lines in (("train", rows), ("test", [f"{t},{'ab'[i % 2]}" for i, t in enumerate(test)])):
+        (tmp_path / f"{name}.csv").write_text("sequence,label\n" + "\n".join(lines) + "\n")
+    prepared = prepare(open_source([tmp_path], SourceOptions()), tmp_path / "out", DataSettings())
+    kept = {split: prepared.table(split, ["sequence"])["sequence"].to_pylist() for split in ("train", "valid")}
+    known = dict(zip(sequences, family, strict=True))
+    sides = {split: {known[sequence] for sequence in found} for split, found in kept.items()}
+    assert sides["valid"]
+    assert not sides["train"] & sides["valid"]
+    fold = make_folds(prepared, 4, 0)[0].read(prepared)
+    of = [known[sequence] for sequence in kept["train"] + kept["valid"]]
+    assert all(len(set(fold[np.array(of) == one].tolist())) == 1 for one in set(of))
+    assert np.bincount(fold).max() - np.bincount(fold).min() <= 5
+    assert not prepared.manifest["warnings"]
+
+
+def test_relatives_of_too_many_rows_are_named_and_not_kept_together(tmp_path: Path) -> None:
+    related, _ = draw_families(1, 30, 0)
+    others, _ = draw_families(60, 1, 1)
+    test, _ = draw_families(20, 1, 9)
+    for name, texts in (("train", related + others), ("test", test)):
+        lines = [f"{text},{'ab'[i % 2]}" for i, text in enumerate(texts)]
+        (tmp_path / f"{name}.csv").write_text("sequence,label\n" + "\n".join(lines) + "\n")
+    prepared = prepare(open_source([tmp_path], SourceOptions()), tmp_path / "out", DataSettings())
+    warnings = [text for text in prepared.manifest["warnings"] if "no fold can hold them together" in text]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("30 rows")
+    assert len(np.unique(prepared.row_groups())) == 90
 
 
 def test_classes_are_dealt_out_evenly() -> None:

@@ -1,4 +1,4 @@
-"""Folds over a task's training and validation rows: stratified, with equal sequences and given groups on one side."""
+"""Folds over a task's training and validation rows: stratified, with near-duplicates and given groups on one side."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from l2g_ray.data.batches import Source
 
 
-def find_groups(canonical: np.ndarray, keys: np.ndarray | None = None) -> np.ndarray:
+def find_groups(canonical: np.ndarray, *others: np.ndarray) -> np.ndarray:
     """Group (n,) int64 of every row: rows of one group must not be on two sides of a split.
 
     Parameters
     ----------
     canonical : (n,) one hash for a sequence and its reverse complement (`Facts.canonical`).
-    keys : (n,) chromosomes, or groups of the user's; rows that agree in them are one group, and so is whatever is joined
-        through such rows.
+    others : (n,) each: chromosomes, groups of the user's, families of near-duplicates. Rows that agree in one of them are one
+        group, and so is whatever is joined through such rows.
     """
     groups = np.unique(canonical, return_inverse=True)[1]
-    if keys is None or not len(groups):
-        return groups.astype(np.int64)
-    given = np.unique(keys, return_inverse=True)[1] + len(groups)
-    size = int(given.max()) + 1
-    edges = coo_matrix((np.ones(len(groups), np.int8), (groups, given)), shape=(size, size))
-    joined = connected_components(edges, directed=False)[1][groups]
-    return np.unique(joined, return_inverse=True)[1].astype(np.int64)
+    for keys in others:
+        given = np.unique(keys, return_inverse=True)[1] + len(groups)
+        size = int(given.max(initial=0)) + 1
+        edges = coo_matrix((np.ones(len(groups), np.int8), (groups, given)), shape=(size, size))
+        joined = connected_components(edges, directed=False)[1][groups]
+        groups = np.unique(joined, return_inverse=True)[1]
+    return groups.astype(np.int64)
 
 
 def assign_folds(groups: np.ndarray, classes: np.ndarray | None, n_folds: int, seed: int, where: str) -> np.ndarray:
@@ -49,8 +49,8 @@ def assign_folds(groups: np.ndarray, classes: np.ndarray | None, n_folds: int, s
     ------
     UserError : fewer groups than folds, or a fold without rows; names `where`.
     """
-    names, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    fold = cut_folds(len(names), n_folds, seed, None if classes is None else classes[first])[inverse]
+    names, first, inverse, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    fold = cut_folds(len(names), n_folds, seed, None if classes is None else classes[first], sizes)[inverse]
     if len(np.unique(fold)) < n_folds:
         raise UserError(
             f"{where}: {len(names)} different sequences or groups are too few for {n_folds} folds; lower folds, or set it to 0"
@@ -87,7 +87,9 @@ def make_folds(prepared: PreparedTask, n_folds: int, seed: int) -> list[Fold]:
     """All folds of a task; the given split as the only one for 0."""
     if not n_folds:
         return [Fold(0, 0, 0)]
-    digest = hash_indices(prepared.row_groups())[:12]
+    groups = prepared.row_groups()
+    # Groups of several rows are dealt out by size, which earlier versions did not.
+    digest = hash_indices(groups)[:12] + ("-by-size" if len(np.unique(groups)) < len(groups) else "")
     return [Fold(number, n_folds, seed, digest) for number in range(n_folds)]
 
 

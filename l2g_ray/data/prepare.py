@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from l2g_ray.config import DataSettings
-from l2g_ray.data.check import Part, check_splits
+from l2g_ray.data.check import Part, check_splits, find_families
 from l2g_ray.data.checks import missing_texts
 from l2g_ray.data.dataset import MANIFEST, MANIFEST_SCHEMA, PreparedTask, open_prepared, scratch_folder, write_prepared
-from l2g_ray.data.facts import find_overlap
+from l2g_ray.data.facts import find_overlap, join_facts
 from l2g_ray.data.folds import find_groups
 from l2g_ray.data.raw import ALL, RawTask, SourceOptions
 from l2g_ray.data.splits import cut_validation, find_key_column, find_rule, hash_indices, part_rows
@@ -33,6 +33,8 @@ from l2g_ray.tasks.schema import Task
 # Settings that change what is prepared; the others act on batches.
 _USED_SETTINGS = {"valid_fraction", "split_seed", "keep_duplicates", "max_length_bp"}
 ROWS_PER_SHARD = 10_000
+# A family of near-duplicates that holds more than this share of the rows would not fit into a fold.
+LARGEST_FAMILY = 0.2
 # What is going on, and how many more rows are through.
 Progress = Callable[[str, int], None]
 
@@ -85,7 +87,7 @@ def prepare(
             indices["valid"] = valid.pop("indices")
         splits, train_leakage = _part_from("valid", splits, settings, warnings)
         _check_classes(splits, task, warnings)
-        groups = _find_groups([splits["train"], splits["valid"]], raw.options)
+        groups = _find_groups([splits["train"], splits["valid"]], raw.options, warnings)
         manifest = {
             "schema": MANIFEST_SCHEMA,
             "key": key,
@@ -144,7 +146,7 @@ def _content_key(raw: RawTask, settings: DataSettings, rows_per_shard: int) -> s
         "content": raw.content,
         "settings": settings.model_dump(mode="json", include=_USED_SETTINGS),
         "rows_per_shard": rows_per_shard,
-        "groups": 1,  # a folder of an earlier version has none
+        "groups": 2,  # folders of earlier versions have none, or none of near-duplicates
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -187,11 +189,14 @@ def _part(spools: dict[str, Spool], options: SourceOptions, task: Task) -> tuple
     return {split: Selection(spool, rows) for split, rows in partition.rows.items()}, partition.made
 
 
-def _as_part(selection: Selection) -> Part:
-    def sequences() -> Any:
-        return (batch["sequence"] for batch in selection.batches())
+def _as_part(*selections: Selection) -> Part:
+    """The rows of selections, one after the other, as the checks see them."""
 
-    return Part(selection.facts, selection.labels, sequences)
+    def sequences() -> Any:
+        return (batch["sequence"] for selection in selections for batch in selection.batches())
+
+    labels = np.concatenate([selection.labels for selection in selections])
+    return Part(join_facts(selection.facts for selection in selections), labels, sequences)
 
 
 def _part_from(
@@ -228,11 +233,12 @@ def _cut_valid(
     train = splits["train"]
     by_group = train.spool.keys.get(options.group_column or "")
     classes = train.labels if task.is_classification and by_group is None else None
-    groups = np.arange(len(train))
-    if by_group is not None:
-        groups = np.unique(np.asarray(by_group)[train.rows], return_inverse=True)[1]
-    n_groups = int(groups.max()) + 1
-    chosen = np.isin(groups, cut_validation(n_groups, settings.valid_fraction, settings.split_seed, classes))
+    groups = _find_groups([train], options, [])
+    first = np.unique(groups, return_index=True)[1]
+    # In the order of their first rows, so that rows without relatives are drawn as they stand.
+    groups = np.argsort(np.argsort(first))[groups]
+    drawn = None if classes is None else classes[np.sort(first)]
+    chosen = np.isin(groups, cut_validation(len(first), settings.valid_fraction, settings.split_seed, drawn))
     if not chosen.any():
         were = "row is" if len(train) == 1 else "rows are"
         raise UserError(
@@ -251,12 +257,22 @@ def _cut_valid(
     return {**splits, "train": train.keep(~chosen), "valid": train.keep(chosen)}, made
 
 
-def _find_groups(parts: list[Selection], options: SourceOptions) -> np.ndarray:
-    """Group of every row of the parts, by sequence and by what the split goes by: a column of groups, or chromosomes."""
+def _find_groups(parts: list[Selection], options: SourceOptions, warnings: list[str]) -> np.ndarray:
+    """Group of every row of the parts: by sequence and near-duplicates, and by what the split goes by, a column of groups or
+    chromosomes."""
     column = options.group_column or ("chrom" if find_rule(options) == "chromosome" else "")
     keys = [np.asarray(part.spool.keys[column])[part.rows] for part in parts if column in part.spool.keys]
-    canonical = np.concatenate([part.facts.canonical for part in parts])
-    return find_groups(canonical, np.concatenate(keys) if len(keys) == len(parts) else None)
+    given = [np.concatenate(keys)] if len(keys) == len(parts) else []
+    family = find_families(_as_part(*parts))
+    sizes = np.bincount(family)
+    large = sizes[family] > LARGEST_FAMILY * len(family)
+    if large.any():
+        warnings.append(
+            f"{int(large.sum()):,} rows of train and valid are near-duplicates of so many others that no fold can hold them "
+            "together: only equal sequences are kept on one side of a fold, and out-of-fold scores are too good."
+        )
+        family[large] = len(sizes) + np.arange(int(large.sum()))
+    return find_groups(np.concatenate([part.facts.canonical for part in parts]), family, *given)
 
 
 def _check_classes(splits: dict[str, Selection], task: Task, warnings: list[str]) -> None:

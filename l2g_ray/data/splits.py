@@ -145,14 +145,19 @@ def _by_chromosome(keys: Sequence[str], options: SourceOptions, where: str) -> P
     return Partition(rows, made)
 
 
-def cut_folds(n_groups: int, folds: int, seed: int, classes: np.ndarray | None) -> np.ndarray:
-    """The fold (n_groups,) of each row or group; each class is dealt out evenly."""
+def cut_folds(
+    n_groups: int, folds: int, seed: int, classes: np.ndarray | None, sizes: np.ndarray | None = None
+) -> np.ndarray:
+    """The fold (n_groups,) of each row or group; each class is dealt out evenly, groups of many rows (`sizes`) first."""
     generator = np.random.default_rng(seed)
     fold = np.empty(n_groups, np.int64)
     start = 0
     for group in _by_class(n_groups, classes):
         # Dealing goes on where the last class stopped, so that small classes do not all end in fold 0.
-        fold[generator.permutation(group)] = (start + np.arange(len(group))) % folds
+        order = generator.permutation(group)
+        if sizes is not None:
+            order = order[np.argsort(-sizes[order], kind="stable")]
+        fold[order] = (start + np.arange(len(group))) % folds
         start += len(group)
     return fold
 

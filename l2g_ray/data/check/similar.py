@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from l2g_ray.data.check.part import Part, choose_k, iterate_kmers
 from l2g_ray.data.facts import reverse_complement_text
@@ -102,14 +103,18 @@ def _find_limit(rows_with: np.ndarray, work: float) -> int:
     return max(int(counts[fitting]) - 1, 1)
 
 
-def find_best(index: Index, part: Part, kept: np.ndarray, floor: float, within: bool) -> tuple[Best, Best, np.ndarray]:
-    """The best partners at or above the similarity `floor`, both ways, between the kept rows of a part and the held.
+def iterate_pairs(
+    index: Index, part: Part, kept: np.ndarray, floor: float, within: bool, sizes: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pairs of kept rows of a part and held rows whose similarity is at or above `floor`, block by block.
 
-    `within`: the held rows are the same ones, and no row is its own partner.
-    Returns the best of the kept rows, the best of the held rows, and how many k-mers of each kept row count.
+    `within`: the held rows are the same ones, and no row is its own partner. `sizes` (kept rows,) is filled on the way: how
+    many k-mers of each count.
+
+    Yields
+    ------
+    Numbers of the kept rows, numbers of the held rows, and similarities, each (p,).
     """
-    n_rows = int(kept.sum())
-    ours, theirs, sizes = Best.none(n_rows), Best.none(len(index.sizes)), np.zeros(n_rows, np.int64)
     start = 0
     for end, rows, codes in iterate_kmers(part, index.k, kept, index.scale):
         columns = index.column[codes]
@@ -120,10 +125,20 @@ def find_best(index: Index, part: Part, kept: np.ndarray, floor: float, within: 
             partner = product.indices.astype(np.int64)
             similarity = product.data / (sizes[number] + index.sizes[partner] - product.data)
             found = (similarity >= floor) & ((number != partner) if within else True)
-            number, partner, similarity = number[found], partner[found], similarity[found].astype(np.float32)
-            ours.update(number, partner, similarity)
-            theirs.update(partner, number, similarity)
+            yield number[found], partner[found], similarity[found].astype(np.float32)
         start = end
+
+
+def find_best(index: Index, part: Part, kept: np.ndarray, floor: float, within: bool) -> tuple[Best, Best, np.ndarray]:
+    """The best partners, both ways, of the pairs of `iterate_pairs`.
+
+    Returns the best of the kept rows, the best of the held rows, and how many k-mers of each kept row count.
+    """
+    n_rows = int(kept.sum())
+    ours, theirs, sizes = Best.none(n_rows), Best.none(len(index.sizes)), np.zeros(n_rows, np.int64)
+    for number, partner, similarity in iterate_pairs(index, part, kept, floor, within, sizes):
+        ours.update(number, partner, similarity)
+        theirs.update(partner, number, similarity)
     return ours, theirs, sizes
 
 
@@ -294,6 +309,29 @@ def find_similar(
     near = ~exact[theirs.first] & (other_best.similarity >= threshold)
     report["examples"] = _list_examples(part, ours, others, theirs, other_best, near, k)
     return report
+
+
+def find_families(
+    part: Part, *, threshold: float = THRESHOLD, budget: float = BUDGET_KMERS, work: float = BUDGET_WORK
+) -> np.ndarray:
+    """Family (n,) int64 of every row: near-duplicates are in one, and so is whatever is joined through them.
+
+    Similarity, threshold and limits are those of `find_similar`; where k-mers are sampled, it is that of the sample. Rows with too
+    few k-mers for a verdict are alone, but for their copies on either strand.
+    """
+    rows = _find_distinct(part)
+    k = choose_k(part.facts.length_bp)
+    bounds = np.maximum(part.facts.length_bp[rows.first] - k + 1, 0)
+    scale = _choose_scale([bounds], budget)
+    index = build_index(part, rows.kept, k, scale, bounds.sum() / scale, work)
+    family = np.arange(len(rows.first))
+    sizes = np.zeros(len(family), np.int64)
+    for number, partner, _ in iterate_pairs(index, part, rows.kept, threshold, True, sizes):
+        telling = np.minimum(sizes[number], index.sizes[partner]) >= FEWEST_KMERS
+        pairs = family[number[telling]], family[partner[telling]]
+        edges = sparse.coo_matrix((np.ones(len(pairs[0]), np.int8), pairs), shape=(len(family),) * 2)
+        family = connected_components(edges, directed=False)[1][family]
+    return family[rows.number].astype(np.int64)
 
 
 def _find_distinct(part: Part) -> _Rows:
