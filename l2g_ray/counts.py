@@ -98,14 +98,9 @@ def average_strands(settings: Settings, task: Task) -> bool:
 
 
 def find_channels(model: ModelSettings, backbone: str, width: int) -> tuple[int, ...]:
-    """Channels of a backbone's blocks; None in the settings is the language model's width."""
-    channels: dict[str, tuple[int | None, ...]] = {
-        "resnet": model.resnet_channels,
-        "unet": model.unet_channels,
-        "deepsea": model.deepsea_channels,
-        "orca": (),
-    }
-    return tuple(width if c is None else c for c in channels[backbone])
+    """Channels of a backbone's blocks, its `<backbone>_channels` in the settings; None there is the language model's width."""
+    channels: tuple[int | None, ...] = getattr(model, f"{backbone}_channels", ())
+    return tuple(width if c is None else c for c in channels)
 
 
 def rung_epochs(grace: int, epochs: int, reduction_factor: int) -> list[int]:

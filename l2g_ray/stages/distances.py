@@ -229,6 +229,10 @@ class Distance(Protocol):
         ...
 
 
+# Distances of two samples (n, D), whatever their labels, by their names in `align.distance`.
+SAMPLE_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mmd": mmd, "coral": coral}
+
+
 class SampleDistance:
     """A distance of two samples, whatever their labels; `features` (n, D) are the text's."""
 
@@ -301,7 +305,7 @@ def make_distance(
     """
     features = reference.features.to(device)
     if settings.align.distance != "otdd":
-        return SampleDistance({"mmd": mmd, "coral": coral}[settings.align.distance], features)
+        return SampleDistance(SAMPLE_DISTANCES[settings.align.distance], features)
     tags = reference.classes
     if tags is None:
         centres = team.share(find_centres(reference.features, settings.seed))
