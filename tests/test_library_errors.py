@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,16 @@ def write_binary(path: Path) -> Path:
     else:
         write_bgzip(path, ">a\n" + "ACGT" * 200 + "\n")
     return path
+
+
+@pytest.mark.parametrize("name", sorted(name for name in BINARY if name.endswith(".parquet")))
+def test_a_column_name_that_is_no_text(tmp_path: Path, name: str) -> None:
+    path = write_binary(tmp_path / name)
+    for column in pq.read_schema(path).names:
+        written = path.read_bytes()
+        path.write_bytes(written.replace(column.encode(), b"\x80" + column.encode()[1:]))
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        BINARY[name](path)
 
 
 @FUZZ

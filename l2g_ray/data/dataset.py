@@ -95,7 +95,8 @@ class PreparedTask:
 def read_shard(shard: Location, columns: list[str] | None = None) -> pa.Table:
     """All rows of one shard."""
     with _whole(shard), shard.open_input() as source:
-        return pq.read_table(source, columns=columns)
+        table = pq.read_table(source, columns=columns)
+        return table.rename_columns(table.column_names)  # names are decoded on use only: damaged ones are found here
 
 
 @contextlib.contextmanager
@@ -103,7 +104,7 @@ def _whole(shard: Location) -> Iterator[None]:
     """Name a damaged shard of this machine; what a store answers is for its caller to judge."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
         if shard.is_remote:
             raise
         reason = " ".join(str(error).split())[:200]

@@ -279,7 +279,7 @@ def read_sites(path: Path, ids: Sequence[str]) -> list[Site]:
         raise UserError(f"{path}: no such file; give a table of planted sites")
     with readable(str(path)):
         table = pq.read_table(path)
-    missing = [name for name in _COLUMNS if name not in table.column_names]
+        missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: no column {missing[0]}; planted sites need {', '.join(_COLUMNS)}")
     row_of = {name: row for row, name in enumerate(ids)}

@@ -66,7 +66,7 @@ def read_corpus(path: Path) -> Corpus:
             opener = gzip.open if start.read(2) == GZIP_MAGIC else open
         with opener(path, "rt", encoding="utf-8", errors="replace") as handle:
             lines = [line.rstrip("\n") for line in handle]
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: the text corpus cannot be read ({reason}); copy it again") from None
     corpus = _parse_conll(lines, path.name) or _parse_text(lines, path.name)
