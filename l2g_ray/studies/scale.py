@@ -284,6 +284,7 @@ class _Bench:
         job = Job("reference", settings.model.language_model, {}, {}, {"key": key})
         common = {
             "root": str(store.root),
+            "prepared": str(prepared.folder),
             "settings": settings.model_dump(mode="json"),
             "threads": 1,
             "device": "cpu",
