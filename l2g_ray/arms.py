@@ -32,8 +32,8 @@ class ModelKind:
     fit : `module:function` that fits a baseline: (`stages.context.Context`, the job's arguments) to the model and the values
         of its result. Empty for an arm that is a stage of the method.
     options : what `fit` reads of this entry.
-    count : `module:function` of what a plan counts: (settings, task, `plan_rows.Rows`, precision) to the schedule and the
-        `plan_costs.Counted` of one model. Empty: it takes next to nothing.
+    count : `module:function` of what a plan counts: (settings, task, `plan.rows.Rows`, precision) to the schedule and the
+        `plan.costs.Counted` of one model. Empty: it takes next to nothing.
     net : `module:class` of a network of its own, as `models.l2g` stores it; the class names its `config_type`.
     title : its name in tables; empty if that is the name in settings.
     explained : how contributions of bases are computed, by 'gradients' or 'exact'; empty if they are not.

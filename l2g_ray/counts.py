@@ -99,7 +99,7 @@ def average_strands(settings: Settings, task: Task) -> bool:
 
 def find_channels(model: ModelSettings, backbone: str, width: int) -> tuple[int, ...]:
     """Channels of a backbone's blocks, its `<backbone>_channels` in the settings; None there is the language model's width."""
-    channels: tuple[int | None, ...] = getattr(model, f"{backbone}_channels", ())
+    channels: tuple[int | None, ...] = getattr(model, f"{backbone}_channels") if LAYERS[backbone][1] else ()
     return tuple(width if c is None else c for c in channels)
 
 

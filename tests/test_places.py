@@ -110,7 +110,7 @@ def read_places(store: Path) -> set[str]:
 
 @pytest.mark.parametrize("how", ["moved", "copied"])
 def test_a_store_follows_its_folder(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow 3.17: the tables and columns of `tracking_moved.COLUMNS` are all that name a place."""
+    """MLflow 3.17: the tables and columns of `tracking.store.COLUMNS` are all that name a place."""
     assert mlflow.__version__.startswith("3.17."), "look at MLflow's tables again, then change this line"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     old, new = tmp_path / "old", tmp_path / "a?b"

@@ -14,7 +14,9 @@ from every_stage import make_rows
 from toys import tiny_config, tiny_reference, tiny_settings, toy_data
 
 from l2g_ray import counts
+from l2g_ray.config import ModelSettings
 from l2g_ray.counts import default_architecture, find_channels
+from l2g_ray.errors import UserError
 from l2g_ray.models.backbones import BACKBONES, Architecture, Features, SearchableConv1d
 from l2g_ray.models.layers import apply_mask
 from l2g_ray.stages import distances
@@ -56,7 +58,7 @@ class Plain(torch.nn.Module):
         self, in_channels: int, channels: Sequence[int], architecture: Architecture, *, causal: bool = False
     ) -> None:
         super().__init__()
-        widths = (in_channels, 6, 8)
+        widths = (in_channels, *channels)
         self.convs = torch.nn.ModuleList(
             SearchableConv1d(widths[i], widths[i + 1], k, d, causal=causal) for i, (k, d) in enumerate(architecture)
         )
@@ -76,8 +78,9 @@ class Plain(torch.nn.Module):
 def test_a_backbone_is_a_class_and_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKBONES, "plain", Plain)  # type: ignore[arg-type]
     monkeypatch.setitem(counts.LAYERS, "plain", (Plain.default_kernel_size, Plain.n_layers))
+    monkeypatch.setattr(ModelSettings, "plain_channels", (6, None), raising=False)
     data, settings = make_rows("binary"), tiny_settings(search__enabled=True)
-    assert find_channels(settings.model, "plain", 16) == ()
+    assert find_channels(settings.model, "plain", 8) == (6, 8)
     trained = train_backbone(
         data,
         settings,
@@ -98,6 +101,9 @@ def test_a_benchmark_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(catalogue, "_bench_folder", lambda: tmp_path)
     assert catalogue.list_benches() == ["toy"]
     assert [(task.bench, task.name) for task in catalogue.find_tasks("toy")] == [("toy", "splice_junction")]
+    (tmp_path / "other.yaml").write_text((tmp_path / "toy.yaml").read_text())
+    with pytest.raises(UserError, match="write other, the name of the file"):
+        catalogue.load_bench("other")
 
 
 def test_every_file_of_a_recipe_is_there() -> None:

@@ -1,4 +1,4 @@
-"""CNN backbones of the embedder (docs/method.md, "Network"): ResNet, UNet, DeepSEA.
+"""CNN backbones of the embedder (docs/method.md, "Network"): ResNet, UNet, DeepSEA, ORCA.
 
 Each maps one-hot (batch, channels, length) and a mask (batch, 1, length) to features (batch, out_channels, length')
 and their mask. The convolutions that DASH may replace are `SearchableConv1d`, in the order of `searchable_layers`.

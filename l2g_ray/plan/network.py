@@ -120,7 +120,9 @@ class _Walk:
     def count(self, length_bp: int) -> Counted:
         net = self.net
         x = Shape(net.in_channels, length_bp, is_input=True)
-        features = {"resnet": self._resnet, "unet": self._unet, "deepsea": self._deepsea}.get(net.backbone, _same)(x)
+        features = {"resnet": self._resnet, "unet": self._unet, "deepsea": self._deepsea, "orca": _same}[net.backbone](
+            x
+        )
         reads_tokens = net.predictor_reads == "tokens"
         tokens = features
         if net.stride > 1 or features.channels != net.width:

@@ -217,7 +217,7 @@ def _alone(engine: Engine) -> Iterator[None]:
     from sqlalchemy import text
 
     if engine.dialect.name == "sqlite":
-        # The lock of `tracking_store`, which makes the tables of a suite's own store.
+        # The lock of `tracking.store`, which makes the tables of a suite's own store.
         with (Path(str(engine.url.database)).parent / ".mlflow.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -1,6 +1,6 @@
 """Scaling of fine-tuning, measured: Ray Train runs of several workers, strong and weak, and trials side by side.
 
-The measured runs are the very jobs of a suite (`trials.run_jobs`), on random sequences and an embedder that has learned
+The measured runs are the very jobs of a suite (`orchestrate.tasks.run_jobs`), on random sequences and an embedder that has learned
 nothing: time depends on shapes, not on what the numbers mean. `record_scaling` writes what was found to files and MLflow.
 """
 

@@ -37,7 +37,10 @@ def load_bench(name: str) -> Bench:
     known = list_benches()
     if name not in known:
         raise UserError(f"unknown bench '{name}': {nearest(name, known)}")
-    return parse_bench(yaml.safe_load((_bench_folder() / f"{name}.yaml").read_text()), f"{name}.yaml")
+    bench = parse_bench(yaml.safe_load((_bench_folder() / f"{name}.yaml").read_text()), f"{name}.yaml")
+    if bench.name != name:
+        raise UserError(f"{name}.yaml: key 'name' is '{bench.name}'; write {name}, the name of the file")
+    return bench
 
 
 def parse_bench(raw: Mapping[str, Any], where: str) -> Bench:

@@ -72,7 +72,7 @@ def _numbers(metrics: Mapping[str, Any]) -> Metrics:
     }
 
 
-MAX_CHARS = 4900  # below what a tag may have; see `tracking.MAX_TAG_CHARS`
+MAX_CHARS = 4900  # below what a tag may have; see `tracking.runs.MAX_TAG_CHARS`
 REST = "\n\nThe whole table is the artifact `leaderboard.md`."
 
 
