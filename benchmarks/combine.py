@@ -27,8 +27,8 @@ from l2g_ray.tasks.metrics import score
 from l2g_ray.tasks.schema import Task
 
 ONLY_BY_NAME = True
-# Shares of equal weights that are mixed into the fitted ones.
-SHRINKAGE = (0.5,)
+# Share of equal weights that is mixed into the fitted ones.
+SHRINKAGE = 0.5
 
 Fit = Callable[[Stacker, np.ndarray], Combination]
 
@@ -68,7 +68,7 @@ def compare(task: Task, rows: pd.DataFrame) -> dict[str, Any]:
         return float(score(task.kind, task.metric, labels, to_predictions(task.kind, outputs).numpy()))
 
     ways: dict[str, Fit] = {how: lambda s, rows, how=how: s.fit(how, rows=rows) for how in ("stack", "greedy", "mean")}  # type: ignore[misc]
-    ways |= {f"stack, {share:.0%} equal": lambda s, rows, share=share: _shrink(s, rows, share) for share in SHRINKAGE}  # type: ignore[misc]
+    ways[f"stack, {SHRINKAGE:.0%} equal"] = _shrink
     singles = [Stacker(task.kind, {a: found[a, s][1] for a in arms}, labels, offset, scale) for s in seeds]
     single = {arm: np.mean([score(task.kind, task.metric, labels, found[arm, s][1]) for s in seeds]) for arm in arms}
     bag = {arm: score(task.kind, task.metric, labels, bags[arm]) for arm in arms}
@@ -79,10 +79,10 @@ def compare(task: Task, rows: pd.DataFrame) -> dict[str, Any]:
     return row | {"stack on bags": round(combine(bagged, ways["stack"]), 4)}
 
 
-def _shrink(stacker: Stacker, rows: np.ndarray, share: float) -> Combination:
+def _shrink(stacker: Stacker, rows: np.ndarray) -> Combination:
     fitted = stacker.fit("stack", rows=rows)
     equal = sum(fitted.weights) / len(fitted.weights)
-    return replace(fitted, weights=tuple((1 - share) * weight + share * equal for weight in fitted.weights))
+    return replace(fitted, weights=tuple((1 - SHRINKAGE) * weight + SHRINKAGE * equal for weight in fitted.weights))
 
 
 def _find_bench(path: Path) -> str:

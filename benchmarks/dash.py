@@ -7,7 +7,6 @@ come, and what is there is not measured again.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.measure import Options
+from benchmarks.measure import Kept, Options
 from l2g_ray.config import Settings
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.data.prepare import prepare
@@ -49,18 +48,14 @@ Architecture = list[tuple[int, int]]
 def run(options: Options) -> list[dict[str, Any]]:
     """One row a task and one of all tasks: mean validation scores over seeds, and how often DASH is above the others."""
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / ("dash-quick.jsonl" if options.quick else "dash.jsonl")
+    kept = Kept("dash", options)
     tasks, seeds = (TASKS[-1:], SEEDS[:1]) if options.quick else (TASKS, SEEDS)
-    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in seeds:
         for name in tasks:
-            done = {row["net"]: row for row in known if (row["task"], row["seed"]) == (name, seed)}
+            done = {row["net"]: row for row in kept.rows if (row["task"], row["seed"]) == (name, seed)}
             for row in measure(name, seed, options, done):
-                known.append({"task": name, "seed": seed} | row)
-                with file.open("a") as stream:
-                    stream.write(json.dumps(known[-1]) + "\n")
-    return summarise(known) if known else []
+                kept.add({"task": name, "seed": seed} | row)
+    return summarise(kept.rows) if kept.rows else []
 
 
 def measure(name: str, seed: int, options: Options, done: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,6 @@ as they come, and what is there is not measured again.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.measure import Options
+from benchmarks.measure import Kept, Options
 from l2g_ray.config import Settings
 from l2g_ray.counts import average_strands
 from l2g_ray.data.batches import InMemorySource
@@ -47,20 +46,15 @@ RUNTIME = Runtime()
 def run(options: Options) -> list[dict[str, Any]]:
     """One row a task and number of folds: mean validation scores over seeds, and CPU seconds of all models."""
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / ("folds-quick.jsonl" if options.quick else "folds.jsonl")
-    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    kept = Kept("folds", options)
     seeds, numbers, tasks = (SEEDS[:1], FOLDS[:2], TASKS[1:2]) if options.quick else (SEEDS, FOLDS, TASKS)
     for seed in seeds:
         for name in tasks:
             for n_folds in numbers:
                 case = {"task": name, "seed": seed, "folds": n_folds}
-                if any(case.items() <= row.items() for row in known) or not _is_there(name, options):
-                    continue
-                known.append(case | measure(name, seed, n_folds, options))
-                with file.open("a") as stream:
-                    stream.write(json.dumps(known[-1]) + "\n")
-    return summarise(known)
+                if not kept.has(case) and _is_there(name, options):
+                    kept.add(case | measure(name, seed, n_folds, options))
+    return summarise(kept.rows)
 
 
 def measure(name: str, seed: int, n_folds: int, options: Options) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Each is trained on training rows and scored on the given validation split, which
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.dash import BACKBONE, REFERENCE, load_rows
-from benchmarks.measure import Options
+from benchmarks.measure import Kept, Options
 from l2g_ray.config import Settings
 from l2g_ray.counts import default_architecture
 from l2g_ray.data.sources.official import find_folder
@@ -36,9 +35,7 @@ RUNTIME = Runtime()
 def run(options: Options) -> list[dict[str, Any]]:
     """One row a task and change: mean and spread of validation scores over seeds, beside those of what is shipped."""
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / ("ingredients-quick.jsonl" if options.quick else "ingredients.jsonl")
-    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    kept = Kept("ingredients", options)
     seeds, tasks = (SEEDS[:1], TASKS[:1]) if options.quick else (SEEDS, TASKS)
     changes = [("cnn", "data.shift_bp", value) for value in SHIFTS_BP]
     changes += [("embedder", "model.pooling", value) for value in POOLINGS]
@@ -50,7 +47,7 @@ def run(options: Options) -> list[dict[str, Any]]:
                 continue
             for arm, key, value in changes:
                 case = {"task": name, "seed": seed, "arm": arm, "setting": key, "value": value}
-                if any(case.items() <= row.items() for row in known):
+                if kept.has(case):
                     continue
                 quick = {"embedder_only.epochs": 1, "baselines.cnn_steps": 20} if options.quick else {}
                 shipped = resolve("fast", task.overrides, quick).for_task(task.strand_specific)
@@ -59,10 +56,8 @@ def run(options: Options) -> list[dict[str, Any]]:
                 score = train_and_score(arm, load_rows(name, settings, options), settings, seed)
                 section, field = key.split(".")
                 row = {"score": round(score, 4), "cpu_s": round(time.process_time() - begun, 1)}
-                known.append(case | row | {"shipped": getattr(getattr(shipped, section), field) == value})
-                with file.open("a") as stream:
-                    stream.write(json.dumps(known[-1]) + "\n")
-    return summarise(known)
+                kept.add(case | row | {"shipped": getattr(getattr(shipped, section), field) == value})
+    return summarise(kept.rows)
 
 
 def train_and_score(arm: str, data: TaskData, settings: Settings, seed: int) -> float:

@@ -119,3 +119,24 @@ def _read_cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
+
+
+class Kept:
+    """Rows of a long benchmark in `<name>.jsonl` of `--out`, as they come: what is there is not measured again."""
+
+    def __init__(self, name: str, options: Options) -> None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.file = options.out / f"{name}{'-quick' if options.quick else ''}.jsonl"
+        self.rows: list[dict[str, Any]] = []
+        if self.file.exists():
+            self.rows = [json.loads(line) for line in self.file.read_text().splitlines()]
+
+    def has(self, case: dict[str, Any]) -> bool:
+        """Whether a row with all of these values is there."""
+        return any(case.items() <= row.items() for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row, at once."""
+        self.rows.append(row)
+        with self.file.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")

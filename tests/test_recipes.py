@@ -1,5 +1,5 @@
 """CONTRIBUTING's recipes for a distance, a backbone and a benchmark, followed on a toy. Those for a stage are in test_registry.py,
-for a baseline in test_baseline_table.py, for a metric in test_metrics.py, for a reported number in test_board.py."""
+for a baseline in test_baseline_table.py, for a metric in test_metric_direction.py, for a reported number in test_board.py."""
 
 from __future__ import annotations
 

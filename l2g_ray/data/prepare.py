@@ -82,12 +82,19 @@ def prepare(
         if "valid" in splits and ALL not in spools:
             valid["file"] = as_location(splits["valid"].spool.where()).name
         indices = {name: rows.rows for name, rows in splits.items()} if ALL in spools else {}
+        whole: Selection | None = None
         if "valid" not in splits:
-            splits, valid = _cut_valid(splits, task, settings, raw.options)
+            whole = splits["train"]
+            groups = _find_groups([whole], raw.options, warnings)
+            splits, valid = _cut_valid(splits, task, settings, raw.options, groups)
             indices["valid"] = valid.pop("indices")
         splits, train_leakage = _part_from("valid", splits, settings, warnings)
         _check_classes(splits, task, warnings)
-        groups = _find_groups([splits["train"], splits["valid"]], raw.options, warnings)
+        kept = [splits["train"], splits["valid"]]
+        if whole is None:
+            groups = _find_groups(kept, raw.options, warnings)
+        else:
+            groups = groups[np.searchsorted(whole.rows, np.concatenate([part.rows for part in kept]))]
         manifest = {
             "schema": MANIFEST_SCHEMA,
             "key": key,
@@ -228,12 +235,12 @@ def _part_from(
 
 
 def _cut_valid(
-    splits: dict[str, Selection], task: Task, settings: DataSettings, options: SourceOptions
+    splits: dict[str, Selection], task: Task, settings: DataSettings, options: SourceOptions, groups: np.ndarray
 ) -> tuple[dict[str, Selection], dict[str, Any]]:
+    """Cut a validation split from train, groups (n,) whole."""
     train = splits["train"]
     by_group = train.spool.keys.get(options.group_column or "")
     classes = train.labels if task.is_classification and by_group is None else None
-    groups = _find_groups([train], options, [])
     first = np.unique(groups, return_index=True)[1]
     # In the order of their first rows, so that rows without relatives are drawn as they stand.
     groups = np.argsort(np.argsort(first))[groups]

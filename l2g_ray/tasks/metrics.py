@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 
 
 def _leave_to_stage(*_: Any) -> float:
-    raise NotImplementedError("a stage computes this metric")
+    raise TypeError("a stage computes this metric itself, not from labels and outputs")
 
 
 @dataclass(frozen=True)
