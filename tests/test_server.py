@@ -340,6 +340,15 @@ def _write_auth(folder: Path, extra: str = "") -> Path:
     return path
 
 
+def test_no_password_of_the_settings_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "pg-word")
+    auth = _write_auth(tmp_path, "admin_password = admins own\n")
+    store = "postgresql://user:a%2Fb@host/db"
+    settings = ServerSettings(store, "s3://bucket/x?password=short", "127.0.0.1", 5000, auth_file=auth)
+    said = settings.mask(f"bad dsn a/b, a%2Fb, {store}; admins own; admins%20own; short; pg-word; port 5000")
+    assert said == "bad dsn ***, ***, postgresql://***@host/db; ***; ***; ***; ***; port 5000"
+
+
 @pytest.mark.slow
 def test_logins(tmp_path: Path, cli: Cli) -> None:
     auth = _write_auth(tmp_path)

@@ -98,7 +98,9 @@ def start(
         click.echo(f"clients    export MLFLOW_TRACKING_URI={settings.client_url}")
         click.echo(f"stop       Ctrl-C, or: kill {os.getpid()}")
 
-    if not run_mlflow(settings.options(), settings.environment(os.environ), settings.probe_url, introduce):
+    if not run_mlflow(
+        settings.options(), settings.environment(os.environ), settings.probe_url, introduce, settings.mask
+    ):
         click.echo("error: MLflow ended by itself; its last words stand above", err=True)
         sys.exit(1)
     click.echo("MLflow stopped")

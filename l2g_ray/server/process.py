@@ -27,11 +27,15 @@ PR_SET_PDEATHSIG = 1
 
 
 def run_mlflow(
-    options: list[str], environment: Mapping[str, str], probe_url: str, introduce: Callable[[], None]
+    options: list[str],
+    environment: Mapping[str, str],
+    probe_url: str,
+    introduce: Callable[[], None],
+    mask: Callable[[str], str] = redact,
 ) -> bool:
     """Run `mlflow server` with these options until a signal ends it.
 
-    `introduce` is called once MLflow answers at `probe_url`. MLflow's messages go to stderr, without passwords. Returns
+    `introduce` is called once MLflow answers at `probe_url`. MLflow's messages go to stderr through `mask`. Returns
     True after Ctrl-C, SIGTERM or SIGHUP, False when MLflow ended first; no process is left in either case. Raises UserError
     where MLflow does not come up.
     """
@@ -58,7 +62,7 @@ def run_mlflow(
     lines: deque[str] = deque(maxlen=200)
 
     def read() -> None:
-        for line in map(redact, child.stdout or ()):
+        for line in map(mask, child.stdout or ()):
             lines.append(line)
             if ready.is_set():
                 print(line, end="", file=sys.stderr, flush=True)

@@ -17,12 +17,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.places import sqlite_file, sqlite_uri
-from l2g_ray.redaction import redact
+from l2g_ray.redaction import HIDDEN, redact
 from l2g_ray.tracking.mlflow_private import find_latest_revision, upgrade_tables
 
 if TYPE_CHECKING:
@@ -106,6 +108,26 @@ class ServerSettings:
             raise UserError(f"--artifacts {scheme}://...: needs the package {package}; run: pip install {package}")
         if self.auth_file is not None:
             _check_auth_file(self.auth_file)
+
+    def mask(self, text: str) -> str:
+        """Take passwords out of a text: those inside URLs, and the ones of these settings wherever they are."""
+        for password in self._passwords:
+            text = text.replace(password, HIDDEN)
+        return redact(text)
+
+    @cached_property
+    def _passwords(self) -> list[str]:
+        """Every password of stores and logins, as it is and as URLs write it; the longest first."""
+        found = [os.environ.get(name, "") for name in ("MLFLOW_AUTH_ADMIN_PASSWORD", "PGPASSWORD")]
+        addresses = [self.store, self.artifacts]
+        if self.auth_file is not None:
+            section = _read_auth_file(self.auth_file)
+            found.append(section.get("admin_password", ""))
+            addresses.append(section.get("database_uri", ""))
+        for address in addresses:
+            found += re.findall(r"://[^:/@\s]*:(.*)@", address) + re.findall(r"[?&]passw(?:or)?d=([^&\s]+)", address)
+        forms = {form for word in found if word for form in (word, unquote(word), quote(word, safe=""))}
+        return sorted(forms, key=len, reverse=True)
 
 
 def split_hosts(text: str | None) -> tuple[str, ...]:
@@ -228,15 +250,19 @@ def _alone(engine: Engine) -> Iterator[None]:
         yield  # it ends with the connection
 
 
-def _check_auth_file(path: Path) -> None:
-    """Raise UserError where MLflow would go wrong with a login file."""
+def _read_auth_file(path: Path) -> configparser.SectionProxy:
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(path.read_text())
-        section = parser["mlflow"]
+        return parser["mlflow"]
     except (OSError, UnicodeDecodeError, configparser.Error, KeyError) as error:
         reason = getattr(error, "strerror", None) or "it has no section [mlflow]"
         raise UserError(f"--basic-auth {path}: cannot be used ({reason}); docs/server.md shows one") from None
+
+
+def _check_auth_file(path: Path) -> None:
+    """Raise UserError where MLflow would go wrong with a login file."""
+    section = _read_auth_file(path)
     if importlib.util.find_spec("flask_wtf") is None:
         raise UserError(f"--basic-auth needs the package Flask-WTF; run: {how_to_install('server')}")
     if section.get("admin_password") and stat.S_IMODE(path.stat().st_mode) & 0o077:
