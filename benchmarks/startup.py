@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,34 +70,25 @@ def _trials(root: Path, language_model: Path, quick: bool) -> list[dict[str, Any
     from l2g_ray.orchestrate.jobs import load_data, run_job
     from l2g_ray.orchestrate.place import Place
     from l2g_ray.orchestrate.residence import hold
+    from l2g_ray.orchestrate.spec import JobSpec, Site
     from l2g_ray.orchestrate.tasks import run_jobs
     from l2g_ray.presets import resolve
     from l2g_ray.stages.common import make_embedder_config, read_reference
     from l2g_ray.stages.embedder_only import train_embedder_only
     from l2g_ray.stages.loop import Runtime
     from l2g_ray.stages.select import train_backbone
-    from l2g_ray.store.results import Job, Store
+    from l2g_ray.store.results import Job, StageResult
     from l2g_ray.tasks.catalogue import find_tasks
 
     settings = resolve("smoke", None, TINY | {"model.language_model": str(language_model)})
     (task,) = find_tasks("demo", ["splice_junction"])
     prepared = prepare(find_raw(task, None), root / "prepared", settings.data)
-    store = Store(root / "stages")
-    common: dict[str, Any] = {
-        "root": str(store.root),
-        "prepared": str(prepared.folder),
-        "settings": settings.model_dump(mode="json"),
-        "threads": 1,
-        "device": "cpu",
-        "gpus": 0.0,
-        "precision": "fp32",
-        "scratch": str(root / "tune"),
-    }
+    site = Site(task.name, str(prepared.folder), settings, root / "stages", root / "tune")
     making = Job("reference", "tiny", {}, {}, {})
-    facts = run_job(making.spec(common | {"data_dir": None}), lambda row: None)
-    folder = store.folder("reference", making.key)
-    common |= {"reference": str(folder), "reference_facts": facts}
-    data, reference = load_data(prepared), read_reference(folder, facts)
+    facts = run_job(JobSpec(site, making), lambda row: None)
+    made = StageResult("reference", making.key, site.open_store().folder("reference", making.key), facts)
+    site = replace(site, reference=made)
+    data, reference = load_data(prepared), read_reference(made.folder, facts)
     config = make_embedder_config(settings, data, reference, "resnet", default_architecture("resnet"))
     architecture = [list(pair) for pair in default_architecture("resnet")]
     numbers = itertools.count()
@@ -111,7 +103,7 @@ def _trials(root: Path, language_model: Path, quick: bool) -> list[dict[str, Any
     try:
         board = ray.remote(num_cpus=0)(Board).remote()
         ray.get(board.drain.remote())
-        place = Place(task.name, store, common, Slots(2, 1, 0.0), board, lambda event: None, root / "tune")
+        place = Place(site, site.open_store(), Slots(2, 1, 0.0), board, lambda event: None)
         place.held.update(hold(prepared, settings.data, 1))
 
         def start(how: str) -> Callable[[], object]:

@@ -17,7 +17,7 @@ from bad_files import ROWS, csv, lay, put
 from commands import Cli
 from test_board import full_board
 from torch import nn
-from toys import make_task, tiny_settings
+from toys import make_site, make_task, tiny_settings
 
 from l2g_ray.arms import ARMS, BASELINES, ModelKind, is_seeded, name_arm
 from l2g_ray.config import OneCycleSettings, Settings
@@ -26,6 +26,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.l2g import load_model
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.keys import make_baseline_job
+from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.plan.costs import Counted
 from l2g_ray.plan.encoder import read_shape
 from l2g_ray.plan.plan import plan_task
@@ -87,11 +88,8 @@ def prepared(tmp_path: Path) -> PreparedTask:
 
 
 def fit_toy(prepared: PreparedTask, folder: Path) -> dict[str, Any]:
-    common = {
-        "root": str(folder / "stages"), "prepared": str(prepared.folder), "threads": 1, "device": "cpu",
-        "settings": tiny_settings().model_dump(mode="json"), "precision": "fp32",
-    }  # fmt: skip
-    return run_job(make_baseline_job(prepared, tiny_settings(), "toy").spec(common), lambda row: None)
+    site = make_site(folder, prepared=str(prepared.folder))
+    return run_job(JobSpec(site, make_baseline_job(prepared, tiny_settings(), "toy")), lambda row: None)
 
 
 def test_a_baseline_of_the_table_is_fitted_stored_and_loaded(

@@ -16,10 +16,11 @@ from commands import Cli
 from rich.console import Console
 from test_record import close, open_recorder
 from test_report import add_arms, make_row, make_score
-from toys import tiny_settings
+from toys import make_site
 
-from l2g_ray.monitor.events import make_end_event, make_trial_event, make_tune_result
+from l2g_ray.monitor.events import TrialName, make_end_event, make_trial_event
 from l2g_ray.monitor.progress import Progress
+from l2g_ray.orchestrate.spec import JobSpec, TuneReport
 from l2g_ray.orchestrate.tune import _EmitRows
 from l2g_ray.plan.finished import render_plan, render_spent
 from l2g_ray.results.comparison import compare_boards, render_comparison, render_study
@@ -274,23 +275,22 @@ def test_a_number_that_a_stage_reports_arrives_in_events_and_mlflow(
 
     monkeypatch.setattr("l2g_ray.stages.select.run", stage)
     prepared = lay(tmp_path, put(tmp_path / "in" / "good.csv", table(ROWS)))
-    common = {"root": str(tmp_path / "stages"), "prepared": str(prepared.folder), "threads": 1, "device": "cpu"}
-    common |= {"settings": tiny_settings().model_dump(mode="json"), "precision": "fp32"}
+    site = make_site(tmp_path, prepared=str(prepared.folder))
 
     def run(args: dict[str, Any]) -> dict[str, Any]:
         told: list[dict[str, Any]] = []
-        jobs.run_job(Job("select", "toy", args, {}, {}).spec(common), told.append)
+        jobs.run_job(JobSpec(site, Job("select", "toy", args, {}, {})), told.append)
         return told[0]
 
     for wrong in ({"words": "none"}, {"at": 1.0}, {"lost": None}):
         with pytest.raises(ValueError, match=repr(next(iter(wrong)))):
             run(wrong)
     row = run({"grad_norm": 2.5})
-    named = {"stage": "select", "label": "toy", "key": "key", "params": {}}
-    events: list[dict[str, Any]] = [make_trial_event(named | {"task": "planted"}, row)]
+    name = TrialName("planted", "select", "toy", "key", {})
+    events: list[dict[str, Any]] = [make_trial_event(name, row)]
     place: Any = SimpleNamespace(task="planted", emit=events.append)
     # Tune puts numbers of its own beside the row, some of them under names that a stage may use too.
-    result = make_tune_result(row, named, 1.0) | {"training_iteration": 1, "done": False}
+    result = TuneReport(name, row, 1.0).to_tune() | {"training_iteration": 1, "done": False}
     _EmitRows(place).on_trial_result(0, [], SimpleNamespace(), result)
     assert events[0] == events[1]
     assert events[1]["row"]["grad_norm"] == 2.5
@@ -299,7 +299,7 @@ def test_a_number_that_a_stage_reports_arrives_in_events_and_mlflow(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     recorder = open_recorder(tmp_path / "home")
     recorder.record(events[1])
-    recorder.record(make_end_event(named | {"task": "planted"}, 1.0, 2.0, "finished"))
+    recorder.record(make_end_event(name, 1.0, 2.0, "finished"))
     metrics = close(recorder)["select/toy"].data.metrics
     assert metrics["grad_norm"] == 2.5
     assert "began_at" not in metrics

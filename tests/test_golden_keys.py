@@ -37,6 +37,7 @@ from l2g_ray.orchestrate import pipeline, remote
 from l2g_ray.orchestrate import tune as tuning
 from l2g_ray.orchestrate.memory import memory_key
 from l2g_ray.orchestrate.pipeline import Pipeline
+from l2g_ray.orchestrate.spec import JobSpec, SearchTrial, Site
 from l2g_ray.orchestrate.train import draw_job
 from l2g_ray.request import SuiteRequest
 from l2g_ray.stages.registry import STAGES
@@ -98,15 +99,17 @@ class _Recorder:
     def run_jobs(self, place: Any, stage: str, jobs: list[Job], runner: str | None = None) -> list[StageResult]:
         return [self.note(job, i) for i, job in enumerate(jobs)]
 
-    def run_jobs_warm(self, specs: list[Any], *others: Any) -> list[None]:
+    def run_jobs_warm(self, specs: list[JobSpec], *others: Any) -> list[None]:
+        for spec in specs:
+            self.note(spec.job)
         return [None] * len(specs)
 
-    def run_search(self, place: Any, stage: Any, base: Job, *others: Any) -> list[dict[str, Any]]:
+    def run_search(self, place: Any, stage: Any, base: Job, *others: Any) -> list[SearchTrial]:
         job = draw_job(base, TRIAL | {"alpha": place.alpha})
         self.note(job)
-        return [{"trial": job.args["trial"], "key": job.key, "best_score": 0.5, "history": [], "cpu_s": 0.0}]
+        return [SearchTrial(job.args["trial"], job.key, 0.5)]
 
-    def run_simple(self, store: Any, job: Job, common: dict[str, Any]) -> StageResult:
+    def run_simple(self, site: Site, job: Job) -> StageResult:
         found = self.note(job)
         if job.stage == "evaluate":
             raise _Evaluated
@@ -133,10 +136,10 @@ def _make_prepared(task: Task) -> _Prepared:
 def _run_suite(task: Task, settings: Settings, data_dir: Path) -> _Recorder:
     """What `remote.run_task` does, without a cluster."""
     recorder, prepared, precision = _Recorder(), _make_prepared(task), resolve_precision(settings.precision, "cpu")
+    site = Site(task.name, "prepared", settings, Path(), Path(), precision=precision, data_dir=data_dir)
     place: Any = SimpleNamespace(
         task=task.name, store=recorder, slots=SimpleNamespace(cpus=1, workers=1, gpus=0.0), board=None, held={},
-        emit=lambda event: None, spec=lambda job: {"key": recorder.note(job).key}, common={"precision": precision},
-        alpha=settings.align.alphas[-1],
+        emit=lambda event: None, site=site, alpha=settings.align.alphas[-1],
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "run_jobs", recorder.run_jobs)
@@ -145,8 +148,8 @@ def _run_suite(task: Task, settings: Settings, data_dir: Path) -> _Recorder:
         patch.setattr(tuning, "run_search", recorder.run_search)
         corpus, _ = find_corpus(settings.align.source, settings.align.source_path, data_dir)
         pretrained = remote._pretrain(place, prepared, settings)
-        reference = remote._reference(place, settings, str(data_dir), corpus, pretrained)
-        Pipeline(place, prepared, settings, reference, precision, pretrained).run()
+        reference = remote._reference(place, settings, corpus, pretrained)
+        Pipeline(place, prepared, settings, reference, pretrained).run()
     return recorder
 
 

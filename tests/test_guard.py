@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from faults import plant
 from runs import Sources, environment
-from toys import tiny_settings
+from toys import make_site, tiny_settings
 
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.store import guard
 from l2g_ray.store.guard import StorageWatch, persist, read_stall, why_refused
-from l2g_ray.store.results import Store
+from l2g_ray.store.results import Job
 
 # At the end of the second epoch: nothing, or `refuse` all writes for so many seconds, or `kill`.
 JOB = """
-import json, os, resource, signal, sys, threading
+import json, os, pickle, resource, signal, sys, threading
 from l2g_ray.orchestrate.jobs import run_job
-spec, then, seconds = json.loads(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+spec, then, seconds = pickle.loads(bytes.fromhex(sys.argv[1])), sys.argv[2], float(sys.argv[3])
 before, epochs = resource.getrlimit(resource.RLIMIT_FSIZE), []
 
 def report(row):
@@ -44,55 +45,47 @@ def report(row):
 run_job(spec, report)
 sys.stdout.write(json.dumps(epochs))
 """
-Spec = dict[str, Any]
 
 
-def run(spec: Spec, then: str = "", seconds: float = 0.0, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", JOB, json.dumps(spec), then, str(seconds)]
+def run(spec: JobSpec, then: str = "", seconds: float = 0.0, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", JOB, pickle.dumps(spec).hex(), then, str(seconds)]
     return subprocess.run(command, capture_output=True, text=True, env=environment() | variables, timeout=300)
 
 
 @pytest.fixture(scope="module")
-def spec(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Spec:
-    """A job that trains a backbone for four epochs, and `expected`: what it finds when nothing disturbs it."""
+def spec(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
+    """A job that trains a backbone for four epochs, and the result named `expected`: what it finds when nothing disturbs it."""
     folder = tmp_path_factory.mktemp("job")
     settings = tiny_settings(sources.language_model, select__epochs=4, align__source="vocabulary")
-    prepared = prepare(open_source([sources.planted], SourceOptions()), folder / "prepared", settings.data)
-    common = {
-        "root": str(folder / "stages"),
-        "remote": None,
-        "prepared": str(prepared.folder),
-        "settings": settings.model_dump(mode="json"),
-        "threads": 1,
-        "device": "cpu",
-        "precision": "fp32",
-        "data_dir": None,
-        "args": {},
-        "inputs": {},
-    }
-    done = run(common | {"stage": "reference", "key": "r"})
+    prepare(open_source([sources.planted], SourceOptions()), folder / "prepared", settings.data)
+    site = make_site(folder, settings)
+    making = Job("reference", "", {}, {}, {})
+    done = run(JobSpec(site, making))
     assert done.returncode == 0, done.stderr
-    reference = Store(folder / "stages").find("reference", "r")
+    reference = site.open_store().find("reference", making.key)
     assert reference is not None
-    made = common | {
-        "stage": "select",
-        "reference": str(reference.folder),
-        "reference_facts": reference.values,
-        "args": {"backbone": "resnet", "architecture": [[3, 1]] * 9, "seed": 0},
-    }
-    assert run(made | {"key": "expected"}).stdout == "[0, 1, 2, 3]"
+    args = {"backbone": "resnet", "architecture": [[3, 1]] * 9, "seed": 0}
+    made = JobSpec(replace(site, reference=reference), Job("select", "", args, {}, {}))
+    assert run(named(made, "expected")).stdout == "[0, 1, 2, 3]"
     return made
 
 
-def with_cluster(spec: Spec, **changes: float) -> Spec:
-    return spec | {"settings": spec["settings"] | {"cluster": spec["settings"]["cluster"] | changes}}
+def named(spec: JobSpec, which: str) -> JobSpec:
+    """The same job under a key of its own."""
+    return replace(spec, job=replace(spec.job, parts={"which": which}))
 
 
-def check_same(spec: Spec, key: str) -> None:
-    store = Store(Path(spec["root"]))
+def with_cluster(spec: JobSpec, **changes: float) -> JobSpec:
+    settings = spec.site.settings
+    cluster = settings.cluster.model_copy(update=changes)
+    return replace(spec, site=replace(spec.site, settings=settings.model_copy(update={"cluster": cluster})))
+
+
+def check_same(spec: JobSpec, which: str) -> None:
+    store = spec.site.open_store()
     histories = []
-    for name in ("expected", key):
-        found = store.find("select", name)
+    for one in ("expected", which):
+        found = store.find("select", named(spec, one).job.key)
         assert found is not None
         histories.append([(row["epoch"], row["train_loss"], row["score"]) for row in found.values["history"]])
         assert {path.name for path in found.folder.iterdir()} == {"result.json"}
@@ -101,32 +94,32 @@ def check_same(spec: Spec, key: str) -> None:
     assert not list(store.root.rglob("*.lock"))
 
 
-def test_a_killed_job_goes_on_after_its_last_epoch(spec: Spec) -> None:
-    assert run(spec | {"key": "killed"}, "kill").returncode == -signal.SIGKILL
-    assert run(spec | {"key": "killed"}).stdout == "[0, 1, 2, 3]"
+def test_a_killed_job_goes_on_after_its_last_epoch(spec: JobSpec) -> None:
+    assert run(named(spec, "killed"), "kill").returncode == -signal.SIGKILL
+    assert run(named(spec, "killed")).stdout == "[0, 1, 2, 3]"
     check_same(spec, "killed")
 
 
-def test_a_job_that_hangs_is_ended_and_goes_on(spec: Spec, tmp_path: Path) -> None:
-    hasty = with_cluster(spec, stall_limit_s=3.0) | {"key": "hung"}
+def test_a_job_that_hangs_is_ended_and_goes_on(spec: JobSpec, tmp_path: Path) -> None:
+    hasty = named(with_cluster(spec, stall_limit_s=3.0), "hung")
     assert run(hasty, **plant(tmp_path, {"stage": "select", "kind": "hang", "times": 1})).returncode == 1
-    stalled = read_stall(Store(Path(spec["root"])).work_folder("select", "hung"))
+    stalled = read_stall(spec.site.open_store().work_folder("select", hasty.job.key))
     assert stalled is not None
     assert "sitecustomize.py" in stalled
     assert "in broken, File " in stalled
-    assert run(spec | {"key": "hung"}).stdout == "[0, 1, 2, 3]", "the next one may have no limit"
+    assert run(named(spec, "hung")).stdout == "[0, 1, 2, 3]", "the next one may have no limit"
     check_same(spec, "hung")
 
 
 @pytest.mark.slow
-def test_a_job_waits_for_storage_that_refuses_writes(spec: Spec) -> None:
-    done = run(spec | {"key": "waited"}, "refuse", 4.0)
+def test_a_job_waits_for_storage_that_refuses_writes(spec: JobSpec) -> None:
+    done = run(named(spec, "waited"), "refuse", 4.0)
     assert done.stdout == "[0, 1, 2, 3]", done.stderr
     check_same(spec, "waited")
-    done = run(with_cluster(spec, storage_wait_s=1.0) | {"key": "given-up"}, "refuse", 60.0)
+    done = run(named(with_cluster(spec, storage_wait_s=1.0), "given-up"), "refuse", 60.0)
     last = done.stderr.strip().splitlines()[-1]
     assert "stages: cannot be written for 1 s (File too large); make room there and run the same command again" in last
-    assert run(spec | {"key": "given-up"}).stdout == "[0, 1, 2, 3]"
+    assert run(named(spec, "given-up")).stdout == "[0, 1, 2, 3]"
     check_same(spec, "given-up")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toys import make_site
 
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.memory import Measured, memory_key, most_at_once, share_of_gpu
@@ -45,8 +46,9 @@ def test_kinds_are_what_memory_depends_on() -> None:
 
 def test_the_first_trial_gets_a_gpu_and_the_next_its_share(tmp_path: Path) -> None:
     """What Tune asks for, before and after a trial of the kind has told what it took."""
-    slots, measured = Slots(1, 1, 1.0, packed=True), Measured(tmp_path)
-    trainable = make_search_trainable(job(), {"root": str(tmp_path)}, "process", slots, {})
+    slots, site = Slots(1, 1, 1.0, packed=True), make_site(tmp_path)
+    measured = Measured(site.root)
+    trainable = make_search_trainable(site, job(), "process", slots, {})
 
     def asked(**changes: Any) -> float:
         return trainable._resources(TRIAL | changes).required_resources["GPU"]  # type: ignore[attr-defined]
@@ -65,15 +67,15 @@ def test_the_first_trial_gets_a_gpu_and_the_next_its_share(tmp_path: Path) -> No
     measured.record(kind, row | {"peak_bytes": 19 * GIB}, gpus=1)
     assert asked() == 0.5
     refit = job("refit")
-    specs = [refit.spec({"root": str(tmp_path)}) | {"kind": memory_key(refit)}]
-    listed = make_trainable(specs, "process", slots, {})
+    listed = make_trainable(site, [refit], "process", slots, {})
     assert listed._resources({"index": 0}).required_resources == {"CPU": 1, "GPU": 0.5}  # type: ignore[attr-defined]
     assert most_at_once(slots) == 8
 
 
 def test_a_share_that_a_person_gave_is_left_alone(tmp_path: Path) -> None:
-    Measured(tmp_path).record(memory_key(job()), {"peak_bytes": GIB, "gpu_bytes": 48 * GIB}, gpus=1)
+    site = make_site(tmp_path)
+    Measured(site.root).record(memory_key(job()), {"peak_bytes": GIB, "gpu_bytes": 48 * GIB}, gpus=1)
     slots = Slots(2, 1, 0.5)
-    trainable = make_search_trainable(job(), {"root": str(tmp_path)}, "process", slots, {})
+    trainable = make_search_trainable(site, job(), "process", slots, {})
     assert trainable._resources.required_resources == {"CPU": 1, "GPU": 0.5}  # type: ignore[attr-defined]
     assert most_at_once(slots) == 2

@@ -18,7 +18,17 @@ from conftest import make_tiny_language_model
 from every_stage import make_rows
 from host_syncs import no_host_syncs
 from pyarrow.csv import write_csv
-from toys import make_data, make_pipeline, make_task, plant, tiny_config, tiny_reference, tiny_settings, toy_data
+from toys import (
+    make_data,
+    make_pipeline,
+    make_site,
+    make_task,
+    plant,
+    tiny_config,
+    tiny_reference,
+    tiny_settings,
+    toy_data,
+)
 from transformers import AutoModelForMaskedLM, BertTokenizerFast
 
 from l2g_ray.config import DataSettings
@@ -31,6 +41,7 @@ from l2g_ray.models.l2g import L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.keys import make_pretrain_job
+from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.plan.encoder import count_vocabulary, read_shape
 from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import Rows
@@ -38,7 +49,7 @@ from l2g_ray.stages.common import TaskData, build_net
 from l2g_ray.stages.finetune import build_model
 from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.pretrain import MaskedLM, load_masked_lm, make_masked_losses, pretrain, split_words
-from l2g_ray.store.results import Job, StageResult, Store, make_key
+from l2g_ray.store.results import Job, StageResult, make_key
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -295,37 +306,25 @@ def test_jobs_hand_it_on(reader: Path, tmp_path: Path) -> None:
     settings = tiny_settings(
         reader, pretrain__enabled=True, pretrain__epochs=1, align__source="vocabulary", finetune__epochs=1
     )
-    common: dict[str, Any] = {
-        "root": str(tmp_path / "store"),
-        "prepared": str(prepared.folder),
-        "settings": settings.model_dump(mode="json"),
-        "threads": 1,
-        "device": "cpu",
-        "precision": "fp32",
-        "data_dir": None,
-    }
-    store, told = Store(tmp_path / "store"), []
+    site = make_site(tmp_path, settings)
+    store, told = site.open_store(), list[dict[str, float]]()
     first = make_pretrain_job(prepared, settings, "fp32", 1)
-    values = run_job(first.spec(common), told.append)
+    values = run_job(JobSpec(site, first), told.append)
     assert [row["epoch"] for row in told] == [0]
     assert values["history"][0]["score"] < 0
     folder = store.folder("pretrain", first.key)
     assert not (folder / "state.pt").exists()
 
     norms = {}
-    for name, extra in (("before", {}), ("after", {"pretrained": str(folder)})):
+    for name, pretrained in (("before", None), ("after", folder)):
         job = Job("reference", name, {}, {}, {"which": name})
-        facts = run_job(job.spec(common | extra), told.append)
-        norms[name] = store.folder("reference", job.key), facts
+        facts = run_job(JobSpec(replace(site, pretrained=pretrained), job), told.append)
+        norms[name] = StageResult("reference", job.key, store.folder("reference", job.key), facts)
     weight = load_transformer(str(folder)).embeddings.LayerNorm.weight
-    reference = common | {
-        "pretrained": str(folder),
-        "reference": str(norms["after"][0]),
-        "reference_facts": norms["after"][1],
-    }
+    site = replace(site, pretrained=folder, reference=norms["after"])
     from l2g_ray.stages.common import read_reference
 
-    read = {name: read_reference(*one) for name, one in norms.items()}
+    read = {name: read_reference(one.folder, one.values) for name, one in norms.items()}
     assert torch.equal(read["after"].norm_weight, weight)
     assert not torch.equal(read["before"].norm_weight, weight)
 
@@ -338,7 +337,7 @@ def test_jobs_hand_it_on(reader: Path, tmp_path: Path) -> None:
         "train_layers": "none", "alpha": 0.0,
     }  # fmt: skip
     refit = Job("refit", "r", {"trial": trial, "seed": 0}, {"align:0.0": str(tmp_path / "net")}, {})
-    run_job(refit.spec(reference), told.append)
+    run_job(JobSpec(site, refit), told.append)
     stored = load_model(store.folder("refit", refit.key))
     assert isinstance(stored, L2GModel)
     expected = load_transformer(str(folder)).encoder.layer[1].output.dense.weight
@@ -372,13 +371,13 @@ def test_the_text_goes_through_it_unless_told_otherwise(reader: Path) -> None:
     def key(pretrained: StageResult | None, **changes: Any) -> str:
         store = SimpleNamespace(find=lambda stage, key: StageResult(stage, key, Path(), {}))
         place: Any = SimpleNamespace(store=store)
-        return remote._reference(place, tiny_settings(reader, **changes), None, None, pretrained).key
+        return remote._reference(place, tiny_settings(reader, **changes), None, pretrained).key
 
     plain, trained = key(None), key(StageResult("pretrain", "a", Path(), {}))
     assert plain != trained
     published = {"align__reference_weights": "pretrained"}
     assert key(StageResult("pretrain", "a", Path(), {}), **published) == key(None, **published) == plain
-    place: Any = SimpleNamespace(common={"precision": "fp32"})
+    place: Any = SimpleNamespace(site=SimpleNamespace(precision="fp32"))
     assert remote._pretrain(place, place, tiny_settings(reader)) is None
 
 

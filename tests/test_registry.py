@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bad_files import ROWS, csv, lay, put
-from toys import tiny_settings
+from toys import make_site
 
 from l2g_ray.data.folds import make_folds
 from l2g_ray.errors import UserError
@@ -20,6 +20,7 @@ from l2g_ray.models.baselines import Baseline, BaselineConfig
 from l2g_ray.models.l2g import save_model
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.memory import memory_key
+from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.stages.context import HELD_OUT, Context
 from l2g_ray.stages.registry import STAGES, Stage, find_shown, find_stage, list_versions, show_stage
 from l2g_ray.store.results import Job, Store, make_key
@@ -45,20 +46,16 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return TOY
 
 
-def make_common(folder: Path) -> dict[str, Any]:
-    prepared = lay(folder, put(folder / "in" / "rows.csv", csv(ROWS)))
-    return {
-        "root": str(folder / "stages"), "prepared": str(prepared.folder), "threads": 1, "device": "cpu",
-        "settings": tiny_settings().model_dump(mode="json"), "precision": "fp32",
-    }  # fmt: skip
+def lay_site(folder: Path) -> Site:
+    return make_site(folder, prepared=str(lay(folder, put(folder / "in" / "rows.csv", csv(ROWS))).folder))
 
 
 def test_a_registered_stage_runs_and_is_stored(toy: Stage, tmp_path: Path) -> None:
-    common, store, told = make_common(tmp_path), Store(tmp_path / "stages"), list[dict[str, Any]]()
+    site, store, told = lay_site(tmp_path), Store(tmp_path / "stages"), list[dict[str, Any]]()
     prepared = lay(tmp_path, tmp_path / "in" / "rows.csv")
     (fold,) = make_folds(prepared, 0, 0)
     job = Job("toy", "seed-0", {"bias": 0.5, "fold": asdict(fold)}, {}, {})
-    run_job(job.spec(common), told.append)
+    run_job(JobSpec(site, job), told.append)
     found = store.find("toy", job.key)
     assert found is not None
     assert (found.values["score"], found.values["rows"]) == (0.5, prepared.n_rows("train"))
@@ -70,9 +67,9 @@ def test_a_registered_stage_runs_and_is_stored(toy: Stage, tmp_path: Path) -> No
 
 def test_what_is_no_arm_predicts_no_held_out_rows(toy: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STAGES, "toy", replace(TOY, arm=False))
-    common = make_common(tmp_path)
+    site = lay_site(tmp_path)
     job = Job("toy", "seed-0", {"bias": 0.5, "fold": {"number": 0, "of": 0, "seed": 0}}, {}, {})
-    run_job(job.spec(common), lambda row: None)
+    run_job(JobSpec(site, job), lambda row: None)
     assert not (Store(tmp_path / "stages").folder("toy", job.key) / HELD_OUT).exists()
 
 
@@ -90,7 +87,7 @@ def test_the_registry_is_all_that_others_read_of_a_stage(toy: Stage, monkeypatch
 
 def test_a_stage_that_nobody_registered_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown stage 'alignn': did you mean 'align'\?; register it"):
-        run_job({"stage": "alignn", "settings": {}}, lambda row: None)
+        run_job(JobSpec(make_site(tmp_path), Job("alignn", "", {}, {}, {})), lambda row: None)
     with pytest.raises(UserError, match="unknown stage 'toy'"):
         make_key("toy", {})
     with pytest.raises(UserError, match="unknown stage 'toy'"):

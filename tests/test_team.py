@@ -16,7 +16,7 @@ import torch
 from pyarrow.csv import write_csv
 from safetensors.torch import save_file
 from torch import distributed, multiprocessing, nn
-from toys import make_data, make_task, plant, tiny_config, tiny_reference, tiny_settings
+from toys import make_data, make_site, make_task, plant, tiny_config, tiny_reference, tiny_settings
 
 from l2g_ray.config import DataSettings, OptimSettings
 from l2g_ray.data.batches import iter_batches, iter_evaluation_batches
@@ -28,6 +28,7 @@ from l2g_ray.models.l2g import L2GModel
 from l2g_ray.models.layers import MaskedBatchNorm1d, join_team
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.orchestrate.jobs import run_job
+from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.stages import finetune as finetune_module
 from l2g_ray.stages.align import make_joint_losses, train_aligned
 from l2g_ray.stages.common import (
@@ -45,7 +46,7 @@ from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 from l2g_ray.stages.search import search_architecture
 from l2g_ray.stages.select import train_backbone
-from l2g_ray.store.results import Job
+from l2g_ray.store.results import Job, StageResult
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -219,23 +220,17 @@ def prepare_jobs(folder: Path) -> None:
 
 def run_both_jobs(folder: Path, team: Team) -> list[int]:
     """Warm-up, and an alignment that goes on from it, and the latter again; the epochs that were reported."""
-    common = {
-        "root": str(folder / f"store-{team.size}"),
-        "prepared": str(folder / "prepared"),
-        "settings": tiny_settings(align__epochs=3, align__task_only_epochs=2).model_dump(mode="json"),
-        "threads": 1,
-        "device": "cpu",
-        "precision": "fp32",
-        "reference": str(folder / "reference"),
-        "reference_facts": {"width": 16, "max_tokens": 64, "norm_eps": 1e-12},
-    }
+    facts = {"width": 16, "max_tokens": 64, "norm_eps": 1e-12}
+    reference = StageResult("reference", "r", folder / "reference", facts)
+    settings = tiny_settings(align__epochs=3, align__task_only_epochs=2)
+    site = make_site(folder, settings, reference=reference, root=folder / f"store-{team.size}")
     args = {"backbone": "resnet", "architecture": [[3, 1]] * 9, "seed": 0}
     warm, told = Job("warmup", "w", args, {}, {}), []
-    run_job(warm.spec(common), lambda row: told.append(row["epoch"]), team=team)
+    run_job(JobSpec(site, warm), lambda row: told.append(row["epoch"]), team=team)
     inputs = {"warmup": str(folder / f"store-{team.size}" / "warmup" / warm.key)}
     for _ in range(2):
         align = Job("align", "a", args | {"alpha": 1.0}, inputs, {})
-        run_job(align.spec(common), lambda row: told.append(row["epoch"]), team=team)
+        run_job(JobSpec(site, align), lambda row: told.append(row["epoch"]), team=team)
     return told
 
 

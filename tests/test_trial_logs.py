@@ -13,13 +13,14 @@ import ray
 from mlflow import MlflowClient
 from ray import tune
 from rich.console import Console
-from toys import make_task, tiny_settings
+from toys import make_site, make_task, tiny_settings
 
-from l2g_ray.monitor.events import Board, make_tune_result
+from l2g_ray.monitor.events import Board, TrialName
 from l2g_ray.monitor.progress import Progress
 from l2g_ray.monitor.trial_logs import note_logs, read_last_lines
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.place import Place, StageFailed
+from l2g_ray.orchestrate.spec import TuneReport
 from l2g_ray.orchestrate.tasks import run_jobs
 from l2g_ray.orchestrate.tune import _experiment
 from l2g_ray.request import SuiteRequest
@@ -39,26 +40,24 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, 
 
     def trial(config: dict[str, Any]) -> None:
         label = ["ends", "raises", "dies"][config["index"]]
-        spec = {"stage": "align", "label": label, "key": f"key-{label}", "params": {"alpha": 1.0}}
-        note_logs(spec | {"scratch": str(scratch), "note": tune.get_context().get_trial_id()})
+        name = TrialName("planted", "align", label, f"key-{label}", {"alpha": 1.0})
+        note_logs(scratch, tune.get_context().get_trial_id(), name)
         print(f"{label} has begun")
         if label == "raises":
             raise ValueError("no such kernel; store is http://me:hidden@store")
         if label == "dies":
             print("dies has a last word", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        tune.report(make_tune_result({"epoch": 0, "best_score": 0.5}, spec, 0.0))
+        tune.report(TuneReport(name, {"epoch": 0, "best_score": 0.5}, 0.0).to_tune())
 
     told: list[dict[str, Any]] = []
-    store = Store(scratch / "stages")
-    common = {"root": str(store.root), "scratch": str(scratch), "threads": 1, "device": "cpu", "precision": "fp32"}
     board = ray.remote(num_cpus=0)(Board).remote()
-    broken = {"bogus": 1, "cluster": {"stall_limit_s": None}}
-    place = Place("planted", store, common | {"settings": broken}, Slots(2, 1, 0.0), board, told.append, scratch)
+    broken = make_site(scratch, threads=0, scratch=scratch)
+    place = Place(broken, Store(broken.root), Slots(2, 1, 0.0), board, told.append)
     with _experiment(place, "align") as (run_config, _):
         space = {"index": tune.grid_search([0, 1, 2])}
         tune.Tuner(tune.with_resources(trial, {"cpu": 1}), param_space=space, run_config=run_config).fit()
-    with pytest.raises(StageFailed, match="ValidationError"):
+    with pytest.raises(StageFailed, match="RuntimeError"):
         run_jobs(place, "evaluate", [Job("evaluate", "broken", {}, {}, {})])
     yield told
     if started:
@@ -70,7 +69,7 @@ def test_a_job_outside_of_a_search_is_told_too(events: list[dict[str, Any]]) -> 
     assert [event["again"] for event in failures] == [True] * MAX_FAILURES + [False]
     for event in failures:
         assert event["stage"] == "evaluate"
-        assert event["reason"].startswith("ValidationError: ")
+        assert event["reason"].startswith("RuntimeError: ")
         assert 'jobs.py", line ' in event["text"]
 
 
@@ -120,7 +119,7 @@ def test_only_the_trials_own_last_lines_are_read(tmp_path: Path) -> None:
     log.write_text("of the trial before\n:job_id:01000000\n")
     begun = log.stat().st_size
     log.write_text(log.read_text() + "".join(f"line {i}\n" for i in range(1000)))
-    said = read_last_lines({"output": [str(log), begun], "errors": [str(log), begun + 10**6]})
+    said = read_last_lines({"output": (str(log), begun), "errors": (str(log), begun + 10**6)})
     first, second = said.split("--- last lines of its errors\n")
     assert first.splitlines()[0] == "--- last lines of its output"
     assert first.splitlines()[1:] == [f"line {i}" for i in range(800, 1000)]

@@ -8,13 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 from pyarrow.csv import write_csv
-from toys import plant
+from toys import make_site, plant
 
 from l2g_ray.counts import default_architecture
 from l2g_ray.data.prepare import prepare
@@ -24,54 +24,42 @@ from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import Board
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots, connect
 from l2g_ray.orchestrate.place import find_cause
+from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.orchestrate.tasks import run_jobs_warm
 from l2g_ray.presets import resolve
-from l2g_ray.store.results import Job, Store
+from l2g_ray.store.results import Job
 
 ONE = Slots(1, 1, 0.0)
 KEPT_MB = 40  # what allocators may hold back; a job of this size that leaked would show after a few
 
 
 @pytest.fixture(scope="module")
-def common(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Iterator[dict[str, Any]]:
-    """What the specs of a tiny task share, its reference included, and a Ray with one core."""
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Iterator[Site]:
+    """What the jobs of a tiny task share, its reference included, and a Ray with one core."""
     folder = tmp_path_factory.mktemp("warm")
     for seed, (split, rows) in enumerate((("train", 400), ("test", 40))):
         write_csv(plant(rows, 60, seed), folder / f"{split}.csv")
     changes = {"model.language_model": str(tiny_lm), "align.source": "vocabulary", "embedder_only.epochs": 12}
     settings = resolve("smoke", None, changes)
-    prepared = prepare(open_source([folder], SourceOptions()), folder / "prepared", settings.data)
+    prepare(open_source([folder], SourceOptions()), folder / "prepared", settings.data)
     connect(num_cpus=1)
-    common = {
-        "root": str(folder / "stages"),
-        "prepared": str(prepared.folder),
-        "settings": settings.model_dump(mode="json"),
-        "threads": 1,
-        "device": "cpu",
-        "gpus": 0.0,
-        "precision": "fp32",
-        "scratch": str(folder / "tune"),
-        "data_dir": None,
-        "task": "planted",
-        "label": "test",
-        "params": {},
-    }
-    making = Job("reference", "", {}, {}, {}).spec(common)
-    assert run_jobs_warm([making], "process", ONE, {}, None) == [None]
-    made = Store(folder / "stages").find("reference", making["key"])
+    site = make_site(folder, settings)
+    making = Job("reference", "test", {}, {}, {})
+    assert run_jobs_warm([JobSpec(site, making)], "process", ONE, {}, None) == [None]
+    made = site.open_store().find("reference", making.key)
     assert made is not None
-    yield common | {"reference": str(made.folder), "reference_facts": made.values}
+    yield replace(site, reference=made)
     ray.shutdown()
 
 
-def train_job(number: int, common: dict[str, Any]) -> dict[str, Any]:
+def train_job(number: int, site: Site) -> JobSpec:
     """The spec of a short training; `number` tells apart what is otherwise the same."""
     args = {"backbone": "resnet", "architecture": default_architecture("resnet"), "seed": 0}
-    return Job("embedder_only", "", args, {}, {"number": number}).spec(common)
+    return JobSpec(site, Job("embedder_only", "test", args, {}, {"number": number}))
 
 
-def read_history(spec: dict[str, Any], common: dict[str, Any]) -> list[tuple[int, float, float]]:
-    found = Store(Path(common["root"])).find(spec["stage"], spec["key"])
+def read_history(spec: JobSpec) -> list[tuple[int, float, float]]:
+    found = spec.site.open_store().find(spec.job.stage, spec.job.key)
     assert found is not None
     return [(row["epoch"], row["train_loss"], row["score"]) for row in found.values["history"]]
 
@@ -95,8 +83,8 @@ def count_mb(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
 
-def test_one_process_runs_all_jobs_and_keeps_nothing(common: dict[str, Any]) -> None:
-    specs = [train_job(number, common) for number in range(12)]
+def test_one_process_runs_all_jobs_and_keeps_nothing(site: Site) -> None:
+    specs = [train_job(number, site) for number in range(12)]
     board = ray.remote(num_cpus=0)(Board).remote()
     assert run_jobs_warm(specs[:4], "process", ONE, {}, board) == [None] * 4
     (pid,) = list_processes("ray::IDLE")
@@ -106,20 +94,20 @@ def test_one_process_runs_all_jobs_and_keeps_nothing(common: dict[str, Any]) -> 
     assert count_mb(pid) < before + KEPT_MB
     events = ray.get(board.drain.remote())
     told = [(event["key"], event["row"]["epoch"]) for event in events]
-    n_epochs = len(read_history(specs[0], common))
+    n_epochs = len(read_history(specs[0]))
     assert n_epochs > 1
-    assert told == [(spec["key"], epoch) for spec in specs for epoch in range(n_epochs)]
+    assert told == [(spec.job.key, epoch) for spec in specs for epoch in range(n_epochs)]
 
 
-def test_a_process_that_is_killed_is_replaced_and_goes_on(common: dict[str, Any]) -> None:
+def test_a_process_that_is_killed_is_replaced_and_goes_on(site: Site) -> None:
     """The same numbers as those of a job that was not, each epoch once on the board, and the failure told."""
-    whole, broken = train_job(100, common), train_job(101, common)
+    whole, broken = train_job(100, site), train_job(101, site)
     board = ray.remote(num_cpus=0)(Board).remote()
-    store = Store(Path(common["root"]))
+    store = site.open_store()
     failures: list[tuple[int, Exception, bool]] = []
 
     def kill() -> None:
-        state = store.open_work("embedder_only", broken["key"]) / "state.pt"
+        state = store.open_work("embedder_only", broken.job.key) / "state.pt"
         while not state.exists():
             time.sleep(0.005)
         (pid,) = list_processes("ray::run_warm")
@@ -133,20 +121,20 @@ def test_a_process_that_is_killed_is_replaced_and_goes_on(common: dict[str, Any]
     assert errors == [None]
     ((index, error, again),) = failures
     assert (index, type(error), again) == (0, ray.exceptions.WorkerCrashedError, True)
-    assert read_history(whole, common) == read_history(broken, common)
-    told = [event["row"]["epoch"] for event in ray.get(board.drain.remote()) if event["key"] == broken["key"]]
-    assert told == list(range(len(read_history(whole, common))))
+    assert read_history(whole) == read_history(broken)
+    told = [event["row"]["epoch"] for event in ray.get(board.drain.remote()) if event["key"] == broken.job.key]
+    assert told == list(range(len(read_history(whole))))
 
 
-def test_what_is_tried_again(common: dict[str, Any]) -> None:
+def test_what_is_tried_again(site: Site) -> None:
     """A fault of the program or the machine is, a mistake of the user is not; other jobs go on."""
-    language_model = common["settings"]["model"]["language_model"]
+    language_model = site.settings.model.language_model
     changes = {"align.source": "text", "align.source_path": "nowhere.txt", "model.language_model": language_model}
     mistaken = resolve("smoke", None, changes)
     specs = [
-        Job("reference", "", {}, {}, {"number": 1}).spec(common | {"settings": mistaken.model_dump(mode="json")}),
-        Job("embedder_only", "", {"seed": 0}, {}, {"number": 2}).spec(common),  # without a backbone
-        train_job(0, common),
+        JobSpec(replace(site, settings=mistaken), Job("reference", "", {}, {}, {"number": 1})),
+        JobSpec(site, Job("embedder_only", "", {"seed": 0}, {}, {"number": 2})),  # without a backbone
+        train_job(0, site),
     ]
     board = ray.remote(num_cpus=0)(Board).remote()
     failures: list[tuple[int, type, bool]] = []

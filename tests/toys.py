@@ -14,6 +14,7 @@ from l2g_ray.config import Settings
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.models.embedder import EmbedderConfig
 from l2g_ray.orchestrate.pipeline import Pipeline
+from l2g_ray.orchestrate.spec import Site
 from l2g_ray.presets import resolve
 from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, make_label_scale
 from l2g_ray.store.results import StageResult
@@ -92,6 +93,12 @@ def tiny_config(data: TaskData, settings: Settings, backbone: str = "resnet") ->
     return make_embedder_config(settings, data, tiny_reference(), backbone)
 
 
+def make_site(folder: Path, settings: Settings | None = None, prepared: str | None = None, **changes: Any) -> Site:
+    """A site whose store is `folder/stages`, and whose task is prepared in `folder/prepared` if nowhere else."""
+    fields = {"root": folder / "stages", "scratch": folder / "tune"} | changes
+    return Site("planted", prepared or str(folder / "prepared"), settings or tiny_settings(), **fields)
+
+
 def make_pipeline(
     settings: Settings, pretrained: StageResult | None = None, reference: str = "r", norm: str = "n"
 ) -> Pipeline:
@@ -102,7 +109,7 @@ def make_pipeline(
         length_range=lambda: (60, 60),
         row_groups=lambda: np.arange(9),
     )
-    place = SimpleNamespace(slots=SimpleNamespace(cpus=1), task="planted")
+    place = SimpleNamespace(slots=SimpleNamespace(cpus=1), task="planted", site=SimpleNamespace(precision="fp32"))
     facts = {"width": 16, "max_tokens": 64, "norm_eps": 1e-12, "norm": norm}
     found = StageResult("reference", reference, Path(), facts)
-    return Pipeline(place, prepared, settings, found, "fp32", pretrained)  # type: ignore[arg-type]
+    return Pipeline(place, prepared, settings, found, pretrained)  # type: ignore[arg-type]

@@ -36,12 +36,23 @@ def _most_cut(rows: Iterable[Mapping[str, Any]]) -> int:
     return max((int(row.get("micro_batches", 1)) for row in rows if row.get("micro_batches", 1) > 1), default=0)
 
 
+@dataclass(frozen=True)
+class TrialName:
+    """Which trial: `trial` is what people call it, `key` that of its result, `params` what is shown of its arguments."""
+
+    task: str
+    stage: str
+    trial: str
+    key: str
+    params: dict[str, Any]
+
+
 Emit = Callable[[dict[str, Any]], None]
 # What is added to the row of an epoch on its way: when its trial began and when it was reported, in seconds since 1970.
 TIMES = ("began_at", "at")
 
 
-def stamp_row(row: dict[str, Any], began_at: float) -> dict[str, Any]:
+def stamp_row(row: dict[str, float], began_at: float) -> dict[str, float]:
     """A row that a stage reports, with its times. All of its numbers travel to the events and to MLflow.
 
     Raises ValueError for a value that is no number, and for a name in `TIMES`.
@@ -52,34 +63,21 @@ def stamp_row(row: dict[str, Any], began_at: float) -> dict[str, Any]:
     return row | dict(zip(TIMES, (began_at, time.time()), strict=True))
 
 
-def make_tune_result(row: dict[str, Any], named: dict[str, Any], cpu_s_total: float) -> dict[str, Any]:
-    """What Tune is given for an epoch: the row as it is, apart from Tune's own numbers, and what a search looks at."""
-    read = {name: row[name] for name in ("epoch", "best_score")}
-    return {**read, **named, "row": row, "cpu_s_total": cpu_s_total}
+def make_trial_event(name: TrialName, row: dict[str, float]) -> dict[str, Any]:
+    """The event of one epoch of a trial. The row may have times (`stamp_row`)."""
+    numbers = {key: value for key, value in row.items() if key not in TIMES}
+    times = {key: row[key] for key in TIMES if key in row}
+    return {"type": "trial", **asdict(name), **times, "row": numbers}
 
 
-def make_trial_event(spec: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """The event of one epoch of a trial, whose 'task', 'stage', 'label', 'key' and 'params' `spec` names.
-
-    The row may have times (`stamp_row`).
-    """
-    numbers = {name: value for name, value in row.items() if name not in TIMES}
-    times = {name: row[name] for name in TIMES if name in row}
-    return {"type": "trial", **_name_trial(spec), **times, "row": numbers}
-
-
-def make_end_event(spec: dict[str, Any], began_at: float, ended_at: float, stopped: str) -> dict[str, Any]:
+def make_end_event(name: TrialName, began_at: float, ended_at: float, stopped: str) -> dict[str, Any]:
     """The event of a trial's end, named as in `make_trial_event`: when it ran, in seconds since 1970, and why it ended."""
-    return {"type": "end", **_name_trial(spec), "began_at": began_at, "ended_at": ended_at, "stopped": stopped}
+    return {"type": "end", **asdict(name), "began_at": began_at, "ended_at": ended_at, "stopped": stopped}
 
 
-def make_winner_event(spec: dict[str, Any]) -> dict[str, Any]:
+def make_winner_event(name: TrialName) -> dict[str, Any]:
     """The event that says which trial of a search won."""
-    return {"type": "winner", **_name_trial(spec)}
-
-
-def _name_trial(spec: dict[str, Any]) -> dict[str, Any]:
-    return {name: spec[name] for name in ("task", "stage", "key", "params")} | {"trial": spec["label"]}
+    return {"type": "winner", **asdict(name)}
 
 
 class Board:

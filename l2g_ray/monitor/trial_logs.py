@@ -10,8 +10,10 @@ import contextlib
 import json
 import os
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from l2g_ray.monitor.events import TrialName
 
 LAST_LINES = 200
 LAST_BYTES = 64_000
@@ -19,53 +21,63 @@ FETCH_S = 20.0
 STREAMS = {"output": 1, "errors": 2}
 
 
-def note_logs(spec: dict[str, Any]) -> None:
-    """Note where this process writes, under the name `spec['note']`. Called by the process that computes."""
+@dataclass(frozen=True)
+class TrialNote:
+    """Which trial writes where: `files` are {'output': [path, offset], 'errors': [path, offset]} on the node."""
+
+    name: TrialName
+    node: str
+    pid: int
+    files: dict[str, tuple[str, int]]
+
+
+def note_logs(scratch: Path, note: str, name: TrialName) -> None:
+    """Note under the name `note` where this process writes. Called by the process that computes a trial."""
     import ray
 
     with contextlib.suppress(
         AttributeError, OSError, ValueError
     ):  # a killed process takes with it what it has not written
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    files = {}
-    for name, descriptor in STREAMS.items():
+    files: dict[str, tuple[str, int]] = {}
+    for stream, descriptor in STREAMS.items():
         with contextlib.suppress(OSError):
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
-            if os.path.isfile(path):  # a process is used again for the next trial: its own lines begin here
-                files[name] = [path, os.path.getsize(path)]
-    facts = {key: spec[key] for key in ("stage", "label", "key", "params")}
-    facts |= {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "files": files}
-    note = _place(Path(spec["scratch"]), spec["note"])
+            file = os.readlink(f"/proc/self/fd/{descriptor}")
+            if os.path.isfile(file):  # a process is used again for the next trial: its own lines begin here
+                files[stream] = (file, os.path.getsize(file))
+    facts = asdict(TrialNote(name, ray.get_runtime_context().get_node_id(), os.getpid(), files))
+    path = _place(scratch, note)
     with contextlib.suppress(OSError):  # a help for people: no trial fails for it
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(facts, default=str))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts, default=str))
 
 
-def read_note(scratch: Path, name: str) -> dict[str, Any]:
-    """What `note_logs` wrote; empty for a trial that never began."""
+def read_note(scratch: Path, note: str) -> TrialNote | None:
+    """What `note_logs` wrote; None for a trial that never began."""
     try:
-        return json.loads(_place(scratch, name).read_text())
+        facts = json.loads(_place(scratch, note).read_text())
     except (OSError, ValueError):
-        return {}
+        return None
+    return TrialNote(**facts | {"name": TrialName(**facts["name"])})
 
 
-def fetch_last_lines(note: dict[str, Any]) -> str:
+def fetch_last_lines(note: TrialNote | None) -> str:
     """The last lines of a trial's output and errors, from the node where it ran."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if not note.get("files"):
+    if note is None or not note.files:
         return "(its output is not known: it ended before it began)\n"
-    there = NodeAffinitySchedulingStrategy(note["node"], soft=False)
+    there = NodeAffinitySchedulingStrategy(note.node, soft=False)
     fetch = ray.remote(num_cpus=0, max_retries=0)(read_last_lines).options(scheduling_strategy=there)
     try:
-        return ray.get(fetch.remote(note["files"]), timeout=FETCH_S)
+        return ray.get(fetch.remote(note.files), timeout=FETCH_S)
     except Exception as error:  # the node is gone, or too busy: the failure is told without
         return f"(its output could not be fetched from its node: {type(error).__name__})\n"
 
 
-def read_last_lines(files: dict[str, list[Any]]) -> str:
-    """The last lines of each file, from an offset on; {name: [path, offset]}."""
+def read_last_lines(files: dict[str, tuple[str, int]]) -> str:
+    """The last lines of each file, from an offset on; {name: (path, offset)}."""
     parts = []
     for name, (path, offset) in files.items():
         with open(path, "rb") as file:
@@ -78,5 +90,5 @@ def read_last_lines(files: dict[str, list[Any]]) -> str:
     return "".join(parts)
 
 
-def _place(scratch: Path, name: str) -> Path:
-    return scratch / "logs" / f"{name}.json"
+def _place(scratch: Path, note: str) -> Path:
+    return scratch / "logs" / f"{note}.json"

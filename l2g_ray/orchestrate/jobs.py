@@ -1,6 +1,6 @@
 """One unit of work in a process of its own: open its inputs, call its stage's function, store what that found.
 
-Its spec (see `job`) is run by a Ray task, by Tune, by Ray Train, or in a test without Ray.
+A `JobSpec` is run by a Ray task, by Tune, by Ray Train, or in a test without Ray.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from l2g_ray.config import Settings
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
 from l2g_ray.data.folds import Fold, SelectedRows
 from l2g_ray.errors import UserError
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.monitor.events import stamp_row
+from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.redaction import redact
 from l2g_ray.stages.common import TaskData, make_label_scale, read_reference
 from l2g_ray.stages.context import Context, predict_held_out
@@ -26,7 +26,6 @@ from l2g_ray.stages.loop import Report, Runtime
 from l2g_ray.stages.registry import Stage, find_stage
 from l2g_ray.store.guard import StallWatch, forget_stall, persist
 from l2g_ray.store.results import Store
-from l2g_ray.store.shared import open_store
 
 
 def load_data(
@@ -58,7 +57,7 @@ def load_data(
 
 
 def run_job(
-    spec: dict[str, Any],
+    spec: JobSpec,
     report: Report,
     train: Source | None = None,
     valid: Source | None = None,
@@ -72,12 +71,11 @@ def run_job(
 
     Raises UserError for a stage that is not registered.
     """
-    stage = find_stage(spec["stage"])
-    wait_s = Settings.model_validate(spec["settings"]).cluster.storage_wait_s
-    store = open_store(Path(spec["root"]), spec.get("remote"), wait_s)
-    told: set[int] = set()
+    stage, key = find_stage(spec.job.stage), spec.job.key
+    store = spec.site.open_store()
+    told: set[float] = set()
 
-    def report_once(row: dict[str, Any]) -> None:
+    def report_once(row: dict[str, float]) -> None:
         if row["epoch"] not in told:  # what is called again tells its first epochs again
             told.add(row["epoch"])
             report(row)
@@ -85,13 +83,14 @@ def run_job(
     with contextlib.ExitStack() as held:
         found = None
         if team.is_first:
-            held.enter_context(store.locked(spec["stage"], spec["key"]))
-            found = store.find(spec["stage"], spec["key"]) or store.find_unshared(spec["stage"], spec["key"])
+            held.enter_context(store.locked(stage.name, key))
+            found = store.find(stage.name, key) or store.find_unshared(stage.name, key)
         values = team.share(found.values if found else None)
         if values is None:
             try:
                 if team.size > 1:  # one of several cannot begin again alone: Ray Train starts all of them again
                     return _run_locked(stage, spec, report, store, train, valid, team)
+                wait_s = spec.site.settings.cluster.storage_wait_s
                 return persist(
                     store.root, lambda: _run_locked(stage, spec, report_once, store, train, valid, team), wait_s
                 )
@@ -110,51 +109,53 @@ def run_job(
 
 def _run_locked(
     stage: Stage,
-    spec: dict[str, Any],
+    spec: JobSpec,
     report: Report,
     store: Store,
     train: Source | None,
     valid: Source | None,
     team: Team,
 ) -> dict[str, Any]:
-    torch.set_num_threads(int(spec["threads"]))
-    work = store.open_work(spec["stage"], spec["key"])
-    settings = Settings.model_validate(spec["settings"])
+    site, job, key = spec.site, spec.job, spec.job.key
+    settings, reference = site.settings, site.reference
+    torch.set_num_threads(site.threads)
+    work = store.open_work(stage.name, key)
     began_at, wall, cpu = time.time(), time.perf_counter(), time.process_time()
     if team.is_first:
         forget_stall(work)
     with StallWatch(settings.cluster.stall_limit_s if team.is_first else None, work) as watch:
 
-        def report_alive(row: dict[str, Any]) -> None:
+        def report_alive(row: dict[str, float]) -> None:
             watch.beat()
-            store.save_state(spec["stage"], spec["key"])
+            store.save_state(stage.name, key)
             report(stamp_row(row, began_at))
 
-        runtime = Runtime(spec["device"], spec["precision"], report_alive, work / "state.pt", team)
-        pretrained = spec.get("pretrained") if stage.pretrained else None
-        for folder in (*filter(None, [pretrained, spec.get("reference")]), *spec["inputs"].values()):
-            store.need(Path(folder))
-        prepared = open_prepared(spec["prepared"])
-        fold = Fold(**spec["args"]["fold"]) if "fold" in spec["args"] else None
+        runtime = Runtime(site.device, site.precision, report_alive, work / "state.pt", team)
+        pretrained = site.pretrained if stage.pretrained else None
+        inputs = {name: Path(folder) for name, folder in job.inputs.items()}
+        for folder in (pretrained, reference.folder if reference else None, *inputs.values()):
+            if folder is not None:
+                store.need(folder)
+        prepared = open_prepared(site.prepared)
+        fold = Fold(**job.args["fold"]) if "fold" in job.args else None
         context = Context(
             prepared,
             load_data(prepared, train, valid, fold),
             settings,
-            read_reference(Path(spec["reference"]), spec["reference_facts"]) if "reference" in spec else None,
+            read_reference(reference.folder, reference.values) if reference else None,
             runtime,
             work,
-            {name: Path(folder) for name, folder in spec["inputs"].items()},
-            Path(pretrained) if pretrained else None,
-            Path(spec["data_dir"]) if spec.get("data_dir") else None,
+            inputs,
+            pretrained,
+            site.data_dir,
         )
-        values = stage.load()(context, spec["args"])
+        values = stage.load()(context, job.args)
         if fold is not None and stage.arm and team.is_first and "skipped" not in values:
             predict_held_out(context)
     # A stage that trains counts its epochs itself, those before an interruption too.
     values = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu} | values
-    gpus = spec.get("gpus", 0.0) * team.size
-    values["gpu_s"] = values["wall_s"] * gpus if spec["device"] == "cuda" else 0.0
+    values["gpu_s"] = values["wall_s"] * site.gpus * team.size if site.device == "cuda" else 0.0
     values |= {"began_at": began_at, "ended_at": time.time()}
     if not team.is_first:
         return values
-    return store.commit(spec["stage"], spec["key"], values).values
+    return store.commit(stage.name, key, values).values

@@ -14,9 +14,10 @@ from l2g_ray.config import Settings
 from l2g_ray.counts import Candidate, describe_end, list_candidates, name_trial, rung_epochs, use_rc
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
-from l2g_ray.monitor.events import make_winner_event
+from l2g_ray.monitor.events import TrialName, make_winner_event
 from l2g_ray.orchestrate.keys import describe_data, make_baseline_job, name_member
 from l2g_ray.orchestrate.place import Place, emit_history
+from l2g_ray.orchestrate.spec import SearchTrial
 from l2g_ray.orchestrate.tasks import find_runner, run_jobs
 from l2g_ray.plan.spent import Spent, list_spent
 from l2g_ray.store.guard import persist
@@ -56,13 +57,13 @@ class TaskOutcome:
     select_scores: dict[str, float]
     architecture: list[tuple[int, int]]
     architecture_from: str
-    trials: list[dict[str, Any]]
-    best_trial: dict[str, Any] | None
+    trials: list[SearchTrial]
+    best_trial: SearchTrial | None
     members: list[Member]
     aligned: dict[tuple[int, int], StageResult]
     baselines: dict[str, StageResult]
     evaluation: StageResult
-    histories: dict[str, list[dict[str, Any]]]
+    histories: dict[str, list[dict[str, float]]]
     cost: dict[str, float]
     spent: list[Spent]
     aligned_to: str
@@ -84,7 +85,6 @@ class Pipeline:
         prepared: PreparedTask,
         settings: Settings,
         reference: StageResult,
-        precision: str,
         pretrained: StageResult | None = None,
     ) -> None:
         self.place = place
@@ -103,7 +103,7 @@ class Pipeline:
         # the shape and the LayerNorm of the language model's embeddings matter, not the text.
         self.common = describe_data(prepared, settings) | {
             "embedding": {name: reference.values[name] for name in ("width", "max_tokens", "norm_eps", "norm")},
-            "precision": precision,
+            "precision": place.site.precision,
             "threads": place.slots.cpus,
         }
         self.dumped = dumped
@@ -118,15 +118,15 @@ class Pipeline:
         shape = _shape(candidate.backbone, architecture)
         # Nothing but the evaluation waits for the other arms and the baselines: they train beside the stages of L2G.
         wait_for_others = self._beside(lambda: self._train_others(shape))
-        trials: list[dict[str, Any]] = []
-        best: dict[str, Any] | None = None
+        trials: list[SearchTrial] = []
+        best: SearchTrial | None = None
         aligned: dict[tuple[int, int], StageResult] = {}
         members: list[Member] = []
         try:
             if "l2g" in self.arms:
                 inputs = self._align_all(shape)
                 trials, best = self._finetune(shape, inputs)
-                members, aligned = self._train_l2g(shape, best["trial"], inputs)
+                members, aligned = self._train_l2g(shape, best.trial or {}, inputs)
         finally:  # of a failure too: what a pipeline has started ends before it does
             others, fitted = wait_for_others()
         members = self._whole_arms([*others, *members])
@@ -291,9 +291,7 @@ class Pipeline:
             parts |= {"pretrain": self.pretrained.key}
         return parts | {"finetune": {k: stage[k] for k in names if k in stage}}
 
-    def _finetune(
-        self, shape: dict[str, Any], inputs: dict[str, StageResult]
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def _finetune(self, shape: dict[str, Any], inputs: dict[str, StageResult]) -> tuple[list[SearchTrial], SearchTrial]:
         stage, seed = self.settings.finetune, self.seeds[0]
         folders = {name: str(r.folder) for name, r in inputs.items()}
         base = Job("trial", "trial", {"seed": seed}, folders, self._finetune_parts(inputs))
@@ -306,15 +304,12 @@ class Pipeline:
             runner = find_runner(self.place, base.stage)  # workers of a team exist in Train runs only
             runner = "train" if stage.trial_runner == "train" else runner
             trials = run_search(self.place, stage, base, self._space(), seed, runner)
-            keys = [trial["key"] for trial in trials]
             found = persist(self.place.store.root, lambda: self._keep_search(key, trials), self.wait_s)
-            self.place.store.discard_work("trial", keys)
+            self.place.store.discard_work("trial", [trial.key for trial in trials])
         else:
-            self._emit_search(found.values["trials"])
-        trials = found.values["trials"]
-        number = max(
-            (i for i, trial in enumerate(trials) if trial["trial"]), key=lambda number: trials[number]["best_score"]
-        )
+            trials = [SearchTrial.from_json(stored) for stored in found.values["trials"]]
+            self._emit_search(trials)
+        number = max((i for i, trial in enumerate(trials) if trial.trial), key=lambda number: trials[number].best_score)
         self.place.emit(make_winner_event(self._describe_trial(number, trials[number])))
         self.place.emit(
             {"type": "stage", "task": self.place.task, "stage": "finetune", "state": "done", "cached": cached}
@@ -322,23 +317,23 @@ class Pipeline:
         self.results.append(found)
         return trials, trials[number]
 
-    def _describe_trial(self, number: int, trial: dict[str, Any]) -> dict[str, Any]:
-        named = {"task": self.place.task, "stage": "trial", "label": name_trial(number)}
-        return named | {"key": trial["key"], "params": trial["trial"]}
+    def _describe_trial(self, number: int, trial: SearchTrial) -> TrialName:
+        return TrialName(self.place.task, "trial", name_trial(number), trial.key, trial.trial or {})
 
-    def _emit_search(self, trials: list[dict[str, Any]]) -> None:
+    def _emit_search(self, trials: list[SearchTrial]) -> None:
         """Tell a search that the store has."""
         stage = self.settings.finetune
         rungs = rung_epochs(stage.grace_epochs, stage.epochs, stage.reduction_factor)
         for number, trial in enumerate(trials):
-            if trial["history"]:
-                last_loss = float(trial["history"][-1]["train_loss"])
-                stopped = describe_end(len(trial["history"]), last_loss, stage.epochs, rungs)
-                emit_history(self.place, self._describe_trial(number, trial), trial, stopped)
+            if trial.history:
+                stopped = describe_end(len(trial.history), trial.history[-1]["train_loss"], stage.epochs, rungs)
+                name = self._describe_trial(number, trial)
+                emit_history(self.place, name, trial.history, trial.began_at, trial.ended_at, stopped)
 
-    def _keep_search(self, key: str, trials: list[dict[str, Any]]) -> StageResult:
+    def _keep_search(self, key: str, trials: list[SearchTrial]) -> StageResult:
         self.place.store.open_work("finetune", key)
-        return self.place.store.commit("finetune", key, {"trials": trials, "history": []})
+        values = {"trials": [trial.to_json() for trial in trials], "history": []}
+        return self.place.store.commit("finetune", key, values)
 
     def _space(self) -> dict[str, Any]:
         from hyperopt import hp
@@ -402,16 +397,16 @@ class Pipeline:
         args = {"contenders": contenders, "folds": asdict(self.folds[0])}
         return self._run("evaluate", [Job("evaluate", "test", args, folders, parts)])[0]
 
-    def _histories(self, trials: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def _histories(self, trials: list[SearchTrial]) -> dict[str, list[dict[str, float]]]:
         found = {f"{r.stage}/{r.key[:6]}": r.values["history"] for r in self.results if r.values.get("history")}
-        return found | {f"finetune/{name_trial(i)}": t["history"] for i, t in enumerate(trials)}
+        return found | {f"finetune/{name_trial(i)}": t.history for i, t in enumerate(trials)}
 
-    def _cost(self, trials: list[dict[str, Any]]) -> dict[str, float]:
+    def _cost(self, trials: list[SearchTrial]) -> dict[str, float]:
         cost: dict[str, float] = {}
         for result in self.results:
             cost[result.stage] = cost.get(result.stage, 0.0) + float(result.values.get("cpu_s", 0.0))
         if trials:
-            cost["finetune"] = sum(float(t.get("cpu_s", 0.0)) for t in trials)
+            cost["finetune"] = sum(trial.cpu_s for trial in trials)
         return cost
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from l2g_ray.counts import describe_end
 from l2g_ray.errors import UserError
-from l2g_ray.monitor.events import Emit, make_end_event, make_trial_event
+from l2g_ray.monitor.events import Emit, TrialName, make_end_event, make_trial_event
 from l2g_ray.monitor.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.cluster import Slots
-from l2g_ray.orchestrate.memory import memory_key
+from l2g_ray.orchestrate.residence import Held
+from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.redaction import redact
 from l2g_ray.store.guard import read_stall
 from l2g_ray.store.results import Job, Store
@@ -25,31 +26,34 @@ class StageFailed(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a task's jobs run: the common part of every spec, the slots, the event board and the way to it, a scratch
-    folder, and references to the task's rows where they are in the object store."""
+    """Where a task's jobs run: what they have in common, the slots, the event board and the way to it, and references to
+    the task's rows where they are in the object store."""
 
-    task: str
+    site: Site
     store: Store
-    common: dict[str, Any]
     slots: Slots
     board: Any
     emit: Emit
-    scratch: Path
-    held: dict[str, Any] = field(default_factory=dict)
+    held: Held = field(default_factory=dict)
 
-    def spec(self, job: Job) -> dict[str, Any]:
-        """What travels to a worker."""
-        return job.spec(self.common) | {
-            "task": self.task,
-            "label": job.label,
-            "params": job.args,
-            "kind": memory_key(job),
-        }
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.site.task
+
+    @property
+    def scratch(self) -> Path:
+        """The folder for Tune's own files and for notes of trials."""
+        return self.site.scratch
+
+    def name(self, job: Job) -> TrialName:
+        """What people call a job, and what tells it from others."""
+        return JobSpec(self.site, job).name
 
     def find_stall(self, stage: str, key: str) -> str | None:
         """Where a job hung, in words; None if it did not."""
         stood = read_stall(self.store.work_folder(stage, key))
-        limit_s = self.common["settings"]["cluster"]["stall_limit_s"]
+        limit_s = self.site.settings.cluster.stall_limit_s
         return f"no epoch ended within {limit_s:g} s (cluster.stall_limit_s), it stood in {stood}" if stood else None
 
 
@@ -58,25 +62,25 @@ def emit_slots(place: Place, intervals: dict[str, tuple[float, float]]) -> None:
     place.emit({"type": "slots", "task": place.task, "intervals": intervals})
 
 
-def emit_history(place: Place, spec: dict[str, Any], values: dict[str, Any], stopped: str = "finished") -> None:
-    """Tell the epochs of a trial that the store has, with the times at which it ran.
-
-    Parameters
-    ----------
-    spec : names the trial, as in `make_trial_event`.
-    values : its result: `history`, and `began_at` and `ended_at`, which those of an earlier version may lack.
-    stopped : why it ended.
-    """
-    history = values.get("history") or []
+def emit_history(
+    place: Place,
+    name: TrialName,
+    history: list[dict[str, float]],
+    began_at: float | None,
+    ended_at: float | None,
+    stopped: str = "finished",
+) -> None:
+    """Tell the epochs of a trial that the store has, with the times at which it ran, which those of an earlier version may
+    lack, and why it ended."""
     if not history:
         return
     took_s = [float(row.get("wall_s", 0.0)) for row in history]
-    ended_at = values.get("ended_at") or time.time()
-    began_at = values.get("began_at") or ended_at - sum(took_s)
+    ended_at = ended_at or time.time()
+    began_at = began_at or ended_at - sum(took_s)
     for number, row in enumerate(history, 1):
         at = max(began_at, ended_at - sum(took_s[number:]))
-        place.emit(make_trial_event(spec, row | {"began_at": began_at, "at": at}))
-    place.emit(make_end_event(spec, began_at, ended_at, stopped))
+        place.emit(make_trial_event(name, row | {"began_at": began_at, "at": at}))
+    place.emit(make_end_event(name, began_at, ended_at, stopped))
 
 
 def emit_end(place: Place, job: Job) -> None:
@@ -87,7 +91,7 @@ def emit_end(place: Place, job: Job) -> None:
     history = found.values["history"]
     last_loss = float(history[-1]["train_loss"]) if history else 0.0
     stopped = describe_end(len(history), last_loss, len(history), [])
-    place.emit(make_end_event(place.spec(job), found.values["began_at"], found.values["ended_at"], stopped))
+    place.emit(make_end_event(place.name(job), found.values["began_at"], found.values["ended_at"], stopped))
 
 
 def emit_failure(
@@ -99,17 +103,14 @@ def emit_failure(
     `label` is its name, where that is not the one that it noted.
     """
     noted = read_note(place.scratch, note)
-    stall = place.find_stall(noted.get("stage", stage), noted.get("key", note))
+    name = noted.name if noted else TrialName(place.task, stage, note, note, {})
+    stall = place.find_stall(name.stage, name.key)
     reason = stall or reason
-    where = f"node {noted['node']}, process {noted['pid']}\n" if noted else ""
+    where = f"node {noted.node}, process {noted.pid}\n" if noted else ""
     place.emit(
         {
             "type": "failure",
-            "task": place.task,
-            "stage": noted.get("stage", stage),
-            "trial": label or noted.get("label", note),
-            "key": noted.get("key", note),
-            "params": noted.get("params"),
+            **asdict(replace(name, trial=label or name.trial)),
             "again": again,
             "stopped": "stall limit" if stall else "failed",
             "reason": redact(reason[:300]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from l2g_ray.config import Settings, resolve_precision
@@ -15,68 +15,59 @@ from l2g_ray.orchestrate.keys import make_pretrain_job
 from l2g_ray.orchestrate.pipeline import Pipeline, TaskOutcome
 from l2g_ray.orchestrate.place import Place, raise_first_error
 from l2g_ray.orchestrate.residence import hold
+from l2g_ray.orchestrate.spec import JobSpec, Site, TaskSpec
 from l2g_ray.orchestrate.tasks import run_jobs, run_jobs_warm, warm_up
 from l2g_ray.store.results import Job, StageResult
-from l2g_ray.store.shared import open_store
 
 
-def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
-    """Run a task whose spec the suite made: 'task', 'prepared', 'settings', 'out', 'data_dir', 'slots', 'verbose',
-    'tasks_at_once'.
-
-    Raises what the stages raise.
-    """
+def run_task(spec: TaskSpec, board: Any) -> TaskOutcome:
+    """Run a task. Raises what the stages raise."""
     import ray
 
-    if not spec["verbose"]:
+    if not spec.verbose:
         for name in ("ray", "ray.tune", "ray.train", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    settings = Settings.model_validate(spec["settings"])
-    prepared = open_prepared(spec["prepared"])
-    out = Path(spec["out"])
-    store = open_store(out / "stages", spec["remote"], settings.cluster.storage_wait_s)
-    slots = spec["slots"]
+    settings, slots = spec.settings, spec.slots
+    prepared = open_prepared(spec.prepared)
     # Here, not in the driver: Ray gives a pipeline an idle process too, and it would take one that is warm.
     warm_up(slots)
     device = "cuda" if slots.gpus else "cpu"
-    scratch = Path(spec["scratch"])
-    common = {
-        "root": str(store.root),
-        "remote": spec["remote"],
-        "prepared": spec["prepared"],
-        "settings": spec["settings"],
-        "threads": slots.cpus,
-        "device": device,
-        "gpus": slots.gpus,
-        "precision": resolve_precision(settings.precision, device),
-        "scratch": str(scratch),
-    }
+    site = Site(
+        task=spec.task,
+        prepared=spec.prepared,
+        settings=settings,
+        root=spec.out / "stages",
+        scratch=spec.scratch,
+        threads=slots.cpus,
+        device=device,
+        gpus=slots.gpus,
+        precision=resolve_precision(settings.precision, device),
+        remote=spec.remote,
+        data_dir=spec.data_dir,
+    )
     pending: list[Any] = []
 
     def emit(event: dict[str, Any]) -> None:
         pending.append(board.put.remote(event))
 
-    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    begun = scratch / f"{spec['task']}.begun"
+    spec.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    begun = spec.scratch / f"{spec.task}.begun"
     if begun.exists():
-        text = f"{spec['task']}: lost its process or machine and begins again; finished stages are there already"
-        emit({"type": "note", "task": spec["task"], "text": text})
+        text = f"{spec.task}: lost its process or machine and begins again; finished stages are there already"
+        emit({"type": "note", "task": spec.task, "text": text})
     with contextlib.suppress(OSError):
         begun.touch()
-    held = hold(prepared, settings.data, spec["tasks_at_once"])
-    place = Place(spec["task"], store, common, slots, board, emit, scratch, held)
+    held = hold(prepared, settings.data, spec.tasks_at_once)
+    place = Place(site, site.open_store(), slots, board, emit, held)
     try:
-        align, data_dir = settings.align, spec["data_dir"]
         # First: where there is no such text, nothing begins.
-        corpus, _ = find_corpus(align.source, align.source_path, Path(data_dir) if data_dir else None)
+        corpus, _ = find_corpus(settings.align.source, settings.align.source_path, spec.data_dir)
         pretrained = _pretrain(place, prepared, settings)
-        reference = _reference(place, settings, data_dir, corpus, pretrained)
-        text = f"{spec['task']}: aligns to {reference.values['described']}"
-        emit({"type": "note", "task": spec["task"], "text": text})
-        common |= {"reference": str(reference.folder), "reference_facts": reference.values}
-        if pretrained is not None:
-            common["pretrained"] = str(pretrained.folder)
-        return Pipeline(place, prepared, settings, reference, common["precision"], pretrained).run()
+        reference = _reference(place, settings, corpus, pretrained)
+        text = f"{spec.task}: aligns to {reference.values['described']}"
+        emit({"type": "note", "task": spec.task, "text": text})
+        site = replace(site, reference=reference, pretrained=pretrained.folder if pretrained else None)
+        return Pipeline(replace(place, site=site), prepared, settings, reference, pretrained).run()
     finally:
         ray.get(pending)  # also of a task that fails: an event after its end would find its MLflow runs closed
 
@@ -85,13 +76,11 @@ def _pretrain(place: Place, prepared: PreparedTask, settings: Settings) -> Stage
     """The language model trained further on the task's training rows; None where that is not asked for."""
     if not settings.pretrain.enabled:
         return None
-    job = make_pretrain_job(prepared, settings, place.common["precision"], place.slots.cpus)
+    job = make_pretrain_job(prepared, settings, place.site.precision, place.slots.cpus)
     return run_jobs(place, job.stage, [job])[0]
 
 
-def _reference(
-    place: Place, settings: Settings, data_dir: str | None, corpus: Corpus | None, pretrained: StageResult | None
-) -> StageResult:
+def _reference(place: Place, settings: Settings, corpus: Corpus | None, pretrained: StageResult | None) -> StageResult:
     align, model = settings.align, settings.model
     if align.reference_weights == "pretrained":  # the text goes through the weights from before
         pretrained = None
@@ -109,10 +98,8 @@ def _reference(
     found = place.store.find(job.stage, job.key)
     if found is None:
         # The data folder is where to look, not what was found, so it stays out of the key.
-        spec = place.spec(job) | {"data_dir": data_dir}
-        if pretrained is not None:
-            spec["pretrained"] = str(pretrained.folder)
-        errors = run_jobs_warm([spec], "process", place.slots, {}, place.board)
+        site = replace(place.site, pretrained=pretrained.folder if pretrained else None)
+        errors = run_jobs_warm([JobSpec(site, job)], "process", place.slots, {}, place.board)
         raise_first_error(errors, place.task, job.stage)
         found = place.store.find(job.stage, job.key)
         assert found is not None

@@ -6,18 +6,20 @@ Data that does not fit is streamed from its shards by each trial (`ShardSource`)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import PreparedTask
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
+
     from l2g_ray.data.batches import Source
 
 SPLITS = ("train", "valid")
 # Ray spills to disk when its store is full; trials of several tasks and Ray's own objects want room beside the data.
 SHARE_OF_STORE = 0.3
-Held = dict[str, Any]
+Held = dict[str, "ObjectRef"]
 
 
 def estimate_bytes(prepared: PreparedTask) -> int:

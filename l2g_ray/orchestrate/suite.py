@@ -41,6 +41,7 @@ from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.ray_private import find_dashboard
 from l2g_ray.orchestrate.relog import log_if_gone, write_events
 from l2g_ray.orchestrate.reporting import count_parameters, read_details
+from l2g_ray.orchestrate.spec import TaskSpec
 from l2g_ray.places import show_command
 from l2g_ray.plan.rows import rows_of_manifest
 from l2g_ray.redaction import clean, redact
@@ -245,29 +246,27 @@ class _Run:
         self._make_scratch()
         order, at_once = self._order(slots)
         slot_log = SlotLog()
-        common: dict[str, Any] = {
-            "scratch": str(self.scratch),
-            "out": str(self.request.out.resolve()),
-            "remote": self.remote_stages,
-            "data_dir": str(self.request.data_dir.resolve()) if self.request.data_dir else None,
-            "slots": slots,
-            "tasks_at_once": min(len(order), at_once),
-            "verbose": self.request.verbose,
-        }
-        waiting: list[dict[str, Any]] = [
-            {
-                "task": name,
-                "prepared": str(self.prepared[name].folder.absolute()),
-                "settings": self.settings[name].model_dump(mode="json"),
-            }
+        waiting = [
+            TaskSpec(
+                task=name,
+                prepared=str(self.prepared[name].folder.absolute()),
+                settings=self.settings[name],
+                out=self.request.out.resolve(),
+                remote=self.remote_stages,
+                data_dir=self.request.data_dir.resolve() if self.request.data_dir else None,
+                scratch=self.scratch,
+                slots=slots,
+                tasks_at_once=min(len(order), at_once),
+                verbose=self.request.verbose,
+            )
             for name in order
         ]
         running: dict[Any, str] = {}
 
         def start_tasks() -> None:
             while waiting and len(running) < at_once:
-                spec = waiting.pop(0) | common
-                running[remote.remote(spec, board)] = spec["task"]
+                spec = waiting.pop(0)
+                running[remote.remote(spec, board)] = spec.task
 
         self.status.say("trains")
         storage = StorageWatch(self.request.remote or self.request.out, self._say)

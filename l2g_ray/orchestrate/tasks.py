@@ -23,6 +23,8 @@ from l2g_ray.orchestrate.place import (
     find_cause,
     raise_first_error,
 )
+from l2g_ray.orchestrate.residence import Held
+from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.redaction import redact
 from l2g_ray.stages.registry import find_stage
 from l2g_ray.store.results import Job, StageResult
@@ -33,10 +35,10 @@ WARMED = 8
 
 
 def run_jobs_warm(
-    specs: list[dict[str, Any]],
+    specs: list[JobSpec],
     runner: str,
     slots: Slots,
-    held: dict[str, Any],
+    held: Held,
     board: Any,
     on_failure: Callable[[int, Exception, bool], None] = lambda index, error, again: None,
     on_end: Callable[[int], None] = lambda index: None,
@@ -103,20 +105,19 @@ def _import_all() -> None:
             stage.load()
 
 
-def run_warm(spec: dict[str, Any], runner: str, slots: Slots, held: dict[str, Any], board: Any) -> None:
+def run_warm(spec: JobSpec, runner: str, slots: Slots, held: Held, board: Any) -> None:
     """Run one job, in this process or as a Ray Train run, and put its epochs on the board."""
     import ray
 
-    spec = spec | {"note": spec["key"]}
-    note_logs(spec)
+    name = spec.name
+    note_logs(spec.site.scratch, name.key, name)
     told: list[Any] = []
     try:
         if runner == "train":
             from l2g_ray.orchestrate.train import run_in_train
 
-            fixed = {name: spec[name] for name in ("label", "params", "key", "stage")}
             with _own_interrupts():
-                run_in_train(spec, slots, fixed, board)
+                run_in_train(spec, slots, board)
         else:
             from l2g_ray.orchestrate.jobs import run_job
             from l2g_ray.orchestrate.residence import open_held
@@ -124,7 +125,7 @@ def run_warm(spec: dict[str, Any], runner: str, slots: Slots, held: dict[str, An
             sources = open_held(held)
             run_job(
                 spec,
-                lambda row: told.append(board.put.remote(make_trial_event(spec, row))),
+                lambda row: told.append(board.put.remote(make_trial_event(name, row))),
                 sources.get("train"),
                 sources.get("valid"),
             )
@@ -167,7 +168,10 @@ def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None
     missing = [job for job in jobs if place.store.find(job.stage, job.key) is None]
     for job in jobs:
         if job not in missing and (stored := place.store.find(job.stage, job.key)):
-            emit_history(place, place.spec(job), stored.values)
+            values = stored.values
+            emit_history(
+                place, place.name(job), values.get("history", []), values.get("began_at"), values.get("ended_at")
+            )
     if missing:
         place.emit(event | {"state": "running", "trials": len(missing)})
 
@@ -182,7 +186,7 @@ def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None
             errors = run_trials(place, name, missing, runner)
         else:
             errors = run_jobs_warm(
-                [place.spec(job) for job in missing],
+                [JobSpec(place.site, job) for job in missing],
                 runner,
                 place.slots,
                 place.held,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 from ray import tune
 
 from l2g_ray.data.dataset import PreparedTask, read_shard
-from l2g_ray.monitor.events import make_tune_result
 from l2g_ray.monitor.trial_logs import note_logs
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.memory import Measured, limit_memory, memory_key
 from l2g_ray.orchestrate.residence import Held, open_held
+from l2g_ray.orchestrate.spec import JobSpec, Site, TuneReport
 from l2g_ray.storage import Location
 from l2g_ray.store.results import Job
 
@@ -74,7 +74,17 @@ def _read_shards(paths: pa.Table) -> pa.Table:
 COLLECTIVE_TIMEOUT_S = 24 * 3600
 
 
-def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any], board: Any = None) -> None:
+@dataclass(frozen=True)
+class _Worker:
+    """What each worker of a Train run gets; without a board its epochs go to Tune."""
+
+    spec: JobSpec
+    board: Any
+    datasets: dict[str, Any]
+    rows: dict[str, int]
+
+
+def run_in_train(spec: JobSpec, slots: Slots, board: Any = None) -> None:
     """Run a job in Ray Train workers. Its epochs go to the event board; without one, this is a Tune trial, and they
     reach Tune through `TuneReportCallback`.
 
@@ -89,21 +99,16 @@ def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any], boar
     from l2g_ray.data.dataset import open_prepared
     from l2g_ray.stages.loop import read_micro_batches
 
-    prepared = open_prepared(spec["prepared"])
+    key = spec.job.key
+    prepared = open_prepared(spec.site.prepared)
     datasets = {split: make_ray_dataset(prepared, split) for split in ("train", "valid")}
-    state = Path(spec["root"]) / spec["stage"] / f"{spec['key']}.work" / "state.pt"
+    state = spec.site.open_store().work_folder(spec.job.stage, key) / "state.pt"
     while True:
         before = read_micro_batches(state)
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={
-                "spec": spec,
-                "fixed": fixed,
-                "board": board,
-                # Each worker passes over the whole set by itself: no processes that part it among workers.
-                "datasets": datasets,
-                "rows": {s: prepared.n_rows(s) for s in datasets},
-            },
+            # Each worker passes over the whole set by itself: no processes that part it among workers.
+            train_loop_config={"worker": _Worker(spec, board, datasets, {s: prepared.n_rows(s) for s in datasets})},
             torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=slots.workers,
@@ -111,8 +116,8 @@ def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any], boar
                 resources_per_worker={"CPU": slots.cpus} | ({"GPU": slots.gpus} if slots.gpus else {}),
             ),
             run_config=ray.train.RunConfig(
-                name=f"train-{spec['key']}",
-                storage_path=str(Path(spec["scratch"]).resolve()),
+                name=f"train-{key}",
+                storage_path=str(spec.site.scratch.resolve()),
                 callbacks=[TuneReportCallback()] if board is None else [],
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             ),
@@ -126,45 +131,46 @@ def run_in_train(spec: dict[str, Any], slots: Slots, fixed: dict[str, Any], boar
                 raise
 
 
-def _train_worker(config: dict[str, Any]) -> None:
+def _train_worker(config: dict[str, _Worker]) -> None:
     import ray
     import ray.train
     import torch
     from ray.train.torch import get_device
 
     from l2g_ray.models.team import Team
-    from l2g_ray.monitor.events import make_trial_event, make_tune_result
+    from l2g_ray.monitor.events import make_trial_event
     from l2g_ray.monitor.trial_logs import note_logs
     from l2g_ray.orchestrate.jobs import run_job
 
-    note_logs(config["spec"])  # it computes here, not in the trial's own process
-    board, team, device = config["board"], Team.joined(), get_device()
+    worker, team, device = config["worker"], Team.joined(), get_device()
+    spec, name = worker.spec, worker.spec.name
+    note_logs(spec.site.scratch, spec.note or name.key, name)  # it computes here, not in the trial's own process
     if device.type == "cuda":  # workers of one machine see all of its GPUs
         torch.cuda.set_device(device)
-    sources = {split: RayDataSource(config["datasets"][split], n) for split, n in config["rows"].items()}
+    sources = {split: RayDataSource(worker.datasets[split], n) for split, n in worker.rows.items()}
     total = 0.0
 
-    def report(row: dict[str, Any]) -> None:
+    def report(row: dict[str, float]) -> None:
         nonlocal total
         total += row["cpu_s"]
-        if board is not None and team.is_first:
-            ray.get(board.put.remote(make_trial_event(config["spec"], row)))
-        ray.train.report(make_tune_result(row, config["fixed"], total))
+        if worker.board is not None and team.is_first:
+            ray.get(worker.board.put.remote(make_trial_event(name, row)))
+        ray.train.report(TuneReport(name, row, total).to_tune())
 
-    run_job(config["spec"], report, sources["train"], sources["valid"], team)
+    run_job(spec, report, sources["train"], sources["valid"], team)
 
 
 NEXT_TO_NOTHING = tune.PlacementGroupFactory([{"memory": 1}])  # Tune refuses a trial that asks for nothing
 
 
-def make_trainable(specs: list[dict[str, Any]], runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
+def make_trainable(site: Site, jobs: list[Job], runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
     """A Tune trainable whose config {'index': i} runs job i of a list, on rows that `held` refers to."""
 
     def trial(config: dict[str, Any], held: Held) -> None:
-        run_reporting(specs[config["index"]], runner, slots, held)
+        run_reporting(JobSpec(site, jobs[config["index"]]), runner, slots, held)
 
     def share(config: dict[str, Any]) -> float:
-        return Measured(Path(specs[0]["root"])).share(specs[config["index"]]["kind"])
+        return Measured(site.root).share(memory_key(jobs[config["index"]]))
 
     return _finish(trial, runner, slots, held, share)
 
@@ -175,18 +181,15 @@ def draw_job(base: Job, config: dict[str, Any]) -> Job:
     return Job(base.stage, base.label, base.args | {"trial": drawn}, base.inputs, base.parts)
 
 
-def make_search_trainable(
-    base: Job, common: dict[str, Any], runner: str, slots: Slots, held: Held
-) -> Callable[..., Any]:
+def make_search_trainable(site: Site, base: Job, runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
     """A Tune trainable whose config is a set of hyper-parameters for `base`."""
 
     def trial(config: dict[str, Any], held: Held) -> None:
         job = draw_job(base, config)
-        named = {"label": job.label, "params": job.args["trial"], "kind": memory_key(job)}
-        run_reporting(job.spec(common) | named, runner, slots, held)
+        run_reporting(JobSpec(site, job, job.args["trial"]), runner, slots, held)
 
     def share(config: dict[str, Any]) -> float:
-        return Measured(Path(common["root"])).share(memory_key(draw_job(base, config)))
+        return Measured(site.root).share(memory_key(draw_job(base, config)))
 
     return _finish(trial, runner, slots, held, share)
 
@@ -207,27 +210,26 @@ def _finish(
     return tune.with_resources(tune.with_parameters(trial, held=held), NEXT_TO_NOTHING if runner == "train" else own)
 
 
-def run_reporting(spec: dict[str, Any], runner: str, slots: Slots, held: Held) -> None:
+def run_reporting(spec: JobSpec, runner: str, slots: Slots, held: Held) -> None:
     """Run one job, in this process or as a Ray Train run, and report its epochs to Tune."""
-    fixed = {"label": spec["label"], "params": spec["params"], "key": spec["key"], "stage": spec["stage"]}
-    spec = spec | {"note": tune.get_context().get_trial_id()}
-    note_logs(spec)
-    total, measured = 0.0, Measured(Path(spec["root"]))
-    packed = slots.packed and runner != "train"
-    if packed:
+    spec, name = replace(spec, note=tune.get_context().get_trial_id()), spec.name
+    note_logs(spec.site.scratch, spec.note, name)
+    total, measured, kind = 0.0, Measured(spec.site.root), memory_key(spec.job)
+    gpus: float | None = None
+    if slots.packed and runner != "train":
         gpus = float(tune.get_context().get_trial_resources().required_resources["GPU"])
         limit_memory(gpus)
-        spec, fixed = spec | {"gpus": gpus}, fixed | {"gpus": gpus}
+        spec = replace(spec, site=replace(spec.site, gpus=gpus))
 
-    def report(row: dict[str, Any]) -> None:
+    def report(row: dict[str, float]) -> None:
         nonlocal total
         total += row["cpu_s"]
-        if packed:
-            measured.record(spec["kind"], row, spec["gpus"])
-        tune.report(make_tune_result(row, fixed, total))
+        if gpus is not None:
+            measured.record(kind, row, gpus)
+        tune.report(TuneReport(name, row, total, gpus).to_tune())
 
     if runner == "train":
-        run_in_train(spec, slots, fixed)
+        run_in_train(spec, slots)
     else:
         from l2g_ray.orchestrate.jobs import run_job  # with torch, which the pipeline that sends this has no use for
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from l2g_ray.orchestrate.cluster import MAX_FAILURES
 from l2g_ray.orchestrate.memory import most_at_once
 from l2g_ray.orchestrate.place import Place, emit_end, emit_failure, emit_slots, raise_first_error
 from l2g_ray.orchestrate.ray_private import keep_secrets_from_trials
+from l2g_ray.orchestrate.spec import SearchTrial, TuneReport
 from l2g_ray.orchestrate.train import draw_job, make_search_trainable, make_trainable
 from l2g_ray.store.results import Job
 
@@ -100,9 +102,6 @@ class OrderedASHA(FIFOScheduler):
         return TrialScheduler.CONTINUE if survives(score, peers, self.reduction_factor) else TrialScheduler.STOP
 
 
-Histories = dict[str, list[dict[str, Any]]]
-
-
 @contextlib.contextmanager
 def _experiment(
     place: Place, stage: str, emitter: _EmitRows | None = None
@@ -143,17 +142,17 @@ class _EmitRows(Callback):
         on_end: Callable[[Any], None] = lambda trial: None,
     ) -> None:
         self.place, self.label, self.on_end = place, label, on_end
-        self.histories: Histories = {}
+        self.histories: dict[str, list[dict[str, float]]] = {}
         self.reasons: list[str] = []
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """One epoch of one trial."""
-        if "label" in result:
-            named = result | {"task": self.place.task, "label": self.label(trial) or result["label"]}
-            event = make_trial_event(named, result["row"] | _read_times(self.place, result))
-            rows = self.histories.setdefault(result["key"], [])
+        if report := TuneReport.from_tune(result):
+            name = replace(report.name, trial=self.label(trial) or report.name.trial)
+            event = make_trial_event(name, report.row | _read_times(self.place, report))
+            rows = self.histories.setdefault(name.key, [])
             if len(rows) > event["row"]["epoch"]:  # a trial that was restarted tells its first epochs again
                 return
             rows.append(event["row"])
@@ -181,14 +180,13 @@ class _EmitRows(Callback):
 
 def run_trials(place: Place, stage: str, jobs: list[Job], runner: str) -> list[Exception]:
     """Run jobs as the trials of one Tune run, as many at once as there are slots; the errors of those that failed for good."""
-    specs = [place.spec(job) for job in jobs]
     told = _EmitRows(place, on_end=lambda trial: emit_end(place, jobs[trial.config["index"]]))
     with _experiment(place, stage, told) as (run_config, _):
         results = tune.Tuner(
-            make_trainable(specs, runner, place.slots, place.held),
-            param_space={"index": tune.grid_search(list(range(len(specs))))},
+            make_trainable(place.site, jobs, runner, place.slots, place.held),
+            param_space={"index": tune.grid_search(list(range(len(jobs))))},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=min(len(specs), most_at_once(place.slots)), reuse_actors=True
+                max_concurrent_trials=min(len(jobs), most_at_once(place.slots)), reuse_actors=True
             ),
             run_config=run_config,
         ).fit()
@@ -197,10 +195,8 @@ def run_trials(place: Place, stage: str, jobs: list[Job], runner: str) -> list[E
 
 def run_search(
     place: Place, settings: FinetuneSettings, base: Job, space: dict[str, Any], seed: int, runner: str
-) -> list[dict[str, Any]]:
-    """ASHA over `space`; `base.args['trial']` is replaced by each drawn config. Returns one dict a trial, in order:
-    'trial' (the config; None where it failed), 'key', 'best_score', 'epochs', 'cpu_s', 'wall_s', 'gpu_s', 'error', 'history',
-    and when it ran, 'began_at' and 'ended_at'.
+) -> list[SearchTrial]:
+    """ASHA over `space`; `base.args['trial']` is replaced by each drawn config. Returns the trials in order.
 
     A trial that fails is a trial that lost; only when all fail does the stage fail.
     """
@@ -211,10 +207,10 @@ def run_search(
     rungs = rung_epochs(settings.grace_epochs, settings.epochs, settings.reduction_factor)
 
     def tell_end(trial: Any) -> None:
-        last = trial.last_result or {}
-        if times := _read_times(place, last):
-            named = last | {"task": place.task, "label": name(trial)}
-            stopped = describe_end(int(last["epoch"]) + 1, float(last["row"]["train_loss"]), settings.epochs, rungs)
+        last = TuneReport.from_tune(trial.last_result)
+        if last and (times := _read_times(place, last)):
+            stopped = describe_end(int(last.row["epoch"]) + 1, last.row["train_loss"], settings.epochs, rungs)
+            named = replace(last.name, trial=name(trial))
             place.emit(make_end_event(named, times["began_at"], times["at"], stopped))
 
     def name(trial: Any) -> str:
@@ -222,7 +218,7 @@ def run_search(
 
     with _experiment(place, "finetune", _EmitRows(place, name, tell_end)) as (run_config, told):
         results = tune.Tuner(
-            make_search_trainable(base, place.common, runner, place.slots, place.held),
+            make_search_trainable(place.site, base, runner, place.slots, place.held),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=OrderedASHA(search, settings.grace_epochs, settings.epochs, settings.reduction_factor),
@@ -232,59 +228,45 @@ def run_search(
             ),
             run_config=run_config,
         ).fit()
-    last = {m["key"]: m["row"] for result in results if (m := result.metrics) and "began_at" in m.get("row", {})}
-    emit_slots(place, {key: (row["began_at"], row["at"]) for key, row in last.items()})
+    last = {
+        r.metrics["trial_id"]: (r, report) for r in results if r.metrics and (report := TuneReport.from_tune(r.metrics))
+    }
+    emit_slots(place, {report.name.key: report.times for _, report in last.values() if report.times})
     if results.num_errors == len(results):
         raise_first_error(results.errors, place.task, "finetune")
-    by_id = {
-        result.metrics["trial_id"]: result for result in results if result.metrics and "trial_id" in result.metrics
-    }
-    ordered: list[dict[str, Any]] = []
+    ordered: list[SearchTrial] = []
     for trial_id in search.order:
-        result = by_id.get(trial_id)
-        if result is None or result.metrics is None or "best_score" not in result.metrics:
-            ordered.append(
-                {
-                    "trial": None,
-                    "key": draw_job(base, search.configs[trial_id]).key,
-                    "best_score": float("-inf"),
-                    "epochs": 0,
-                    "cpu_s": 0.0,
-                    "wall_s": 0.0,
-                    "gpu_s": 0.0,
-                    "error": "failed",
-                    "history": [],
-                    "began_at": None,
-                    "ended_at": None,
-                }
-            )
+        if trial_id not in last:
+            ordered.append(SearchTrial(None, draw_job(base, search.configs[trial_id]).key, error="failed"))
             continue
-        metrics = result.metrics
-        history = told.histories.get(metrics["key"], [])
-        wall_s = sum(float(row["wall_s"]) for row in history)
+        result, report = last[trial_id]
+        history, times = told.histories.get(report.name.key, []), _read_times(place, report)
+        wall_s = sum(row["wall_s"] for row in history)
+        gpus = place.slots.gpus if report.gpus is None else report.gpus
         ordered.append(
-            {
-                "trial": metrics["params"],
-                "key": metrics["key"],
-                "best_score": metrics["best_score"],
-                "epochs": int(metrics["epoch"]) + 1,
-                "cpu_s": metrics["cpu_s_total"],
-                "wall_s": wall_s,
-                "gpu_s": wall_s * metrics.get("gpus", place.slots.gpus) * place.slots.workers,
-                "error": str(result.error) if result.error else "",
-                "history": history,
-                "began_at": (times := _read_times(place, metrics)).get("began_at"),
-                "ended_at": times.get("at"),
-            }
+            SearchTrial(
+                trial=report.name.params,
+                key=report.name.key,
+                best_score=report.row["best_score"],
+                epochs=int(report.row["epoch"]) + 1,
+                cpu_s=report.cpu_s_total,
+                wall_s=wall_s,
+                gpu_s=wall_s * gpus * place.slots.workers,
+                error=str(result.error) if result.error else "",
+                history=history,
+                began_at=times.get("began_at"),
+                ended_at=times.get("at"),
+            )
         )
     return ordered
 
 
-def _read_times(place: Place, result: dict[str, Any]) -> dict[str, float]:
+def _read_times(place: Place, report: TuneReport) -> dict[str, float]:
     """`began_at` and `at` of a trial that has reported: its own, or those of the result that it found in the store."""
-    if times := {name: result["row"][name] for name in TIMES if name in result.get("row", {})}:
-        return times
-    found = place.store.find(result["stage"], result["key"]) if "key" in result else None
-    if found is None or not found.values.get("began_at"):
-        return {}
-    return {"began_at": found.values["began_at"], "at": found.values["ended_at"]}
+    times = report.times
+    if times is None:
+        found = place.store.find(report.name.stage, report.name.key)
+        if found is None or not found.values.get("began_at"):
+            return {}
+        times = found.values["began_at"], found.values["ended_at"]
+    return dict(zip(TIMES, times, strict=True))

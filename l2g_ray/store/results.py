@@ -135,7 +135,3 @@ class Job:
     def key(self) -> str:
         """Content key of the result."""
         return make_key(self.stage, self.parts | {"args": self.args})
-
-    def spec(self, common: dict[str, Any]) -> dict[str, Any]:
-        """The JSON form that travels to a worker."""
-        return common | {"stage": self.stage, "key": self.key, "args": self.args, "inputs": self.inputs}

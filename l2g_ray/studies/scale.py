@@ -11,7 +11,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ from l2g_ray.monitor.environment import describe_environment, hash_content
 from l2g_ray.monitor.events import Board
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.jobs import load_data, run_job
+from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.request import EXPERIMENT
 from l2g_ray.results.figures import save
 from l2g_ray.results.scale_table import KINDS, plot_scaling, write_markdown
 from l2g_ray.stages.common import build_net, make_embedder_config, read_reference
-from l2g_ray.store.results import Job, Store
+from l2g_ray.store.results import Job, StageResult
 from l2g_ray.tracking.runs import Tracker
 
 N_VALID, N_TEST = 64, 2
@@ -187,9 +188,9 @@ class _Bench:
 
     def _train(self, workers: int, rows: int, batch_size: int, kind: str) -> dict[str, Any]:
         self.say(f"{kind} scaling: {workers} worker{'s' if workers > 1 else ''}, {rows} rows, batch {batch_size}")
-        job, common, store = self._job(f"{kind}-{workers}", rows, batch_size, seed=0)
+        job, site = self._job(f"{kind}-{workers}", rows, batch_size, seed=0)
         begun = time.perf_counter()
-        history = self._run([job], common, store, Slots(1, 1, self.gpus, workers), "train")[0]["history"]
+        history = self._run([job], site, Slots(1, 1, self.gpus, workers), "train")[0]["history"]
         wall_s = time.perf_counter() - begun
         epochs_s = [row["train_s"] for row in history[1:]]
         seen = rows - 1 if rows % batch_size == 1 else rows
@@ -210,9 +211,9 @@ class _Bench:
         request = self.request
         self.say(f"throughput: {request.trials} trials, {slots} at once")
         made = [self._job(f"slots-{slots}", request.rows, request.batch_size, seed) for seed in range(request.trials)]
-        _, common, store = made[0]
+        _, site = made[0]
         begun = time.perf_counter()
-        self._run([job for job, _, _ in made], common, store, Slots(slots, 1, self.gpus), "process")
+        self._run([job for job, _ in made], site, Slots(slots, 1, self.gpus), "process")
         wall_s = time.perf_counter() - begun
         return {
             "slots": slots,
@@ -221,24 +222,21 @@ class _Bench:
             "trials_per_min": 60 * request.trials / wall_s,
         }
 
-    def _run(
-        self, jobs: list[Job], common: dict[str, Any], store: Store, slots: Slots, runner: str
-    ) -> list[dict[str, Any]]:
+    def _run(self, jobs: list[Job], site: Site, slots: Slots, runner: str) -> list[dict[str, Any]]:
         from l2g_ray.orchestrate.place import Place
         from l2g_ray.orchestrate.tasks import run_jobs
 
-        place = Place("scale", store, common, slots, self.board, lambda event: None, self.scratch)
+        place = Place(site, site.open_store(), slots, self.board, lambda event: None)
         return [result.values for result in run_jobs(place, jobs[0].parts["scale"], jobs, runner)]
 
-    def _job(self, kind: str, rows: int, batch_size: int, seed: int) -> tuple[Job, dict[str, Any], Store]:
+    def _job(self, kind: str, rows: int, batch_size: int, seed: int) -> tuple[Job, Site]:
         """A refit in a store of its own, so that no measurement finds another's result."""
         prepared = self._prepare(rows)
-        store = Store(self.scratch / kind)
         settings = self.request.settings
         settings = settings.model_copy(
             update={"finetune": settings.finetune.model_copy(update={"epochs": self.request.epochs})}
         )
-        reference, facts = self._reference(prepared, settings)
+        reference = self._reference(prepared, settings)
         trial = {
             "lr_embedder": 1e-4,
             "lr_language_model": 1e-5,
@@ -248,20 +246,18 @@ class _Bench:
             "train_layers": "all",
             "alpha": 0.0,
         }
-        job = Job("refit", kind, {"trial": trial, "seed": seed}, {"align:0.0": str(reference)}, {"scale": kind})
-        common = {
-            "root": str(store.root),
-            "prepared": str(prepared.folder),
-            "settings": settings.model_dump(mode="json"),
-            "threads": 1,
-            "device": self.device,
-            "gpus": self.gpus,
-            "precision": resolve_precision(settings.precision, self.device),
-            "scratch": str(self.scratch),
-            "reference": str(reference),
-            "reference_facts": facts,
-        }
-        return job, common, store
+        job = Job("refit", kind, {"trial": trial, "seed": seed}, {"align:0.0": str(reference.folder)}, {"scale": kind})
+        site = replace(
+            self._site(prepared, settings, kind),
+            device=self.device,
+            gpus=self.gpus,
+            precision=resolve_precision(settings.precision, self.device),
+            reference=reference,
+        )
+        return job, site
+
+    def _site(self, prepared: PreparedTask, settings: Settings, folder: str) -> Site:
+        return Site("scale", str(prepared.folder), settings, self.scratch / folder, self.scratch)
 
     def _prepare(self, rows: int) -> PreparedTask:
         if rows not in self.prepared:
@@ -277,24 +273,15 @@ class _Bench:
                 raise UserError(f"--length-bp {self.request.length_bp}: random sequences repeat; give longer ones")
         return self.prepared[rows]
 
-    def _reference(self, prepared: PreparedTask, settings: Settings) -> tuple[Path, dict[str, Any]]:
-        """The folder with the language model's reference and an untrained embedder, as stage 2 leaves one."""
-        store = Store(self.scratch / "reference")
+    def _reference(self, prepared: PreparedTask, settings: Settings) -> StageResult:
+        """The language model's reference and, in its folder, an untrained embedder, as stage 2 leaves one."""
         key = hash_content(settings.model.model_dump(mode="json"))
         job = Job("reference", settings.model.language_model, {}, {}, {"key": key})
-        common = {
-            "root": str(store.root),
-            "prepared": str(prepared.folder),
-            "settings": settings.model_dump(mode="json"),
-            "threads": 1,
-            "device": "cpu",
-            "precision": "fp32",
-            "data_dir": None,
-        }
-        facts = run_job(job.spec(common), lambda row: None)
-        folder = store.folder("reference", job.key)
-        if not (folder / "config.json").exists():
-            reference, data = read_reference(folder, facts), load_data(prepared)
+        site = self._site(prepared, settings, "reference")
+        facts = run_job(JobSpec(site, job), lambda row: None)
+        made = StageResult("reference", job.key, site.open_store().folder("reference", job.key), facts)
+        if not (made.folder / "config.json").exists():
+            reference, data = read_reference(made.folder, facts), load_data(prepared)
             config = make_embedder_config(settings, data, reference, settings.select.backbones[0])
-            save_model(build_net(config, data, reference, 0), folder)
-        return folder, facts
+            save_model(build_net(config, data, reference, 0), made.folder)
+        return made

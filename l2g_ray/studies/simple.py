@@ -16,11 +16,12 @@ from l2g_ray.monitor.environment import hash_content
 from l2g_ray.orchestrate.identity import prepare_task, refuse_other_study, resolve_task
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.keys import make_baseline_job
+from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.request import SuiteRequest
 from l2g_ray.results.comparison import write_study
 from l2g_ray.results.intervals import ArmScores
-from l2g_ray.store.results import Job, StageResult, Store
-from l2g_ray.store.shared import open_store, push
+from l2g_ray.store.results import Job, StageResult
+from l2g_ray.store.shared import push
 from l2g_ray.studies.study import Compared, correct
 from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
@@ -74,20 +75,19 @@ def _run_task(
     folder: Path,
     console: Console,
 ) -> list[Compared]:
-    remote = str(request.remote / "stages") if request.remote else None
-    store = open_store((request.out / "stages").resolve(), remote, settings.cluster.storage_wait_s)
-    common = {
-        "root": str(store.root),
-        "remote": remote,
-        "prepared": str(prepared.folder.absolute()),
-        "settings": settings.model_dump(mode="json"),
-        "threads": request.cpus or 1,
-        "device": "cpu",
-        "precision": "fp32",
-    }
+    out = request.out.resolve()
+    site = Site(
+        task=task.name,
+        prepared=str(prepared.folder.absolute()),
+        settings=settings,
+        root=out / "stages",
+        scratch=out / "tune",
+        threads=request.cpus or 1,
+        remote=str(request.remote / "stages") if request.remote else None,
+    )
     results: dict[str, StageResult] = {}
     for name in names:
-        result = _run(store, make_baseline_job(prepared, settings, name), common)
+        result = _run(site, make_baseline_job(prepared, settings, name))
         if "skipped" in result.values:
             console.print(f"{task.name}: {result.values['skipped']}", soft_wrap=True)
             continue
@@ -105,7 +105,7 @@ def _run_task(
     }
     args = {"contenders": {name: {"arm": name, "seed": seed} for name in results}, "folds": None}
     inputs = {name: str(result.folder) for name, result in results.items()}
-    evaluation = _run(store, Job("evaluate", "test", args, inputs, parts), common)
+    evaluation = _run(site, Job("evaluate", "test", args, inputs, parts))
     target = folder / task.name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(evaluation.folder / "predictions.parquet", target / "predictions.parquet")
@@ -131,8 +131,8 @@ def _run_task(
     ]
 
 
-def _run(store: Store, job: Job, common: dict[str, Any]) -> StageResult:
-    run_job(job.spec(common), lambda row: None)
-    found = store.find(job.stage, job.key)
+def _run(site: Site, job: Job) -> StageResult:
+    run_job(JobSpec(site, job), lambda row: None)
+    found = site.open_store().find(job.stage, job.key)
     assert found is not None
     return found
