@@ -17,7 +17,7 @@ from l2g_ray.data.folds import Fold, make_folds
 from l2g_ray.monitor.events import TrialName, make_winner_event
 from l2g_ray.orchestrate.keys import describe_data, make_baseline_job, name_member
 from l2g_ray.orchestrate.place import Place, emit_history
-from l2g_ray.orchestrate.spec import SearchTrial
+from l2g_ray.orchestrate.spec import HyperParameters, SearchTrial
 from l2g_ray.orchestrate.tasks import find_runner, run_jobs
 from l2g_ray.plan.spent import Spent, list_spent
 from l2g_ray.store.guard import persist
@@ -115,7 +115,7 @@ class Pipeline:
         if any(ARMS[arm].embeds for arm in self.arms):
             candidate, scores = self._select()
         architecture, origin = self._search(candidate)
-        shape = _shape(candidate.backbone, architecture)
+        shape = replace(candidate, architecture=architecture)
         # Nothing but the evaluation waits for the other arms and the baselines: they train beside the stages of L2G.
         wait_for_others = self._beside(lambda: self._train_others(shape))
         trials: list[SearchTrial] = []
@@ -155,7 +155,7 @@ class Pipeline:
             pretrained=self.pretrained,
         )
 
-    def _train_others(self, shape: dict[str, Any]) -> tuple[list[Member], dict[str, StageResult]]:
+    def _train_others(self, shape: Candidate) -> tuple[list[Member], dict[str, StageResult]]:
         """The members of all arms but L2G, and all that was fitted on the given split, by name. Called beside L2G's stages."""
         simple = [arm for arm in self.arms if not ARMS[arm].embeds]
         tuned = [arm for arm in simple if ARMS[arm].tuned]
@@ -226,7 +226,7 @@ class Pipeline:
             self.place.emit({"type": "note", "task": self.place.task, "text": text})
             return candidates[names[0]], {}
         jobs = [
-            Job("select", name, _shape(c.backbone, c.architecture) | {"seed": self.seeds[0]}, {}, self._parts("select"))
+            Job("select", name, _to_args(c) | {"seed": self.seeds[0]}, {}, self._parts("select"))
             for name, c in candidates.items()
         ]
         results = self._run("select", jobs)
@@ -250,8 +250,8 @@ class Pipeline:
         align = self.settings.align
         return align.enabled and 0 < align.task_only_epochs < align.epochs
 
-    def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
-        return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._align_parts(NOT_IN_WARMUP))
+    def _warmup(self, shape: Candidate, seed: int) -> Job:
+        return Job("warmup", f"seed-{seed}", _to_args(shape) | {"seed": seed}, {}, self._align_parts(NOT_IN_WARMUP))
 
     def _baseline(
         self, name: str, seed: int | None = None, fold: Fold | None = None, strength: float | None = None
@@ -259,11 +259,11 @@ class Pipeline:
         precision = self.common["precision"]
         return make_baseline_job(self.prepared, self.settings, name, seed, fold, strength, precision)
 
-    def _embedder_only(self, shape: dict[str, Any], seed: int, fold: Fold) -> Job:
-        args = shape | {"seed": seed, "fold": asdict(fold)}
+    def _embedder_only(self, shape: Candidate, seed: int, fold: Fold) -> Job:
+        args = _to_args(shape) | {"seed": seed, "fold": asdict(fold)}
         return Job("embedder_only", name_member("", seed, fold), args, {}, self._parts("embedder_only"))
 
-    def _align_all(self, shape: dict[str, Any]) -> dict[str, StageResult]:
+    def _align_all(self, shape: Candidate) -> dict[str, StageResult]:
         """The first seed's embedder for every alpha, trained on the given split."""
         first, alphas = self.seeds[0], self.settings.align.alphas
         warm = self._run("warmup", [self._warmup(shape, first)])[0] if self._shares_warmup() else None
@@ -271,12 +271,12 @@ class Pipeline:
         return {f"align:{a}": r for a, r in zip(alphas, aligned, strict=True)}
 
     def _align(
-        self, shape: dict[str, Any], alpha: float, seed: int, warm: StageResult | None = None, fold: Fold | None = None
+        self, shape: Candidate, alpha: float, seed: int, warm: StageResult | None = None, fold: Fold | None = None
     ) -> Job:
         return Job(
             "align",
             f"alpha-{alpha:g} seed-{seed}" if fold is None else name_member(f"alpha-{alpha:g}", seed, fold),
-            shape | {"alpha": alpha, "seed": seed} | ({} if fold is None else {"fold": asdict(fold)}),
+            _to_args(shape) | {"alpha": alpha, "seed": seed} | ({} if fold is None else {"fold": asdict(fold)}),
             {"warmup": str(warm.folder)} if warm else {},
             self._align_parts(NOT_IN_ALIGN, **({"warmup": warm.key} if warm else {}))
             | {"reference": self.reference.key},
@@ -291,7 +291,7 @@ class Pipeline:
             parts |= {"pretrain": self.pretrained.key}
         return parts | {"finetune": {k: stage[k] for k in names if k in stage}}
 
-    def _finetune(self, shape: dict[str, Any], inputs: dict[str, StageResult]) -> tuple[list[SearchTrial], SearchTrial]:
+    def _finetune(self, shape: Candidate, inputs: dict[str, StageResult]) -> tuple[list[SearchTrial], SearchTrial]:
         stage, seed = self.settings.finetune, self.seeds[0]
         folders = {name: str(r.folder) for name, r in inputs.items()}
         base = Job("trial", "trial", {"seed": seed}, folders, self._finetune_parts(inputs))
@@ -347,11 +347,11 @@ class Pipeline:
         }
 
     def _train_l2g(
-        self, shape: dict[str, Any], trial: dict[str, Any], inputs: dict[str, StageResult]
+        self, shape: Candidate, trial: HyperParameters, inputs: dict[str, StageResult]
     ) -> tuple[list[Member], dict[tuple[int, int], StageResult]]:
         """The winner's settings trained for every seed and fold, stage 2 too, so that the spread is that of the whole method;
         and the embedders that they went on from."""
-        alpha, one_split = trial["alpha"], not self.folds[0].of
+        alpha, one_split = float(trial["alpha"]), not self.folds[0].of
         name = f"align:{alpha}"
         pairs = [(seed, fold) for seed in self.seeds for fold in self.folds]
         # The given split's first seed is there already.
@@ -382,7 +382,7 @@ class Pipeline:
 
     def _evaluate(self, members: list[Member], baselines: dict[str, StageResult]) -> StageResult:
         inputs: dict[str, StageResult] = {}
-        contenders: dict[str, dict[str, Any]] = {}
+        contenders: dict[str, dict[str, str | int]] = {}
         for member in members:
             name = f"{member.arm}:{member.seed}:{member.fold}"
             inputs[name] = member.result
@@ -410,8 +410,8 @@ class Pipeline:
         return cost
 
 
-def _shape(backbone: str, architecture: list[tuple[int, int]]) -> dict[str, Any]:
-    return {"backbone": backbone, "architecture": [list(pair) for pair in architecture]}
+def _to_args(shape: Candidate) -> dict[str, Any]:
+    return {"backbone": shape.backbone, "architecture": [list(pair) for pair in shape.architecture]}
 
 
 def choose_best(scores: dict[str, float]) -> str:

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from l2g_ray.config import Settings, resolve_precision
+from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask, open_prepared
 from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.models.locate import fingerprint_language_model
@@ -15,7 +15,7 @@ from l2g_ray.orchestrate.keys import make_pretrain_job
 from l2g_ray.orchestrate.pipeline import Pipeline, TaskOutcome
 from l2g_ray.orchestrate.place import Place, raise_first_error
 from l2g_ray.orchestrate.residence import hold
-from l2g_ray.orchestrate.spec import JobSpec, Site, TaskSpec
+from l2g_ray.orchestrate.spec import JobSpec, TaskSpec
 from l2g_ray.orchestrate.tasks import run_jobs, run_jobs_warm, warm_up
 from l2g_ray.store.results import Job, StageResult
 
@@ -27,45 +27,32 @@ def run_task(spec: TaskSpec, board: Any) -> TaskOutcome:
     if not spec.verbose:
         for name in ("ray", "ray.tune", "ray.train", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    settings, slots = spec.settings, spec.slots
-    prepared = open_prepared(spec.prepared)
+    site, slots = spec.site, spec.slots
+    settings, scratch = site.settings, site.scratch
+    prepared = open_prepared(site.prepared)
     # Here, not in the driver: Ray gives a pipeline an idle process too, and it would take one that is warm.
     warm_up(slots)
-    device = "cuda" if slots.gpus else "cpu"
-    site = Site(
-        task=spec.task,
-        prepared=spec.prepared,
-        settings=settings,
-        root=spec.out / "stages",
-        scratch=spec.scratch,
-        threads=slots.cpus,
-        device=device,
-        gpus=slots.gpus,
-        precision=resolve_precision(settings.precision, device),
-        remote=spec.remote,
-        data_dir=spec.data_dir,
-    )
     pending: list[Any] = []
 
     def emit(event: dict[str, Any]) -> None:
         pending.append(board.put.remote(event))
 
-    spec.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    begun = spec.scratch / f"{spec.task}.begun"
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    begun = scratch / f"{site.task}.begun"
     if begun.exists():
-        text = f"{spec.task}: lost its process or machine and begins again; finished stages are there already"
-        emit({"type": "note", "task": spec.task, "text": text})
+        text = f"{site.task}: lost its process or machine and begins again; finished stages are there already"
+        emit({"type": "note", "task": site.task, "text": text})
     with contextlib.suppress(OSError):
         begun.touch()
     held = hold(prepared, settings.data, spec.tasks_at_once)
     place = Place(site, site.open_store(), slots, board, emit, held)
     try:
         # First: where there is no such text, nothing begins.
-        corpus, _ = find_corpus(settings.align.source, settings.align.source_path, spec.data_dir)
+        corpus, _ = find_corpus(settings.align.source, settings.align.source_path, site.data_dir)
         pretrained = _pretrain(place, prepared, settings)
         reference = _reference(place, settings, corpus, pretrained)
-        text = f"{spec.task}: aligns to {reference.values['described']}"
-        emit({"type": "note", "task": spec.task, "text": text})
+        text = f"{site.task}: aligns to {reference.values['described']}"
+        emit({"type": "note", "task": site.task, "text": text})
         site = replace(site, reference=reference, pretrained=pretrained.folder if pretrained else None)
         return Pipeline(replace(place, site=site), prepared, settings, reference, pretrained).run()
     finally:

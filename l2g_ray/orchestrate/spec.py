@@ -12,31 +12,8 @@ from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.store.results import Job, StageResult, Store
 from l2g_ray.store.shared import open_store
 
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """One task of a suite, for its pipeline.
-
-    Parameters
-    ----------
-    prepared : folder of the prepared task.
-    out : the suite's output folder; stage results stand in its `stages`.
-    remote : URI of the shared store of stage results, where there is one.
-    data_dir : where text corpora may be.
-    scratch : folder for Tune's own files and for notes of trials.
-    tasks_at_once : how many pipelines share the object store.
-    """
-
-    task: str
-    prepared: str
-    settings: Settings
-    out: Path
-    remote: str | None
-    data_dir: Path | None
-    scratch: Path
-    slots: Slots
-    tasks_at_once: int
-    verbose: bool
+# What a search draws for a trial.
+HyperParameters = dict[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -45,8 +22,11 @@ class Site:
 
     Parameters
     ----------
+    prepared : folder of the prepared task.
     root, remote : the store of stage results: its folder on every machine, and its URI where it is shared.
+    scratch : folder for Tune's own files and for notes of trials.
     threads, gpus : what a job has, of CPU threads and of GPUs.
+    data_dir : where text corpora may be.
     reference : the text reference, which all stages but the first need.
     pretrained : folder of the language model after continued pre-training, where there was any.
     """
@@ -71,13 +51,23 @@ class Site:
 
 
 @dataclass(frozen=True)
+class TaskSpec:
+    """One task of a suite, for its pipeline; `tasks_at_once` is how many pipelines share the object store."""
+
+    site: Site
+    slots: Slots
+    tasks_at_once: int
+    verbose: bool
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """One job, for the worker that runs it. `drawn`: the hyper-parameters that a search has drawn for it; `note`: the
     name under which it notes where its process writes (`monitor.trial_logs`), by default its key."""
 
     site: Site
     job: Job
-    drawn: dict[str, Any] | None = None
+    drawn: HyperParameters | None = None
     note: str = ""
 
     @property
@@ -123,7 +113,7 @@ class SearchTrial:
     `trial` are its hyper-parameters, None where it failed; times are seconds since 1970, None where it never began.
     """
 
-    trial: dict[str, Any] | None
+    trial: HyperParameters | None
     key: str
     best_score: float = float("-inf")
     epochs: int = 0

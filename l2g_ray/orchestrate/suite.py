@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from l2g_ray.atomic import write_json
-from l2g_ray.config import Settings
+from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
@@ -41,7 +41,7 @@ from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.ray_private import find_dashboard
 from l2g_ray.orchestrate.relog import log_if_gone, write_events
 from l2g_ray.orchestrate.reporting import count_parameters, read_details
-from l2g_ray.orchestrate.spec import TaskSpec
+from l2g_ray.orchestrate.spec import Site, TaskSpec
 from l2g_ray.places import show_command
 from l2g_ray.plan.rows import rows_of_manifest
 from l2g_ray.redaction import clean, redact
@@ -246,27 +246,14 @@ class _Run:
         self._make_scratch()
         order, at_once = self._order(slots)
         slot_log = SlotLog()
-        waiting = [
-            TaskSpec(
-                task=name,
-                prepared=str(self.prepared[name].folder.absolute()),
-                settings=self.settings[name],
-                out=self.request.out.resolve(),
-                remote=self.remote_stages,
-                data_dir=self.request.data_dir.resolve() if self.request.data_dir else None,
-                scratch=self.scratch,
-                slots=slots,
-                tasks_at_once=min(len(order), at_once),
-                verbose=self.request.verbose,
-            )
-            for name in order
-        ]
+        sites = [self._site(name, slots) for name in order]
+        waiting = [TaskSpec(site, slots, min(len(order), at_once), self.request.verbose) for site in sites]
         running: dict[Any, str] = {}
 
         def start_tasks() -> None:
             while waiting and len(running) < at_once:
                 spec = waiting.pop(0)
-                running[remote.remote(spec, board)] = spec.task
+                running[remote.remote(spec, board)] = spec.site.task
 
         self.status.say("trains")
         storage = StorageWatch(self.request.remote or self.request.out, self._say)
@@ -299,6 +286,22 @@ class _Run:
                 for reference in running:
                     ray.cancel(reference, force=True)
                 raise
+
+    def _site(self, name: str, slots: Slots) -> Site:
+        settings, device = self.settings[name], "cuda" if slots.gpus else "cpu"
+        return Site(
+            task=name,
+            prepared=str(self.prepared[name].folder.absolute()),
+            settings=settings,
+            root=self.store.root,
+            scratch=self.scratch,
+            threads=slots.cpus,
+            device=device,
+            gpus=slots.gpus,
+            precision=resolve_precision(settings.precision, device),
+            remote=self.remote_stages,
+            data_dir=self.request.data_dir.resolve() if self.request.data_dir else None,
+        )
 
     def _order(self, slots: Slots) -> tuple[list[str], int]:
         """Names in the order in which tasks start, and how many run at once; see `plan.order`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from ray import tune
@@ -15,9 +15,12 @@ from l2g_ray.monitor.trial_logs import note_logs
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.memory import Measured, limit_memory, memory_key
 from l2g_ray.orchestrate.residence import Held, open_held
-from l2g_ray.orchestrate.spec import JobSpec, Site, TuneReport
+from l2g_ray.orchestrate.spec import HyperParameters, JobSpec, Site, TuneReport
 from l2g_ray.storage import Location
 from l2g_ray.store.results import Job
+
+if TYPE_CHECKING:
+    import ray.data
 
 # Shards read at once. Readers ask for no CPU, so that nothing else would bound them: Ray would start a process a shard.
 READERS = 2
@@ -80,7 +83,7 @@ class _Worker:
 
     spec: JobSpec
     board: Any
-    datasets: dict[str, Any]
+    datasets: dict[str, ray.data.Dataset]
     rows: dict[str, int]
 
 
@@ -166,16 +169,16 @@ NEXT_TO_NOTHING = tune.PlacementGroupFactory([{"memory": 1}])  # Tune refuses a 
 def make_trainable(site: Site, jobs: list[Job], runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
     """A Tune trainable whose config {'index': i} runs job i of a list, on rows that `held` refers to."""
 
-    def trial(config: dict[str, Any], held: Held) -> None:
+    def trial(config: dict[str, int], held: Held) -> None:
         run_reporting(JobSpec(site, jobs[config["index"]]), runner, slots, held)
 
-    def share(config: dict[str, Any]) -> float:
+    def share(config: dict[str, int]) -> float:
         return Measured(site.root).share(memory_key(jobs[config["index"]]))
 
     return _finish(trial, runner, slots, held, share)
 
 
-def draw_job(base: Job, config: dict[str, Any]) -> Job:
+def draw_job(base: Job, config: HyperParameters) -> Job:
     """The job of one set of hyper-parameters."""
     drawn = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
     return Job(base.stage, base.label, base.args | {"trial": drawn}, base.inputs, base.parts)
@@ -184,18 +187,18 @@ def draw_job(base: Job, config: dict[str, Any]) -> Job:
 def make_search_trainable(site: Site, base: Job, runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
     """A Tune trainable whose config is a set of hyper-parameters for `base`."""
 
-    def trial(config: dict[str, Any], held: Held) -> None:
+    def trial(config: HyperParameters, held: Held) -> None:
         job = draw_job(base, config)
         run_reporting(JobSpec(site, job, job.args["trial"]), runner, slots, held)
 
-    def share(config: dict[str, Any]) -> float:
+    def share(config: HyperParameters) -> float:
         return Measured(site.root).share(memory_key(draw_job(base, config)))
 
     return _finish(trial, runner, slots, held, share)
 
 
 def _finish(
-    trial: Callable[..., Any], runner: str, slots: Slots, held: Held, share: Callable[[dict[str, Any]], float]
+    trial: Callable[..., Any], runner: str, slots: Slots, held: Held, share: Callable[[Any], float]
 ) -> Callable[..., Any]:
     # Tune registers functions by name, for all pipelines of a Ray job together: the same name would mix them up.
     trial.__name__ = trial.__qualname__ = f"trial_{uuid.uuid4().hex}"
@@ -203,7 +206,7 @@ def _finish(
     own: Any = {"cpu": float(slots.cpus), "gpu": slots.gpus}
     if slots.packed:  # asked anew for each trial, when Tune makes it
 
-        def own(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        def own(config: Any) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([{"CPU": float(slots.cpus), "GPU": share(config)}])
 
     # As a parameter, not in the closure: references in a pickled function are never let go.

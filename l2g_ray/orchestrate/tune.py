@@ -23,7 +23,7 @@ from l2g_ray.orchestrate.cluster import MAX_FAILURES
 from l2g_ray.orchestrate.memory import most_at_once
 from l2g_ray.orchestrate.place import Place, emit_end, emit_failure, emit_slots, raise_first_error
 from l2g_ray.orchestrate.ray_private import keep_secrets_from_trials
-from l2g_ray.orchestrate.spec import SearchTrial, TuneReport
+from l2g_ray.orchestrate.spec import HyperParameters, SearchTrial, TuneReport
 from l2g_ray.orchestrate.train import draw_job, make_search_trainable, make_trainable
 from l2g_ray.store.results import Job
 
@@ -42,11 +42,11 @@ class OrderedSearch(Searcher):
         )
         self.in_flight = in_flight
         self.order: list[str] = []
-        self.configs: dict[str, dict[str, Any]] = {}
+        self.configs: dict[str, HyperParameters] = {}
         self.ended: dict[str, float] = {}
         self.told = 0
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> HyperParameters | None:
         """The next trial's config, or None while the trials it may learn from are not all over."""
         known = len(self.order) + 1 - self.in_flight
         while self.told < known:
