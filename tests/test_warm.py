@@ -105,7 +105,7 @@ def test_one_process_runs_all_jobs_and_keeps_nothing(common: dict[str, Any]) -> 
     assert list_processes("ray::IDLE") == [pid]
     assert count_mb(pid) < before + KEPT_MB
     events = ray.get(board.drain.remote())
-    told = [(event["key"], event["row"]["epoch"]) for event in events]
+    told = [(event.name.key, event.row["epoch"]) for event in events]
     n_epochs = len(read_history(specs[0], common))
     assert n_epochs > 1
     assert told == [(spec["key"], epoch) for spec in specs for epoch in range(n_epochs)]
@@ -134,7 +134,7 @@ def test_a_process_that_is_killed_is_replaced_and_goes_on(common: dict[str, Any]
     ((index, error, again),) = failures
     assert (index, type(error), again) == (0, ray.exceptions.WorkerCrashedError, True)
     assert read_history(whole, common) == read_history(broken, common)
-    told = [event["row"]["epoch"] for event in ray.get(board.drain.remote()) if event["key"] == broken["key"]]
+    told = [event.row["epoch"] for event in ray.get(board.drain.remote()) if event.name.key == broken["key"]]
     assert told == list(range(len(read_history(whole, common))))
 
 

@@ -14,7 +14,7 @@ from l2g_ray.config import Settings
 from l2g_ray.counts import Candidate, describe_end, list_candidates, name_trial, rung_epochs, use_rc
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
-from l2g_ray.monitor.events import make_winner_event
+from l2g_ray.monitor.events import Note, StageDone, TrialName, Winner
 from l2g_ray.orchestrate.keys import describe_data, make_baseline_job, name_member
 from l2g_ray.orchestrate.place import Place, emit_history
 from l2g_ray.orchestrate.tasks import find_runner, run_jobs
@@ -186,7 +186,7 @@ class Pipeline:
         """Without the arms of which a model was not made for this task; says which."""
         left_out = {m.arm: m.result.values["skipped"] for m in members if "skipped" in m.result.values}
         for reason in left_out.values():
-            self.place.emit({"type": "note", "task": self.place.task, "text": f"{self.place.task}: {reason}"})
+            self.place.emit(Note(self.place.task, f"{self.place.task}: {reason}"))
         return [member for member in members if member.arm not in left_out]
 
     def _run(self, name: str, jobs: list[Job], runner: str | None = None) -> list[StageResult]:
@@ -223,7 +223,7 @@ class Pipeline:
         names = list(candidates)
         if len(names) == 1:
             text = f"{self.place.task}: select has one candidate, {names[0]}: nothing to train"
-            self.place.emit({"type": "note", "task": self.place.task, "text": text})
+            self.place.emit(Note(self.place.task, text))
             return candidates[names[0]], {}
         jobs = [
             Job("select", name, _shape(c.backbone, c.architecture) | {"seed": self.seeds[0]}, {}, self._parts("select"))
@@ -315,16 +315,13 @@ class Pipeline:
         number = max(
             (i for i, trial in enumerate(trials) if trial["trial"]), key=lambda number: trials[number]["best_score"]
         )
-        self.place.emit(make_winner_event(self._describe_trial(number, trials[number])))
-        self.place.emit(
-            {"type": "stage", "task": self.place.task, "stage": "finetune", "state": "done", "cached": cached}
-        )
+        self.place.emit(Winner(self._name_trial(number, trials[number])))
+        self.place.emit(StageDone(self.place.task, "finetune", cached))
         self.results.append(found)
         return trials, trials[number]
 
-    def _describe_trial(self, number: int, trial: dict[str, Any]) -> dict[str, Any]:
-        named = {"task": self.place.task, "stage": "trial", "label": name_trial(number)}
-        return named | {"key": trial["key"], "params": trial["trial"]}
+    def _name_trial(self, number: int, trial: dict[str, Any]) -> TrialName:
+        return TrialName(self.place.task, "trial", name_trial(number), trial["key"], trial["trial"])
 
     def _emit_search(self, trials: list[dict[str, Any]]) -> None:
         """Tell a search that the store has."""
@@ -334,7 +331,7 @@ class Pipeline:
             if trial["history"]:
                 last_loss = float(trial["history"][-1]["train_loss"])
                 stopped = describe_end(len(trial["history"]), last_loss, stage.epochs, rungs)
-                emit_history(self.place, self._describe_trial(number, trial), trial, stopped)
+                emit_history(self.place, self._name_trial(number, trial), trial, stopped)
 
     def _keep_search(self, key: str, trials: list[dict[str, Any]]) -> StageResult:
         self.place.store.open_work("finetune", key)

@@ -10,7 +10,7 @@ from typing import Any
 
 from l2g_ray.counts import describe_end
 from l2g_ray.errors import UserError
-from l2g_ray.monitor.events import Emit, make_end_event, make_trial_event
+from l2g_ray.monitor.events import Emit, End, Epoch, Failure, Interval, SlotTimes, TrialName
 from l2g_ray.monitor.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.memory import memory_key
@@ -46,6 +46,10 @@ class Place:
             "kind": memory_key(job),
         }
 
+    def name(self, job: Job) -> TrialName:
+        """What a job is called in events."""
+        return TrialName(self.task, job.stage, job.label, job.key, job.args)
+
     def find_stall(self, stage: str, key: str) -> str | None:
         """Where a job hung, in words; None if it did not."""
         stood = read_stall(self.store.work_folder(stage, key))
@@ -53,17 +57,16 @@ class Place:
         return f"no epoch ended within {limit_s:g} s (cluster.stall_limit_s), it stood in {stood}" if stood else None
 
 
-def emit_slots(place: Place, intervals: dict[str, tuple[float, float]]) -> None:
+def emit_slots(place: Place, intervals: dict[str, Interval]) -> None:
     """Tell when trials began and ended; of those that ASHA stopped, the end is their last report."""
-    place.emit({"type": "slots", "task": place.task, "intervals": intervals})
+    place.emit(SlotTimes(place.task, intervals))
 
 
-def emit_history(place: Place, spec: dict[str, Any], values: dict[str, Any], stopped: str = "finished") -> None:
+def emit_history(place: Place, name: TrialName, values: dict[str, Any], stopped: str = "finished") -> None:
     """Tell the epochs of a trial that the store has, with the times at which it ran.
 
     Parameters
     ----------
-    spec : names the trial, as in `make_trial_event`.
     values : its result: `history`, and `began_at` and `ended_at`, which those of an earlier version may lack.
     stopped : why it ended.
     """
@@ -75,8 +78,8 @@ def emit_history(place: Place, spec: dict[str, Any], values: dict[str, Any], sto
     began_at = values.get("began_at") or ended_at - sum(took_s)
     for number, row in enumerate(history, 1):
         at = max(began_at, ended_at - sum(took_s[number:]))
-        place.emit(make_trial_event(spec, row | {"began_at": began_at, "at": at}))
-    place.emit(make_end_event(spec, began_at, ended_at, stopped))
+        place.emit(Epoch(name, row, began_at, at))
+    place.emit(End(name, began_at, ended_at, stopped))
 
 
 def emit_end(place: Place, job: Job) -> None:
@@ -87,7 +90,7 @@ def emit_end(place: Place, job: Job) -> None:
     history = found.values["history"]
     last_loss = float(history[-1]["train_loss"]) if history else 0.0
     stopped = describe_end(len(history), last_loss, len(history), [])
-    place.emit(make_end_event(place.spec(job), found.values["began_at"], found.values["ended_at"], stopped))
+    place.emit(End(place.name(job), found.values["began_at"], found.values["ended_at"], stopped))
 
 
 def emit_failure(
@@ -102,20 +105,15 @@ def emit_failure(
     stall = place.find_stall(noted.get("stage", stage), noted.get("key", note))
     reason = stall or reason
     where = f"node {noted['node']}, process {noted['pid']}\n" if noted else ""
-    place.emit(
-        {
-            "type": "failure",
-            "task": place.task,
-            "stage": noted.get("stage", stage),
-            "trial": label or noted.get("label", note),
-            "key": noted.get("key", note),
-            "params": noted.get("params"),
-            "again": again,
-            "stopped": "stall limit" if stall else "failed",
-            "reason": redact(reason[:300]),
-            "text": redact(f"{where}--- error\n{error.rstrip()}\n{fetch_last_lines(noted)}"),
-        }
+    name = TrialName(
+        place.task,
+        noted.get("stage", stage),
+        label or noted.get("label", note),
+        noted.get("key", note),
+        noted.get("params", {}),
     )
+    text = redact(f"{where}--- error\n{error.rstrip()}\n{fetch_last_lines(noted)}")
+    place.emit(Failure(name, again, redact(reason[:300]), text, "stall limit" if stall else "failed"))
 
 
 def raise_first_error(

@@ -11,6 +11,7 @@ from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask, open_prepared
 from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.models.locate import fingerprint_language_model
+from l2g_ray.monitor.events import Event, Note
 from l2g_ray.orchestrate.keys import make_pretrain_job
 from l2g_ray.orchestrate.pipeline import Pipeline, TaskOutcome
 from l2g_ray.orchestrate.place import Place, raise_first_error
@@ -53,14 +54,14 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
     }
     pending: list[Any] = []
 
-    def emit(event: dict[str, Any]) -> None:
+    def emit(event: Event) -> None:
         pending.append(board.put.remote(event))
 
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     begun = scratch / f"{spec['task']}.begun"
     if begun.exists():
         text = f"{spec['task']}: lost its process or machine and begins again; finished stages are there already"
-        emit({"type": "note", "task": spec["task"], "text": text})
+        emit(Note(spec["task"], text))
     with contextlib.suppress(OSError):
         begun.touch()
     held = hold(prepared, settings.data, spec["tasks_at_once"])
@@ -72,7 +73,7 @@ def run_task(spec: dict[str, Any], board: Any) -> TaskOutcome:
         pretrained = _pretrain(place, prepared, settings)
         reference = _reference(place, settings, data_dir, corpus, pretrained)
         text = f"{spec['task']}: aligns to {reference.values['described']}"
-        emit({"type": "note", "task": spec["task"], "text": text})
+        emit(Note(spec["task"], text))
         common |= {"reference": str(reference.folder), "reference_facts": reference.values}
         if pretrained is not None:
             common["pretrained"] = str(pretrained.folder)

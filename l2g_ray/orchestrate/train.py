@@ -133,7 +133,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from l2g_ray.models.team import Team
-    from l2g_ray.monitor.events import make_trial_event, make_tune_result
+    from l2g_ray.monitor.events import Epoch, TrialName, make_tune_result
     from l2g_ray.monitor.trial_logs import note_logs
     from l2g_ray.orchestrate.jobs import run_job
 
@@ -148,7 +148,8 @@ def _train_worker(config: dict[str, Any]) -> None:
         nonlocal total
         total += row["cpu_s"]
         if board is not None and team.is_first:
-            ray.get(board.put.remote(make_trial_event(config["spec"], row)))
+            name = TrialName(*(config["spec"][part] for part in ("task", "stage", "label", "key", "params")))
+            ray.get(board.put.remote(Epoch.from_row(name, row)))
         ray.train.report(make_tune_result(row, config["fixed"], total))
 
     run_job(config["spec"], report, sources["train"], sources["valid"], team)

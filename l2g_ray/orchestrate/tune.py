@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 from l2g_ray.config import FinetuneSettings
 from l2g_ray.counts import describe_end, name_trial, rung_epochs, survives
 from l2g_ray.errors import UserError
-from l2g_ray.monitor.events import TIMES, make_end_event, make_trial_event
+from l2g_ray.monitor.events import TIMES, End, Epoch, StageBegan, TrialName
 from l2g_ray.orchestrate.cluster import MAX_FAILURES
 from l2g_ray.orchestrate.memory import most_at_once
 from l2g_ray.orchestrate.place import Place, emit_end, emit_failure, emit_slots, raise_first_error
@@ -100,7 +100,7 @@ class OrderedASHA(FIFOScheduler):
         return TrialScheduler.CONTINUE if survives(score, peers, self.reduction_factor) else TrialScheduler.STOP
 
 
-Histories = dict[str, list[dict[str, Any]]]
+Histories = dict[str, list[dict[str, float]]]
 
 
 @contextlib.contextmanager
@@ -151,12 +151,13 @@ class _EmitRows(Callback):
     ) -> None:
         """One epoch of one trial."""
         if "label" in result:
-            named = result | {"task": self.place.task, "label": self.label(trial) or result["label"]}
-            event = make_trial_event(named, result["row"] | _read_times(self.place, result))
-            rows = self.histories.setdefault(result["key"], [])
-            if len(rows) > event["row"]["epoch"]:  # a trial that was restarted tells its first epochs again
+            label = self.label(trial) or result["label"]
+            named = TrialName(self.place.task, result["stage"], label, result["key"], result["params"])
+            event = Epoch.from_row(named, result["row"] | _read_times(self.place, result))
+            rows = self.histories.setdefault(named.key, [])
+            if len(rows) > event.row["epoch"]:  # a trial that was restarted tells its first epochs again
                 return
-            rows.append(event["row"])
+            rows.append(event.row)
             self.place.emit(event)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -204,18 +205,16 @@ def run_search(
 
     A trial that fails is a trial that lost; only when all fail does the stage fail.
     """
-    place.emit(
-        {"type": "stage", "task": place.task, "stage": "finetune", "state": "running", "trials": settings.trials}
-    )
+    place.emit(StageBegan(place.task, "finetune", settings.trials))
     search = OrderedSearch(space, settings.parallel_trials, settings.initial_random_trials, seed)
     rungs = rung_epochs(settings.grace_epochs, settings.epochs, settings.reduction_factor)
 
     def tell_end(trial: Any) -> None:
         last = trial.last_result or {}
         if times := _read_times(place, last):
-            named = last | {"task": place.task, "label": name(trial)}
+            named = TrialName(place.task, last["stage"], name(trial), last["key"], last["params"])
             stopped = describe_end(int(last["epoch"]) + 1, float(last["row"]["train_loss"]), settings.epochs, rungs)
-            place.emit(make_end_event(named, times["began_at"], times["at"], stopped))
+            place.emit(End(named, times["began_at"], times["at"], stopped))
 
     def name(trial: Any) -> str:
         return name_trial(search.order.index(trial.trial_id))
