@@ -82,6 +82,35 @@ def test_a_running_suite_and_then_its_end(run: Path, cli: Cli) -> None:
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
 
 
+def test_the_form_of_the_file_and_of_what_is_printed(run: Path) -> None:
+    writer = StatusWriter(run, ["a", "b", "c"], {})
+    progress = progress_of_two()
+    progress.update(StageBegan("a", "warmup", 2))  # no score yet
+    writer.show(progress.snapshot())
+    writer.tell("a: warmup begins")
+    writer.close("failed")
+    found = json.loads((run / STATUS_FILE).read_text())
+    facts = {"schema", "host", "pid", "process_started", "links", "started", "doing", "tasks", "last_event", "at"}
+    assert found.keys() == facts
+    assert found["schema"] == 1
+    assert found["last_event"].keys() == {"at", "text"}
+    a, b, c = found["tasks"].values()
+    begun = {"begun": a["begun"], "failures": 1}
+    seen = {"state": "running", "stage": "warmup", "trials": 2, "trials_begun": 0, "epoch": 0, "best": None}
+    assert a == seen | begun
+    assert b.keys() == {"state", "stage", "begun", "failures", "result", "ended"}
+    assert c == {"state": "waiting"}
+    shown = read_status(run).to_json()
+    keys = "run name state doing driver elapsed_s tasks last_event links command next"
+    assert list(shown) == keys.split()
+    assert shown["driver"].keys() == {"alive", "host", "pid", "silent_s"}
+    assert shown["last_event"].keys() == {"text", "ago_s"}
+    state = {"task": "a", "state": "interrupted", "failures": 1}
+    assert shown["tasks"][0] == seen | state | {"elapsed_s": shown["tasks"][0]["elapsed_s"]}
+    change(run, news=1, tasks={"a": {"state": "running", "begun": 1.0, "news": 1}})  # of a later version
+    assert read_status(run).tasks[0].status.begun == 1.0
+
+
 def test_a_killed_driver_is_not_taken_for_a_living_one(run: Path) -> None:
     """The number of a process alone says nothing: it is given out again."""
     script = (

@@ -138,7 +138,7 @@ def event_to_json(event: Recorded) -> dict[str, Any]:
     return {"type": event.kind, **own.pop("name"), **own}
 
 
-def event_from_json(found: Mapping[str, Any]) -> Recorded:
+def event_from_json(found: dict[str, Any]) -> Recorded:
     """The event of a line of `events.jsonl`, also of an earlier version."""
     kind = _KINDS[found["type"]]
     name = {one.name: found[one.name] for one in fields(TrialName)}

@@ -85,6 +85,7 @@ class _Live:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
+        """Of the file's content, also of one that another version wrote."""
         known = {one.name: found[one.name] for one in fields(cls)}
         names = {one.name for one in fields(TaskStatus)}
         tasks = {n: TaskStatus(**{k: v for k, v in t.items() if k in names}) for n, t in known["tasks"].items()}

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -284,7 +284,18 @@ def _name_run(name: TrialName) -> str:
     return f"{name.stage}/{name.trial}"
 
 
-def _describe_data(prepared: PreparedTask, split: str) -> dict[str, Any]:
+class _Data(TypedDict):
+    """A data set, as `Tracker.log_data` takes it and the journal keeps it."""
+
+    name: str
+    digest: str
+    context: str
+    source: str
+    rows: int
+    columns: list[str]
+
+
+def _describe_data(prepared: PreparedTask, split: str) -> _Data:
     # Where the rows came from: the split's own files, or those that it was cut from. Names are numbered: train0, test0.
     files = [(name.rstrip("0123456789"), one["file"]) for name, one in prepared.manifest["source"].items()]
     own = [file for name, file in files if name == split] or [file for name, file in files if name not in SPLITS]

@@ -96,7 +96,7 @@ class TrackingWriter:
         if method not in METHODS:
             raise ValueError(f"{method!r} is not a call that can be queued")
         # The journal is a file as any other: what the Tracker would not log must not stand there either.
-        cleaned: dict[str, Any] = {
+        cleaned = {
             name: clean(value) if isinstance(value, Mapping | list) and name != "metrics" else value
             for name, value in arguments.items()
         }
