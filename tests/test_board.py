@@ -18,7 +18,7 @@ from test_record import close, open_recorder
 from test_report import add_arms, make_row, make_score
 from toys import make_site
 
-from l2g_ray.monitor.events import TrialName, make_end_event, make_trial_event
+from l2g_ray.monitor.events import End, Epoch, StageBegan, TrialName
 from l2g_ray.monitor.progress import Progress
 from l2g_ray.orchestrate.spec import JobSpec, TuneReport
 from l2g_ray.orchestrate.tune import _EmitRows
@@ -287,19 +287,21 @@ def test_a_number_that_a_stage_reports_arrives_in_events_and_mlflow(
             run(wrong)
     row = run({"grad_norm": 2.5})
     name = TrialName("planted", "select", "toy", "key", {})
-    events: list[dict[str, Any]] = [make_trial_event(name, row)]
+    events = [Epoch.from_row(name, row)]
     place: Any = SimpleNamespace(task="planted", emit=events.append)
     # Tune puts numbers of its own beside the row, some of them under names that a stage may use too.
     result = TuneReport(name, row, 1.0).to_tune() | {"training_iteration": 1, "done": False}
     _EmitRows(place).on_trial_result(0, [], SimpleNamespace(), result)
     assert events[0] == events[1]
-    assert events[1]["row"]["grad_norm"] == 2.5
-    assert "training_iteration" not in events[1]["row"]
-    assert events[1]["began_at"] <= events[1]["at"]
+    assert events[1].row["grad_norm"] == 2.5
+    assert "training_iteration" not in events[1].row
+    assert events[1].began_at is not None
+    assert events[1].at is not None
+    assert events[1].began_at <= events[1].at
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     recorder = open_recorder(tmp_path / "home")
     recorder.record(events[1])
-    recorder.record(make_end_event(name, 1.0, 2.0, "finished"))
+    recorder.record(End(name, 1.0, 2.0, "finished"))
     metrics = close(recorder)["select/toy"].data.metrics
     assert metrics["grad_norm"] == 2.5
     assert "began_at" not in metrics
@@ -356,12 +358,12 @@ def test_tables_of_the_plan_and_of_progress_keep_their_numbers(width: int) -> No
 def watch_a_trial(width: int) -> Any:
     tasks = {"splice_junction": "mcc", "enhancer_grammar": "mse_mean"}
     progress = Progress(Console(width=width, file=io.StringIO()), tasks, "demo-fast")
-    progress.update({"type": "stage", "task": "splice_junction", "stage": "finetune", "state": "running", "trials": 2})
-    row = {"epoch": 6, "best_score": 0.876}
-    progress.update({"type": "trial", "task": "splice_junction", "stage": "trial", "key": "k", "row": row})
-    lost = {"task": "enhancer_grammar", "key": "k", "row": {"epoch": 2, "best_score": -0.345}}  # higher is better there
-    progress.update({"type": "trial", "stage": "align", **lost})
-    assert progress.snapshot()["enhancer_grammar"]["best"] == 0.345
+    progress.update(StageBegan("splice_junction", "finetune", 2))
+    name = TrialName("splice_junction", "trial", "00", "k", {})
+    progress.update(Epoch(name, {"epoch": 6, "best_score": 0.876}))
+    name = TrialName("enhancer_grammar", "align", "alpha-1", "k", {})
+    progress.update(Epoch(name, {"epoch": 2, "best_score": -0.345}))  # in events higher is better
+    assert progress.snapshot()["enhancer_grammar"].best == 0.345
     return progress.render()
 
 

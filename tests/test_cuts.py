@@ -5,24 +5,24 @@ from __future__ import annotations
 import pytest
 
 from l2g_ray.errors import UserError
-from l2g_ray.monitor.events import Board, make_trial_event, warn_of_cuts
+from l2g_ray.monitor.events import Board, Epoch, Note, TrialName, warn_of_cuts
 from l2g_ray.orchestrate.cluster import Slots, measure_slots
 
 
 def test_a_cut_is_told_when_it_begins_and_when_it_deepens() -> None:
     board = Board()
-    spec = {"task": "toy", "stage": "refit", "label": "seed-0", "key": "k", "params": {}}
+    name = TrialName("toy", "refit", "seed-0", "k", {})
     for epoch, micro in enumerate((1, 2, 2, 4)):
         row = {"epoch": epoch, "train_loss": 0.5} | ({"micro_batches": micro} if micro > 1 else {})
-        board.put(make_trial_event(spec, row))
+        board.put(Epoch.from_row(name, row))
     events = board.drain()
-    notes = [event["text"] for event in events if event["type"] == "note"]
+    notes = [event.text for event in events if isinstance(event, Note)]
     assert [note.partition(";")[0] for note in notes] == [
         "toy: refit seed-0: memory did not suffice in epoch 2",
         "toy: refit seed-0: memory did not suffice in epoch 4",
     ]
     assert "4 micro-batches" in notes[1]
-    assert [event["row"].get("micro_batches") for event in events if event["type"] == "trial"] == [None, 2, 2, 4]
+    assert [event.row.get("micro_batches") for event in events if isinstance(event, Epoch)] == [None, 2, 2, 4]
 
 
 def test_the_leaderboard_is_warned_with_the_price() -> None:

@@ -158,7 +158,7 @@ def test_the_page_word_for_word(cluster: tuple[Shell, int], shared: Path, quick:
     # Submitted, watched and stopped.
     shell.type(find("ray job submit --no-wait"), one_task)
     wait_until((run / STATUS_FILE).exists)
-    wait_until(lambda: read_status(run)["tasks"][0].get("trials_begun"))
+    wait_until(lambda: read_status(run).tasks[0].status.trials_begun)
     said = shell.type("l2g-ray status /shared/runs/demo-fast")
     for part in ("demo-fast: running (trains)", TASK, "driver      alive", "dashboard   http://127.0.0.1:"):
         assert part in said
@@ -168,7 +168,7 @@ def test_the_page_word_for_word(cluster: tuple[Shell, int], shared: Path, quick:
     assert "interrupted (SIGTERM); its MLflow runs are marked KILLED" in last
     assert "the same command goes on from here: l2g-ray suite --bench demo" in last
     status = read_status(run)
-    assert (status["state"], status["tasks"][0]["state"]) == ("stopped", "interrupted")
+    assert (status.state, status.tasks[0].status.state) == ("stopped", "interrupted")
     tree = Tree(run)
     assert {found.info.status for found in tree.find("")} <= {"KILLED", "FINISHED"}
     assert tree.suite.info.status == "KILLED"
@@ -255,8 +255,8 @@ def check_suite(run: Path, said: str) -> None:
     assert sorted(stages) == ["align", "embedder_only", "refit", "trial", "warmup"]
     assert {trial.info.status for trial in tree.children(task)} == {"FINISHED"}
     status = read_status(run)
-    assert (status["state"], status["driver"]["alive"]) == ("finished", False)
-    assert [task["state"] for task in status["tasks"]] == ["done"]
+    assert (status.state, status.driver.alive) == ("finished", False)
+    assert [task.status.state for task in status.tasks] == ["done"]
 
 
 def scrape(port: int, name: str, label: str) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from test_board import STUDY, earlier_row, full_board, full_row, show
 from toys import make_task
 
+from l2g_ray.monitor.events import Epoch, TrialName
 from l2g_ray.orchestrate.cluster import SuiteMetrics
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results.comparison import compare_boards, render_comparison, render_study
@@ -134,5 +135,5 @@ def test_the_gauge_of_the_best_score_has_the_metrics_own_sign(toy_metric: str, m
     monkeypatch.setattr(metrics._epochs, "inc", lambda value, tags: None)
     for task, stage in (("t", "trial"), ("u", "align"), ("u", "pretrain")):
         score = 0.25 if (task, stage) == ("u", "align") else -0.25
-        metrics.record({"type": "trial", "task": task, "stage": stage, "row": {"best_score": score}})
+        metrics.record(Epoch(TrialName(task, stage, "", "", {}), {"best_score": score}))
     assert told == [("t", "trial", 0.25), ("u", "align", 0.25), ("u", "pretrain", 0.25)]

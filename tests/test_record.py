@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,17 @@ from mlflow.entities import Run
 from toys import make_task, tiny_settings
 
 from l2g_ray.counts import describe_end, name_trial
-from l2g_ray.monitor.events import make_end_event, make_trial_event, make_winner_event
+from l2g_ray.monitor.events import (
+    End,
+    Epoch,
+    Failure,
+    Note,
+    Recorded,
+    TrialName,
+    Winner,
+    event_from_json,
+    event_to_json,
+)
 from l2g_ray.orchestrate.place import emit_history
 from l2g_ray.request import SuiteRequest
 from l2g_ray.tracking.notes import MAX_CHARS, describe_suite
@@ -34,9 +45,8 @@ def open_recorder(home: Path, metric: str = "mcc") -> Recorder:
     return Recorder(request, "key", {"planted": tiny_settings("")}, ENVIRONMENT, home / "toy", lambda text: None)
 
 
-def spec(number: int = 0, stage: str = "trial") -> dict[str, Any]:
-    named = {"task": "planted", "stage": stage, "label": name_trial(number), "key": f"key-{number}"}
-    return named | {"params": {"alpha": 1.0}}
+def name(number: int = 0, stage: str = "trial") -> TrialName:
+    return TrialName("planted", stage, name_trial(number), f"key-{number}", {"alpha": 1.0})
 
 
 def rows(*scores: float, best_from: int = 0) -> list[dict[str, Any]]:
@@ -69,10 +79,10 @@ def test_a_trial_has_its_own_times_numbers_and_reason(tmp_path: Path) -> None:
     for number, scores in enumerate(((0.1, 0.3, 0.2), (0.05,))):
         for row in rows(*scores):
             at = BEGAN + 10 * number + row["epoch"] + 1
-            recorder.record(make_trial_event(spec(number), row | {"began_at": BEGAN + 10 * number, "at": at}))
+            recorder.record(Epoch(name(number), row, BEGAN + 10 * number, at))
         stopped = describe_end(len(scores), 1.0, 3, [1])
-        recorder.record(make_end_event(spec(number), BEGAN + 10 * number, BEGAN + 10 * number + 3.5, stopped))
-    recorder.record(make_winner_event(spec(0)))
+        recorder.record(End(name(number), BEGAN + 10 * number, BEGAN + 10 * number + 3.5, stopped))
+    recorder.record(Winner(name(0)))
     runs = close(recorder)
     first, second = runs["trial/00 ★"], runs["trial/01"]
     for run, begun in ((first, BEGAN), (second, BEGAN + 10)):
@@ -94,9 +104,9 @@ def test_a_trial_has_its_own_times_numbers_and_reason(tmp_path: Path) -> None:
 
 def test_lower_is_better_keeps_its_sign_and_no_best_epoch_is_not_plotted(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path, "mse_mean")
-    emit_history(emit_to(recorder), spec(0), {"history": rows(-3.0, -2.0), "began_at": BEGAN, "ended_at": BEGAN + 5})
-    emit_history(emit_to(recorder), spec(1, "warmup"), {"history": rows(-3.0, best_from=9), "began_at": BEGAN})
-    emit_history(emit_to(recorder), spec(2, "pretrain"), {"history": rows(-3.0)})
+    emit_history(emit_to(recorder), name(0), {"history": rows(-3.0, -2.0), "began_at": BEGAN, "ended_at": BEGAN + 5})
+    emit_history(emit_to(recorder), name(1, "warmup"), {"history": rows(-3.0, best_from=9), "began_at": BEGAN})
+    emit_history(emit_to(recorder), name(2, "pretrain"), {"history": rows(-3.0)})
     runs = close(recorder)
     found = runs["trial/00"].data.metrics
     assert (found["valid_mse_mean"], found["best_valid_mse_mean"]) == (2.0, 2.0)
@@ -112,10 +122,8 @@ def test_lower_is_better_keeps_its_sign_and_no_best_epoch_is_not_plotted(tmp_pat
 
 def test_a_trial_that_failed_says_how(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path)
-    failure = {name: spec()[name] for name in ("task", "stage", "key", "params")} | {"type": "failure", "trial": "00"}
-    told = {"reason": "no epoch ended within 3 s", "text": "a traceback", "stopped": "stall limit"}
-    recorder.record(failure | told | {"again": True})
-    recorder.record(failure | told | {"again": False})
+    for again in (True, False):
+        recorder.record(Failure(name(), again, "no epoch ended within 3 s", "a traceback", "stall limit"))
     recorder.end_task("planted", "FINISHED")
     runs = close(recorder)
     assert runs["trial/00"].info.status == "FAILED"
@@ -138,7 +146,7 @@ def test_runs_of_an_earlier_layout_go_on(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path)
     for number in (0, 1):
         times = {"began_at": BEGAN, "ended_at": BEGAN + 2}
-        emit_history(emit_to(recorder), spec(number), times | {"history": rows(0.1, 0.2)})
+        emit_history(emit_to(recorder), name(number), times | {"history": rows(0.1, 0.2)})
     recorder.end_task("planted", "FINISHED")
     runs = close(recorder)
     assert runs.keys() == {"toy", "planted", "trial/trial-abc0", "trial/01"}
@@ -149,11 +157,41 @@ def test_runs_of_an_earlier_layout_go_on(tmp_path: Path) -> None:
     assert (again.data.metrics["valid_mcc"], again.data.metrics["best_epoch"]) == (0.2, 2.0)
 
 
+NAMED = {"task": "planted", "stage": "trial", "key": "key-0", "params": {"alpha": 1.0}, "trial": "00"}
+TIMES = {"began_at": BEGAN, "at": BEGAN + 1}
+LINES: list[tuple[dict[str, Any], Recorded]] = [
+    ({"type": "trial", **NAMED, **TIMES, "row": {"epoch": 0}}, Epoch(name(), {"epoch": 0}, BEGAN, BEGAN + 1)),
+    ({"type": "trial", **NAMED, "row": {"epoch": 0}}, Epoch(name(), {"epoch": 0})),
+    (
+        {"type": "end", **NAMED, "began_at": BEGAN, "ended_at": BEGAN + 2, "stopped": "finished"},
+        End(name(), BEGAN, BEGAN + 2, "finished"),
+    ),
+    ({"type": "winner", **NAMED}, Winner(name())),
+    (
+        {"type": "failure", **NAMED, "again": True, "stopped": "stall limit", "reason": "stood", "text": "all of it"},
+        Failure(name(), True, "stood", "all of it", "stall limit"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "event"), LINES)
+def test_the_lines_of_a_suites_events(line: dict[str, Any], event: Recorded) -> None:
+    """As earlier versions wrote them."""
+    assert event_to_json(event) == line
+    assert event_from_json(line) == event
+
+
+def test_a_failure_of_an_earlier_version_is_read() -> None:
+    """Of a trial that never began, before there was a limit for one that hangs."""
+    line = {"type": "failure", **NAMED, "params": None, "again": False, "reason": "no room", "text": "all of it"}
+    assert event_from_json(line) == Failure(replace(name(), params={}), False, "no room", "all of it", "failed")
+
+
 def test_a_task_begins_with_its_first_event(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path)
     assert close(recorder).keys() == {"toy"}
     recorder = open_recorder(tmp_path)
-    recorder.record({"type": "note", "task": "planted", "text": "aligns to words"})
+    recorder.record(Note("planted", "aligns to words"))
     assert close(recorder).keys() == {"toy", "planted"}
 
 

@@ -48,7 +48,7 @@ def test_a_run_killed_in_several_stages_ends_like_one_that_was_not(
             assert Tree(run).suite.info.status == "KILLED"
         assert not (run / "leaderboard.json").exists()
         state = "killed" if number == signal.SIGKILL else "stopped"
-        assert read_status(run)["state"] == state
+        assert read_status(run).state == state
         found = stage_folders(out)
         assert found.items() >= kept.items(), "a stage that was finished was made again"
         assert len(found) > len(kept)

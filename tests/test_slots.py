@@ -16,7 +16,7 @@ from toys import make_task, tiny_settings
 
 from l2g_ray.counts import default_architecture
 from l2g_ray.errors import UserError
-from l2g_ray.monitor.events import SlotLog, measure_use
+from l2g_ray.monitor.events import SlotLog, SlotTimes, measure_use
 from l2g_ray.orchestrate.cluster import Slots, measure_slots
 from l2g_ray.plan.amounts import Found
 from l2g_ray.plan.encoder import read_shape
@@ -40,8 +40,7 @@ def test_busy_is_what_the_trials_took_of_the_slots_time() -> None:
 def test_a_trial_of_two_tasks_counts_once() -> None:
     log = SlotLog()
     for task in ("a", "b"):
-        log.take({"type": "slots", "task": task, "intervals": {"key": [5.0, 7.0]}})
-    log.take({"type": "stage", "task": "a", "stage": "align", "state": "done"})
+        log.take(SlotTimes(task, {"key": (5.0, 7.0)}))
     use = log.measure(1)
     assert use is not None
     assert (use.trials, use.busy) == (1, 1.0)

@@ -17,6 +17,7 @@ from commands import Cli
 from rich.console import Console
 
 from l2g_ray.errors import UserError
+from l2g_ray.monitor.events import Epoch, Failure, StageBegan, StageDone, TrialName
 from l2g_ray.monitor.progress import Progress
 from l2g_ray.monitor.status import SILENT_S, STATUS_FILE, StatusWriter, find_runs, read_status
 
@@ -44,26 +45,23 @@ def change(folder: Path, **facts: Any) -> None:
 def progress_of_two() -> Progress:
     """`a` in its second stage with a trial that failed once, `b` failed, `c` waiting."""
     progress = Progress(Console(quiet=True), dict.fromkeys("abc", "mcc"), "toy")
-    begin = {"type": "stage", "state": "running"}
-    progress.update(begin | {"task": "a", "stage": "select", "trials": 1})
-    progress.update(begin | {"task": "a", "stage": "align", "trials": 3})
-    row = {"epoch": 4, "best_score": 0.75}
-    progress.update({"type": "trial", "task": "a", "stage": "align", "trial": "x", "key": "k", "row": row})
-    failure = {"type": "failure", "stage": "align", "trial": "y", "again": True, "reason": "ValueError: no"}
-    progress.update(failure | {"task": "a"})
-    progress.update(begin | {"task": "b", "stage": "select", "trials": 1})
+    progress.update(StageBegan("a", "select", 1))
+    progress.update(StageBegan("a", "align", 3))
+    progress.update(Epoch(TrialName("a", "align", "x", "k", {}), {"epoch": 4, "best_score": 0.75}))
+    progress.update(Failure(TrialName("a", "align", "y", "l", {}), True, "ValueError: no", ""))
+    progress.update(StageBegan("b", "select", 1))
     progress.finish("b", "failed: ValueError: no", failed=True)
     return progress
 
 
 def test_a_running_suite_and_then_its_end(run: Path, cli: Cli) -> None:
     writer = StatusWriter(run, ["a", "b", "c"], {"dashboard": "http://127.0.0.1:8265"})
-    assert [task["state"] for task in read_status(run)["tasks"]] == ["waiting"] * 3
+    assert [task.status.state for task in read_status(run).tasks] == ["waiting"] * 3
     writer.say("trains")
     writer.show(progress_of_two().snapshot())
     writer.tell("a: align x, epoch 5")
     limit = time.monotonic() + 10
-    while read_status(run)["last_event"] is None and time.monotonic() < limit:
+    while read_status(run).last_event is None and time.monotonic() < limit:
         time.sleep(0.05)
     found = json.loads(cli("status", run, "--json").out)
     assert (found["state"], found["doing"], found["driver"]["alive"]) == ("running", "trains", True)
@@ -79,33 +77,62 @@ def test_a_running_suite_and_then_its_end(run: Path, cli: Cli) -> None:
     writer.close("failed")
     say(run, "failed")
     found = read_status(run)
-    assert (found["state"], found["driver"]["alive"]) == ("failed", False)
-    assert found["next"] == f"mend what failed (b), then run `{COMMAND}`: it repeats only that"
+    assert (found.state, found.driver.alive) == ("failed", False)
+    assert found.next == f"mend what failed (b), then run `{COMMAND}`: it repeats only that"
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_the_form_of_the_file_and_of_what_is_printed(run: Path) -> None:
+    writer = StatusWriter(run, ["a", "b", "c"], {})
+    progress = progress_of_two()
+    progress.update(StageBegan("a", "warmup", 2))  # no score yet
+    writer.show(progress.snapshot())
+    writer.tell("a: warmup begins")
+    writer.close("failed")
+    found = json.loads((run / STATUS_FILE).read_text())
+    facts = {"schema", "host", "pid", "process_started", "links", "started", "doing", "tasks", "last_event", "at"}
+    assert found.keys() == facts
+    assert found["schema"] == 1
+    assert found["last_event"].keys() == {"at", "text"}
+    a, b, c = found["tasks"].values()
+    begun = {"begun": a["begun"], "failures": 1}
+    seen = {"state": "running", "stage": "warmup", "trials": 2, "trials_begun": 0, "epoch": 0, "best": None}
+    assert a == seen | begun
+    assert b.keys() == {"state", "stage", "begun", "failures", "result", "ended"}
+    assert c == {"state": "waiting"}
+    shown = read_status(run).to_json()
+    keys = "run name state doing driver elapsed_s tasks last_event links command next"
+    assert list(shown) == keys.split()
+    assert shown["driver"].keys() == {"alive", "host", "pid", "silent_s"}
+    assert shown["last_event"].keys() == {"text", "ago_s"}
+    state = {"task": "a", "state": "interrupted", "failures": 1}
+    assert shown["tasks"][0] == seen | state | {"elapsed_s": shown["tasks"][0]["elapsed_s"]}
+    change(run, news=1, tasks={"a": {"state": "running", "begun": 1.0, "news": 1}})  # of a later version
+    assert read_status(run).tasks[0].status.begun == 1.0
 
 
 def test_a_killed_driver_is_not_taken_for_a_living_one(run: Path) -> None:
     """The number of a process alone says nothing: it is given out again."""
     script = (
-        "import sys, os; from pathlib import Path; from l2g_ray.monitor.status import StatusWriter\n"
-        "writer = StatusWriter(Path(sys.argv[1]), ['a'], {}); writer.show({'a': {'state': 'running', 'begun': 0.0}})\n"
+        "import sys, os; from pathlib import Path; from l2g_ray.monitor.status import StatusWriter, TaskStatus\n"
+        "writer = StatusWriter(Path(sys.argv[1]), ['a'], {}); writer.show({'a': TaskStatus('running', begun=0.0)})\n"
         "writer.say('trains'); writer._write(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script, str(run)], check=False, timeout=60)
     found = read_status(run)
-    assert (found["state"], found["driver"]["alive"]) == ("killed", False)
-    assert found["tasks"][0]["state"] == "interrupted"
-    assert found["next"].startswith(f"run `{COMMAND}`: finished stages are kept")
+    assert (found.state, found.driver.alive) == ("killed", False)
+    assert found.tasks[0].status.state == "interrupted"
+    assert found.next.startswith(f"run `{COMMAND}`: finished stages are kept")
     change(run, pid=os.getpid())
-    assert read_status(run)["state"] == "killed"
+    assert read_status(run).state == "killed"
 
 
 def test_a_driver_elsewhere_is_known_by_its_last_beat(run: Path) -> None:
     StatusWriter(run, ["a"], {}).close("trains")
     change(run, host=f"not-{socket.gethostname()}", at=time.time() - SILENT_S / 2)
-    assert read_status(run)["state"] == "running"
+    assert read_status(run).state == "running"
     change(run, at=time.time() - 2 * SILENT_S)
-    assert read_status(run)["state"] == "killed"
+    assert read_status(run).state == "killed"
 
 
 @pytest.mark.parametrize(
@@ -115,13 +142,13 @@ def test_ends_say_what_to_do_next(run: Path, state: str, advice: str) -> None:
     StatusWriter(run, ["a"], {}).close(state)
     say(run, state)
     found = read_status(run)
-    assert found["state"] == state
-    assert advice in found["next"]
+    assert found.state == state
+    assert advice in found.next
 
 
 def test_a_run_of_an_older_version_has_no_status_file(run: Path) -> None:
     say(run, "finished")
-    assert read_status(run)["state"] == "finished"
+    assert read_status(run).state == "finished"
 
 
 def test_a_folder_of_runs_shows_all_of_them(run: Path, cli: Cli) -> None:
@@ -153,7 +180,9 @@ def test_a_folder_that_refuses_writes_does_not_end_the_suite(run: Path) -> None:
         run.with_name("away").rename(run)
     writer.tell("back")
     writer.close("trains")
-    assert read_status(run)["last_event"]["text"] == "back"
+    event = read_status(run).last_event
+    assert event is not None
+    assert event.text == "back"
 
 
 def test_status_imports_neither_torch_nor_ray_nor_mlflow(run: Path) -> None:
@@ -169,12 +198,12 @@ def test_a_stopped_suite_that_was_moved_goes_on_where_it_is(run: Path, tmp_path:
     """Its command names the old --out; the last one of two counts."""
     meta = {"name": "toy", "state": "stopped", "command": COMMAND, "folder": str(run)}
     (run / "suite.json").write_text(json.dumps(meta))
-    assert read_status(run)["command"] == COMMAND
+    assert read_status(run).command == COMMAND
     (tmp_path / "a b").mkdir()
     there = run.rename(tmp_path / "a b" / run.name)
     found = read_status(there)
-    assert f"run `{COMMAND} --out '{tmp_path}/a b'`" in found["next"]
-    assert found["links"] == {"mlflow": f"l2g-ray ui '{there}'"}
+    assert f"run `{COMMAND} --out '{tmp_path}/a b'`" in found.next
+    assert found.links == {"mlflow": f"l2g-ray ui '{there}'"}
 
 
 def test_a_stage_beside_others_has_the_table_only_where_none_of_them_runs() -> None:
@@ -183,11 +212,10 @@ def test_a_stage_beside_others_has_the_table_only_where_none_of_them_runs() -> N
 
     def stage(name: str, state: str = "running") -> None:
         beside = name in ("arms", "embedder")
-        progress.update({"type": "stage", "task": "a", "stage": name, "state": state, "trials": 2, "beside": beside})
+        progress.update(StageDone("a", name, False) if state == "done" else StageBegan("a", name, 2, beside))
 
     def epoch(name: str, key: str, score: float) -> None:
-        row = {"epoch": 0, "best_score": score}
-        progress.update({"type": "trial", "task": "a", "stage": name, "key": key, "row": row})
+        progress.update(Epoch(TrialName("a", name, key, key, {}), {"epoch": 0, "best_score": score}))
 
     stage("warmup")
     stage("arms")

@@ -82,11 +82,13 @@ def test_order_is_kept_and_the_person_is_told_once(tmp_path: Path) -> None:
 def test_what_a_killed_driver_left_is_sent_first(tmp_path: Path) -> None:
     tracker = Flaky()
     tracker.down = True
+    line = '{"method": "log_metrics", "key": "a", "arguments": {"metrics": {"x": 1.0}, "step": 6}}'
+    (tmp_path / JOURNAL).write_text(f"{line}\n")  # of an earlier version
     first = TrackingWriter(tracker, tmp_path / JOURNAL, lambda line: None)  # type: ignore[arg-type]
     first.put("log_metrics", "a", metrics={"x": 1.0}, step=7)
     first.put("start", "b", name="b", parent_key="a", params={"hf_token": "hush", "lr": 1})
     first.put("log_metrics", "gone", metrics={"x": 1.0}, step=8)  # of another store
-    assert first.close() == 3
+    assert first.close() == 4
     with (tmp_path / JOURNAL).open("a") as journal:
         journal.write('{"method": "log_metr')  # killed here
     assert "hush" not in (tmp_path / JOURNAL).read_text()
@@ -94,7 +96,7 @@ def test_what_a_killed_driver_left_is_sent_first(tmp_path: Path) -> None:
     second = TrackingWriter(tracker, tmp_path / JOURNAL, lambda line: None)  # type: ignore[arg-type]
     second.put("log_metrics", "b", metrics={"x": 1.0}, step=0)
     assert second.wait(10) == 0
-    assert tracker.arrived == [("a", 7), ("start", "b"), ("b", 0)]
+    assert tracker.arrived == [("a", 6), ("a", 7), ("start", "b"), ("b", 0)]
     assert second.close() == 0
 
 

@@ -15,7 +15,7 @@ from ray import tune
 from rich.console import Console
 from toys import make_site, make_task, tiny_settings
 
-from l2g_ray.monitor.events import Board, TrialName
+from l2g_ray.monitor.events import Board, Event, Failure, TrialName
 from l2g_ray.monitor.progress import Progress
 from l2g_ray.monitor.trial_logs import note_logs, read_last_lines
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
@@ -31,7 +31,7 @@ ENVIRONMENT = {"git_revision": None, "machine": {"processor": ""}, "versions": {
 
 
 @pytest.fixture(scope="module")
-def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Event]]:
     """What was told of a Tune run, in which `ends` is well and `raises` and `dies` do as they say, and of a job `broken`."""
     started = not ray.is_initialized()
     if started:
@@ -50,7 +50,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, 
             os.kill(os.getpid(), signal.SIGKILL)
         tune.report(TuneReport(name, {"epoch": 0, "best_score": 0.5}, 0.0).to_tune())
 
-    told: list[dict[str, Any]] = []
+    told: list[Event] = []
     board = ray.remote(num_cpus=0)(Board).remote()
     broken = make_site(scratch, threads=0, scratch=scratch)
     place = Place(broken, Store(broken.root), Slots(2, 1, 0.0), board, told.append)
@@ -64,29 +64,29 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, 
         ray.shutdown()
 
 
-def test_a_job_outside_of_a_search_is_told_too(events: list[dict[str, Any]]) -> None:
-    failures = [event for event in events if event["type"] == "failure" and event["trial"] == "broken"]
-    assert [event["again"] for event in failures] == [True] * MAX_FAILURES + [False]
+def test_a_job_outside_of_a_search_is_told_too(events: list[Event]) -> None:
+    failures = [event for event in events if isinstance(event, Failure) and event.name.trial == "broken"]
+    assert [event.again for event in failures] == [True] * MAX_FAILURES + [False]
     for event in failures:
-        assert event["stage"] == "evaluate"
-        assert event["reason"].startswith("RuntimeError: ")
-        assert 'jobs.py", line ' in event["text"]
+        assert event.name.stage == "evaluate"
+        assert event.reason.startswith("RuntimeError: ")
+        assert 'jobs.py", line ' in event.text
 
 
 @pytest.mark.parametrize(("label", "words"), [("raises", "ValueError: no such kernel"), ("dies", "worker")])
-def test_every_attempt_is_told(events: list[dict[str, Any]], label: str, words: str) -> None:
-    failures = [event for event in events if event["type"] == "failure" and event["trial"] == label]
-    assert [event["again"] for event in failures] == [True] * MAX_FAILURES + [False]
+def test_every_attempt_is_told(events: list[Event], label: str, words: str) -> None:
+    failures = [event for event in events if isinstance(event, Failure) and event.name.trial == label]
+    assert [event.again for event in failures] == [True] * MAX_FAILURES + [False]
     for event in failures:
-        assert (event["task"], event["stage"], event["key"]) == ("planted", "align", f"key-{label}")
-        assert words in event["reason"]
-        assert f"{label} has begun" in event["text"]
+        assert (event.task, event.name.stage, event.name.key) == ("planted", "align", f"key-{label}")
+        assert words in event.reason
+        assert f"{label} has begun" in event.text
     # Ray leaves out the word, but not the lines.
-    assert ('test_trial_logs.py", line ' in failures[-1]["text"]) == (label == "raises")
-    assert ("dies has a last word" in failures[-1]["text"]) == (label == "dies")
+    assert ('test_trial_logs.py", line ' in failures[-1].text) == (label == "raises")
+    assert ("dies has a last word" in failures[-1].text) == (label == "dies")
 
 
-def test_the_failures_stand_in_mlflow_and_in_the_status(events: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_failures_stand_in_mlflow_and_in_the_status(events: list[Event], tmp_path: Path) -> None:
     task = make_task()
     request = SuiteRequest("toy", "toy", [task], {}, "smoke", {}, tmp_path)
     settings = {"planted": tiny_settings("")}
@@ -95,7 +95,7 @@ def test_the_failures_stand_in_mlflow_and_in_the_status(events: list[dict[str, A
     for event in events:
         progress.update(event)
         recorder.record(event)
-    assert progress.snapshot()["planted"]["failures"] == 3 * (MAX_FAILURES + 1)
+    assert progress.snapshot()["planted"].failures == 3 * (MAX_FAILURES + 1)
     recorder.end_task("planted", "FINISHED")
     assert recorder.close("FINISHED")
     client = MlflowClient(recorder.uri, recorder.uri)

@@ -93,7 +93,7 @@ def test_one_process_runs_all_jobs_and_keeps_nothing(site: Site) -> None:
     assert list_processes("ray::IDLE") == [pid]
     assert count_mb(pid) < before + KEPT_MB
     events = ray.get(board.drain.remote())
-    told = [(event["key"], event["row"]["epoch"]) for event in events]
+    told = [(event.name.key, event.row["epoch"]) for event in events]
     n_epochs = len(read_history(specs[0]))
     assert n_epochs > 1
     assert told == [(spec.job.key, epoch) for spec in specs for epoch in range(n_epochs)]
@@ -122,7 +122,7 @@ def test_a_process_that_is_killed_is_replaced_and_goes_on(site: Site) -> None:
     ((index, error, again),) = failures
     assert (index, type(error), again) == (0, ray.exceptions.WorkerCrashedError, True)
     assert read_history(whole) == read_history(broken)
-    told = [event["row"]["epoch"] for event in ray.get(board.drain.remote()) if event["key"] == broken.job.key]
+    told = [event.row["epoch"] for event in ray.get(board.drain.remote()) if event.name.key == broken.job.key]
     assert told == list(range(len(read_history(whole))))
 
 

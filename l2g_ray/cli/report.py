@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from l2g_ray.monitor.status import SuiteStatus
 
 
 @click.command()
@@ -64,13 +67,14 @@ def status(run: Path, as_json: bool) -> None:
 
     found = [read_status(path) for path in find_runs(run)]
     if as_json:
-        click.echo(json.dumps(found if len(found) > 1 else found[0], indent=1))
+        shown = [one.to_json() for one in found]
+        click.echo(json.dumps(shown if len(shown) > 1 else shown[0], indent=1))
         return
     for one in found:
         _show(one)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: SuiteStatus) -> None:
     import sys
 
     from rich.console import Console
@@ -80,36 +84,37 @@ def _show(found: dict[str, Any]) -> None:
 
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else 110, highlight=False)
-    state, driver = found["state"], found["driver"]
+    state, driver = found.state, found.driver
     style = STYLES.get(state, "red")
-    elapsed = f", {_clock(found['elapsed_s'])}" if found["elapsed_s"] is not None else ""
-    doing = f" ({found['doing']})" if found["doing"] and found["doing"] != state else ""
-    console.print(f"[bold]{escape(found['name'])}[/bold]: [{style}]{state}[/{style}]{doing}{elapsed}", soft_wrap=True)
-    if found["tasks"]:
+    elapsed = f", {_clock(found.elapsed_s)}" if found.elapsed_s is not None else ""
+    doing = f" ({found.doing})" if found.doing and found.doing != state else ""
+    console.print(f"[bold]{escape(found.name)}[/bold]: [{style}]{state}[/{style}]{doing}{elapsed}", soft_wrap=True)
+    if found.tasks:
         words, numbers = ("task", "state", "stage"), ("trials", "failed", "epoch", "best", "time")
         columns = [*(Column(name, words=True) for name in words), *map(Column, numbers), Column("result", words=True)]
         listing = Listing(columns)
-        for task in found["tasks"]:
+        for task in found.tasks:
+            status = task.status
             listing.add(
-                task["task"],
-                task["state"],
-                task.get("stage", ""),
-                f"{task['trials_begun']} of {task['trials']}" if task.get("trials") else "",
-                str(task.get("failures") or ""),
-                str(task.get("epoch") or ""),
-                f"{task['best']:.3f}" if task.get("best") is not None else "",
-                _clock(task["elapsed_s"]) if "elapsed_s" in task else "",
-                task.get("result", ""),
+                task.name,
+                status.state,
+                status.stage or "",
+                f"{status.trials_begun} of {status.trials}" if status.trials else "",
+                str(status.failures or ""),
+                str(status.epoch or ""),
+                f"{status.best:.3f}" if status.best is not None else "",
+                _clock(task.elapsed_s) if task.elapsed_s is not None else "",
+                status.result or "",
             )
         print_fitted(console, listing)
-    if event := found["last_event"]:
-        console.print(f"last event  {_clock(event['ago_s'])} ago: {escape(event['text'])}", soft_wrap=True)
-    if driver["pid"] is not None:
-        where = f"process {driver['pid']} on {driver['host']}, last sign of life {_clock(driver['silent_s'])} ago"
-        console.print(f"driver      {'alive' if driver['alive'] else 'gone'}: {where}", soft_wrap=True)
-    for name, link in found["links"].items():
+    if event := found.last_event:
+        console.print(f"last event  {_clock(event.ago_s)} ago: {escape(event.text)}", soft_wrap=True)
+    if driver.silent_s is not None:
+        where = f"process {driver.pid} on {driver.host}, last sign of life {_clock(driver.silent_s)} ago"
+        console.print(f"driver      {'alive' if driver.alive else 'gone'}: {where}", soft_wrap=True)
+    for name, link in found.links.items():
         console.print(f"{name:<11} {escape(link)}", soft_wrap=True)
-    console.print(f"next        {escape(found['next'])}", soft_wrap=True)
+    console.print(f"next        {escape(found.next)}", soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

@@ -4,19 +4,168 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+# A trial's begin and end, in seconds since 1970 by the clock of its node.
+Interval = tuple[float, float]
 
 
-def describe_cut(name: str, row: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class TrialName:
+    """Which trial: `trial` is what people call it, `key` that of its result, `params` what is shown of its arguments."""
+
+    task: str
+    stage: str
+    trial: str
+    key: str
+    params: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.stage} {self.trial}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for people."""
+
+    task: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StageBegan:
+    """A stage runs this number of trials; with `beside`, next to other stages of its task."""
+
+    task: str
+    stage: str
+    trials: int
+    beside: bool = False
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """All trials of a stage have a result; `cached`: they had it before."""
+
+    task: str
+    stage: str
+    cached: bool
+
+
+@dataclass(frozen=True)
+class SlotTimes:
+    """When trials that ran occupied their slots, by the key of their result."""
+
+    task: str
+    intervals: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class _OfTrial:
+    kind: ClassVar[str]
+
+    name: TrialName
+
+    @property
+    def task(self) -> str:
+        """The trial's task."""
+        return self.name.task
+
+
+@dataclass(frozen=True)
+class Epoch(_OfTrial):
+    """One epoch of a trial: its numbers, when its trial began and when it was reported, in seconds since 1970.
+
+    Results of early versions have no times.
+    """
+
+    kind = "trial"
+
+    row: dict[str, float]
+    began_at: float | None = None
+    at: float | None = None
+
+    @classmethod
+    def from_row(cls, name: TrialName, row: Mapping[str, float]) -> Self:
+        """An epoch from a row that may have times (`stamp_row`)."""
+        numbers = {key: value for key, value in row.items() if key not in TIMES}
+        return cls(name, numbers, **{key: row[key] for key in TIMES if key in row})
+
+
+@dataclass(frozen=True)
+class End(_OfTrial):
+    """A trial ended well: when it ran, in seconds since 1970, and why it ended."""
+
+    kind = "end"
+
+    began_at: float
+    ended_at: float
+    stopped: str
+
+
+@dataclass(frozen=True)
+class Winner(_OfTrial):
+    """A trial won its search."""
+
+    kind = "winner"
+
+
+@dataclass(frozen=True)
+class Failure(_OfTrial):
+    """A trial failed: whether it starts `again`, the reason as one line, and `text`, the whole error with last lines."""
+
+    kind = "failure"
+
+    again: bool
+    reason: str
+    text: str
+    stopped: str = "failed"
+
+
+# What reaches MLflow and `events.jsonl`, what people are told, and all that is put on the board.
+Recorded = Epoch | End | Winner | Failure
+News = Note | StageBegan | StageDone | Recorded
+Event = News | SlotTimes
+Emit = Callable[[Event], None]
+_KINDS: dict[str, type[Recorded]] = {one.kind: one for one in (Epoch, End, Winner, Failure)}
+# What is added to the row of an epoch on its way: when its trial began and when it was reported, in seconds since 1970.
+TIMES = ("began_at", "at")
+
+
+def event_to_json(event: Recorded) -> dict[str, Any]:
+    """The mapping that is a line of `events.jsonl`: `type`, the fields of the trial's name and those of the event."""
+    own = {key: value for key, value in asdict(event).items() if value is not None}
+    return {"type": event.kind, **own.pop("name"), **own}
+
+
+def event_from_json(found: dict[str, Any]) -> Recorded:
+    """The event of a line of `events.jsonl`, also of an earlier version."""
+    kind = _KINDS[found["type"]]
+    name = {one.name: found[one.name] for one in fields(TrialName)}
+    own = {one.name: found[one.name] for one in fields(kind) if one.name in found}
+    return kind(TrialName(**name | {"params": name["params"] or {}}), **own)
+
+
+def stamp_row(row: Mapping[str, float], began_at: float) -> dict[str, float]:
+    """A row that a stage reports, with its times. All of its numbers travel to the events and to MLflow.
+
+    Raises ValueError for a value that is no number, and for a name in `TIMES`.
+    """
+    for name, value in row.items():
+        if name in TIMES or not isinstance(value, int | float):
+            raise ValueError(f"a stage reports {name!r}: {value!r}; give a number under a name other than {TIMES}")
+    return {**row, **dict(zip(TIMES, (began_at, time.time()), strict=True))}
+
+
+def describe_cut(name: TrialName, row: Mapping[str, float]) -> str:
     """What to tell when a trial began to cut its batches."""
     return (
         f"{name}: memory did not suffice in epoch {int(row['epoch']) + 1}; each batch now goes through in "
-        f"{row['micro_batches']} micro-batches. The effective batch stays; batch norm takes each micro-batch's statistics"
+        f"{int(row['micro_batches'])} micro-batches. The effective batch stays; batch norm takes each micro-batch's statistics"
     )
 
 
-def warn_of_cuts(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def warn_of_cuts(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
     """For the leaderboard: stages whose batches were cut, from histories named 'stage/trial'."""
     cut: dict[str, int] = {}
     for name, rows in histories.items():
@@ -32,91 +181,41 @@ def warn_of_cuts(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[s
     ]
 
 
-def _most_cut(rows: Iterable[Mapping[str, Any]]) -> int:
+def _most_cut(rows: Iterable[Mapping[str, float]]) -> int:
     return max((int(row.get("micro_batches", 1)) for row in rows if row.get("micro_batches", 1) > 1), default=0)
-
-
-@dataclass(frozen=True)
-class TrialName:
-    """Which trial: `trial` is what people call it, `key` that of its result, `params` what is shown of its arguments."""
-
-    task: str
-    stage: str
-    trial: str
-    key: str
-    params: dict[str, Any]
-
-
-Emit = Callable[[dict[str, Any]], None]
-# What is added to the row of an epoch on its way: when its trial began and when it was reported, in seconds since 1970.
-TIMES = ("began_at", "at")
-
-
-def stamp_row(row: dict[str, float], began_at: float) -> dict[str, float]:
-    """A row that a stage reports, with its times. All of its numbers travel to the events and to MLflow.
-
-    Raises ValueError for a value that is no number, and for a name in `TIMES`.
-    """
-    for name, value in row.items():
-        if name in TIMES or not isinstance(value, int | float):
-            raise ValueError(f"a stage reports {name!r}: {value!r}; give a number under a name other than {TIMES}")
-    return row | dict(zip(TIMES, (began_at, time.time()), strict=True))
-
-
-def make_trial_event(name: TrialName, row: dict[str, float]) -> dict[str, Any]:
-    """The event of one epoch of a trial. The row may have times (`stamp_row`)."""
-    numbers = {key: value for key, value in row.items() if key not in TIMES}
-    times = {key: row[key] for key in TIMES if key in row}
-    return {"type": "trial", **asdict(name), **times, "row": numbers}
-
-
-def make_end_event(name: TrialName, began_at: float, ended_at: float, stopped: str) -> dict[str, Any]:
-    """The event of a trial's end, named as in `make_trial_event`: when it ran, in seconds since 1970, and why it ended."""
-    return {"type": "end", **asdict(name), "began_at": began_at, "ended_at": ended_at, "stopped": stopped}
-
-
-def make_winner_event(name: TrialName) -> dict[str, Any]:
-    """The event that says which trial of a search won."""
-    return {"type": "winner", **asdict(name)}
 
 
 class Board:
     """A Ray actor's class: a queue of events, in the order of arrival, each epoch of a trial once.
 
-    Events are mappings with `type` ('stage', 'trial', 'end', 'winner', 'failure', 'slots', 'note') and `task`; the driver turns them into the progress
-    table and into MLflow, so that exactly one process writes to either.
+    The driver turns them into the progress table and into MLflow, so that exactly one process writes to either.
     """
 
     def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.told: dict[tuple[str, str, str], int] = {}
         self.cuts: dict[tuple[str, str, str], int] = {}
 
-    def put(self, event: dict[str, Any]) -> None:
+    def put(self, event: Event) -> None:
         """Add one event. A trial that was started again tells its first epochs anew: these are left out."""
-        if event["type"] == "trial":
-            trial, epoch = (event["task"], event["stage"], event["key"]), int(event["row"]["epoch"])
+        if isinstance(event, Epoch):
+            trial, epoch = (event.task, event.name.stage, event.name.key), int(event.row["epoch"])
             if epoch <= self.told.get(trial, -1):
                 return
             self.told[trial] = epoch
             self._note_cut(trial, event)
         self.events.append(event)
 
-    def _note_cut(self, trial: tuple[str, str, str], event: dict[str, Any]) -> None:
-        micro_batches = int(event["row"].get("micro_batches", 1))
+    def _note_cut(self, trial: tuple[str, str, str], event: Epoch) -> None:
+        micro_batches = int(event.row.get("micro_batches", 1))
         if micro_batches > self.cuts.get(trial, 1):
             self.cuts[trial] = micro_batches
-            text = describe_cut(f"{event['task']}: {event['stage']} {event['trial']}", event["row"])
-            self.events.append({"type": "note", "task": event["task"], "text": text})
+            self.events.append(Note(event.task, describe_cut(event.name, event.row)))
 
-    def drain(self) -> list[dict[str, Any]]:
+    def drain(self) -> list[Event]:
         """All events since the last call."""
         taken, self.events = self.events, []
         return taken
-
-
-# A trial's begin and end, in seconds since 1970 by the clock of its node.
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -133,7 +232,7 @@ class SlotUse:
         """Share of the slots' time in which a trial ran, 0 to 1."""
         return self.busy_s / (self.slots * self.span_s) if self.span_s > 0 else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, float]:
         """A JSON-ready mapping, `busy` included."""
         return {key: round(value, 4) for key, value in (asdict(self) | {"busy": self.busy}).items()}
 
@@ -157,10 +256,9 @@ class SlotLog:
     def __init__(self) -> None:
         self.intervals: dict[str, Interval] = {}
 
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Take one event; all but those of type 'slots' are passed over."""
-        if event["type"] == "slots":
-            self.intervals |= {key: (begin, end) for key, (begin, end) in event["intervals"].items()}
+    def take(self, event: SlotTimes) -> None:
+        """Take the times of some trials."""
+        self.intervals |= event.intervals
 
     def measure(self, slots: int) -> SlotUse | None:
         """See `measure_use`."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
+from l2g_ray.monitor.events import End, Epoch, Failure, News, Note, StageBegan, StageDone, Winner
+from l2g_ray.monitor.status import TaskStatus
 from l2g_ray.results.terminal import Column, Listing
 from l2g_ray.stages.registry import find_stage
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
@@ -23,7 +25,7 @@ class _TaskView:
     stage: str = "waiting"
     beside: bool = False
     state: str = "waiting"
-    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trials: dict[str, dict[str, float]] = field(default_factory=dict)
     n_trials: int = 0
     stage_runs: bool = False
     failures: int = 0
@@ -37,6 +39,11 @@ class _TaskView:
         """The best score so far as its metric gives it; events have it with the sign that makes higher better."""
         metric = find_metric(name_stage_metric(self.stage, self.metric))
         return metric.sign * self.best if math.isfinite(self.best) else None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the longest trial so far."""
+        return max((int(row["epoch"]) + 1 for row in self.trials.values()), default=0)
 
 
 class _Shown:
@@ -68,30 +75,33 @@ class Progress(_Shown):
             Live(console=console, refresh_per_second=4, get_renderable=self.render) if console.is_terminal else None
         )
 
-    def update(self, event: dict[str, Any]) -> None:
+    def update(self, event: News) -> None:
         """Take one event of the board."""
-        if event["type"] == "note":
-            self.say(escape(event["text"]))
+        if isinstance(event, Note):
+            self.say(escape(event.text))
             return
-        view = self.views[event["task"]]
+        view = self.views[event.task]
         view.state = "running"
-        if event["type"] == "stage":
-            # A stage that runs beside others takes their place in the table only where none of them runs.
-            beside = event.get("beside", False)
-            if event["state"] == "running" and not (beside and view.stage_runs and not view.beside):
-                view.stage, view.beside, view.trials, view.best = event["stage"], beside, {}, -math.inf
-                view.n_trials, view.stage_runs = event["trials"], True
-            if self.live is None:
-                self._say_stage(event, view)
-            if event["state"] == "done" and event["stage"] == view.stage:
-                view.stage_runs = False
-        elif event["type"] == "trial" and find_stage(event["stage"]).beside == view.beside:
-            row = event["row"]
-            view.trials[event["key"]] = row
-            view.best = max(view.best, row.get("best_score", -math.inf))
-        elif event["type"] == "failure":
-            view.failures += 1
-            self.say(escape(describe_event(event)))
+        match event:
+            case StageBegan():
+                # A stage that runs beside others takes their place in the table only where none of them runs.
+                if not (event.beside and view.stage_runs and not view.beside):
+                    view.stage, view.beside, view.trials, view.best = event.stage, event.beside, {}, -math.inf
+                    view.n_trials, view.stage_runs = event.trials, True
+                if self.live is None:
+                    many = f"{event.trials} trial{'s' if event.trials != 1 else ''}"
+                    self.say(f"{event.task}: {event.stage} begins, {many}")
+            case StageDone():
+                if self.live is None:
+                    self._say_done(event, view)
+                if event.stage == view.stage:
+                    view.stage_runs = False
+            case Epoch() if find_stage(event.name.stage).beside == view.beside:
+                view.trials[event.name.key] = event.row
+                view.best = max(view.best, event.row.get("best_score", -math.inf))
+            case Failure():
+                view.failures += 1
+                self.say(escape(describe_event(event)))
 
     def finish(self, task: str, result: str, failed: bool = False) -> None:
         """A task is over; `result` is its last word."""
@@ -101,37 +111,28 @@ class Progress(_Shown):
         if self.live is None:
             self.say(escape(f"{task}: {result}"))
 
-    def snapshot(self) -> dict[str, dict[str, Any]]:
-        """How each task stands, ready for JSON; 'begun' and 'ended' in seconds since 1970."""
-        found: dict[str, dict[str, Any]] = {}
-        for task, view in self.views.items():
-            found[task] = {"state": view.state}
-            if view.state == "waiting":
-                continue
-            found[task] |= {"stage": view.stage, "begun": view.begun + self.epoch, "failures": view.failures}
-            if view.ended is not None:
-                found[task] |= {"result": view.result, "ended": view.ended + self.epoch}
-                continue
-            epochs = [int(row["epoch"]) + 1 for row in view.trials.values() if "epoch" in row]
-            found[task] |= {
-                "trials": view.n_trials,
-                "trials_begun": len(view.trials),
-                "epoch": max(epochs, default=0),
-                "best": view.best_value,
-            }
-        return found
+    def snapshot(self) -> dict[str, TaskStatus]:
+        """How each task stands."""
+        return {task: self._describe(view) for task, view in self.views.items()}
+
+    def _describe(self, view: _TaskView) -> TaskStatus:
+        if view.state == "waiting":
+            return TaskStatus(view.state)
+        begun = TaskStatus(view.state, view.stage, view.begun + self.epoch, view.failures)
+        if view.ended is not None:
+            return replace(begun, result=view.result, ended=view.ended + self.epoch)
+        return replace(
+            begun, trials=view.n_trials, trials_begun=len(view.trials), epoch=view.epochs, best=view.best_value
+        )
 
     def say(self, text: str) -> None:
         """A line that stays."""
         stamp = f"[dim]{_clock(time.monotonic() - self.begun)}[/dim]"
         self.console.print(f"{stamp} {text}", highlight=False, soft_wrap=self.live is None)
 
-    def _say_stage(self, event: dict[str, Any], view: _TaskView) -> None:
-        task, stage = event["task"], event["stage"]
-        if event["state"] == "running":
-            many = event["trials"]
-            self.say(f"{task}: {stage} begins, {many} trial{'s' if many != 1 else ''}")
-        elif event.get("cached"):
+    def _say_done(self, event: StageDone, view: _TaskView) -> None:
+        task, stage = event.task, event.stage
+        if event.cached:
             self.say(f"{task}: {stage} is there already")
         elif view.best_value is not None and stage == view.stage and not view.beside:
             metric = name_stage_metric(stage, view.metric)
@@ -145,33 +146,35 @@ class Progress(_Shown):
         columns = [Column("task", words=True), Column("stage", words=True), *map(Column, headings)]
         listing = Listing(columns, title=f"{self.title}   {_clock(time.monotonic() - self.begun)}")
         for task, view in self.views.items():
-            epochs = [int(row["epoch"]) + 1 for row in view.trials.values() if "epoch" in row]
             listing.add(
                 task,
                 view.result or view.stage,
                 str(len(view.trials) or ""),
-                str(max(epochs) if epochs else ""),
+                str(view.epochs or ""),
                 "" if view.best_value is None else f"{view.best_value:.3f}",
                 _clock((view.ended or time.monotonic()) - view.begun),
             )
         return listing
 
 
-def describe_event(event: dict[str, Any]) -> str:
+def describe_event(event: News) -> str:
     """An event of the board as one line."""
-    if event["type"] == "note":
-        return event["text"]
-    place = f"{event['task']}: {event['stage']}"
-    if event["type"] == "stage":
-        return f"{place} {'begins' if event['state'] == 'running' else 'done'}"
-    if event["type"] == "end":
-        return f"{place} {event['trial']} ended: {event['stopped']}"
-    if event["type"] == "winner":
-        return f"{place} {event['trial']} won the search"
-    if event["type"] == "failure":
-        then = "begins again from its last epoch" if event["again"] else "given up"
-        return f"{place} {event['trial']} failed: {event['reason']}; {then}"
-    return f"{place} {event['trial']}, epoch {int(event['row']['epoch']) + 1}"
+    match event:
+        case Note():
+            return event.text
+        case StageBegan():
+            return f"{event.task}: {event.stage} begins"
+        case StageDone():
+            return f"{event.task}: {event.stage} done"
+        case Epoch():
+            return f"{event.name}, epoch {int(event.row['epoch']) + 1}"
+        case End():
+            return f"{event.name} ended: {event.stopped}"
+        case Winner():
+            return f"{event.name} won the search"
+        case Failure():
+            then = "begins again from its last epoch" if event.again else "given up"
+            return f"{event.name} failed: {event.reason}; {then}"
 
 
 def _clock(seconds: float) -> str:

@@ -14,8 +14,9 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from l2g_ray.atomic import write_text
 from l2g_ray.errors import UserError
@@ -31,24 +32,89 @@ ENDED = ("finished", "failed", "stopped", "unsent")
 RUNNING, KILLED = "running", "killed"
 
 
+@dataclass(frozen=True)
+class TaskStatus:
+    """How a task stands: `state`, and what is known in it; the rest is None.
+
+    A task that has begun has a stage, the number of its failures and `begun`; one that runs, how many trials its stage
+    has and has begun, the epochs of the longest and the best score so far; one that ended, a result and `ended`. Times
+    are in seconds since 1970.
+    """
+
+    state: str = "waiting"
+    stage: str | None = None
+    begun: float | None = None
+    failures: int | None = None
+    result: str | None = None
+    ended: float | None = None
+    trials: int | None = None
+    trials_begun: int | None = None
+    epoch: int | None = None
+    best: float | None = None
+
+    def to_json(self) -> dict[str, str | float | None]:
+        """What is known; `best` of a task that runs is null until there is a score."""
+        running = self.trials is not None
+        return {key: value for key, value in asdict(self).items() if value is not None or (key == "best" and running)}
+
+
+@dataclass(frozen=True)
+class _LastEvent:
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class _Live:
+    """The content of `status.json`; times in seconds since 1970."""
+
+    host: str
+    pid: int
+    process_started: str | None
+    links: dict[str, str]
+    started: float
+    doing: str
+    tasks: Mapping[str, TaskStatus]
+    last_event: _LastEvent | None
+    at: float
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        tasks = {name: task.to_json() for name, task in self.tasks.items()}
+        return json.dumps({"schema": 1} | asdict(self) | {"tasks": tasks}, indent=1)
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Of the file's content, also of one that another version wrote."""
+        known = {one.name: found[one.name] for one in fields(cls)}
+        names = {one.name for one in fields(TaskStatus)}
+        tasks = {n: TaskStatus(**{k: v for k, v in t.items() if k in names}) for n, t in known["tasks"].items()}
+        event = known["last_event"]
+        return cls(**known | {"tasks": tasks, "last_event": _LastEvent(**event) if event else None})
+
+
 class StatusWriter:
-    """Keeps `status.json` of a suite: after every change, at most once a second, and every few seconds as a beat."""
+    """Keeps `status.json` of a suite: after every change, at most once a second, and every few seconds as a beat.
+
+    One thread calls its methods.
+    """
 
     def __init__(self, folder: Path, tasks: list[str], links: Mapping[str, str]) -> None:
         """Begin to write into `folder`. `links` are addresses that a person may open, by name."""
         self.path = folder / STATUS_FILE
-        self._facts: dict[str, Any] = {
-            "schema": 1,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_started": _process_started(os.getpid()),
-            "links": dict(links),
-            "started": time.time(),
-            "doing": "starts",
-            "tasks": {name: {"state": "waiting"} for name in tasks},
-            "last_event": None,
-        }
-        self._lock, self._writing = threading.Lock(), threading.Lock()
+        now = time.time()
+        self._live = _Live(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            process_started=_process_started(os.getpid()),
+            links=dict(links),
+            started=now,
+            doing="starts",
+            tasks=dict.fromkeys(tasks, TaskStatus()),
+            last_event=None,
+            at=now,
+        )
+        self._writing = threading.Lock()
         self._changed, self._ended = threading.Event(), threading.Event()
         self._write()
         self._thread = threading.Thread(target=self._beat, name="status-writer", daemon=True)
@@ -56,22 +122,18 @@ class StatusWriter:
 
     def say(self, doing: str) -> None:
         """What the driver does now, as one word or two."""
-        with self._lock:
-            self._facts["doing"] = doing
+        self._live = replace(self._live, doing=doing)
         self._changed.set()
 
-    def show(self, tasks: Mapping[str, dict[str, Any]]) -> None:
+    def show(self, tasks: Mapping[str, TaskStatus]) -> None:
         """How the tasks stand (`Progress.snapshot`)."""
-        with self._lock:
-            if tasks == self._facts["tasks"]:
-                return
-            self._facts["tasks"] = tasks
-        self._changed.set()
+        if tasks != self._live.tasks:
+            self._live = replace(self._live, tasks=tasks)
+            self._changed.set()
 
     def tell(self, event: str) -> None:
         """What happened last."""
-        with self._lock:
-            self._facts["last_event"] = {"at": time.time(), "text": event}
+        self._live = replace(self._live, last_event=_LastEvent(time.time(), event))
         self._changed.set()
 
     def close(self, doing: str) -> None:
@@ -93,64 +155,112 @@ class StatusWriter:
     def _write(self) -> None:
         # A disk that is full or away for a while must not end the suite: the next beat tries again.
         with self._writing, contextlib.suppress(OSError):  # the beat and `close` have one temporary file
-            with self._lock:
-                text = json.dumps(self._facts | {"at": time.time()}, indent=1)
+            text = replace(self._live, at=time.time()).to_json()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, text)
 
 
-def read_status(run: Path) -> dict[str, Any]:
-    """How the suite in folder `run` stands.
+@dataclass(frozen=True)
+class Driver:
+    """The process that runs a suite; where it is and when it was last seen are None where the suite has no status file."""
 
-    Returns a mapping, ready for JSON: 'run', 'name', 'state' (running, finished, failed, stopped, unsent, killed),
-    'doing', 'driver' ('alive': True, False; 'host', 'pid', 'silent_s'), 'elapsed_s', 'tasks' (a list), 'last_event'
-    ('text', 'ago_s'), 'links', 'command' and 'next', one sentence on what to do.
+    alive: bool
+    host: str | None
+    pid: int | None
+    silent_s: float | None
+
+
+@dataclass(frozen=True)
+class ShownTask:
+    """A task as people see it: how it stands, and how long it has run."""
+
+    name: str
+    status: TaskStatus
+    elapsed_s: float | None
+
+    def to_json(self) -> dict[str, str | float | None]:
+        """A mapping with the fields of the status, but `begun` and `ended`."""
+        found = {"task": self.name} | {k: v for k, v in self.status.to_json().items() if k not in ("begun", "ended")}
+        return found | ({} if self.elapsed_s is None else {"elapsed_s": self.elapsed_s})
+
+
+@dataclass(frozen=True)
+class ShownEvent:
+    """What happened last, and how long ago."""
+
+    text: str
+    ago_s: float
+
+
+@dataclass(frozen=True)
+class SuiteStatus:
+    """How a suite stands.
+
+    `state` is running, finished, failed, stopped, unsent or killed; `doing` what its driver does now; `next` one
+    sentence on what to do.
+    """
+
+    run: str
+    name: str
+    state: str
+    doing: str
+    driver: Driver
+    elapsed_s: float | None
+    tasks: list[ShownTask]
+    last_event: ShownEvent | None
+    links: dict[str, str]
+    command: str
+    next: str
+
+    def to_json(self) -> dict[str, Any]:
+        """What `l2g-ray status --json` prints."""
+        return asdict(self) | {"tasks": [task.to_json() for task in self.tasks]}
+
+
+def read_status(run: Path) -> SuiteStatus:
+    """How the suite in folder `run` stands.
 
     Raises
     ------
     UserError : `run` is not the folder of a suite.
     """
-    suite, live = _read(run / SUITE_FILE), _read(run / STATUS_FILE)
-    if suite is None and live is None:
+    suite, facts = _read(run / SUITE_FILE), _read(run / STATUS_FILE)
+    if suite is None and facts is None:
         raise UserError(
             f"{run}: no suite has started here ({SUITE_FILE} is missing); name a run's folder, or the --out folder "
             "above it. A suite that prepares its data has no folder yet"
         )
-    suite, live = suite or {}, live or {}
+    suite = suite or {}
+    live = _Live.from_json(facts) if facts else None
     now = time.time()
     ended = suite.get("state") if suite.get("state") in ENDED else None
-    alive = bool(live) and _is_alive(live, now)
+    alive = live is not None and _is_alive(live, now)
     # A second run of the same command says "running" only once it is connected; until then the old end stands.
     state = ended if ended and not alive else RUNNING if alive else KILLED
-    begun = live.get("started")
-    until = now if state == RUNNING else live.get("at")
-    elapsed = until - begun if begun and until else suite.get("wall_s")
-    event = live.get("last_event")
-    found = {
-        "run": str(run),
-        "name": suite.get("name", run.name),
-        "state": state,
-        "doing": live.get("doing", "") if alive else "",
-        "driver": {
-            "alive": alive,
-            "host": live.get("host"),
-            "pid": live.get("pid"),
-            "silent_s": round(now - live["at"], 1) if live else None,
-        },
-        "elapsed_s": round(elapsed, 1) if elapsed is not None else None,
-        "tasks": [_describe_task(name, task, state, until or now) for name, task in live.get("tasks", {}).items()],
-        "last_event": {"text": event["text"], "ago_s": round(now - event["at"], 1)} if event else None,
-        # A command that an earlier version wrote may name a place from which the folder was moved.
-        "links": {"mlflow": show_command("ui", run)}
-        | {name: link for name, link in live.get("links", {}).items() if not link.startswith("l2g-ray ")},
-        "command": _find_command(suite, run),
-    }
-    return found | {"next": _advise(found, run)}
+    until = live.at if live and state != RUNNING else now
+    elapsed = until - live.started if live else suite.get("wall_s")
+    tasks = [_show_task(name, task, state, until) for name, task in live.tasks.items()] if live else []
+    event = live.last_event if live else None
+    # A command that an earlier version wrote may name a place from which the folder was moved.
+    kept = {name: link for name, link in live.links.items() if not link.startswith("l2g-ray ")} if live else {}
+    command = _find_command(str(suite.get("command", "")), suite.get("folder"), run)
+    return SuiteStatus(
+        run=str(run),
+        name=suite.get("name", run.name),
+        state=state,
+        doing=live.doing if live and alive else "",
+        driver=Driver(alive, live.host, live.pid, round(now - live.at, 1)) if live else Driver(False, None, None, None),
+        elapsed_s=round(elapsed, 1) if elapsed is not None else None,
+        tasks=tasks,
+        last_event=ShownEvent(event.text, round(now - event.at, 1)) if event else None,
+        links={"mlflow": show_command("ui", run)} | kept,
+        command=command,
+        next=_advise(state, command, [task.name for task in tasks if task.status.state == "failed"], run),
+    )
 
 
-def _find_command(suite: dict[str, Any], run: Path) -> str:
+def _find_command(command: str, began_in: str | None, run: Path) -> str:
     """The command of a suite; where its folder was moved, with an `--out` that finds it again."""
-    command, began_in = str(suite.get("command", "")), suite.get("folder")
     if not command or not began_in or run.absolute() == Path(began_in):
         return command
     return f"{command} {shlex.join(['--out', str(run.absolute().parent)])}"
@@ -169,19 +279,16 @@ def find_runs(folder: Path) -> list[Path]:
     return below
 
 
-def _describe_task(name: str, task: dict[str, Any], state: str, until: float) -> dict[str, Any]:
-    found = {"task": name} | {key: value for key, value in task.items() if key not in ("begun", "ended")}
-    if task.get("begun"):
-        found["elapsed_s"] = round((task.get("ended") or until) - task["begun"], 1)
-    if state in (KILLED, "stopped") and task["state"] == "running":
-        found["state"] = "interrupted"
-    return found
+def _show_task(name: str, task: TaskStatus, state: str, until: float) -> ShownTask:
+    elapsed_s = round((task.ended or until) - task.begun, 1) if task.begun else None
+    if state in (KILLED, "stopped") and task.state == "running":
+        task = replace(task, state="interrupted")
+    return ShownTask(name, task, elapsed_s)
 
 
-def _advise(found: dict[str, Any], run: Path) -> str:
-    again = f"`{found['command']}`" if found["command"] else "the same command"
-    failed = [task["task"] for task in found["tasks"] if task["state"] == "failed"]
-    match found["state"]:
+def _advise(state: str, command: str, failed: list[str], run: Path) -> str:
+    again = f"`{command}`" if command else "the same command"
+    match state:
         case "running":
             return "nothing to do; `ray job stop`, Ctrl-C or SIGTERM ends it in good order, and it can go on later"
         case "finished":
@@ -193,13 +300,13 @@ def _advise(found: dict[str, Any], run: Path) -> str:
     return f"run {again}: finished stages are kept, and it goes on from there"
 
 
-def _is_alive(live: dict[str, Any], now: float) -> bool:
-    if live.get("doing") in ENDED:
+def _is_alive(live: _Live, now: float) -> bool:
+    if live.doing in ENDED:
         return False
-    if live["host"] == socket.gethostname():
-        started = _process_started(live["pid"])
-        return started is not None and started == live["process_started"]
-    return now - float(live["at"]) < SILENT_S
+    if live.host == socket.gethostname():
+        started = _process_started(live.pid)
+        return started is not None and started == live.process_started
+    return now - live.at < SILENT_S
 
 
 def _process_started(pid: int) -> str | None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
+from l2g_ray.monitor.events import Epoch, Failure, News
+from l2g_ray.monitor.status import TaskStatus
 from l2g_ray.orchestrate.ray_private import make_job_config, set_session_folder
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 
@@ -259,24 +261,25 @@ class SuiteMetrics:
         self._epochs = metrics.Counter("l2g_ray_epochs", "Epochs that trials have reported.", place)
         self._failures = metrics.Counter("l2g_ray_trial_failures", "Trials that failed, attempts counted.", place)
 
-    def record(self, event: dict[str, Any]) -> None:
+    def record(self, event: News) -> None:
         """Take one event of the board."""
-        if event["type"] not in ("trial", "failure"):
+        if not isinstance(event, Epoch | Failure):
             return
-        tags = self._tags | {"task": event["task"], "stage": event["stage"]}
-        if event["type"] == "failure":
+        stage = event.name.stage
+        tags = self._tags | {"task": event.task, "stage": stage}
+        if isinstance(event, Failure):
             self._failures.inc(1, tags)
             return
         self._epochs.inc(1, tags)
-        best = event["row"].get("best_score", -math.inf)
+        best = event.row.get("best_score", -math.inf)
         if math.isfinite(best):
             # Events have it with the sign that makes higher better.
-            metric = find_metric(name_stage_metric(event["stage"], self._task_metrics[event["task"]]))
+            metric = find_metric(name_stage_metric(stage, self._task_metrics[event.task]))
             self._best.set(metric.sign * best, tags)
 
-    def show(self, tasks: Mapping[str, dict[str, Any]], waiting_events: int) -> None:
+    def show(self, tasks: Mapping[str, TaskStatus], waiting_events: int) -> None:
         """How the tasks stand (`Progress.snapshot`), and how much MLflow has not got."""
-        counted = Counter(task["state"] for task in tasks.values())
+        counted = Counter(task.state for task in tasks.values())
         for state in STATES:
             self._tasks.set(counted[state], self._tags | {"state": state})
         self._waiting.set(waiting_events, self._tags)

@@ -14,7 +14,7 @@ from l2g_ray.config import Settings
 from l2g_ray.counts import Candidate, describe_end, list_candidates, name_trial, rung_epochs, use_rc
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
-from l2g_ray.monitor.events import TrialName, make_winner_event
+from l2g_ray.monitor.events import Note, StageDone, TrialName, Winner
 from l2g_ray.orchestrate.keys import describe_data, make_baseline_job, name_member
 from l2g_ray.orchestrate.place import Place, emit_history
 from l2g_ray.orchestrate.spec import HyperParameters, SearchTrial
@@ -186,7 +186,7 @@ class Pipeline:
         """Without the arms of which a model was not made for this task; says which."""
         left_out = {m.arm: m.result.values["skipped"] for m in members if "skipped" in m.result.values}
         for reason in left_out.values():
-            self.place.emit({"type": "note", "task": self.place.task, "text": f"{self.place.task}: {reason}"})
+            self.place.emit(Note(self.place.task, f"{self.place.task}: {reason}"))
         return [member for member in members if member.arm not in left_out]
 
     def _run(self, name: str, jobs: list[Job], runner: str | None = None) -> list[StageResult]:
@@ -223,7 +223,7 @@ class Pipeline:
         names = list(candidates)
         if len(names) == 1:
             text = f"{self.place.task}: select has one candidate, {names[0]}: nothing to train"
-            self.place.emit({"type": "note", "task": self.place.task, "text": text})
+            self.place.emit(Note(self.place.task, text))
             return candidates[names[0]], {}
         jobs = [
             Job("select", name, _to_args(c) | {"seed": self.seeds[0]}, {}, self._parts("select"))
@@ -310,10 +310,8 @@ class Pipeline:
             trials = [SearchTrial.from_json(stored) for stored in found.values["trials"]]
             self._emit_search(trials)
         number = max((i for i, trial in enumerate(trials) if trial.trial), key=lambda number: trials[number].best_score)
-        self.place.emit(make_winner_event(self._describe_trial(number, trials[number])))
-        self.place.emit(
-            {"type": "stage", "task": self.place.task, "stage": "finetune", "state": "done", "cached": cached}
-        )
+        self.place.emit(Winner(self._describe_trial(number, trials[number])))
+        self.place.emit(StageDone(self.place.task, "finetune", cached))
         self.results.append(found)
         return trials, trials[number]
 

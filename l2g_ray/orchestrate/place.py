@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from l2g_ray.counts import describe_end
 from l2g_ray.errors import UserError
-from l2g_ray.monitor.events import Emit, TrialName, make_end_event, make_trial_event
+from l2g_ray.monitor.events import Emit, End, Epoch, Failure, Interval, SlotTimes, TrialName
 from l2g_ray.monitor.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.residence import Held
@@ -57,9 +57,9 @@ class Place:
         return f"no epoch ended within {limit_s:g} s (cluster.stall_limit_s), it stood in {stood}" if stood else None
 
 
-def emit_slots(place: Place, intervals: dict[str, tuple[float, float]]) -> None:
+def emit_slots(place: Place, intervals: dict[str, Interval]) -> None:
     """Tell when trials began and ended; of those that ASHA stopped, the end is their last report."""
-    place.emit({"type": "slots", "task": place.task, "intervals": intervals})
+    place.emit(SlotTimes(place.task, intervals))
 
 
 def emit_history(
@@ -79,8 +79,8 @@ def emit_history(
     began_at = began_at or ended_at - sum(took_s)
     for number, row in enumerate(history, 1):
         at = max(began_at, ended_at - sum(took_s[number:]))
-        place.emit(make_trial_event(name, row | {"began_at": began_at, "at": at}))
-    place.emit(make_end_event(name, began_at, ended_at, stopped))
+        place.emit(Epoch(name, row, began_at, at))
+    place.emit(End(name, began_at, ended_at, stopped))
 
 
 def emit_end(place: Place, job: Job) -> None:
@@ -91,7 +91,7 @@ def emit_end(place: Place, job: Job) -> None:
     history = found.values["history"]
     last_loss = float(history[-1]["train_loss"]) if history else 0.0
     stopped = describe_end(len(history), last_loss, len(history), [])
-    place.emit(make_end_event(place.name(job), found.values["began_at"], found.values["ended_at"], stopped))
+    place.emit(End(place.name(job), found.values["began_at"], found.values["ended_at"], stopped))
 
 
 def emit_failure(
@@ -104,19 +104,12 @@ def emit_failure(
     """
     noted = read_note(place.scratch, note)
     name = noted.name if noted else TrialName(place.task, stage, note, note, {})
+    name = replace(name, trial=label or name.trial)
     stall = place.find_stall(name.stage, name.key)
     reason = stall or reason
     where = f"node {noted.node}, process {noted.pid}\n" if noted else ""
-    place.emit(
-        {
-            "type": "failure",
-            **asdict(replace(name, trial=label or name.trial)),
-            "again": again,
-            "stopped": "stall limit" if stall else "failed",
-            "reason": redact(reason[:300]),
-            "text": redact(f"{where}--- error\n{error.rstrip()}\n{fetch_last_lines(noted)}"),
-        }
-    )
+    text = redact(f"{where}--- error\n{error.rstrip()}\n{fetch_last_lines(noted)}")
+    place.emit(Failure(name, again, redact(reason[:300]), text, "stall limit" if stall else "failed"))
 
 
 def raise_first_error(

@@ -12,6 +12,7 @@ from l2g_ray.atomic import replacing, write_json
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
+from l2g_ray.monitor.events import Recorded, event_from_json, event_to_json
 from l2g_ray.monitor.status import SUITE_FILE
 from l2g_ray.orchestrate.identity import name_store
 from l2g_ray.places import find_run_store, sqlite_file
@@ -24,10 +25,10 @@ from l2g_ray.tracking.runs import Tracker
 EVENTS_FILE = "events.jsonl"
 
 
-def write_events(folder: Path, events: Iterable[dict[str, Any]]) -> None:
+def write_events(folder: Path, events: Iterable[Recorded]) -> None:
     """Keep a suite's events in its folder, one a line, without secrets."""
     with replacing(folder / EVENTS_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(clean(event)) + "\n" for event in events)
+        file.writelines(json.dumps(clean(event_to_json(event))) + "\n" for event in events)
 
 
 def log_if_gone(
@@ -97,7 +98,8 @@ def _log(
     return recorder.uri
 
 
-def _read_events(folder: Path) -> list[dict[str, Any]]:
+def _read_events(folder: Path) -> list[Recorded]:
     """The events of a suite; none where an earlier version wrote none."""
     path = folder / EVENTS_FILE
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [event_from_json(json.loads(line)) for line in lines]

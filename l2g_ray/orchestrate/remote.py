@@ -11,6 +11,7 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask, open_prepared
 from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.models.locate import fingerprint_language_model
+from l2g_ray.monitor.events import Event, Note
 from l2g_ray.orchestrate.keys import make_pretrain_job
 from l2g_ray.orchestrate.pipeline import Pipeline, TaskOutcome
 from l2g_ray.orchestrate.place import Place, raise_first_error
@@ -34,14 +35,14 @@ def run_task(spec: TaskSpec, board: Any) -> TaskOutcome:
     warm_up(slots)
     pending: list[Any] = []
 
-    def emit(event: dict[str, Any]) -> None:
+    def emit(event: Event) -> None:
         pending.append(board.put.remote(event))
 
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     begun = scratch / f"{site.task}.begun"
     if begun.exists():
         text = f"{site.task}: lost its process or machine and begins again; finished stages are there already"
-        emit({"type": "note", "task": site.task, "text": text})
+        emit(Note(site.task, text))
     with contextlib.suppress(OSError):
         begun.touch()
     held = hold(prepared, settings.data, spec.tasks_at_once)
@@ -52,7 +53,7 @@ def run_task(spec: TaskSpec, board: Any) -> TaskOutcome:
         pretrained = _pretrain(place, prepared, settings)
         reference = _reference(place, settings, corpus, pretrained)
         text = f"{site.task}: aligns to {reference.values['described']}"
-        emit({"type": "note", "task": site.task, "text": text})
+        emit(Note(site.task, text))
         site = replace(site, reference=reference, pretrained=pretrained.folder if pretrained else None)
         return Pipeline(replace(place, site=site), prepared, settings, reference, pretrained).run()
     finally:

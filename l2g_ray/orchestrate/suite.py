@@ -22,7 +22,7 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
 from l2g_ray.monitor.environment import describe_environment
-from l2g_ray.monitor.events import SlotLog, SlotUse
+from l2g_ray.monitor.events import Event, Recorded, SlotLog, SlotTimes, SlotUse
 from l2g_ray.monitor.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.monitor.status import SUITE_FILE, StatusWriter
 from l2g_ray.orchestrate.cluster import Slots, SuiteMetrics, connect, measure_slots, read_nodes, wait_for_room
@@ -52,7 +52,7 @@ from l2g_ray.results.rows import describe_result
 from l2g_ray.store.guard import StorageWatch, persist
 from l2g_ray.store.locks import hold_suite
 from l2g_ray.store.shared import lease, open_store, pull_finished, push
-from l2g_ray.tracking.record import RECORDED, Recorder
+from l2g_ray.tracking.record import Recorder
 from l2g_ray.tracking.store import refuse_file_store, resolve_uri
 
 POLL_S = 0.3
@@ -126,7 +126,7 @@ class _Run:
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.rows: dict[str, dict[str, Any]] = {}
         self.details: dict[str, Any] = {}
-        self.events: list[dict[str, Any]] = []  # for a store that shall have them later
+        self.events: list[Recorded] = []  # for a store that shall have them later
         self.failures: dict[str, str] = {}
         self.use: SlotUse | None = None
 
@@ -265,15 +265,17 @@ class _Run:
                 while running:
                     done, _ = ray.wait(list(running), timeout=POLL_S)
                     storage.look()
-                    for event in ray.get(board.drain.remote()):
+                    events: list[Event] = ray.get(board.drain.remote())
+                    for event in events:
+                        if isinstance(event, SlotTimes):  # no news: a reckoning for the end
+                            slot_log.take(event)
+                            continue
                         progress.update(event)
                         recorder.record(event)
-                        if event["type"] in RECORDED:
+                        if isinstance(event, Recorded):
                             self.events.append(event)
-                        slot_log.take(event)
                         metrics.record(event)
-                        if event["type"] != "slots":  # no news: a reckoning for the end
-                            self.status.tell(describe_event(event))
+                        self.status.tell(describe_event(event))
                     ended = {reference: running.pop(reference) for reference in done}
                     start_tasks()  # first: a row takes the driver seconds
                     for reference, name in ended.items():

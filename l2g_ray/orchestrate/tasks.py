@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.monitor.events import make_trial_event
+from l2g_ray.monitor.events import Epoch, StageBegan, StageDone
 from l2g_ray.monitor.trial_logs import note_logs
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.place import (
@@ -125,7 +125,7 @@ def run_warm(spec: JobSpec, runner: str, slots: Slots, held: Held, board: Any) -
             sources = open_held(held)
             run_job(
                 spec,
-                lambda row: told.append(board.put.remote(make_trial_event(name, row))),
+                lambda row: told.append(board.put.remote(Epoch.from_row(name, row))),
                 sources.get("train"),
                 sources.get("valid"),
             )
@@ -164,7 +164,6 @@ def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None
     """
     stage = find_stage(jobs[0].stage)
     runner = runner or find_runner(place, stage.name)
-    event = {"type": "stage", "task": place.task, "stage": name, "beside": stage.beside}
     missing = [job for job in jobs if place.store.find(job.stage, job.key) is None]
     for job in jobs:
         if job not in missing and (stored := place.store.find(job.stage, job.key)):
@@ -173,7 +172,7 @@ def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None
                 place, place.name(job), values.get("history", []), values.get("began_at"), values.get("ended_at")
             )
     if missing:
-        place.emit(event | {"state": "running", "trials": len(missing)})
+        place.emit(StageBegan(place.task, name, len(missing), stage.beside))
 
         def tell(index: int, error: Exception, again: bool) -> None:
             _note_failure(place, missing[index], error, again)
@@ -200,7 +199,7 @@ def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None
     found = [place.store.find(job.stage, job.key) for job in jobs]
     if lost := [job.label for job, result in zip(jobs, found, strict=True) if result is None]:
         raise StageFailed(f"stage {name}: no result of {', '.join(lost)} in {place.store.root}")
-    place.emit(event | {"state": "done", "cached": not missing})
+    place.emit(StageDone(place.task, name, cached=not missing))
     return [result for result in found if result is not None]
 
 

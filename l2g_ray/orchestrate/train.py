@@ -141,7 +141,7 @@ def _train_worker(config: dict[str, _Worker]) -> None:
     from ray.train.torch import get_device
 
     from l2g_ray.models.team import Team
-    from l2g_ray.monitor.events import make_trial_event
+    from l2g_ray.monitor.events import Epoch
     from l2g_ray.monitor.trial_logs import note_logs
     from l2g_ray.orchestrate.jobs import run_job
 
@@ -157,7 +157,7 @@ def _train_worker(config: dict[str, _Worker]) -> None:
         nonlocal total
         total += row["cpu_s"]
         if worker.board is not None and team.is_first:
-            ray.get(worker.board.put.remote(make_trial_event(name, row)))
+            ray.get(worker.board.put.remote(Epoch.from_row(name, row)))
         ray.train.report(TuneReport(name, row, total).to_tune())
 
     run_job(spec, report, sources["train"], sources["valid"], team)

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from l2g_ray.config import FinetuneSettings
 from l2g_ray.counts import describe_end, name_trial, rung_epochs, survives
 from l2g_ray.errors import UserError
-from l2g_ray.monitor.events import TIMES, make_end_event, make_trial_event
+from l2g_ray.monitor.events import TIMES, End, Epoch, StageBegan
 from l2g_ray.orchestrate.cluster import MAX_FAILURES
 from l2g_ray.orchestrate.memory import most_at_once
 from l2g_ray.orchestrate.place import Place, emit_end, emit_failure, emit_slots, raise_first_error
@@ -151,11 +151,11 @@ class _EmitRows(Callback):
         """One epoch of one trial."""
         if report := TuneReport.from_tune(result):
             name = replace(report.name, trial=self.label(trial) or report.name.trial)
-            event = make_trial_event(name, report.row | _read_times(self.place, report))
+            event = Epoch.from_row(name, report.row | _read_times(self.place, report))
             rows = self.histories.setdefault(name.key, [])
-            if len(rows) > event["row"]["epoch"]:  # a trial that was restarted tells its first epochs again
+            if len(rows) > event.row["epoch"]:  # a trial that was restarted tells its first epochs again
                 return
-            rows.append(event["row"])
+            rows.append(event.row)
             self.place.emit(event)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -200,9 +200,7 @@ def run_search(
 
     A trial that fails is a trial that lost; only when all fail does the stage fail.
     """
-    place.emit(
-        {"type": "stage", "task": place.task, "stage": "finetune", "state": "running", "trials": settings.trials}
-    )
+    place.emit(StageBegan(place.task, "finetune", settings.trials))
     search = OrderedSearch(space, settings.parallel_trials, settings.initial_random_trials, seed)
     rungs = rung_epochs(settings.grace_epochs, settings.epochs, settings.reduction_factor)
 
@@ -211,7 +209,7 @@ def run_search(
         if last and (times := _read_times(place, last)):
             stopped = describe_end(int(last.row["epoch"]) + 1, last.row["train_loss"], settings.epochs, rungs)
             named = replace(last.name, trial=name(trial))
-            place.emit(make_end_event(named, times["began_at"], times["at"], stopped))
+            place.emit(End(named, times["began_at"], times["at"], stopped))
 
     def name(trial: Any) -> str:
         return name_trial(search.order.index(trial.trial_id))

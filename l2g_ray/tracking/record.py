@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask, read_shard
 from l2g_ray.errors import UserError
+from l2g_ray.monitor.events import End, Epoch, Failure, News, Recorded, TrialName, Winner
 from l2g_ray.request import SuiteRequest
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 from l2g_ray.tasks.schema import Task, prediction_columns
@@ -29,7 +30,6 @@ INTERRUPT_WAIT_S = 10.0
 ARM_TAG, STOPPED_TAG, WINNER_TAG = "l2g_ray.chosen_arm", "l2g_ray.stopped", "l2g_ray.winner"
 # Of an epoch's row: what is its step, or has another name here, or is told once, at the end.
 NOT_CURVES = ("epoch", "score", "best_score", "best_epoch")
-RECORDED = ("trial", "failure", "end", "winner")  # the types of events that are more than a sign of life
 SHOWN_TAGS = ("l2g_ray.stage", ARM_TAG, STOPPED_TAG)
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 EXAMPLES = 3
@@ -72,7 +72,7 @@ class Recorder:
         self.tasks = {task.name: task for task in request.tasks}
         self.settings = {name: one.model_dump(mode="json") for name, one in settings.items()}
         # By task: its trials that have not ended, each with its last epoch. A task that has not begun is not in here.
-        self.trials: dict[str, dict[str, dict[str, Any]]] = {}
+        self.trials: dict[str, dict[str, dict[str, float]]] = {}
         self.scores: dict[str, ModelScores] = {}
         self.writer.put(
             "start",
@@ -101,72 +101,75 @@ class Recorder:
         )
         self.writer.put("log_dict", self._task(name), obj=dumped, artifact_file="config.yaml")
 
-    def record(self, event: dict[str, Any]) -> None:
+    def record(self, event: News) -> None:
         """Take one event of the board: an epoch of a trial is a row of metrics in the trial's own run, a failure its
         artifact `failure.txt`; an end closes it, at the time at which the trial ended."""
-        task = event["task"]
-        self._begin(task)
-        if event["type"] not in RECORDED:
+        self._begin(event.task)
+        if not isinstance(event, Recorded):
             return
-        key = f"{self._task(task)}/{event['stage']}/{event['key']}"
-        if event["type"] == "trial":
-            self._log_epoch(key, event)
-        elif event["type"] == "failure":
-            self._start_trial(key, event, time.time())
-            self.writer.put("log_text", key, text=redact(event["text"]), artifact_file="failure.txt")
-            if not event["again"]:
-                self.writer.put("mark", key, tags={STOPPED_TAG: event["stopped"], NOTE_TAG: event["reason"]})
-                self.writer.put("end", key, status="FAILED")
-                self.trials[task].pop(key)  # ended: the end of the task says nothing more of it
-        elif event["type"] == "end":
-            self._end_trial(key, event)
-        else:
-            name = f"{_name_run(event)} ★"  # short: the column of names is narrow
-            self.writer.put("mark", key, tags={WINNER_TAG: "true"}, name=name)
+        key = f"{self._task(event.task)}/{event.name.stage}/{event.name.key}"
+        match event:
+            case Epoch():
+                self._log_epoch(key, event)
+            case Failure():
+                self._fail_trial(key, event)
+            case End():
+                self._end_trial(key, event)
+            case Winner():
+                name = f"{_name_run(event.name)} ★"  # short: the column of names is narrow
+                self.writer.put("mark", key, tags={WINNER_TAG: "true"}, name=name)
 
-    def _start_trial(self, key: str, event: dict[str, Any], began_at: float) -> None:
-        task, stage = event["task"], event["stage"]
-        if key in self.trials[task]:
+    def _start_trial(self, key: str, name: TrialName, began_at: float) -> None:
+        if key in self.trials[name.task]:
             return
-        self.trials[task][key] = {}
+        self.trials[name.task][key] = {}
         self.writer.put(
             "start",
             key,
-            name=_name_run(event),
-            parent_key=self._task(task),
-            tags={"l2g_ray.level": "trial", "l2g_ray.task": task, "l2g_ray.stage": stage},
-            params={"trial": event["trial"]} | (event.get("params") or {}),
+            name=_name_run(name),
+            parent_key=self._task(name.task),
+            tags={"l2g_ray.level": "trial", "l2g_ray.task": name.task, "l2g_ray.stage": name.stage},
+            params={"trial": name.trial} | name.params,
             at_ms=_to_ms(began_at),
         )
 
-    def _log_epoch(self, key: str, event: dict[str, Any]) -> None:
-        row, at = event["row"], event.get("at") or time.time()
-        self._start_trial(key, event, event.get("began_at") or at - row.get("wall_s", 0.0))
-        self.trials[event["task"]][key] = row
-        score, sign = self._name_score(event)
+    def _fail_trial(self, key: str, event: Failure) -> None:
+        self._start_trial(key, event.name, time.time())
+        self.writer.put("log_text", key, text=redact(event.text), artifact_file="failure.txt")
+        if not event.again:
+            self.writer.put("mark", key, tags={STOPPED_TAG: event.stopped, NOTE_TAG: event.reason})
+            self.writer.put("end", key, status="FAILED")
+            self.trials[event.task].pop(key)  # ended: the end of the task says nothing more of it
+
+    def _log_epoch(self, key: str, event: Epoch) -> None:
+        row, at = event.row, event.at or time.time()
+        self._start_trial(key, event.name, event.began_at or at - row.get("wall_s", 0.0))
+        self.trials[event.task][key] = row
+        score, sign = self._name_score(event.name)
         # The score first: MLflow compares runs by the metric that was logged first.
         metrics = {score: sign * row.get("score", math.nan)}
         metrics |= {name: value for name, value in row.items() if name not in NOT_CURVES}
         self._log_metrics(key, metrics, step=int(row["epoch"]) + 1, at=at)
 
-    def _end_trial(self, key: str, event: dict[str, Any]) -> None:
-        row = self.trials[event["task"]].pop(key, None)
+    def _end_trial(self, key: str, event: End) -> None:
+        name = event.name
+        row = self.trials[name.task].pop(key, None)
         if not row:  # ended already
             return
-        (score, sign), epochs = self._name_score(event), int(row["epoch"]) + 1
+        (score, sign), epochs = self._name_score(name), int(row["epoch"]) + 1
         best, best_epoch = sign * row.get("best_score", math.nan), int(row.get("best_epoch", -1)) + 1
         summary: dict[str, float] = {"epochs": epochs}
-        note = f"{event['stage']} {event['trial']} of {event['task']}: {event['stopped']}; {epochs} epoch{'s' if epochs > 1 else ''}"
+        note = f"{name.stage} {name.trial} of {name.task}: {event.stopped}; {epochs} epoch{'s' if epochs > 1 else ''}"
         if best_epoch > 0 and math.isfinite(best):
             summary |= {f"best_{score}": best, "best_epoch": best_epoch}
             note += f"; best {score} {best:.4f} in epoch {best_epoch}"
-        self._log_metrics(key, summary, at=event["ended_at"])
-        self.writer.put("mark", key, tags={STOPPED_TAG: event["stopped"], NOTE_TAG: f"{note}."})
-        self.writer.put("end", key, status="FINISHED", at_ms=_to_ms(event["ended_at"]))
+        self._log_metrics(key, summary, at=event.ended_at)
+        self.writer.put("mark", key, tags={STOPPED_TAG: event.stopped, NOTE_TAG: f"{note}."})
+        self.writer.put("end", key, status="FINISHED", at_ms=_to_ms(event.ended_at))
 
-    def _name_score(self, event: dict[str, Any]) -> tuple[str, float]:
+    def _name_score(self, name: TrialName) -> tuple[str, float]:
         """What a stage's `score` is called, and the sign that undoes its being maximised."""
-        metric = name_stage_metric(event["stage"], self.tasks[event["task"]].metric)
+        metric = name_stage_metric(name.stage, self.tasks[name.task].metric)
         return f"valid_{metric}", find_metric(metric).sign
 
     def log_task(self, name: str, folder: Path, row: dict[str, Any], prepared: PreparedTask, register: bool) -> None:
@@ -264,7 +267,9 @@ class Recorder:
             self.say(f"MLflow refused {len(refused)} event{'s' if len(refused) > 1 else ''}, the first: {refused[0]}")
         return unsent == 0
 
-    def _log_metrics(self, key: str, metrics: dict[str, Any], step: int | None = None, at: float | None = None) -> None:
+    def _log_metrics(
+        self, key: str, metrics: dict[str, float], step: int | None = None, at: float | None = None
+    ) -> None:
         self.writer.put("log_metrics", key, metrics=metrics, step=step, at_ms=_to_ms(at or time.time()))
 
     def _log_file(self, key: str, path: Path, artifact_path: str | None = None) -> None:
@@ -275,11 +280,22 @@ def _to_ms(seconds: float) -> int:
     return int(seconds * 1000)
 
 
-def _name_run(event: dict[str, Any]) -> str:
-    return f"{event['stage']}/{event['trial']}"
+def _name_run(name: TrialName) -> str:
+    return f"{name.stage}/{name.trial}"
 
 
-def _describe_data(prepared: PreparedTask, split: str) -> dict[str, Any]:
+class _Data(TypedDict):
+    """A data set, as `Tracker.log_data` takes it and the journal keeps it."""
+
+    name: str
+    digest: str
+    context: str
+    source: str
+    rows: int
+    columns: list[str]
+
+
+def _describe_data(prepared: PreparedTask, split: str) -> _Data:
     # Where the rows came from: the split's own files, or those that it was cut from. Names are numbered: train0, test0.
     files = [(name.rstrip("0123456789"), one["file"]) for name, one in prepared.manifest["source"].items()]
     own = [file for name, file in files if name == split] or [file for name, file in files if name not in SPLITS]

@@ -12,8 +12,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from l2g_ray.errors import UserError
 from l2g_ray.redaction import clean, redact
@@ -39,6 +40,30 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of the Tracker that waits: `method(key, **arguments)`. `replayed`: an earlier process queued it."""
+
+    method: str
+    key: str | None
+    arguments: dict[str, Any]
+    replayed: bool = False
+
+    def to_json(self) -> str:
+        """Its line in the journal."""
+        line = {"method": self.method, "key": self.key, "arguments": self.arguments}
+        return json.dumps(line, default=_plain)
+
+    @classmethod
+    def from_json(cls, line: str) -> Self | None:
+        """The call of a line that an earlier process wrote; None where that process was killed while it wrote it."""
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return None
+        return cls(found["method"], found["key"], found["arguments"], replayed=True)
+
+
 class TrackingWriter:
     """Sends the calls of a Tracker from a thread of its own, in order, until each has arrived.
 
@@ -57,7 +82,7 @@ class TrackingWriter:
         self.journal, self.refused = journal, list[str]()
         self._tracker, self._say = tracker, say
         self._models: dict[str, str] = {}
-        self._events: deque[dict[str, Any]] = deque(_read_journal(journal))
+        self._events: deque[Call] = deque(_read_journal(journal))
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._away = self._unwritable = False
@@ -71,7 +96,7 @@ class TrackingWriter:
         if method not in METHODS:
             raise ValueError(f"{method!r} is not a call that can be queued")
         # The journal is a file as any other: what the Tracker would not log must not stand there either.
-        cleaned: dict[str, Any] = {
+        cleaned = {
             name: clean(value) if isinstance(value, Mapping | list) and name != "metrics" else value
             for name, value in arguments.items()
         }
@@ -79,7 +104,7 @@ class TrackingWriter:
             cleaned["text"] = redact(cleaned["text"])
         for name in PATHS & cleaned.keys():  # from the journal's folder, which may be moved before it is sent
             cleaned[name] = os.path.relpath(cleaned[name], self.journal.parent)
-        event = {"method": method, "key": key, "arguments": cleaned}
+        event = Call(method, key, cleaned)
         with self._changed:
             self._events.append(event)
             self._keep(event)
@@ -139,17 +164,17 @@ class TrackingWriter:
                     self._empty_journal()
                 self._changed.notify_all()
 
-    def _send(self, event: dict[str, Any]) -> None:
-        key, arguments = event["key"], event["arguments"]
-        if event.get("replayed"):
+    def _send(self, event: Call) -> None:
+        key, arguments = event.key, event.arguments
+        if event.replayed:
             # An earlier process opened these runs. One that the store does not have (another store now) is no loss.
-            needed = arguments.get("parent_key") if event["method"] == "start" else key
+            needed = arguments.get("parent_key") if event.method == "start" else key
             if needed is not None and not self._tracker.resume(needed):
                 return
         arguments = arguments | {n: str(self.journal.parent / arguments[n]) for n in PATHS & arguments.keys()}
-        call = getattr(self._tracker, event["method"])
+        call = getattr(self._tracker, event.method)
         result = call(**arguments) if key is None else call(key, **arguments)
-        if event["method"] == "log_model":
+        if event.method == "log_model" and key is not None:
             self._models[key] = result
 
     def _note_outage(self, error: StoreUnavailable) -> None:
@@ -163,9 +188,9 @@ class TrackingWriter:
             "the run goes on"
         )
 
-    def _keep(self, event: dict[str, Any]) -> None:
+    def _keep(self, event: Call) -> None:
         try:
-            self._file.write(json.dumps(event, default=_plain) + "\n")
+            self._file.write(event.to_json() + "\n")
             self._file.flush()
         except OSError as error:
             if not self._unwritable:
@@ -179,18 +204,11 @@ class TrackingWriter:
             return
 
 
-def _read_journal(path: Path) -> list[dict[str, Any]]:
+def _read_journal(path: Path) -> list[Call]:
     if not path.exists():
         return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # the line in which the process was killed
-            continue
-        if event.get("method") in METHODS:
-            events.append(event | {"replayed": True})
-    return events
+    found = map(Call.from_json, path.read_text(encoding="utf-8").splitlines())
+    return [call for call in found if call is not None and call.method in METHODS]
 
 
 def _plain(value: Any) -> Any:
