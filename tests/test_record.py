@@ -104,9 +104,9 @@ def test_a_trial_has_its_own_times_numbers_and_reason(tmp_path: Path) -> None:
 
 def test_lower_is_better_keeps_its_sign_and_no_best_epoch_is_not_plotted(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path, "mse_mean")
-    emit_history(emit_to(recorder), name(0), {"history": rows(-3.0, -2.0), "began_at": BEGAN, "ended_at": BEGAN + 5})
-    emit_history(emit_to(recorder), name(1, "warmup"), {"history": rows(-3.0, best_from=9), "began_at": BEGAN})
-    emit_history(emit_to(recorder), name(2, "pretrain"), {"history": rows(-3.0)})
+    emit_history(emit_to(recorder), name(0), rows(-3.0, -2.0), BEGAN, BEGAN + 5)
+    emit_history(emit_to(recorder), name(1, "warmup"), rows(-3.0, best_from=9), BEGAN)
+    emit_history(emit_to(recorder), name(2, "pretrain"), rows(-3.0))
     runs = close(recorder)
     found = runs["trial/00"].data.metrics
     assert (found["valid_mse_mean"], found["best_valid_mse_mean"]) == (2.0, 2.0)
@@ -146,7 +146,7 @@ def test_runs_of_an_earlier_layout_go_on(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path)
     for number in (0, 1):
         times = {"began_at": BEGAN, "ended_at": BEGAN + 2}
-        emit_history(emit_to(recorder), name(number), times | {"history": rows(0.1, 0.2)})
+        emit_history(emit_to(recorder), name(number), rows(0.1, 0.2), **times)
     recorder.end_task("planted", "FINISHED")
     runs = close(recorder)
     assert runs.keys() == {"toy", "planted", "trial/trial-abc0", "trial/01"}

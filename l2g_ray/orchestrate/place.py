@@ -66,8 +66,8 @@ def emit_history(
     place: Place,
     name: TrialName,
     history: list[dict[str, float]],
-    began_at: float | None,
-    ended_at: float | None,
+    began_at: float | None = None,
+    ended_at: float | None = None,
     stopped: str = "finished",
 ) -> None:
     """Tell the epochs of a trial that the store has, with the times at which it ran, which those of an earlier version may
