@@ -14,12 +14,13 @@ import pandas as pd
 from l2g_ray.arms import ENSEMBLE
 from l2g_ray.counts import rung_epochs
 from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.identity import SuiteMeta
 from l2g_ray.places import find_run_store, sqlite_file
 from l2g_ray.request import EXPERIMENT
 from l2g_ray.results.explained import read_explained, read_study
 from l2g_ray.results.report import TaskDetails, write_report
 from l2g_ray.results.rows import list_weights, name_arm
-from l2g_ray.results.schema import validate_leaderboard
+from l2g_ray.results.schema import Board, validate_leaderboard
 from l2g_ray.results.suite_figures import ALONE, L2G, USED
 from l2g_ray.run_folder import BEST, list_arms
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
@@ -121,7 +122,7 @@ def remake_report(run: Path, studies: list[Path]) -> Path:
     return write_report(run, board, details, parameters=count_parameters(run, board), studies=parts)
 
 
-def read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_run(run: Path) -> tuple[Board, SuiteMeta]:
     """The leaderboard and `suite.json` of a suite's folder. Raises UserError where they are not there or not readable."""
     if (run.parent / "suite.json").exists() and not (run / "suite.json").exists():
         raise UserError(f"{run}: is the folder of one task; give the suite's folder {run.parent}")

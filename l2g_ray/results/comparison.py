@@ -14,7 +14,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, _new_figure, _styled, save
 from l2g_ray.results.leaderboard import write_atomically
 from l2g_ray.results.rows import UsedArm, format_interval, format_number, judge, subtract_arms, used_arm
-from l2g_ray.results.schema import validate_leaderboard
+from l2g_ray.results.schema import Board, validate_leaderboard
 from l2g_ray.results.terminal import Column, Listing
 from l2g_ray.tasks.metrics import METRICS
 
@@ -28,7 +28,7 @@ COLUMNS = (
 )
 
 
-def read_board(run: Path) -> dict[str, Any]:
+def read_board(run: Path) -> Board:
     """The leaderboard of a run's folder. Raises UserError when there is none."""
     try:
         return validate_leaderboard(json.loads((run / "leaderboard.json").read_text()))
