@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         "best_trial": outcome.best_trial,
         "histories": outcome.histories,
         "cpu_s": outcome.cost,
-        "spent": [one.to_dict() for one in outcome.spent],
+        "spent": [asdict(one) for one in outcome.spent],
         "results": {
             f"{r.stage}/{r.key}": name_place(r.folder, folder)
             for r in [*(member.result for member in outcome.members), outcome.evaluation]
@@ -159,7 +160,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "wall_s": round(outcome.wall_s, 1),
         "cpu_s": round(sum(outcome.cost.values()), 1),
         "gpu_s": round(sum(one.gpu_s or 0.0 for one in outcome.spent), 1),
-        "costs": {stage: one.to_dict() for stage, one in sum_stages(outcome.spent).items()},
+        "costs": {stage: asdict(one) for stage, one in sum_stages(outcome.spent).items()},
         "aligned_to": outcome.aligned_to,
         "notes": [*task.notes, *(r.values["skipped"] for r in outcome.baselines.values() if "skipped" in r.values)],
         "model_uri": "",
