@@ -171,24 +171,21 @@ def _show_plans(
             return ""
         return "yes" if amount.memory_bytes + context <= machine.memory_bytes else "NO"
 
-    def hours(task: TaskPlan, expected: Amount, most: Amount) -> tuple[float, float]:
-        first, second = (
-            machine.hours(a.flops, task.precision, utilisation) + a.start_s / 3600 for a in (expected, most)
-        )
-        return first, second
+    def tell(task: TaskPlan, expected: Amount, most: Amount) -> dict[str, Any]:
+        hours = [machine.hours(a.flops, task.precision, utilisation) + a.start_s / 3600 for a in (expected, most)]
+        return {"expected": asdict(expected), "most": asdict(most), "hours": hours, "fits": fits(most)}
 
     def describe(task: TaskPlan) -> dict[str, Any]:
-        told = task.to_dict()
-        for stage in task.stages:
-            told["stages"][stage.stage] |= {
-                "hours": hours(task, stage.expected, stage.most),
-                "fits": fits(stage.most),
-            }
-        told["total"] |= {
-            "hours": hours(task, task.total("expected"), task.total("most")),
-            "fits": fits(task.total("most")),
+        return {
+            "task": task.task,
+            "rows": asdict(task.rows),
+            "precision": task.precision,
+            "stages": {stage.stage: tell(task, stage.expected, stage.most) for stage in task.stages},
+            "total": tell(task, task.total("expected"), task.total("most")),
+            "prepared_bytes": task.prepared_bytes,
+            "output_bytes": task.output_bytes,
+            "disk_bytes": task.disk_bytes,
         }
-        return told
 
     told = [describe(task) for task in plans]
     known = [task for task in plans if task.rows.known]

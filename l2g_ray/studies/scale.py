@@ -147,17 +147,12 @@ def compare(strong: list[TrainRun], weak: list[TrainRun], trials: list[TrialsRun
     time have efficiency 1. Trials: n slots with n times the trials a minute have efficiency 1.
     """
 
+    def against(first: TrainRun | TrialsRun, run: TrainRun | TrialsRun, kind: str) -> dict[str, float]:
+        more, faster = (getattr(run, name) / getattr(first, name) for name in KINDS[kind][1:])
+        return {"speedup": faster, "efficiency": faster / more}
+
     measured: dict[str, Sequence[TrainRun | TrialsRun]] = {"strong": strong, "weak": weak, "trials": trials}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for kind, runs in measured.items():
-        _, size, speed = KINDS[kind]
-        rows = [asdict(run) for run in runs]
-        speedups = [row[speed] / rows[0][speed] for row in rows]
-        found[kind] = [
-            row | {"speedup": speedup, "efficiency": speedup / (row[size] / rows[0][size])}
-            for row, speedup in zip(rows, speedups, strict=True)
-        ]
-    return found
+    return {kind: [asdict(run) | against(runs[0], run, kind) for run in runs] for kind, runs in measured.items()}
 
 
 def record_scaling(found: dict[str, Any], home: Path, folder: Path, experiment: str = EXPERIMENT) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,8 +23,8 @@ from l2g_ray.names import safe_names
 from l2g_ray.orchestrate.identity import prepare_task, resolve_task
 from l2g_ray.orchestrate.suite import run_suite
 from l2g_ray.request import SuiteRequest, SuiteResult
-from l2g_ray.results.comparison import write_study
-from l2g_ray.results.intervals import ArmScores, PairedDifference, Summary
+from l2g_ray.results.comparison import Compared, StudyFile, write_study
+from l2g_ray.results.intervals import ArmScores
 from l2g_ray.store.shared import push
 from l2g_ray.tasks.schema import Task
 
@@ -92,19 +92,6 @@ def make_variant(task: Task, arm: str) -> Task:
     return task.model_copy(update={"name": f"{task.name}{JOINT}{arm}", "title": f"{task.title or task.name}: {arm}"})
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One arm of one task: its test score, and arm minus control over the same test rows and seeds."""
-
-    task: str
-    arm: str
-    metric: str
-    test: Summary
-    validation: float | None
-    difference: PairedDifference | None
-    cpu_s: float
-
-
 def compare_arms(
     task: Task, folders: Mapping[str, Path], rows: Mapping[str, Mapping[str, Any]], settings: Settings
 ) -> list[Compared]:
@@ -154,13 +141,13 @@ def correct(compared: list[Compared]) -> list[Compared]:
     corrected, highest = list(compared), 0.0
     for rank, (p, i) in enumerate(known):
         highest = max(highest, min(1.0, p * (len(known) - rank)))
-        if difference := compared[i].difference:
-            corrected[i] = replace(compared[i], difference={**difference, "p_holm": highest})
+        if difference := compared[i]["difference"]:
+            corrected[i] = {**compared[i], "difference": {**difference, "p_holm": highest}}
     return corrected
 
 
 def _two_sided(one: Compared) -> float | None:
-    p = one.difference["p"] if one.difference else None
+    p = one["difference"]["p"] if one["difference"] else None
     return None if p is None else min(1.0, 2 * min(p, 1 - p))
 
 
@@ -174,27 +161,19 @@ class StudyResult:
     """The suite that ran the arms, and what their comparison says."""
 
     suite: SuiteResult
-    study: Study
-    compared: list[Compared]
-
-    def to_json(self, request: SuiteRequest) -> dict[str, Any]:
-        """What `study.json` holds."""
-        return describe_study(self.study, self.compared, request)
+    study: StudyFile
 
 
-def describe_study(
-    study: Study, compared: list[Compared], request: SuiteRequest, key: str | None = None
-) -> dict[str, Any]:
-    """What `study.json` holds; `key` is that of simple models, for which no suite runs."""
-    content = {
+def describe_study(study: Study, compared: list[Compared], request: SuiteRequest) -> StudyFile:
+    """What `study.json` holds."""
+    content: StudyFile = {
         "schema": STUDY_SCHEMA,
-        **({} if key is None else {"key": key}),
         "study": study.name,
         "about": study.about,
         "arms": {arm: dict(values) for arm, values in study.arms.items()},
         "preset": request.preset,
         "command": request.command,
-        "compared": [asdict(one) for one in compared],
+        "compared": compared,
     }
     return json.loads(json.dumps(content, default=str))
 
@@ -232,12 +211,12 @@ def run_study(
             rows[variant.name] = replace(prepared[data], task=variant)
             tasks.append(variant)
     suite = run_suite(replace(request, tasks=tasks, sources=rows, task_assignments=own), console)
-    result = StudyResult(suite, study, _compare(request, study, suite))
-    write_study(suite.folder, result.to_json(request))
+    described = describe_study(study, _compare(request, study, suite), request)
+    write_study(suite.folder, described)
     if request.remote is not None:
         wait_s = resolve_task(request, request.tasks[0]).cluster.storage_wait_s
         push(suite.folder, request.remote / request.name, wait_s)
-    return result
+    return StudyResult(suite, described)
 
 
 def _compare(request: SuiteRequest, study: Study, suite: SuiteResult) -> list[Compared]:
