@@ -62,7 +62,7 @@ class TaskOutcome:
     aligned: dict[tuple[int, int], StageResult]
     baselines: dict[str, StageResult]
     evaluation: StageResult
-    histories: dict[str, list[dict[str, Any]]]
+    histories: dict[str, list[dict[str, float]]]
     cost: dict[str, float]
     spent: list[Spent]
     aligned_to: str
