@@ -14,8 +14,7 @@ from l2g_ray.storage import Location
 from l2g_ray.tasks.schema import NAME_PATTERN, Task
 
 if TYPE_CHECKING:
-    pass
-
+    from l2g_ray.results.schema import Board
 
 EXPERIMENT = "l2g_ray"
 
@@ -57,7 +56,7 @@ class SuiteResult:
     `fresh` is False where all results were there, `relogged` where these were logged anew in MLflow.
     """
 
-    board: dict[str, Any]
+    board: Board
     folder: Path
     tracking_uri: str
     fresh: bool

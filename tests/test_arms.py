@@ -21,6 +21,8 @@ from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.reference import draw_gaussian, sample_sentences, shuffle_words
 from l2g_ray.presets import list_presets, resolve
+from l2g_ray.results.comparison import Compared
+from l2g_ray.results.intervals import PairedDifference, Summary
 from l2g_ray.results.rows import judge
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.common import build_net
@@ -31,7 +33,6 @@ from l2g_ray.storage import Location
 from l2g_ray.store.results import StageResult, make_key
 from l2g_ray.studies.study import (
     JOINT,
-    Compared,
     compare_arms,
     correct,
     find_study,
@@ -232,13 +233,14 @@ def test_arms_are_compared_with_the_first_over_the_same_rows(tmp_path: Path) -> 
     folders = {"good": predictions(tmp_path / "good", 4), "bad": predictions(tmp_path / "bad", 60)}
     rows = {name: {"validation": {"mean": 0.5}, "cpu_s": 1.0} for name in folders}
     task = make_task(metric="accuracy")
-    compared = {one.arm: one for one in compare_arms(task, folders, rows, tiny_settings())}
+    compared = {one["arm"]: one for one in compare_arms(task, folders, rows, tiny_settings())}
     assert list(compared) == ["good", "bad", "embedder_only"]
-    assert compared["good"].difference is None
-    assert compared["bad"].difference is not None
-    assert compared["bad"].difference["mean"] == pytest.approx(-56 / 200)
-    assert judge(compared["bad"].difference["ci95"], task.metric, 3) == "worse"
-    same = compared["embedder_only"].difference  # the very same predictions
+    assert compared["good"]["difference"] is None
+    difference = compared["bad"]["difference"]
+    assert difference is not None
+    assert difference["mean"] == pytest.approx(-56 / 200)
+    assert judge(difference["ci95"], task.metric, 3) == "worse"
+    same = compared["embedder_only"]["difference"]  # the very same predictions
     assert same is not None
     assert judge(same["ci95"], task.metric, 3) == "unclear"
 
@@ -253,18 +255,18 @@ def test_the_ensemble_is_compared_where_an_arm_has_no_l2g(tmp_path: Path) -> Non
         pd.concat([kept, other[other["arm"] == "l2g"].assign(arm="ensemble")]).to_parquet(path)
     used = {"oof": {"mean": 0.9}}
     rows = {name: {"validation": {"mean": 0.5}, "used": used, "cpu_s": 1.0} for name in folders}
-    compared = {one.arm: one for one in compare_arms(make_task(metric="accuracy"), folders, rows, tiny_settings())}
+    compared = {one["arm"]: one for one in compare_arms(make_task(metric="accuracy"), folders, rows, tiny_settings())}
     assert list(compared) == ["with", "without", "l2g", "embedder_only"]
-    assert [compared[name].test["mean"] for name in ("with", "without", "l2g")] == pytest.approx([0.98, 0.7, 0.85])
-    assert compared["with"].validation == 0.9  # the ensemble's
+    assert [compared[name]["test"]["mean"] for name in ("with", "without", "l2g")] == pytest.approx([0.98, 0.7, 0.85])
+    assert compared["with"]["validation"] == 0.9  # the ensemble's
 
 
 def test_an_arm_that_failed_is_left_out(tmp_path: Path) -> None:
     folders = {"good": tmp_path / "never", "bad": predictions(tmp_path / "bad", 60)}
     rows = {"bad": {"validation": {"mean": 0.5}, "cpu_s": 1.0}}
     (one,) = compare_arms(make_task(metric="accuracy"), folders, rows, tiny_settings())
-    assert one.arm == "bad"
-    assert one.difference is None
+    assert one["arm"] == "bad"
+    assert one["difference"] is None
 
 
 def holm(values: list[float]) -> list[float]:
@@ -273,14 +275,19 @@ def holm(values: list[float]) -> list[float]:
     return [min(1.0, max(p * (len(values) - rank) for rank, p in enumerate(ordered) if p <= value)) for value in values]
 
 
+def make_compared(arm: str, difference: PairedDifference | None) -> Compared:
+    test: Summary = {"mean": 0.1, "ci95": [0, 1], "per_seed": [0.1], "dropped_resamples": 0}
+    return Compared(task="t", arm=arm, metric="mcc", test=test, validation=None, difference=difference, cpu_s=0.0)
+
+
 def test_holm_is_that_of_the_definition() -> None:
     values = [0.01, 0.4, 0.03, 0.005, 0.9]
     compared = [
-        Compared("t", str(i), "mcc", {}, None, {"mean": 0.1, "ci95": [0, 1], "p": p / 2}, 0.0)
+        make_compared(str(i), {"mean": 0.1, "ci95": [0, 1], "p": p / 2, "dropped_resamples": 0})
         for i, p in enumerate(values)
     ]
-    compared.insert(2, Compared("t", "control", "mcc", {}, None, None, 0.0))
-    found = [one.difference["p_holm"] for one in correct(compared) if one.difference]
+    compared.insert(2, make_compared("control", None))
+    found = [one["difference"]["p_holm"] for one in correct(compared) if one["difference"]]
     assert found == pytest.approx(holm(values))
 
 

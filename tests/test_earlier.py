@@ -16,7 +16,7 @@ from l2g_ray.cli.suite import make_request
 from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
-from l2g_ray.orchestrate.identity import identify_suite, make_suite_key, prepare_task, refuse_replacement, resolve_task
+from l2g_ray.orchestrate.identity import SuiteIdentity, identify_suite, prepare_task, refuse_replacement, resolve_task
 from l2g_ray.orchestrate.suite import _Run
 from l2g_ray.places import sqlite_uri
 from l2g_ray.request import SuiteRequest
@@ -38,8 +38,8 @@ def open_request(table: Path, out: Path, language_model: Path, **changes: Any) -
     )
 
 
-def leave(request: SuiteRequest, state: str) -> tuple[str, dict[str, Any]]:
-    """What a suite of this request leaves in its folder in a state; returns its key and what that is made of."""
+def leave(request: SuiteRequest, state: str) -> SuiteIdentity:
+    """What a suite of this request leaves in its folder in a state; returns its identity."""
     settings = {task.name: resolve_task(request, task) for task in request.tasks}
     prepared = {t.name: prepare_task(request, t, settings[t.name], Console(quiet=True)) for t in request.tasks}
     identity = identify_suite(request, settings, prepared)
@@ -48,7 +48,7 @@ def leave(request: SuiteRequest, state: str) -> tuple[str, dict[str, Any]]:
     run.environment = {"git_revision": None, "machine": {"processor": ""}, "versions": {}}
     run._write_suite_file(state, sqlite_uri(request.out / "mlflow.db"))
     (folder / "leaderboard.json").write_text(json.dumps({"schema": 1, "tasks": []}))
-    return make_suite_key(identity), identity
+    return identity
 
 
 @pytest.fixture
@@ -101,17 +101,17 @@ def test_what_differs_is_named(
 
 
 def test_other_models_tasks_and_versions_are_named(request_a: SuiteRequest) -> None:
-    _, identity = leave(request_a, "finished")
-    task = identity["tasks"]["tiny"]
+    identity = leave(request_a, "finished")
+    task = identity.tasks["tiny"]
     for changes, part in (
         ({"bench": "nt"}, "benchmark user, now nt"),
         ({"language_models": ["other"]}, "other files of the language model"),
         ({"tasks": {"tiny": task | {"metric": "auroc"}}}, "other facts of the task"),
-        ({"versions": identity["versions"] | {"refit": 99}}, "another version of l2g-ray"),
+        ({"versions": identity.versions | {"refit": 99}}, "another version of l2g-ray"),
         ({"settings": {"big": {}}, "data": {"big": ["x"]}, "tasks": {"big": task}}, "tasks tiny, now tasks big"),
     ):
         with pytest.raises(UserError, match=part):
-            refuse_replacement(request_a, "another key", identity | changes)
+            refuse_replacement(request_a, replace(identity, **changes))
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "stopped", "reporting"])
@@ -120,26 +120,26 @@ def test_an_unfinished_run_goes_on_with_a_corrected_setting(
 ) -> None:
     leave(request_a, state)
     assignments = request_a.assignments | {"finetune.trials": 7}
-    _, corrected = leave(replace(request_a, assignments=assignments, name="elsewhere"), "finished")
-    refuse_replacement(request_a, "another key", corrected)
+    corrected = leave(replace(request_a, assignments=assignments, name="elsewhere"), "finished")
+    refuse_replacement(request_a, corrected)
     (tmp_path / "out" / NAME / "tiny").mkdir()
     (tmp_path / "out" / NAME / "tiny" / "metrics.json").write_text("{}")
-    refuse_replacement(request_a, "another key", corrected)
+    refuse_replacement(request_a, corrected)
     # A task of it that is finished, of other rows.
     other = open_request(write_table(tmp_path / "projectB", 1), tmp_path / "out", tiny_lm, name="elsewhere")
-    _, identity = leave(other, "finished")
+    identity = leave(other, "finished")
     with pytest.raises(UserError, match=r"holds finished results of other data \(tiny\)"):
-        refuse_replacement(request_a, "another key", identity)
+        refuse_replacement(request_a, identity)
 
 
 def test_replace_is_asked_for_and_leaves_no_task_of_before(request_a: SuiteRequest, tmp_path: Path) -> None:
-    key, identity = leave(request_a, "finished")
-    refuse_replacement(request_a, key, identity)
+    identity = leave(request_a, "finished")
+    refuse_replacement(request_a, identity)
     old = tmp_path / "out" / NAME / "tiny"
     old.mkdir()
-    facts = identity["tasks"]["tiny"]
-    other = identity | {"settings": {"big": {}}, "data": {"big": ["x"]}, "tasks": {"big": facts}}
-    refuse_replacement(replace(request_a, replace=True), "another key", other)
+    facts = identity.tasks["tiny"]
+    other = replace(identity, settings={"big": {}}, data={"big": ["x"]}, tasks={"big": facts})
+    refuse_replacement(replace(request_a, replace=True), other)
     assert not old.exists()
 
 

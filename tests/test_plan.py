@@ -30,7 +30,7 @@ from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.mixed_conv import OperationSet, replace_convolutions
 from l2g_ray.plan.amounts import Found, TaskPlan
-from l2g_ray.plan.costs import find_machine, read_machines
+from l2g_ray.plan.costs import find_machine, read_known
 from l2g_ray.plan.encoder import count_language_model, measure_shape, read_shape
 from l2g_ray.plan.finished import show_hours
 from l2g_ray.plan.network import Mixture, NetShape, count_net
@@ -270,7 +270,7 @@ def test_an_unknown_device_is_named_with_the_nearest() -> None:
     assert find_machine("rtx a6000").name == "RTX A6000"
     machine = find_machine("L4")
     assert machine.hours(30.3e12 * 3600, "fp32", 0.5) == pytest.approx(2.0)
-    assert all(raw["source"] for raw in read_machines()["machines"].values())
+    assert all(machine.source for machine in read_known().machines.values())
 
 
 def test_a_known_hub_model_needs_no_network() -> None:
@@ -368,7 +368,7 @@ def test_results_are_summed_by_stage_and_an_unfinished_run_is_refused(tmp_path: 
     assert (sums["align"].trials, sums["align"].epochs, sums["align"].gpu_s) == (2, 2, 2.0)
     assert (sums["trials"].wall_s, sums["trials"].cpu_s, sums["trials"].gpu_s) == (5.0, 4.0, None)
     run_folder = fake_run(tmp_path / "run", tiny_lm, [])
-    assert read_spent(run_folder / "planted", {}) == []
+    assert read_spent(run_folder / "planted") == []
     (run_folder / "planted" / "stages.json").unlink()
     with pytest.raises(UserError, match="no task of this suite is finished"):
         read_run(run_folder)
@@ -397,7 +397,7 @@ def test_planning_loads_nothing_heavy(tiny_lm: Path, tmp_path: Path) -> None:
 
 
 def test_what_trials_take_to_start_is_planned(plan_json: Call, tiny_lm: Path, tmp_path: Path) -> None:
-    starts = read_machines()["start_up"]
+    starts = read_known().start_up
     plan = plan_toy(tiny_lm)
     assert stage(plan, "align").expected.start_s == 2 * starts["tune"] + 2 * starts["new_task"], "two alphas, two folds"
     assert stage(plan, "refit").expected.start_s == 2 * starts["new_task"], "a GPU's trial has a process to itself"

@@ -6,7 +6,6 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import Cli
@@ -15,22 +14,15 @@ from rich.console import Console
 from runs import execute
 
 from l2g_ray.results.scale_table import list_rows, render_scaling
-from l2g_ray.studies.scale import compare
+from l2g_ray.studies.scale import TrainRun, TrialsRun, compare
 
 
-def trained(workers: int, rows: int, epoch_s: float) -> dict[str, Any]:
-    return {
-        "workers": workers,
-        "rows": rows,
-        "batch_size": 32,
-        "epoch_s": epoch_s,
-        "rows_per_s": rows / epoch_s,
-        "start_s": 9.0,
-    }
+def trained(workers: int, rows: int, epoch_s: float) -> TrainRun:
+    return TrainRun(workers, rows, 32, epoch_s, [epoch_s], rows / epoch_s, 9.0, [])
 
 
 def test_speedup_and_efficiency_are_against_the_first() -> None:
-    trials = [{"slots": n, "trials": 8, "wall_s": 60 / n, "trials_per_min": 8 * n} for n in (1, 2)]
+    trials = [TrialsRun(n, 8, 60 / n, 8 * n) for n in (1, 2)]
     found = compare([trained(1, 1000, 10), trained(4, 1000, 5)], [trained(2, 2000, 10), trained(4, 4000, 12.5)], trials)
     assert [(row["speedup"], row["efficiency"]) for row in found["strong"]] == [(1, 1), (2, 0.5)]
     assert [row["speedup"] for row in found["weak"]] == pytest.approx([1, 1.6])

@@ -47,7 +47,7 @@ def test_the_check_keeps_the_rows_that_it_found(leaky: tuple[Path, set[int]], tm
     found = prepared.near_train_rows()
     assert found is not None
     assert set(found) == rows
-    assert count_findings(prepared.manifest)["near_duplicates"] == len(rows)
+    assert count_findings(prepared)["near_duplicates"] == len(rows)
     assert "other_near_rows" not in (tmp_path / "out" / "task.json").read_text()
     (tmp_path / "out" / NEAR_ROWS).unlink()  # as an earlier version left it
     assert open_prepared(tmp_path / "out").near_train_rows() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,14 +51,14 @@ def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, *
       l2g-ray plan my_data --language-model minilm --gpu cpu
       l2g-ray plan runs/demo-fast          # a finished run
     """
-    from l2g_ray.plan.costs import find_machine, read_machines
+    from l2g_ray.plan.costs import find_machine, read_known
     from l2g_ray.plan.finished import is_run, read_run
 
     if bool(source) == bool(options["bench"]):
         raise UserError("give a SOURCE, a finished run's folder, or a benchmark with --bench")
     if options["tasks"] and not options["bench"]:
         raise UserError("--tasks: only with --bench; leave it out, or name the benchmark")
-    utilisation = options["utilisation"] or float(read_machines()["utilisation"])
+    utilisation = options["utilisation"] or read_known().utilisation
     price = options["price_per_hour"]
     if len(source) == 1 and is_run(Path(source[0])):
         finished = read_run(Path(source[0]))
@@ -158,38 +159,33 @@ def _show_plans(
     price: float | None,
     as_json: bool,
 ) -> None:
-    from dataclasses import asdict
-
     from l2g_ray.plan.amounts import Amount, add_amounts
-    from l2g_ray.plan.costs import read_machines
+    from l2g_ray.plan.costs import read_known
     from l2g_ray.plan.finished import render_plan, show_bytes, show_hours
     from l2g_ray.results.terminal import print_fitted
 
-    context = int(read_machines()["context_bytes"]) if machine.is_gpu else 0
+    context = read_known().context_bytes if machine.is_gpu else 0
 
     def fits(amount: Amount) -> str:
         if machine.memory_bytes is None:
             return ""
         return "yes" if amount.memory_bytes + context <= machine.memory_bytes else "NO"
 
-    def hours(task: TaskPlan, expected: Amount, most: Amount) -> tuple[float, float]:
-        first, second = (
-            machine.hours(a.flops, task.precision, utilisation) + a.start_s / 3600 for a in (expected, most)
-        )
-        return first, second
+    def tell(task: TaskPlan, expected: Amount, most: Amount) -> dict[str, Any]:
+        hours = [machine.hours(a.flops, task.precision, utilisation) + a.start_s / 3600 for a in (expected, most)]
+        return {"expected": asdict(expected), "most": asdict(most), "hours": hours, "fits": fits(most)}
 
     def describe(task: TaskPlan) -> dict[str, Any]:
-        told = task.to_dict()
-        for stage in task.stages:
-            told["stages"][stage.stage] |= {
-                "hours": hours(task, stage.expected, stage.most),
-                "fits": fits(stage.most),
-            }
-        told["total"] |= {
-            "hours": hours(task, task.total("expected"), task.total("most")),
-            "fits": fits(task.total("most")),
+        return {
+            "task": task.task,
+            "rows": asdict(task.rows),
+            "precision": task.precision,
+            "stages": {stage.stage: tell(task, stage.expected, stage.most) for stage in task.stages},
+            "total": tell(task, task.total("expected"), task.total("most")),
+            "prepared_bytes": task.prepared_bytes,
+            "output_bytes": task.output_bytes,
+            "disk_bytes": task.disk_bytes,
         }
-        return told
 
     told = [describe(task) for task in plans]
     known = [task for task in plans if task.rows.known]
@@ -241,8 +237,6 @@ def _show_plans(
 
 def _sum_stage(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """A stage over all tasks."""
-    from dataclasses import asdict
-
     from l2g_ray.plan.amounts import Amount, add_amounts
 
     stages = [t["stages"][name] for t in told if name in t["stages"]]
@@ -266,14 +260,14 @@ def _show_run(
     paid_s = seconds["gpu_s"] or seconds["cpu_s"]
     total = seconds | {"price": None if price is None else paid_s / 3600 * price}
     if as_json:
-        stages = {name: one.to_dict() for name, one in sum_stages(unique.values()).items()}
+        stages = {name: asdict(one) for name, one in sum_stages(unique.values()).items()}
         report = {
             "device": machine.name,
             "utilisation": utilisation,
             "tasks": {
                 task.name: {
                     "stages": told[task.name],
-                    "trials": [one.to_dict() for one in task.trials],
+                    "trials": [asdict(one) for one in task.trials],
                     "why_no_plan": task.why_no_plan,
                 }
                 for task in finished
@@ -303,7 +297,7 @@ def _describe_run(task: FinishedTask, machine: Machine, utilisation: float) -> d
     names = sorted(task.spent, key=lambda name: list(planned).index(name) if name in planned else -1)
     rows: dict[str, Any] = {}
     for name in names:
-        rows[name] = {"spent": task.spent[name].to_dict(), "planned": None}
+        rows[name] = {"spent": asdict(task.spent[name]), "planned": None}
         if task.plan is not None and name in planned:
             amount = planned[name]
             rows[name]["planned"] = {

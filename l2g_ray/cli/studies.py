@@ -69,7 +69,7 @@ def ablate(
         result = run_stoppable(partial(run_study, request, study, sources, console))
         show_result(result.suite, console, table=False)
         console.print()
-        print_fitted(console, render_study(result.to_dict(request)))
+        print_fitted(console, render_study(result.study))
         console.print(f"study        {result.suite.folder / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
         failed = failed or bool(result.suite.failures)
     if failed:
@@ -185,7 +185,7 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
     ran = run_stoppable(lambda: run_study(request, study, sources, console))
     show_result(ran.suite, console, table=False)
     console.print()
-    print_fitted(console, render_study(ran.to_dict(request)))
+    print_fitted(console, render_study(ran.study))
     console.print(f"study        {ran.suite.folder / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
     if ran.suite.failures:
         sys.exit(1)

@@ -9,9 +9,27 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 PACKAGES = ("l2g-ray", "torch", "ray", "transformers", "mlflow", "hyperopt", "numpy", "pyarrow", "scikit-learn")
+
+
+class Machine(TypedDict):
+    """The driver's machine, and CPUs, GPUs and kinds of accelerators of the Ray cluster."""
+
+    system: str
+    processor: str
+    cores: int | None
+    cluster: dict[str, float]
+    accelerators: list[str]
+
+
+class Environment(TypedDict):
+    """What a run was made with, as `suite.json` and `scaling.json` hold it: versions by package, machine, git revision."""
+
+    versions: dict[str, str]
+    machine: Machine
+    git_revision: str | None
 
 
 def hash_content(content: Any) -> str:
@@ -19,7 +37,7 @@ def hash_content(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def describe_environment(ray: Any) -> dict[str, Any]:
+def describe_environment(ray: Any) -> Environment:
     """Versions, this machine and the Ray cluster, and the git revision of the package where it is a checkout."""
     versions = {}
     for name in PACKAGES:

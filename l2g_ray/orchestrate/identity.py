@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from pydantic import JsonValue
 from rich.console import Console
 
 from l2g_ray.config import DataSettings, Settings
@@ -17,13 +18,14 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import fingerprint_language_model
-from l2g_ray.monitor.environment import hash_content
+from l2g_ray.monitor.environment import Environment, hash_content
 from l2g_ray.monitor.progress import ReadingProgress
 from l2g_ray.monitor.status import SUITE_FILE
 from l2g_ray.places import STORE_FILE
 from l2g_ray.presets import resolve
 from l2g_ray.redaction import clean, redact
 from l2g_ray.request import SuiteRequest
+from l2g_ray.results.schema import Board
 from l2g_ray.stages.registry import list_versions
 from l2g_ray.storage import Location, as_location
 from l2g_ray.store.locks import hold_file
@@ -32,6 +34,9 @@ from l2g_ray.tracking.store import is_own_store
 
 if TYPE_CHECKING:
     from l2g_ray.data.prepare import Progress
+
+# The settings of a task, or the task, as a file of a suite has them: of another version, with other keys.
+Dumped = dict[str, JsonValue]
 
 
 def prepared_folder(out: Location, task: Task, source: RawTask, settings: DataSettings) -> Location:
@@ -77,38 +82,80 @@ def prepare_task(request: SuiteRequest, task: Task, settings: Settings, console:
         return prepare_for_runs(request.out, task, source, settings.data, progress.advance, request.remote)
 
 
+@dataclass(frozen=True)
+class SuiteIdentity:
+    """What a suite's leaderboard depends on, most of it by task; `data` are the fingerprints of train, valid and test."""
+
+    bench: str
+    tasks: dict[str, Dumped]
+    settings: dict[str, Dumped]
+    language_models: list[str]
+    data: dict[str, list[str]]
+    versions: dict[str, int]
+
+    @property
+    def key(self) -> str:
+        """The content key of the suite."""
+        return hash_content(asdict(self))
+
+
 def identify_suite(
     request: SuiteRequest, settings: dict[str, Settings], prepared: dict[str, PreparedTask]
-) -> dict[str, Any]:
-    """Return what a suite's leaderboard depends on; its hash is the suite's key."""
-    return {
-        "bench": request.bench,
-        "tasks": {task.name: task.model_dump(mode="json", exclude={"overrides"}) for task in request.tasks},
-        "settings": {name: s.model_dump(mode="json", exclude={"cluster", "caution"}) for name, s in settings.items()},
-        "language_models": sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
-        "data": {name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
-        "versions": list_versions(),
-    }
+) -> SuiteIdentity:
+    """Return what the leaderboard of a suite depends on."""
+    return SuiteIdentity(
+        bench=request.bench,
+        tasks={task.name: task.model_dump(mode="json", exclude={"overrides"}) for task in request.tasks},
+        settings={name: s.model_dump(mode="json", exclude={"cluster", "caution"}) for name, s in settings.items()},
+        language_models=sorted({fingerprint_language_model(s.model.language_model) for s in settings.values()}),
+        data={name: [p.fingerprint(s) for s in ("train", "valid", "test")] for name, p in prepared.items()},
+        versions=list_versions(),
+    )
 
 
-def make_suite_key(identity: dict[str, Any]) -> str:
-    """Return the content key of a suite from `identify_suite`."""
-    return hash_content(identity)
+class NamedStore(TypedDict):
+    """The keys of `suite.json` that name the MLflow store."""
+
+    tracking_uri: str
+    store: str | None
+    experiment: str
 
 
-def name_store(request: SuiteRequest, uri: str) -> dict[str, Any]:
+class SuiteMeta(Environment, NamedStore):
+    """The form of `suite.json`. One that an earlier version wrote may lack keys."""
+
+    schema: int
+    state: str
+    key: str
+    name: str
+    bench: str
+    preset: str
+    command: str
+    folder: str | None
+    started: str
+    wall_s: float
+    costs: dict[str, dict[str, JsonValue]]
+    slots: dict[str, float] | None
+    settings: dict[str, Dumped]
+    fingerprints: dict[str, dict[str, str]]
+    tasks: dict[str, Dumped]
+    language_models: list[str]
+    stage_versions: dict[str, int]
+
+
+def name_store(request: SuiteRequest, uri: str) -> NamedStore:
     """Return how `suite.json` names the MLflow store: a store in the folder of all runs also from there, as it moves."""
     store = os.path.join(os.pardir, STORE_FILE) if is_own_store(uri, request.out) else None
     return {"tracking_uri": uri, "store": store, "experiment": request.experiment}
 
 
-def read_finished_board(folder: Path, key: str) -> dict[str, Any] | None:
-    """The leaderboard in `folder` if a suite of this key was finished there."""
+def read_finished(folder: Path, key: str) -> tuple[SuiteMeta, Board] | None:
+    """Return `suite.json` and the leaderboard in `folder` if a suite of this key was finished there."""
     try:
         meta = json.loads((folder / SUITE_FILE).read_text())
         if meta["key"] != key or meta["state"] != "finished":
             return None
-        return json.loads((folder / "leaderboard.json").read_text())
+        return meta, json.loads((folder / "leaderboard.json").read_text())
     except (OSError, ValueError, KeyError):
         return None
 
@@ -130,23 +177,22 @@ MAX_SHOWN = 3
 MAX_CHARS = 40
 
 
-def refuse_replacement(request: SuiteRequest, key: str, identity: Mapping[str, Any]) -> None:
+def refuse_replacement(request: SuiteRequest, identity: SuiteIdentity) -> None:
     """Refuse a suite that would replace finished results of another one, unless the request says `replace`.
 
-    `identity` is what the suite's `key` is made of. Results of another benchmark, data, model, setting or task are not
-    replaced once the suite is finished. Before that, a changed setting is what a person corrects after a failure; only
-    finished tasks of other data are kept then.
+    Results of another benchmark, data, model, setting or task are not replaced once the suite is finished. Before that, a
+    changed setting is what a person corrects after a failure; only finished tasks of other data are kept then.
 
     Raises UserError, which says what differs and how to go on.
     """
     where = as_location(request.remote or request.out) / request.name
-    earlier = _read(where / SUITE_FILE)
+    earlier: SuiteMeta | None = _read(where / SUITE_FILE)
     if earlier is None and not request.replace and (where / STUDY_FILE).exists():
         _refuse(where, "is a finished run of simple baselines")
-    if earlier is None or earlier.get("key") in (None, key):
+    if earlier is None or earlier.get("key") in (None, identity.key):
         return
     if request.replace:
-        for name in earlier.get("settings", {}).keys() - identity["settings"].keys():
+        for name in earlier.get("settings", {}).keys() - identity.settings.keys():
             if Path(name).name == name:  # a folder of this suite, whatever the file says
                 (where / name).delete()
                 (as_location(request.out / request.name) / name).delete()
@@ -174,38 +220,40 @@ def _refuse(where: Location, what: str) -> None:
     )
 
 
-def list_differences(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+def list_differences(earlier: SuiteMeta, identity: SuiteIdentity) -> str:
     """Return in words how the suite of an earlier `suite.json` differs from this one."""
-    now = clean(identity)  # as the file was written
+    now = SuiteIdentity(**clean(asdict(identity)))  # as the file was written
     said = []
-    if earlier.get("bench") != now["bench"]:
-        said.append(f"benchmark {earlier.get('bench')}, now {now['bench']}")
-    before, after = list(earlier.get("settings", {})), list(now["settings"])
+    if earlier.get("bench") != now.bench:
+        said.append(f"benchmark {earlier.get('bench')}, now {now.bench}")
+    before, after = list(earlier.get("settings", {})), list(now.settings)
     if set(before) != set(after):
         said.append(f"{_count(before)}, now {_count(after)}")
     if other := _find_other_data(earlier, now):
         said.append(f"other data ({_shorten(', '.join(other))})")
-    changed = dict(_find_changed(earlier.get("settings", {}), now["settings"]))
+    changed = dict(_find_changed(earlier.get("settings", {}), now.settings))
     said += [f"{name}={_show(old)}, now {_show(new)}" for name, (old, new) in list(changed.items())[:MAX_SHOWN]]
     if len(changed) > MAX_SHOWN:
         said.append(f"{len(changed) - MAX_SHOWN} other settings that differ")
-    models = now["language_models"]
+    models = now.language_models
     if "model.language_model" not in changed and earlier.get("language_models", models) != models:
         said.append("other files of the language model")
-    same = {name: facts for name, facts in earlier.get("tasks", {}).items() if name in now["tasks"]}
-    if any(facts != now["tasks"][name] for name, facts in same.items()):
+    same = {name: facts for name, facts in earlier.get("tasks", {}).items() if name in now.tasks}
+    if any(facts != now.tasks[name] for name, facts in same.items()):
         said.append("other facts of the task (kind, labels or metric)")
-    if not said or earlier.get("stage_versions", now["versions"]) != now["versions"]:
+    if not said or earlier.get("stage_versions", now.versions) != now.versions:
         said.append("another version of l2g-ray")
     return "; ".join(said)
 
 
-def _find_other_data(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+def _find_other_data(earlier: SuiteMeta, identity: SuiteIdentity) -> list[str]:
     before = earlier.get("fingerprints", {})
-    return [name for name, marks in identity["data"].items() if name in before and list(before[name].values()) != marks]
+    return [name for name, marks in identity.data.items() if name in before and list(before[name].values()) != marks]
 
 
-def _find_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _find_changed(
+    before: dict[str, Dumped], after: dict[str, Dumped]
+) -> Iterator[tuple[str, tuple[JsonValue, JsonValue]]]:
     """Settings that both versions know and that differ in a task."""
     for task in before.keys() & after.keys():
         old, new = _flatten(before[task]), _flatten(after[task])
@@ -214,10 +262,10 @@ def _find_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterat
                 yield name, (old[name], new[name])
 
 
-def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flatten(nested: Dumped, prefix: str = "") -> Dumped:
+    flat: Dumped = {}
     for name, value in nested.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
@@ -225,7 +273,7 @@ def _count(tasks: list[str]) -> str:
     return f"tasks {_shorten(', '.join(tasks))}" if tasks else "no task"
 
 
-def _show(value: Any) -> str:
+def _show(value: JsonValue) -> str:
     return _shorten(value if isinstance(value, str) else json.dumps(value))
 
 
@@ -233,7 +281,8 @@ def _shorten(text: str) -> str:
     return text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 3]}..."
 
 
-def _read(path: Location) -> dict[str, Any] | None:
+def _read(path: Location) -> Any:
+    """The mapping that a JSON file holds; None where there is none."""
     text = path.read_if_there()
     try:
         found = json.loads(text) if text else None

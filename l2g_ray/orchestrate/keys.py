@@ -49,10 +49,11 @@ def make_baseline_job(
         parts[kind.language_model] = fingerprint_language_model(getattr(baselines, kind.language_model))
     if kind.trained and precision != "fp32":
         parts |= {"precision": precision}
-    args: dict[str, Any] = {"name": name, "seed": settings.seed if seed is None else seed}
-    if fold is not None:
-        args |= {"fold": asdict(fold)} | ({} if strength is None else {"strength": strength})
-    return Job("baseline", name if fold is None else name_member(name, args["seed"], fold), args, {}, parts)
+    seed = settings.seed if seed is None else seed
+    if fold is None:
+        return Job("baseline", name, {"name": name, "seed": seed}, {}, parts)
+    args = {"name": name, "seed": seed, "fold": asdict(fold)} | ({} if strength is None else {"strength": strength})
+    return Job("baseline", name_member(name, seed, fold), args, {}, parts)
 
 
 def make_pretrain_job(prepared: PreparedTask, settings: Settings, precision: str, threads: int) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from l2g_ray.arms import ENSEMBLE, WITHOUT
 from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.monitor.events import warn_of_cuts
-from l2g_ray.orchestrate.pipeline import Member, TaskOutcome
+from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.places import name_place
 from l2g_ray.plan.spent import COST_KEYS, sum_stages
-from l2g_ray.results.intervals import ArmScores, read_outputs
+from l2g_ray.results.intervals import ArmScores, Summary, read_outputs
 from l2g_ray.results.rows import warn_of_baseline, warn_of_findings, warn_of_near_duplicates
 from l2g_ray.tasks.catalogue import published_scores
 from l2g_ray.tasks.metrics import find_metric, signed_score
@@ -41,7 +42,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
     for name in ("predictions.parquet", "oof.parquet"):
         shutil.copy(outcome.evaluation.folder / name, staging / name)
     seed = choose_seed(task, pd.read_parquet(staging / "oof.parquet"))
-    write_models(staging, outcome.members, evaluation["combinations"][str(seed)], seed, evaluation["strand_averaged"])
+    write_models(staging, outcome, seed)
     for config in staging.glob("**/config.json"):
         write_task_file(config.parent, task, evaluation["strand_averaged"], prepared.length_range()[1])
     metrics = {key: value for key, value in evaluation.items() if key not in COST_KEYS}
@@ -56,7 +57,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
         "best_trial": outcome.best_trial.to_json() if outcome.best_trial else None,
         "histories": outcome.histories,
         "cpu_s": outcome.cost,
-        "spent": [one.to_dict() for one in outcome.spent],
+        "spent": [asdict(one) for one in outcome.spent],
         "results": {
             f"{r.stage}/{r.key}": name_place(r.folder, folder)
             for r in [*(member.result for member in outcome.members), outcome.evaluation]
@@ -86,7 +87,7 @@ def choose_seed(task: Task, oof: pd.DataFrame) -> int:
     return max(known or scores, key=lambda seed: known.get(seed, 0.0))
 
 
-def write_models(folder: Path, members: list[Member], combined: dict[str, Any], seed: int, both_strands: bool) -> None:
+def write_models(folder: Path, outcome: TaskOutcome, seed: int) -> None:
     """Write `best/`, the ensemble of one seed, and `arms/` with the arms of it that have no weight."""
     from l2g_ray.models.ensemble import (
         AverageModel,  # with torch, which a driver has no other use for
@@ -95,14 +96,15 @@ def write_models(folder: Path, members: list[Member], combined: dict[str, Any], 
     )
     from l2g_ray.models.l2g import load_model, save_model
 
-    combination = Combination(**combined)
+    evaluation, members = outcome.evaluation.values, outcome.members
+    combination = Combination(**evaluation["combinations"][str(seed)])
 
     def join(arm: str) -> Any:
         models = [load_model(m.result.folder) for m in members if (m.arm, m.seed) == (arm, seed)]
         return models[0] if len(models) == 1 else AverageModel(combination.kind, models)
 
     (folder / "best").mkdir()
-    ensemble = Ensemble(combination, {arm: join(arm) for arm in combination.arms}, both_strands)
+    ensemble = Ensemble(combination, {arm: join(arm) for arm in combination.arms}, evaluation["strand_averaged"])
     save_model(ensemble, folder / "best", ENSEMBLE)
     for arm in dict.fromkeys(member.arm for member in members):
         if arm not in combination.arms:
@@ -121,6 +123,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
     published = published_scores(task.bench, task.name)
     near = prepared.near_train_rows()
     every = summarise_arms(arms, held_out, outcome)
+    shown = {arm: [one for one in evaluation["metrics"] if one["arm"] == arm] for arm in SHOWN if arm in arms.parts}
     both = {"l2g", "embedder_only"} <= every.keys()
     row = {
         "task": task.name,
@@ -136,13 +139,11 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "used": summarise_used(arms, held_out, outcome, settings, folder),
         "arms": every,
         "test_without_near_duplicates": None if near is None else score_apart(arms, near),
-        "check": count_findings(prepared.manifest),
+        "check": count_findings(prepared),
         "baselines": _baselines(arms, outcome, find_metric(task.metric).sign),
         "strand_averaged": evaluation["strand_averaged"],
-        "metrics": {arm: _mean_metrics(evaluation["metrics"], arm, "test") for arm in SHOWN if arm in arms.parts},
-        "metrics_plain": {
-            arm: _mean_metrics(evaluation["metrics"], arm, "test_plain") for arm in SHOWN if arm in arms.parts
-        },
+        "metrics": {arm: _average([one["test"] for one in models]) for arm, models in shown.items()},
+        "metrics_plain": {arm: _average([one["test_plain"] for one in models]) for arm, models in shown.items()},
         "n_train": counts["train"]["rows"],
         "n_valid": counts["valid"]["rows"],
         "n_test": counts["test"]["rows"],
@@ -159,7 +160,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "wall_s": round(outcome.wall_s, 1),
         "cpu_s": round(sum(outcome.cost.values()), 1),
         "gpu_s": round(sum(one.gpu_s or 0.0 for one in outcome.spent), 1),
-        "costs": {stage: one.to_dict() for stage, one in sum_stages(outcome.spent).items()},
+        "costs": {stage: asdict(one) for stage, one in sum_stages(outcome.spent).items()},
         "aligned_to": outcome.aligned_to,
         "notes": [*task.notes, *(r.values["skipped"] for r in outcome.baselines.values() if "skipped" in r.values)],
         "model_uri": "",
@@ -209,7 +210,7 @@ def summarise_arms(arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome) -
     return found
 
 
-def score_apart(arms: ArmScores, near: np.ndarray) -> dict[str, Any] | None:
+def score_apart(arms: ArmScores, near: np.ndarray) -> dict[str, int | Summary] | None:
     """Scores on the test rows that are no near-duplicates of train rows; None where none is, or all are."""
     if not 0 < len(near) < arms.n_rows:
         return None
@@ -218,9 +219,9 @@ def score_apart(arms: ArmScores, near: np.ndarray) -> dict[str, Any] | None:
     return {"dropped": len(near), "n": rest.n_rows, **scores}
 
 
-def count_findings(manifest: dict[str, Any]) -> dict[str, int | None]:
+def count_findings(prepared: PreparedTask) -> dict[str, int | None]:
     """What the data check found: warnings, notes, and test rows that are near-duplicates of train rows."""
-    check = manifest.get("check") or {}
+    check = prepared.manifest.get("check") or {}
     levels = [finding["level"] for finding in check.get("findings", [])]
     near = (check.get("near") or {}).get("train_in_test", {}).get("other_near")
     return {"warnings": levels.count("warning"), "notes": levels.count("note"), "near_duplicates": near}
@@ -239,9 +240,8 @@ def _baselines(arms: ArmScores, outcome: TaskOutcome, sign: float) -> dict[str, 
     }
 
 
-def _mean_metrics(metrics: list[dict[str, Any]], arm: str, which: str) -> dict[str, float]:
-    found = [entry[which] for entry in metrics if entry["arm"] == arm]
-    return {name: float(np.mean([values[name] for values in found])) for name in found[0]}
+def _average(metrics: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
 
 
 def _finite(value: Any) -> Any:

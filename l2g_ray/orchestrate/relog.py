@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from l2g_ray.atomic import replacing, write_json
 from l2g_ray.config import Settings
@@ -14,11 +13,12 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import Recorded, event_from_json, event_to_json
 from l2g_ray.monitor.status import SUITE_FILE
-from l2g_ray.orchestrate.identity import name_store
+from l2g_ray.orchestrate.identity import SuiteMeta, name_store
 from l2g_ray.places import find_run_store, sqlite_file
 from l2g_ray.redaction import HIDDEN, clean, redact
 from l2g_ray.request import SuiteRequest
 from l2g_ray.results.leaderboard import write_leaderboard
+from l2g_ray.results.schema import Board
 from l2g_ray.tracking.record import Recorder
 from l2g_ray.tracking.runs import Tracker
 
@@ -36,8 +36,8 @@ def log_if_gone(
     settings: dict[str, Settings],
     prepared: dict[str, PreparedTask],
     folder: Path,
-    meta: dict[str, Any],
-    board: dict[str, Any],
+    meta: SuiteMeta,
+    board: Board,
     say: Callable[[str], None],
 ) -> tuple[str, bool]:
     """Log a finished suite anew where its MLflow store does not have its runs.
@@ -76,8 +76,8 @@ def _log(
     settings: dict[str, Settings],
     prepared: dict[str, PreparedTask],
     folder: Path,
-    meta: dict[str, Any],
-    board: dict[str, Any],
+    meta: SuiteMeta,
+    board: Board,
     say: Callable[[str], None],
     uri: str,
 ) -> str:
@@ -86,8 +86,8 @@ def _log(
         recorder.record(event)
     for row in board["tasks"]:
         recorder.log_task(row["task"], folder / row["task"], row, prepared[row["task"]], request.register)
-    if board.get("slots"):
-        recorder.log_slots(board["slots"])
+    if use := board.get("slots"):
+        recorder.log_slots(use)
     recorder.wait()
     for row in board["tasks"]:
         row["model_uri"] = recorder.model_uri(row["task"]) or row["model_uri"]

@@ -14,12 +14,14 @@ import pandas as pd
 from l2g_ray.arms import ENSEMBLE
 from l2g_ray.counts import rung_epochs
 from l2g_ray.errors import UserError
+from l2g_ray.orchestrate.identity import SuiteMeta
 from l2g_ray.places import find_run_store, sqlite_file
 from l2g_ray.request import EXPERIMENT
 from l2g_ray.results.explained import read_explained, read_study
+from l2g_ray.results.figures import Epoch
 from l2g_ray.results.report import TaskDetails, write_report
 from l2g_ray.results.rows import list_weights, name_arm
-from l2g_ray.results.schema import validate_leaderboard
+from l2g_ray.results.schema import Board, validate_leaderboard
 from l2g_ray.results.suite_figures import ALONE, L2G, USED
 from l2g_ray.run_folder import BEST, list_arms
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
@@ -73,10 +75,12 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
     )
 
 
-def _average_metrics(metrics: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _average_metrics(
+    metrics: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
+) -> dict[str, dict[str, float | None]]:
     """Means over seeds of what is used, the arms that have a weight, and those that the leaderboard shows."""
     shown = [ENSEMBLE, *(arm for arm, _ in list_weights(row)), *row["metrics"]]
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, float | None]] = {}
     for arm in dict.fromkeys(shown):
         seeds = [entry["test"] for entry in metrics if entry["arm"] == arm]
         if seeds:
@@ -89,16 +93,16 @@ def _average(values: Sequence[Any]) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def _read_history(stages: Mapping[str, Any], task_metric: str) -> list[dict[str, Any]]:
-    records = []
+def _read_history(stages: Mapping[str, Any], task_metric: str) -> list[Epoch]:
+    records: list[Epoch] = []
     for name, epochs in stages["histories"].items():
         stage, trial = name.split("/")
         metric = name_stage_metric(stage, task_metric)
         for epoch in epochs:
             # stages.json has null where a score was not finite.
             value = None if epoch["score"] is None else find_metric(metric).sign * epoch["score"]
-            record = {"stage": stage, "trial": trial, "epoch": epoch["epoch"] + 1, "metric": metric, "value": value}
-            records.append(record | {"loss": epoch["train_loss"]})
+            loss, number = epoch["train_loss"], epoch["epoch"] + 1
+            records.append(Epoch(stage=stage, trial=trial, epoch=number, metric=metric, value=value, loss=loss))
     return records
 
 
@@ -121,7 +125,7 @@ def remake_report(run: Path, studies: list[Path]) -> Path:
     return write_report(run, board, details, parameters=count_parameters(run, board), studies=parts)
 
 
-def read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_run(run: Path) -> tuple[Board, SuiteMeta]:
     """The leaderboard and `suite.json` of a suite's folder. Raises UserError where they are not there or not readable."""
     if (run.parent / "suite.json").exists() and not (run / "suite.json").exists():
         raise UserError(f"{run}: is the folder of one task; give the suite's folder {run.parent}")

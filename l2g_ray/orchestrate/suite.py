@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import json
 import shutil
 import time
 import uuid
@@ -27,12 +26,13 @@ from l2g_ray.monitor.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.monitor.status import SUITE_FILE, StatusWriter
 from l2g_ray.orchestrate.cluster import Slots, SuiteMetrics, connect, measure_slots, read_nodes, wait_for_room
 from l2g_ray.orchestrate.identity import (
+    SuiteIdentity,
+    SuiteMeta,
     check_writable,
     identify_suite,
-    make_suite_key,
     name_store,
     prepare_task,
-    read_finished_board,
+    read_finished,
     refuse_replacement,
     resolve_task,
 )
@@ -47,8 +47,9 @@ from l2g_ray.plan.rows import rows_of_manifest
 from l2g_ray.redaction import clean, redact
 from l2g_ray.request import SuiteRequest, SuiteResult, check_name
 from l2g_ray.results.leaderboard import write_leaderboard
-from l2g_ray.results.report import write_report
+from l2g_ray.results.report import TaskDetails, write_report
 from l2g_ray.results.rows import describe_result
+from l2g_ray.results.schema import Board
 from l2g_ray.store.guard import StorageWatch, persist
 from l2g_ray.store.locks import hold_suite
 from l2g_ray.store.shared import lease, open_store, pull_finished, push
@@ -90,14 +91,12 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
             pull_finished(request.remote / request.name, folder)
         prepared = {task.name: prepare_task(request, task, settings[task.name], console) for task in request.tasks}
         identity = identify_suite(request, settings, prepared)
-        key = make_suite_key(identity)
-        finished = read_finished_board(folder, key)
-        if finished is not None:
-            meta = json.loads((folder / SUITE_FILE).read_text())
-            uri, relogged = log_if_gone(request, settings, prepared, folder, meta, finished, say)
+        if (finished := read_finished(folder, identity.key)) is not None:
+            meta, board = finished
+            uri, relogged = log_if_gone(request, settings, prepared, folder, meta, board, say)
             took_s = time.monotonic() - begun
-            return SuiteResult(finished, folder, redact(uri), False, took_s, stored=stored, relogged=relogged)
-        refuse_replacement(request, key, identity)
+            return SuiteResult(board, folder, redact(uri), False, took_s, stored=stored, relogged=relogged)
+        refuse_replacement(request, identity)
         return _Run(request, settings, prepared, folder, identity, console, begun).run()
 
 
@@ -110,13 +109,13 @@ class _Run:
         settings: dict[str, Settings],
         prepared: dict[str, PreparedTask],
         folder: Path,
-        identity: dict[str, Any],
+        identity: SuiteIdentity,
         console: Console,
         begun: float,
     ) -> None:
         self.request, self.settings, self.prepared = request, settings, prepared
         self.folder, self.console, self.begun = folder, console, begun
-        self.identity, self.key = identity, make_suite_key(identity)
+        self.identity, self.key = identity, identity.key
         # Tune's own files, a folder a process. Ray pickles its state there: nobody else may write it, and nothing that
         # was there before is read.
         self.scratch = (request.out / "tune" / f"{request.name}-{uuid.uuid4().hex[:8]}").resolve()
@@ -125,7 +124,7 @@ class _Run:
         self.store = open_store(request.out.resolve() / "stages", self.remote_stages, self.wait_s)
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.rows: dict[str, dict[str, Any]] = {}
-        self.details: dict[str, Any] = {}
+        self.details: dict[str, TaskDetails] = {}
         self.events: list[Recorded] = []  # for a store that shall have them later
         self.failures: dict[str, str] = {}
         self.use: SlotUse | None = None
@@ -346,7 +345,7 @@ class _Run:
         self._push(task_folder)
         progress.finish(name, describe_result(self.rows[name]))
 
-    def _finish(self, recorder: Recorder) -> dict[str, Any]:
+    def _finish(self, recorder: Recorder) -> Board:
         self.status.say("waits for MLflow")
         recorder.wait()  # for the models' URIs
         self.status.say("reports")
@@ -354,7 +353,7 @@ class _Run:
             row["model_uri"] = recorder.model_uri(name)
         order = [task.name for task in self.request.tasks]
         models = sorted({s.model.language_model for s in self.settings.values()})
-        board = {
+        board: Board = {
             "schema": 1,
             "bench": self.request.bench,
             "preset": self.request.preset,
@@ -380,7 +379,7 @@ class _Run:
         return board
 
     def _write_suite_file(self, state: str, uri: str, wait_s: float | None = None) -> None:
-        meta = {
+        meta: SuiteMeta = {
             "schema": 1,
             "state": state,
             "key": self.key,
@@ -400,9 +399,9 @@ class _Run:
                 name: {split: p.fingerprint(split) for split in ("train", "valid", "test")}
                 for name, p in self.prepared.items()
             },
-            "tasks": self.identity["tasks"],
-            "language_models": self.identity["language_models"],
-            "stage_versions": self.identity["versions"],
+            "tasks": self.identity.tasks,
+            "language_models": self.identity.language_models,
+            "stage_versions": self.identity.versions,
         }
 
         def write() -> None:

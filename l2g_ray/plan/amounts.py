@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from l2g_ray.plan.rows import Rows
 
@@ -55,19 +54,6 @@ class TaskPlan:
         """All that the task needs on disk at the worst moment."""
         total = self.total()
         return self.prepared_bytes + self.output_bytes + total.disk_bytes + total.scratch_bytes
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
-        return {
-            "task": self.task,
-            "rows": asdict(self.rows),
-            "precision": self.precision,
-            "stages": {s.stage: {"expected": asdict(s.expected), "most": asdict(s.most)} for s in self.stages},
-            "total": {which: asdict(self.total(which)) for which in ("expected", "most")},
-            "prepared_bytes": self.prepared_bytes,
-            "output_bytes": self.output_bytes,
-            "disk_bytes": self.disk_bytes,
-        }
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
-from typing import Any
 
 import yaml
 
@@ -32,16 +31,31 @@ class Machine:
         return flops / (self.peak_flops[precision] * utilisation) / 3600
 
 
+@dataclass(frozen=True)
+class Known:
+    """What machines.yaml holds. `start_up`: seconds of a trial by how it is run; `language_models`: their configs."""
+
+    utilisation: float
+    context_bytes: int
+    start_up: dict[str, float]
+    machines: dict[str, Machine]
+    language_models: dict[str, dict[str, float | str]]
+
+
 @lru_cache(maxsize=1)
-def read_machines() -> dict[str, Any]:
-    """What machines.yaml holds: `utilisation`, `context_bytes`, `machines`, `language_models`."""
-    text = (resources.files("l2g_ray") / "plan" / "machines.yaml").read_text()
-    return yaml.safe_load(text)
+def read_known() -> Known:
+    """Read machines.yaml."""
+    raw = yaml.safe_load((resources.files("l2g_ray") / "plan" / "machines.yaml").read_text())
+    machines = {
+        name: Machine(name, {kind: float(one.pop(kind)) for kind in ("fp32", "bf16")}, **one)
+        for name, one in raw.pop("machines").items()
+    }
+    return Known(machines=machines, **raw)
 
 
 def find_machine(name: str) -> Machine:
     """A device by its name, in any case. Raises UserError for an unknown one; the nearest is named."""
-    known = read_machines()["machines"]
+    known = read_known().machines
     found = next((key for key in known if key.lower() == name.strip().lower()), None)
     if found is None:
         lowered = {key.lower(): key for key in known}
@@ -49,9 +63,7 @@ def find_machine(name: str) -> Machine:
         for low, key in lowered.items():
             hint = hint.replace(f"'{low}'", f"'{key}'")
         raise UserError(f"--gpu {name}: no such device in the table; {hint}")
-    raw = known[found]
-    peaks = {precision: float(raw[precision]) for precision in ("fp32", "bf16")}
-    return Machine(found, peaks, raw["memory_bytes"], raw["source"])
+    return known[found]
 
 
 FLOAT_BYTES = 4  # of a weight: they are float32, also under autocast

@@ -10,14 +10,15 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from l2g_ray.errors import UserError
 from l2g_ray.models.locate import PACKAGED, locate
-from l2g_ray.plan.costs import FLOAT_BYTES, Counted, read_machines
+from l2g_ray.plan.costs import FLOAT_BYTES, Counted, read_known
 
 # What transformers' configs leave out of `config.json` where it is the default.
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, float] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -62,7 +63,7 @@ def read_shape(name: str) -> LanguageModelShape:
 
     Raises UserError where it cannot be had.
     """
-    known = read_machines()["language_models"]
+    known = read_known().language_models
     if name in known and not _is_cached(name):
         return LanguageModelShape(name, json.dumps(known[name], sort_keys=True), "known sizes")
     try:
@@ -76,7 +77,7 @@ def read_shape(name: str) -> LanguageModelShape:
         ) from None
 
 
-def shape_from_config(name: str, config: dict[str, Any]) -> LanguageModelShape:
+def shape_from_config(name: str, config: dict[str, JsonValue]) -> LanguageModelShape:
     """The shape that a config mapping describes (`model_type` and what differs from its defaults)."""
     return LanguageModelShape(name, json.dumps(config, sort_keys=True, default=str), "its config")
 

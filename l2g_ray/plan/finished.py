@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from l2g_ray.config import Settings, known_keys, resolve_precision
 from l2g_ray.errors import UserError
 from l2g_ray.plan.amounts import Found, TaskPlan
 from l2g_ray.plan.encoder import LanguageModelShape, read_shape, shape_from_config
 from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import rows_of_manifest
-from l2g_ray.plan.spent import Spent, read_json, read_spent, sum_stages
+from l2g_ray.plan.spent import SUITE_FILE, Spent, read_json, read_spent, sum_stages
 from l2g_ray.presets import validate
 from l2g_ray.results.terminal import Column, Listing
 from l2g_ray.tasks.schema import Task
@@ -98,9 +100,6 @@ def _both(expected: float, most: float) -> str:
     return show_count(most) if round(expected) >= round(most) else f"{show_count(expected)} ≤ {show_count(most)}"
 
 
-SUITE_FILE = "suite.json"
-
-
 @dataclass(frozen=True)
 class FinishedTask:
     """What a task took, by stage, and its plan; None, and why not, where it cannot be computed."""
@@ -130,8 +129,8 @@ def read_run(folder: Path) -> list[FinishedTask]:
     return [_read_task(folder / name, suite["settings"][name]) for name in names]
 
 
-def _read_task(folder: Path, raw_settings: dict[str, Any]) -> FinishedTask:
-    trials = read_spent(folder, raw_settings)
+def _read_task(folder: Path, raw_settings: dict[str, JsonValue]) -> FinishedTask:
+    trials = read_spent(folder)
     plan, why = None, ""
     try:
         plan = _plan(folder, read_settings(raw_settings), any(one.gpu_s for one in trials))
@@ -164,16 +163,16 @@ def _shape(folder: Path, settings: Settings) -> LanguageModelShape:
         return read_shape(name)
 
 
-def read_settings(raw: dict[str, Any]) -> Settings:
+def read_settings(raw: dict[str, JsonValue]) -> Settings:
     """Those of an earlier version too: what this one does not know is left out, what it has more takes its default."""
     return validate(_keep_known(raw, set(known_keys()), ""))
 
 
-def _keep_known(raw: Mapping[str, Any], known: set[str], prefix: str) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
+def _keep_known(raw: dict[str, JsonValue], known: set[str], prefix: str) -> dict[str, JsonValue]:
+    kept: dict[str, JsonValue] = {}
     for key, value in raw.items():
         if f"{prefix}{key}" in known:
             kept[key] = value
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):
             kept[key] = _keep_known(value, known, f"{prefix}{key}.")
     return {key: value for key, value in kept.items() if value != {}}

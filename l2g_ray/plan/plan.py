@@ -23,7 +23,7 @@ from l2g_ray.counts import (
     list_candidates,
 )
 from l2g_ray.plan.amounts import Amount, Found, StagePlan, TaskPlan, add_amounts
-from l2g_ray.plan.costs import Counted, read_machines
+from l2g_ray.plan.costs import Counted, read_known
 from l2g_ray.plan.encoder import LanguageModelShape, count_language_model, count_vocabulary, measure_shape
 from l2g_ray.plan.network import Mixture, NetShape, count_net, count_predictor
 from l2g_ray.plan.rows import Rows
@@ -107,7 +107,7 @@ def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[
 
 def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amount:
     """With the time that its trials take to start, one after the other in one slot."""
-    seconds = read_machines()["start_up"]
+    seconds = read_known().start_up
     new = on_gpu or stage == "reference"
     each = {"tune": seconds["tune"], "task": seconds["new_task" if new else "task"]}
     if stage == "trials" and settings.finetune.trial_runner == "train":

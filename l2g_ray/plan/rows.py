@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow.compute as pc
@@ -45,7 +45,23 @@ class Rows:
         return max(1, round(self.mean_bp))
 
 
-def rows_of_manifest(splits: dict[str, Any], origin: str) -> Rows:
+class Lengths(TypedDict):
+    """Of the sequences of a split."""
+
+    min: int
+    median: float
+    max: int
+
+
+class SplitFacts(TypedDict):
+    """What `task.json` says of a split; counts of `letters` are missing where an earlier version prepared it."""
+
+    rows: int
+    length_bp: Lengths
+    letters: NotRequired[dict[str, int]]
+
+
+def rows_of_manifest(splits: dict[str, SplitFacts], origin: str) -> Rows:
     """From `splits` of a prepared task's `task.json`."""
     seen = [splits[name] for name in ("train", "valid")]
     n_rows = sum(split["rows"] for split in seen)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.stages.registry import show_stage
 from l2g_ray.store.results import StageResult
 
+SUITE_FILE = "suite.json"
 COST_KEYS = ("wall_s", "cpu_s", "gpu_s")
 
 
@@ -34,10 +35,6 @@ class Spent:
     wall_s: float | None
     cpu_s: float | None
     gpu_s: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
-        return asdict(self)
 
 
 def list_spent(results: Iterable[StageResult]) -> list[Spent]:
@@ -85,8 +82,8 @@ def _add(a: Spent, b: Spent) -> Spent:
     )
 
 
-def read_spent(task_folder: Path, settings: dict[str, Any]) -> list[Spent]:
-    """What a finished task took, from its `stages.json`; `settings` are the task's, from `suite.json`.
+def read_spent(task_folder: Path) -> list[Spent]:
+    """What a finished task took, from its `stages.json`.
 
     A run of an earlier version has no `spent`: it is put together from the histories, where a stage that trains
     nothing has left no time. Raises UserError for a folder without a readable `stages.json`.
@@ -94,9 +91,11 @@ def read_spent(task_folder: Path, settings: dict[str, Any]) -> list[Spent]:
     stages = read_json(task_folder / "stages.json")
     if "spent" in stages:
         return [Spent(**one) for one in stages["spent"]]
-    histories: dict[str, list[dict[str, Any]]] = stages.get("histories", {})
-    warmed = any(name.startswith("warmup/") for name in histories)
-    inherited = int(settings.get("align", {}).get("task_only_epochs", 0)) if warmed else 0
+    histories: dict[str, list[dict[str, float]]] = stages.get("histories", {})
+    inherited = 0
+    if any(name.startswith("warmup/") for name in histories):
+        settings = read_json(task_folder.parent / SUITE_FILE)["settings"][task_folder.name]
+        inherited = int(settings.get("align", {}).get("task_only_epochs", 0))
     found = []
     for name, rows in histories.items():
         stage, _, key = name.partition("/")

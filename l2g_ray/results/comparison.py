@@ -7,14 +7,17 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+
+from pydantic import JsonValue
 
 from l2g_ray.arms import ENSEMBLE, is_seeded
 from l2g_ray.errors import UserError
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, _new_figure, _styled, save
+from l2g_ray.results.intervals import PairedDifference, Summary
 from l2g_ray.results.leaderboard import write_atomically
 from l2g_ray.results.rows import UsedArm, format_interval, format_number, judge, subtract_arms, used_arm
-from l2g_ray.results.schema import validate_leaderboard
+from l2g_ray.results.schema import Board, validate_leaderboard
 from l2g_ray.results.terminal import Column, Listing
 from l2g_ray.tasks.metrics import METRICS
 
@@ -28,7 +31,7 @@ COLUMNS = (
 )
 
 
-def read_board(run: Path) -> dict[str, Any]:
+def read_board(run: Path) -> Board:
     """The leaderboard of a run's folder. Raises UserError when there is none."""
     try:
         return validate_leaderboard(json.loads((run / "leaderboard.json").read_text()))
@@ -133,7 +136,32 @@ SEEDED = (ENSEMBLE, "average")
 HEADINGS = ("Task, metric", "Arm", "Test", "Validation", "Difference", "p (Holm)", "CPU s")
 
 
-def write_study(folder: Path, study: Mapping[str, Any]) -> list[Path]:
+class Compared(TypedDict):
+    """One arm of one task: its test score, and arm minus control over the same test rows and seeds."""
+
+    task: str
+    arm: str
+    metric: str
+    test: Summary
+    validation: float | None
+    difference: PairedDifference | None
+    cpu_s: float
+
+
+class StudyFile(TypedDict):
+    """The form of `study.json`. The first of `arms` is the control; `key` is of simple models, for which no suite runs."""
+
+    schema: int
+    study: str
+    about: str
+    arms: dict[str, dict[str, JsonValue]]
+    preset: str
+    command: str
+    compared: list[Compared]
+    key: NotRequired[str]
+
+
+def write_study(folder: Path, study: StudyFile) -> list[Path]:
     """Write study.json, .csv, .md, and the picture as study.png and study.svg. Returns the paths.
 
     Raises UserError for a folder that cannot be written to.
@@ -148,7 +176,7 @@ def write_study(folder: Path, study: Mapping[str, Any]) -> list[Path]:
     return paths
 
 
-def render_study(study: Mapping[str, Any]) -> Listing:
+def render_study(study: StudyFile) -> Listing:
     """The study for a terminal of any width."""
     columns = [*(Column(h, words=True) for h in HEADINGS[:2]), *(Column(h) for h in HEADINGS[2:])]
     listing = Listing(columns, title=f"{study['study']}: {study['about']}", caption=[_explain(study)], keys=2)
@@ -157,31 +185,31 @@ def render_study(study: Mapping[str, Any]) -> Listing:
     return listing
 
 
-def _arm_cells(one: Mapping[str, Any], study: Mapping[str, Any]) -> list[str | list[str]]:
-    difference = one["difference"] or {}
-    told = ["", ""]
-    if difference:
-        told = [format_number(difference.get("mean"), signed=True), format_interval(difference)]
+def _arm_cells(one: Compared, study: StudyFile) -> list[str | list[str]]:
+    told, p = ["", ""], None
+    if difference := one["difference"]:
+        told = [format_number(difference["mean"], signed=True), format_interval(difference)]
+        p = difference.get("p_holm")
     return [
         [format_number(one["test"]["mean"]), format_interval(one["test"])],
         format_number(one["validation"]),
         [*told, judge_arm(one, study)],
-        "" if difference.get("p_holm") is None else f"{difference['p_holm']:.3f}",
+        "" if p is None else f"{p:.3f}",
         f"{one['cpu_s']:,.0f}" if one["cpu_s"] else "",
     ]
 
 
-def judge_arm(one: Mapping[str, Any], study: Mapping[str, Any]) -> str:
+def judge_arm(one: Compared, study: StudyFile) -> str:
     """better, worse or unclear than the control, or the number of seeds where these are too few to say."""
-    arms = study.get("arms") or {}
+    arms = study.get("arms", {})
     scores = {c["arm"]: c["test"] for c in study["compared"] if c["task"] == one["task"]}
     seeded = {*arms, *SEEDED, *filter(is_seeded, scores)}
     known = [scores[arm] for arm in (next(iter(arms), ""), one["arm"]) if arm in scores and arm in seeded]
     seeds = min((len(score.get("per_seed") or [0]) for score in known), default=1)
-    return judge((one["difference"] or {}).get("ci95"), one["metric"], seeds)
+    return judge(one["difference"].get("ci95") if one["difference"] else None, one["metric"], seeds)
 
 
-def _explain(study: Mapping[str, Any]) -> str:
+def _explain(study: StudyFile) -> str:
     control = next(iter(study["arms"]))
     return (
         f"Difference = arm minus '{control}' over the same test rows; intervals are 95 % bootstrap, from three seeds on "
@@ -189,21 +217,22 @@ def _explain(study: Mapping[str, Any]) -> str:
     )
 
 
-def _to_csv(study: Mapping[str, Any]) -> str:
+def _to_csv(study: StudyFile) -> str:
     out = io.StringIO()
     fields = ["task", "arm", "metric", "test", "lo", "hi", "seeds", "validation", "difference", "difference_lo"]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*fields, "difference_hi", "verdict", "p_holm", "cpu_s"])
     for one in study["compared"]:
-        difference = one["difference"] or {}
-        lo, hi = difference.get("ci95") or (None, None)
+        mean = lo = hi = p = None
+        if difference := one["difference"]:
+            mean, (lo, hi), p = difference["mean"], difference["ci95"], difference.get("p_holm")
         first = [one["task"], one["arm"], one["metric"], one["test"]["mean"], *one["test"]["ci95"]]
-        middle = [len(one["test"]["per_seed"]), one["validation"], difference.get("mean"), lo, hi]
-        writer.writerow([*first, *middle, judge_arm(one, study), difference.get("p_holm"), one["cpu_s"]])
+        middle = [len(one["test"]["per_seed"]), one["validation"], mean, lo, hi]
+        writer.writerow([*first, *middle, judge_arm(one, study), p, one["cpu_s"]])
     return out.getvalue()
 
 
-def _to_markdown(study: Mapping[str, Any]) -> str:
+def _to_markdown(study: StudyFile) -> str:
     lines = [f"# {study['study']}: {study['about']}", "", f"`{study['command']}`", ""]
     lines += ["| " + " | ".join(HEADINGS) + " |", "|---|---|---:|---:|---:|---:|---:|"]
     for one in study["compared"]:
@@ -213,7 +242,7 @@ def _to_markdown(study: Mapping[str, Any]) -> str:
 
 
 @_styled
-def plot_study(study: Mapping[str, Any]) -> Figure:
+def plot_study(study: StudyFile) -> Figure:
     """Test scores with intervals, one panel a task, one line an arm; the control's score is a line through all."""
     tasks = list(dict.fromkeys(one["task"] for one in study["compared"]))
     longest = max(sum(one["task"] == task for one in study["compared"]) for task in tasks)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.results.comparison import judge_arm
+from l2g_ray.results.comparison import Compared, StudyFile, judge_arm
 from l2g_ray.results.report_tables import Table, make_table
 from l2g_ray.results.rows import format_interval, format_number
 
@@ -86,7 +86,7 @@ def read_study(folder: Path) -> Part:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); run the study again") from None
 
 
-def _describe_difference(one: Mapping[str, Any], study: Mapping[str, Any]) -> str:
+def _describe_difference(one: Compared, study: StudyFile) -> str:
     difference = one.get("difference")
     if not difference:
         return "–"

@@ -1,7 +1,6 @@
 """Figures of a run, drawn without a display. Colours are of the Okabe-Ito set, which colour-blind readers tell apart.
 
-A history is a list of records {stage, trial, epoch, metric, value, loss}: `value` is the validation score, `loss` the
-mean training loss, either may be None. Figures are plain `Figure` objects, not pyplot's: safe in any thread.
+Figures are plain `Figure` objects, not pyplot's: safe in any thread.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Arguments = ParamSpec("Arguments")
+
+
+class Epoch(TypedDict):
+    """An epoch of a trial, counted from 1: the validation score and the mean training loss, None where not finite."""
+
+    stage: str
+    trial: str
+    epoch: int
+    metric: str
+    value: float | None
+    loss: float | None
+
 
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#8A8F98"
 # Text and axes; `inline_svg` turns it into the page's own text colour.
@@ -128,7 +139,7 @@ def plot_arms(row: Mapping[str, Any]) -> Figure:
 
 
 @_styled
-def plot_learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_learning_curves(history: Sequence[Epoch]) -> Figure:
     """Training loss and validation score by epoch, a column a stage; the best trial is drawn strongly."""
     frame = _to_frame(history)
     stages = list(dict.fromkeys(frame["stage"]))
@@ -156,7 +167,7 @@ def plot_learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @_styled
-def plot_trials(history: Sequence[Mapping[str, Any]], stage: str = "finetune", rungs: Sequence[int] = ()) -> Figure:
+def plot_trials(history: Sequence[Epoch], stage: str = "finetune", rungs: Sequence[int] = ()) -> Figure:
     """The ASHA search: for every trial of a stage, best first, the epochs that it reached and its best score.
 
     `rungs` are the epochs after which a trial is compared with others and may be stopped.
@@ -308,7 +319,7 @@ def _use_whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
-def summarise_trials(history: Sequence[Mapping[str, Any]], stage: str) -> pd.DataFrame:
+def summarise_trials(history: Sequence[Epoch], stage: str) -> pd.DataFrame:
     """Epochs and best score (`epochs`, `score`) of each trial of a stage that has a score, the best trial first."""
     frame = _to_frame(history)
     frame = frame[(frame["stage"] == stage) & frame["value"].notna()]
@@ -317,7 +328,7 @@ def summarise_trials(history: Sequence[Mapping[str, Any]], stage: str) -> pd.Dat
     return trials.sort_values(["score", "epochs"], ascending=[lower, False])
 
 
-def _to_frame(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def _to_frame(history: Sequence[Epoch]) -> pd.DataFrame:
     frame = pd.DataFrame(list(history), columns=["stage", "trial", "epoch", "metric", "value", "loss"])
     return frame.astype({"value": float, "loss": float, "trial": str})
 

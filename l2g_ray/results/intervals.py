@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,32 @@ MIN_SEEDS_TO_RESAMPLE = 3
 CHUNK = 64
 
 
+class Summary(TypedDict):
+    """A mean over seeds of training with its interval [lo, hi]; `per_seed` are the scores of all rows.
+
+    `dropped_resamples` counts those on which the score is NaN, which are left out of the interval.
+    """
+
+    mean: float
+    ci95: list[float]
+    per_seed: list[float]
+    dropped_resamples: int
+
+
+class PairedDifference(TypedDict):
+    """One arm's mean minus another's over the same rows, with its interval [lo, hi].
+
+    `p`: the share of resamples in which the first is not better (one-sided, a tie counts against the first); None without
+    a resample. `p_holm`: two-sided, after the correction over all differences of a study.
+    """
+
+    mean: float
+    ci95: list[float]
+    p: float | None
+    dropped_resamples: int
+    p_holm: NotRequired[float]
+
+
 def bootstrap_interval(
     score: Score, n_rows: int, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
 ) -> tuple[float, float]:
@@ -36,11 +62,10 @@ def bootstrap_interval(
 
 def summarise_seeds(
     scores: Sequence[Score], n_rows: int, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
-) -> dict[str, Any]:
-    """The mean over seeds of training, with its interval.
+) -> Summary:
+    """The mean over seeds of training, with its interval. `scores` holds one function a seed.
 
-    `scores` holds one function a seed. Returns `mean`, `ci95` [lo, hi], `per_seed` (the scores of all rows) and
-    `dropped_resamples` (how many were NaN and are left out of the interval). Raises as `bootstrap_interval`.
+    Raises as `bootstrap_interval`.
     """
     points = _score_all_rows(scores, n_rows)
     return _summarise(points, _draw_scores(scores, n_rows, resamples, seed), seed, confidence)
@@ -54,13 +79,11 @@ def paired_difference(
     seed: int = 0,
     confidence: float = 0.95,
     higher_is_better: bool = True,
-) -> dict[str, Any]:
+) -> PairedDifference:
     """Mean of `first` minus mean of `second`, over the same rows.
 
     Each arm is one function a seed, in the same order; the arms may have different numbers of seeds, which are then drawn
-    apart. Returns `mean`, `ci95`, `p`
-    (the share of resamples in which the first is not better: one-sided, a tie counts against the first; None
-    without a resample) and `dropped_resamples`. Raises as `bootstrap_interval`.
+    apart. Raises as `bootstrap_interval`.
     """
     points = _score_all_rows([*first, *second], n_rows)
     draws = _draw_scores([*first, *second], n_rows, resamples, seed)
@@ -75,7 +98,7 @@ def confusion_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Summary]:
     """`summarise_seeds` of metrics that are functions of the confusion matrix, at the cost of counting rows once.
 
     Drawing rows with replacement and counting is a multinomial draw of the joint counts of (label, prediction of
@@ -100,7 +123,7 @@ def confusion_difference(
     seed: int = 0,
     confidence: float = 0.95,
     higher_is_better: bool = True,
-) -> dict[str, Any]:
+) -> PairedDifference:
     """`paired_difference` of a metric that is a function of the confusion matrix.
 
     `first` and `second` are class numbers (n,) or (seeds, n). Raises as `confusion_bootstrap`.
@@ -156,7 +179,7 @@ def _draw_confusions(
     return count(counts[None])[0], draws
 
 
-def _summarise(points: Array, draws: Array, seed: int, confidence: float) -> dict[str, Any]:
+def _summarise(points: Array, draws: Array, seed: int, confidence: float) -> Summary:
     means = _mean_over_seeds(draws, seed)
     return {
         "mean": float(points.mean()),
@@ -168,7 +191,7 @@ def _summarise(points: Array, draws: Array, seed: int, confidence: float) -> dic
 
 def _compare(
     points: Array, draws: Array, n_first: int, seed: int, confidence: float, higher_is_better: bool
-) -> dict[str, Any]:
+) -> PairedDifference:
     if not 0 < n_first < len(points):
         raise ValueError("both arms need at least one seed")
     # Equal numbers of seeds are drawn by the same numbers, so that pairs stay pairs.
@@ -221,7 +244,7 @@ class ArmScores:
         frames = [part[kept] for parts in self.parts.values() for part in parts]
         return ArmScores(self.task, pd.concat(frames), self.resamples, self.seed)
 
-    def summarise(self, arm: str) -> dict[str, Any]:
+    def summarise(self, arm: str) -> Summary:
         """Mean over seeds, interval, score of each seed."""
         if self.metric.of_counts:
             metric = {self.task.metric: self.metric.function}
@@ -231,7 +254,7 @@ class ArmScores:
             )[self.task.metric]
         return summarise_seeds(self._scores(arm), self.n_rows, self.resamples, self.seed)
 
-    def subtract(self, first: str, second: str) -> dict[str, Any]:
+    def subtract(self, first: str, second: str) -> PairedDifference:
         """Mean of the first arm minus mean of the second, with a paired interval."""
         if self.metric.of_counts:
             return confusion_difference(

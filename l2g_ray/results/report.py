@@ -63,7 +63,7 @@ class TaskDetails:
     licence: str = ""
     group: str = ""
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    history: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[figures.Epoch] = ()
     predictions: pd.DataFrame | None = None
     trials: Sequence[Mapping[str, Any]] = ()
     rungs: Sequence[int] = ()

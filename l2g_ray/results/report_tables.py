@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from l2g_ray.results import rows as ensemble
-from l2g_ray.results.figures import summarise_trials
+from l2g_ray.results.figures import Epoch, summarise_trials
 from l2g_ray.results.rows import (
     best_published,
     format_interval,
@@ -132,15 +132,13 @@ def tabulate_measured(measured: pd.DataFrame, predicted: pd.DataFrame, names: Se
     return make_table(["Output", "Rows", "Pearson", *parts], lines)
 
 
-def tabulate_learning(history: Sequence[Mapping[str, Any]]) -> Table:
+def tabulate_learning(history: Sequence[Epoch]) -> Table:
     """Behind `plot_learning_curves`."""
     lines = [[r["stage"], r["trial"], r["epoch"], r.get("loss"), r.get("value")] for r in history]
     return make_table(["Stage", "Trial", "Epoch", "Training loss", "Validation score"], lines)
 
 
-def tabulate_trials(
-    trials: Sequence[Mapping[str, Any]], rungs: Sequence[int], history: Sequence[Mapping[str, Any]]
-) -> Table:
+def tabulate_trials(trials: Sequence[Mapping[str, Any]], rungs: Sequence[int], history: Sequence[Epoch]) -> Table:
     """Behind `plot_trials`: settings, epochs, how it ended; where the settings are not known, from the history alone."""
     most = max((int(t["epochs"]) for t in trials), default=0)
     names = list(dict.fromkeys(key for t in trials for key in t["trial"] or {}))

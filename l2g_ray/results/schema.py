@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -148,15 +148,24 @@ class Leaderboard(_Part):
         return self
 
 
-def build_leaderboard(
-    bench: str, preset: str, language_model: str, rows: list[LeaderboardRow], **extra: Any
-) -> dict[str, Any]:
+class Board(TypedDict):
+    """The plain form of `leaderboard.json`; `Leaderboard` checks the rows. `slots`: how busy they were (`monitor.events`)."""
+
+    schema: int
+    bench: str
+    preset: str
+    language_model: str
+    tasks: list[dict[str, Any]]
+    slots: NotRequired[dict[str, float] | None]
+
+
+def build_leaderboard(bench: str, preset: str, language_model: str, rows: list[LeaderboardRow], **extra: Any) -> Board:
     """The board as the plain mapping that `leaderboard.json` holds; `extra` are further keys of the board."""
     board = Leaderboard(bench=bench, preset=preset, language_model=language_model, tasks=tuple(rows), **extra)
     return _dump(board)
 
 
-def validate_leaderboard(board: Mapping[str, Any]) -> dict[str, Any]:
+def validate_leaderboard(board: Mapping[str, Any]) -> Board:
     """The board in its plain form. Raises UserError naming the first key that does not fit the schema."""
     try:
         return _dump(Leaderboard.model_validate(board))
@@ -166,5 +175,6 @@ def validate_leaderboard(board: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"the leaderboard does not fit its schema at '{where}': {first['msg']}") from None
 
 
-def _dump(board: Leaderboard) -> dict[str, Any]:
-    return board.model_dump(mode="json", by_alias=True)
+def _dump(board: Leaderboard) -> Board:
+    dumped: Any = board.model_dump(mode="json", by_alias=True)
+    return dumped

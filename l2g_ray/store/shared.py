@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,14 @@ SHARED = ".shared"  # in a local folder: what it holds is what the store holds
 STATE = "state.pt"
 # Training states are large: more often would cost more than the epochs that it saves.
 STATE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a shared result, and the folder below it in which they are; `manifest.json` is its form."""
+
+    upload: str
+    files: list[str]
 
 
 class SharedStore(Store):
@@ -108,21 +117,18 @@ class SharedStore(Store):
     def _patiently(self, call: Callable[[], T]) -> T:
         return persist(self.remote, call, self.wait_s)
 
-    def _manifest(self, stage: str, key: str) -> dict[str, Any] | None:
+    def _manifest(self, stage: str, key: str) -> Manifest | None:
         path = self._place(stage, key) / MANIFEST
         text = path.read_if_there()
         if text is None:
             return None
         try:
-            manifest = json.loads(text)
-            return {
-                "upload": _plain_name(manifest["upload"]),
-                "files": [_plain_name(name) for name in manifest["files"]],
-            }
+            found = json.loads(text)
+            return Manifest(_plain_name(found["upload"]), [_plain_name(name) for name in found["files"]])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}: not readable as a manifest; delete its folder and run again") from None
 
-    def _fetch(self, stage: str, key: str, manifest: dict[str, Any]) -> None:
+    def _fetch(self, stage: str, key: str, manifest: Manifest) -> None:
         folder = self.folder(stage, key)
         with hold_file(self.root / stage / f"{key}.fetch.lock"):
             if (folder / SHARED).exists():  # another process of this machine was faster
@@ -130,8 +136,8 @@ class SharedStore(Store):
             staging = self.root / stage / f"{key}.{uuid.uuid4().hex[:8]}.tmp"
             staging.mkdir(parents=True)
             try:
-                for name in manifest["files"]:
-                    (self._place(stage, key) / manifest["upload"] / name).download(staging / name)
+                for name in manifest.files:
+                    (self._place(stage, key) / manifest.upload / name).download(staging / name)
                 (staging / SHARED).touch()
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(staging, folder)
@@ -144,17 +150,16 @@ class SharedStore(Store):
             return
         first = self._manifest(stage, key)
         if first is None:
-            upload = uuid.uuid4().hex[:8]
-            names = sorted(path.name for path in folder.iterdir() if path.is_file())
-            for name in names:
-                (there / upload / name).upload(folder / name)
+            own = Manifest(uuid.uuid4().hex[:8], sorted(path.name for path in folder.iterdir() if path.is_file()))
+            for name in own.files:
+                (there / own.upload / name).upload(folder / name)
             first = self._manifest(stage, key)
             if first is None:
-                (there / MANIFEST).replace_text(json.dumps({"upload": upload, "files": names}))
+                (there / MANIFEST).replace_text(json.dumps(asdict(own)))
                 (folder / SHARED).touch()
                 self._place(stage, f"{key}.work").delete()
                 return
-            (there / upload).delete()
+            (there / own.upload).delete()
         self._fetch(stage, key, first)
 
 
@@ -223,6 +228,15 @@ def pull_finished(remote: Location, folder: Path) -> None:
         pull(remote, folder)
 
 
+@dataclass(frozen=True)
+class Owner:
+    """The driver that holds a lease, as the lease's object names it."""
+
+    id: str
+    process: int
+    host: str
+
+
 @contextlib.contextmanager
 def lease(out: Location, name: str, say: Say, lost: Callable[[], None]) -> Iterator[None]:
     """Be the only driver of suite `name` in an object store, which has no locks: an object that its owner renews.
@@ -235,16 +249,15 @@ def lease(out: Location, name: str, say: Say, lost: Callable[[], None]) -> Itera
     ------
     UserError : another driver renews it; the message says where.
     """
-    path, mine = out / f".{name}.lease", uuid.uuid4().hex
+    path, mine = out / f".{name}.lease", Owner(uuid.uuid4().hex, os.getpid(), socket.gethostname())
 
     def write() -> None:
-        owner = {"id": mine, "process": os.getpid(), "host": socket.gethostname()}
-        path.replace_text(json.dumps(owner))
+        path.replace_text(json.dumps(asdict(mine)))
 
     def wait_for_others() -> None:
         seen, limit, told = path.info().mtime_ns, time.monotonic() + LEASE_S, False
-        while (owner := _read_owner(path)) and owner.get("id") != mine and time.monotonic() < limit:
-            where = f"{redact(str(out / name))}: runs already (process {owner.get('process')} on {owner.get('host')})"
+        while (owner := _read_owner(path)) and owner != mine and time.monotonic() < limit:
+            where = f"{redact(str(out / name))}: runs already (process {owner.process} on {owner.host})"
             if path.info().mtime_ns != seen:
                 raise UserError(f"{where}; wait until it has ended, or choose another --name or --out")
             if not told:
@@ -261,7 +274,7 @@ def lease(out: Location, name: str, say: Say, lost: Callable[[], None]) -> Itera
     def renew() -> None:
         while not over.wait(RENEW_S):
             with contextlib.suppress(StorageUnavailable):
-                if _read_owner(path).get("id", mine) != mine:
+                if _read_owner(path) not in (None, mine):
                     lost()
                     return
                 write()
@@ -274,13 +287,14 @@ def lease(out: Location, name: str, say: Say, lost: Callable[[], None]) -> Itera
         over.set()
         thread.join(timeout=RENEW_S)
         with contextlib.suppress(StorageUnavailable):
-            if _read_owner(path).get("id") == mine:
+            if _read_owner(path) == mine:
                 path.delete()
 
 
-def _read_owner(path: Location) -> dict[str, Any]:
+def _read_owner(path: Location) -> Owner | None:
+    """The owner that a lease names; None where there is no lease, or one that is not readable."""
     try:
         found = json.loads(path.read_if_there() or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return Owner(found["id"], found["process"], found["host"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -10,8 +10,8 @@ import shutil
 import statistics
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,31 @@ class ScaleRequest:
     cpus: int | None = None
     verbose: bool = False
     command: str = ""
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """One measured Ray Train run. `epochs_s`: without the first epoch, of which `epoch_s` is the median; `start_s`: what it
+    took beside its epochs; `train_loss`: of every epoch."""
+
+    workers: int
+    rows: int
+    batch_size: int
+    epoch_s: float
+    epochs_s: list[float]
+    rows_per_s: float
+    start_s: float
+    train_loss: list[float]
+
+
+@dataclass(frozen=True)
+class TrialsRun:
+    """The same trials, `slots` at once."""
+
+    slots: int
+    trials: int
+    wall_s: float
+    trials_per_min: float
 
 
 def measure_scaling(request: ScaleRequest, say: Say) -> dict[str, Any]:
@@ -116,23 +141,19 @@ def measure_scaling(request: ScaleRequest, say: Say) -> dict[str, Any]:
     return found
 
 
-def compare(
-    strong: list[dict[str, Any]], weak: list[dict[str, Any]], trials: list[dict[str, Any]]
-) -> dict[str, list[dict[str, Any]]]:
-    """Speed-up and efficiency of each measurement against the first of its kind.
+def compare(strong: list[TrainRun], weak: list[TrainRun], trials: list[TrialsRun]) -> dict[str, list[dict[str, Any]]]:
+    """The measurements as rows of `scaling.json`, with speed-up and efficiency of each against the first of its kind.
 
     Strong: n workers that are n times as fast have efficiency 1. Weak: n workers that take n times the rows in the same
     time have efficiency 1. Trials: n slots with n times the trials a minute have efficiency 1.
     """
 
-    found: dict[str, list[dict[str, Any]]] = {}
-    for kind, rows in (("strong", strong), ("weak", weak), ("trials", trials)):
-        _, size, speed = KINDS[kind]
-        found[kind] = []
-        for row in rows:
-            speedup = row[speed] / rows[0][speed]
-            found[kind].append(row | {"speedup": speedup, "efficiency": speedup / (row[size] / rows[0][size])})
-    return found
+    def against(first: TrainRun | TrialsRun, run: TrainRun | TrialsRun, kind: str) -> dict[str, float]:
+        more, faster = (getattr(run, name) / getattr(first, name) for name in KINDS[kind][1:])
+        return {"speedup": faster, "efficiency": faster / more}
+
+    measured: dict[str, Sequence[TrainRun | TrialsRun]] = {"strong": strong, "weak": weak, "trials": trials}
+    return {kind: [asdict(run) | against(runs[0], run, kind) for run in runs] for kind, runs in measured.items()}
 
 
 def record_scaling(found: dict[str, Any], home: Path, folder: Path, experiment: str = EXPERIMENT) -> str:
@@ -177,16 +198,16 @@ class _Bench:
         self.request, self.gpus, self.scratch, self.board, self.say = request, gpus, scratch, board, say
         self.device = "cuda" if gpus else "cpu"
         self.prepared: dict[int, PreparedTask] = {}
-        self.trained: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self.trained: dict[tuple[int, int, int], TrainRun] = {}
 
-    def train(self, workers: int, rows: int, batch_size: int, kind: str) -> dict[str, Any]:
+    def train(self, workers: int, rows: int, batch_size: int, kind: str) -> TrainRun:
         """One Ray Train run of so many workers; the first epoch warms up and is not counted. The same is run once."""
         size = (workers, rows, batch_size)
         if size not in self.trained:
             self.trained[size] = self._train(workers, rows, batch_size, kind)
         return self.trained[size]
 
-    def _train(self, workers: int, rows: int, batch_size: int, kind: str) -> dict[str, Any]:
+    def _train(self, workers: int, rows: int, batch_size: int, kind: str) -> TrainRun:
         self.say(f"{kind} scaling: {workers} worker{'s' if workers > 1 else ''}, {rows} rows, batch {batch_size}")
         job, site = self._job(f"{kind}-{workers}", rows, batch_size, seed=0)
         begun = time.perf_counter()
@@ -195,18 +216,18 @@ class _Bench:
         epochs_s = [row["train_s"] for row in history[1:]]
         seen = rows - 1 if rows % batch_size == 1 else rows
         epoch_s = statistics.median(epochs_s)
-        return {
-            "workers": workers,
-            "rows": rows,
-            "batch_size": batch_size,
-            "epoch_s": epoch_s,
-            "epochs_s": epochs_s,
-            "rows_per_s": seen / epoch_s,
-            "start_s": wall_s - sum(row["wall_s"] for row in history),
-            "train_loss": [row["train_loss"] for row in history],
-        }
+        return TrainRun(
+            workers=workers,
+            rows=rows,
+            batch_size=batch_size,
+            epoch_s=epoch_s,
+            epochs_s=epochs_s,
+            rows_per_s=seen / epoch_s,
+            start_s=wall_s - sum(row["wall_s"] for row in history),
+            train_loss=[row["train_loss"] for row in history],
+        )
 
-    def run_trials(self, slots: int) -> dict[str, Any]:
+    def run_trials(self, slots: int) -> TrialsRun:
         """The same trials, so many at once."""
         request = self.request
         self.say(f"throughput: {request.trials} trials, {slots} at once")
@@ -215,12 +236,7 @@ class _Bench:
         begun = time.perf_counter()
         self._run([job for job, _ in made], site, Slots(slots, 1, self.gpus), "process")
         wall_s = time.perf_counter() - begun
-        return {
-            "slots": slots,
-            "trials": request.trials,
-            "wall_s": wall_s,
-            "trials_per_min": 60 * request.trials / wall_s,
-        }
+        return TrialsRun(slots, request.trials, wall_s, 60 * request.trials / wall_s)
 
     def _run(self, jobs: list[Job], site: Site, slots: Slots, runner: str) -> list[dict[str, Any]]:
         from l2g_ray.orchestrate.place import Place

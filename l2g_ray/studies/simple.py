@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -18,16 +16,16 @@ from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.keys import make_baseline_job
 from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.request import SuiteRequest
-from l2g_ray.results.comparison import write_study
+from l2g_ray.results.comparison import Compared, StudyFile, write_study
 from l2g_ray.results.intervals import ArmScores
 from l2g_ray.store.results import Job, StageResult
 from l2g_ray.store.shared import push
-from l2g_ray.studies.study import Compared, correct
+from l2g_ray.studies.study import Study, correct, describe_study
 from l2g_ray.tasks.metrics import find_metric
 from l2g_ray.tasks.schema import Task
 
 
-def run_simple(request: SuiteRequest, names: list[str], console: Console) -> dict[str, Any]:
+def run_simple(request: SuiteRequest, names: list[str], console: Console) -> StudyFile:
     """Fit and evaluate simple models on every task of `request`; the study as `study.json` holds it.
 
     Results go into the store of the output folder, under the keys that a suite's baselines have. `study.*` and each
@@ -49,21 +47,12 @@ def run_simple(request: SuiteRequest, names: list[str], console: Console) -> dic
     refuse_other_study(request, key)
     for task in request.tasks:
         compared += _run_task(request, task, every[task.name], rows[task.name], names, folder, console)
-    study = {
-        "schema": 1,
-        "key": key,
-        "study": "baseline",
-        "about": "simple models",
-        "arms": {name: {} for name in names},
-        "preset": request.preset,
-        "command": request.command,
-        "compared": [one.to_dict() for one in correct(compared)],
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(study, default=str))
-    write_study(folder, plain)
+    study = Study("baseline", "simple models", {name: {} for name in names})
+    described: StudyFile = {**describe_study(study, correct(compared), request), "key": key}
+    write_study(folder, described)
     if request.remote is not None:
         push(folder, request.remote / request.name, every[request.tasks[0].name].cluster.storage_wait_s)
-    return plain
+    return described
 
 
 def _run_task(

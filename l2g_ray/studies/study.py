@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 import yaml
+from pydantic import JsonValue
 from rich.console import Console
 
 from l2g_ray.arms import ENSEMBLE
@@ -22,13 +23,14 @@ from l2g_ray.names import safe_names
 from l2g_ray.orchestrate.identity import prepare_task, resolve_task
 from l2g_ray.orchestrate.suite import run_suite
 from l2g_ray.request import SuiteRequest, SuiteResult
-from l2g_ray.results.comparison import write_study
+from l2g_ray.results.comparison import Compared, StudyFile, write_study
 from l2g_ray.results.intervals import ArmScores
 from l2g_ray.store.shared import push
 from l2g_ray.tasks.schema import Task
 
 # Between a task's name and an arm's.
 JOINT = "--"
+ARMS = resources.files("l2g_ray.studies") / "arms.yaml"
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,19 @@ class Study:
 
 def read_studies() -> dict[str, Study]:
     """The studies that ship with the package."""
-    return {name: Study(name, raw["about"], raw["arms"]) for name, raw in _read()["studies"].items()}
+    return {name: Study(name, **raw) for name, raw in yaml.safe_load(ARMS.read_text())["studies"].items()}
 
 
-def read_baseline_arms() -> dict[str, dict[str, Any]]:
-    """Baselines that are the method with other settings: name to `about` and `set`."""
-    found: dict[str, dict[str, Any]] = _read()["baselines"]
-    return found
+class BaselineArm(TypedDict):
+    """A baseline that is the method with other settings: `set` are dotted settings."""
+
+    about: str
+    set: dict[str, JsonValue]
 
 
-def _read() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((resources.files("l2g_ray.studies") / "arms.yaml").read_text())
-    return content
+def read_baseline_arms() -> dict[str, BaselineArm]:
+    """The baselines of the package that are arms, by name."""
+    return yaml.safe_load(ARMS.read_text())["baselines"]
 
 
 def find_study(name: str) -> Study:
@@ -87,23 +90,6 @@ def _name_value(value: Any) -> str:
 def make_variant(task: Task, arm: str) -> Task:
     """The task under the name of an arm."""
     return task.model_copy(update={"name": f"{task.name}{JOINT}{arm}", "title": f"{task.title or task.name}: {arm}"})
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One arm of one task: its test score, and arm minus control over the same test rows and seeds."""
-
-    task: str
-    arm: str
-    metric: str
-    test: dict[str, Any]
-    validation: float | None
-    difference: dict[str, Any] | None
-    cpu_s: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
-        return dict(self.__dict__)
 
 
 def compare_arms(
@@ -155,13 +141,13 @@ def correct(compared: list[Compared]) -> list[Compared]:
     corrected, highest = list(compared), 0.0
     for rank, (p, i) in enumerate(known):
         highest = max(highest, min(1.0, p * (len(known) - rank)))
-        difference = dict(compared[i].difference or {}) | {"p_holm": highest}
-        corrected[i] = replace(compared[i], difference=difference)
+        if difference := compared[i]["difference"]:
+            corrected[i] = {**compared[i], "difference": {**difference, "p_holm": highest}}
     return corrected
 
 
 def _two_sided(one: Compared) -> float | None:
-    p = (one.difference or {}).get("p")
+    p = one["difference"]["p"] if one["difference"] else None
     return None if p is None else min(1.0, 2 * min(p, 1 - p))
 
 
@@ -175,22 +161,21 @@ class StudyResult:
     """The suite that ran the arms, and what their comparison says."""
 
     suite: SuiteResult
-    study: Study
-    compared: list[Compared]
+    study: StudyFile
 
-    def to_dict(self, request: SuiteRequest) -> dict[str, Any]:
-        """What `study.json` holds."""
-        content = {
-            "schema": STUDY_SCHEMA,
-            "study": self.study.name,
-            "about": self.study.about,
-            "arms": {arm: dict(values) for arm, values in self.study.arms.items()},
-            "preset": request.preset,
-            "command": request.command,
-            "compared": [one.to_dict() for one in self.compared],
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
-        return plain
+
+def describe_study(study: Study, compared: list[Compared], request: SuiteRequest) -> StudyFile:
+    """What `study.json` holds."""
+    content: StudyFile = {
+        "schema": STUDY_SCHEMA,
+        "study": study.name,
+        "about": study.about,
+        "arms": {arm: dict(values) for arm, values in study.arms.items()},
+        "preset": request.preset,
+        "command": request.command,
+        "compared": compared,
+    }
+    return json.loads(json.dumps(content, default=str))
 
 
 def run_study(
@@ -226,12 +211,12 @@ def run_study(
             rows[variant.name] = replace(prepared[data], task=variant)
             tasks.append(variant)
     suite = run_suite(replace(request, tasks=tasks, sources=rows, task_assignments=own), console)
-    result = StudyResult(suite, study, _compare(request, study, suite))
-    write_study(suite.folder, result.to_dict(request))
+    described = describe_study(study, _compare(request, study, suite), request)
+    write_study(suite.folder, described)
     if request.remote is not None:
         wait_s = resolve_task(request, request.tasks[0]).cluster.storage_wait_s
         push(suite.folder, request.remote / request.name, wait_s)
-    return result
+    return StudyResult(suite, described)
 
 
 def _compare(request: SuiteRequest, study: Study, suite: SuiteResult) -> list[Compared]:

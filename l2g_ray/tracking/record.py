@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from l2g_ray.tracking.notes import ModelScores, describe_suite, describe_task, r
 from l2g_ray.tracking.runs import NOTE_TAG, Tracker
 from l2g_ray.tracking.store import is_file_store, redact
 from l2g_ray.tracking.writer import JOURNAL, TrackingWriter
+
+if TYPE_CHECKING:
+    from l2g_ray.monitor.environment import Environment
 
 # How long a suite that is through waits for a server that does not answer; an interrupted one has a person waiting.
 WAIT_VARIABLE = "L2G_RAY_MLFLOW_WAIT_S"
@@ -47,7 +50,7 @@ class Recorder:
         request: SuiteRequest,
         key: str,
         settings: dict[str, Settings],
-        environment: dict[str, Any],
+        environment: Environment,
         folder: Path,
         say: Callable[[str], None],
         uri: str | None = None,
@@ -333,7 +336,7 @@ def _read_wait() -> float:
     return seconds
 
 
-def _tags(environment: dict[str, Any]) -> dict[str, str]:
+def _tags(environment: Environment) -> dict[str, str]:
     shown = {"git_revision": environment["git_revision"], "processor": environment["machine"]["processor"]}
     shown |= {f"version.{name}": version for name, version in environment["versions"].items()}
     return {f"l2g_ray.{name}": str(value) for name, value in shown.items() if value}

@@ -41,7 +41,7 @@ from l2g_ray.models.language_model import load_transformer
 from l2g_ray.models.reference import write_reference
 from l2g_ray.orchestrate.jobs import load_data
 from l2g_ray.presets import resolve
-from l2g_ray.results.intervals import Score, paired_difference
+from l2g_ray.results.intervals import PairedDifference, Score, paired_difference
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, predict_source, read_reference
 from l2g_ray.stages.embedder_only import train_embedder_only
@@ -310,7 +310,7 @@ def _take_arms(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
     return arms
 
 
-def _compare(task: Any, kept: Mapping[str, Any], first: Sequence[str], second: Sequence[str]) -> dict[str, Any]:
+def _compare(task: Any, kept: Mapping[str, Any], first: Sequence[str], second: Sequence[str]) -> PairedDifference:
     labels = kept[first[0]][0]["test_labels"]
 
     def make_score(predictions: np.ndarray) -> Score:
