@@ -10,7 +10,7 @@ from math import log
 from typing import Any, TypeVar
 
 from l2g_ray.arms import ARMS
-from l2g_ray.config import Settings
+from l2g_ray.config import BACKBONES, Settings
 from l2g_ray.counts import Candidate, describe_end, list_candidates, name_trial, rung_epochs, use_rc
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
@@ -30,6 +30,8 @@ LORA_SETTINGS = ("lora_rank", "lora_alpha")
 TEXT_SETTINGS = ("source", "source_path", "per_class", "reference_weights")
 NOT_IN_ALIGN = frozenset({"alphas", *TEXT_SETTINGS})
 NOT_IN_WARMUP = NOT_IN_ALIGN | {"enabled", "distance"}
+# Backbones whose widths are in the keys of all embedders. Those of any other are in the keys of its own embedders alone.
+FIRST_BACKBONES = ("resnet", "unet", "deepsea")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Pipeline:
             "precision": precision,
             "threads": place.slots.cpus,
         }
+        later = [name for name in BACKBONES if name not in FIRST_BACKBONES]
+        self.widths = {name: dumped["model"].pop(f"{name}_channels", None) for name in later}
         self.dumped = dumped
 
     def run(self) -> TaskOutcome:
@@ -206,17 +210,19 @@ class Pipeline:
         pool.shutdown(wait=False)
         return future.result
 
-    def _parts(self, *sections: str, **inputs: str) -> dict[str, Any]:
+    def _parts(self, *sections: str, backbone: str = "", **inputs: str) -> dict[str, Any]:
         chosen = {name: self.dumped[name] for name in sections}
         # What shapes the embedder. The language model and how the two are joined matter to fine-tuning only, whose
         # parts have the whole section.
         later = ("combine", "positions")
         model = {k: v for k, v in self.dumped["model"].items() if not k.startswith("language_model") and k not in later}
+        if widths := self.widths.get(backbone):
+            model["channels"] = widths
         return self.common | {"model": model, "settings": chosen, "inputs": inputs}
 
-    def _align_parts(self, without: frozenset[str], **inputs: str) -> dict[str, Any]:
+    def _align_parts(self, backbone: str, without: frozenset[str], **inputs: str) -> dict[str, Any]:
         stage = {name: value for name, value in self.dumped["align"].items() if name not in without}
-        return self._parts(**inputs) | {"settings": {"align": stage}}
+        return self._parts(backbone=backbone, **inputs) | {"settings": {"align": stage}}
 
     def _select(self) -> tuple[Candidate, dict[str, float]]:
         candidates = {c.name: c for c in list_candidates(self.settings.select)}
@@ -226,7 +232,13 @@ class Pipeline:
             self.place.emit({"type": "note", "task": self.place.task, "text": text})
             return candidates[names[0]], {}
         jobs = [
-            Job("select", name, _shape(c.backbone, c.architecture) | {"seed": self.seeds[0]}, {}, self._parts("select"))
+            Job(
+                "select",
+                name,
+                _shape(c.backbone, c.architecture) | {"seed": self.seeds[0]},
+                {},
+                self._parts("select", backbone=c.backbone),
+            )
             for name, c in candidates.items()
         ]
         results = self._run("select", jobs)
@@ -241,7 +253,8 @@ class Pipeline:
             kernel_size, dilation = candidate.architecture[0]
             return candidate.architecture, f"uniform {kernel_size}x{dilation}"
         backbone = candidate.backbone
-        job = Job("search", backbone, {"backbone": backbone, "seed": self.seeds[0]}, {}, self._parts("search"))
+        args = {"backbone": backbone, "seed": self.seeds[0]}
+        job = Job("search", backbone, args, {}, self._parts("search", backbone=backbone))
         values = self._run("search", [job])[0].values["architecture"]
         return [(int(k), int(d)) for k, d in values], "searched"
 
@@ -251,7 +264,8 @@ class Pipeline:
         return align.enabled and 0 < align.task_only_epochs < align.epochs
 
     def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
-        return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, self._align_parts(NOT_IN_WARMUP))
+        parts = self._align_parts(shape["backbone"], NOT_IN_WARMUP)
+        return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, parts)
 
     def _baseline(
         self, name: str, seed: int | None = None, fold: Fold | None = None, strength: float | None = None
@@ -261,7 +275,8 @@ class Pipeline:
 
     def _embedder_only(self, shape: dict[str, Any], seed: int, fold: Fold) -> Job:
         args = shape | {"seed": seed, "fold": asdict(fold)}
-        return Job("embedder_only", name_member("", seed, fold), args, {}, self._parts("embedder_only"))
+        parts = self._parts("embedder_only", backbone=shape["backbone"])
+        return Job("embedder_only", name_member("", seed, fold), args, {}, parts)
 
     def _align_all(self, shape: dict[str, Any]) -> dict[str, StageResult]:
         """The first seed's embedder for every alpha, trained on the given split."""
@@ -278,7 +293,7 @@ class Pipeline:
             f"alpha-{alpha:g} seed-{seed}" if fold is None else name_member(f"alpha-{alpha:g}", seed, fold),
             shape | {"alpha": alpha, "seed": seed} | ({} if fold is None else {"fold": asdict(fold)}),
             {"warmup": str(warm.folder)} if warm else {},
-            self._align_parts(NOT_IN_ALIGN, **({"warmup": warm.key} if warm else {}))
+            self._align_parts(shape["backbone"], NOT_IN_ALIGN, **({"warmup": warm.key} if warm else {}))
             | {"reference": self.reference.key},
         )
 

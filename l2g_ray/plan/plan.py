@@ -341,7 +341,7 @@ class _Sizer:
             full_tokens=backbone == "resnet" and model.resnet_tokens == "full",
             pool=model.resnet_pool,
             causal=model.causal,
-            dropout=dropout if backbone == "resnet" else 0.0,
+            dropout=dropout,
             predictor_reads=model.predictor_reads,
             pooling=model.find_pooling(self.task.strand_specific),
         )
