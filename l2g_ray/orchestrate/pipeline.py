@@ -108,9 +108,9 @@ class Pipeline:
             "precision": precision,
             "threads": place.slots.cpus,
         }
+        self.dumped = dumped
         later = [name for name in BACKBONES if name not in FIRST_BACKBONES]
         self.widths = {name: dumped["model"].pop(f"{name}_channels", None) for name in later}
-        self.dumped = dumped
 
     def run(self) -> TaskOutcome:
         """Run all stages; each takes from the store what is already there. `wall_s` is of this call alone."""
@@ -210,19 +210,33 @@ class Pipeline:
         pool.shutdown(wait=False)
         return future.result
 
-    def _parts(self, *sections: str, backbone: str = "", **inputs: str) -> dict[str, Any]:
+    def _parts(self, *sections: str, **inputs: str) -> dict[str, Any]:
         chosen = {name: self.dumped[name] for name in sections}
         # What shapes the embedder. The language model and how the two are joined matter to fine-tuning only, whose
         # parts have the whole section.
         later = ("combine", "positions")
         model = {k: v for k, v in self.dumped["model"].items() if not k.startswith("language_model") and k not in later}
-        if widths := self.widths.get(backbone):
-            model["channels"] = widths
         return self.common | {"model": model, "settings": chosen, "inputs": inputs}
 
-    def _align_parts(self, backbone: str, without: frozenset[str], **inputs: str) -> dict[str, Any]:
+    def _align_parts(self, without: frozenset[str], **inputs: str) -> dict[str, Any]:
         stage = {name: value for name, value in self.dumped["align"].items() if name not in without}
-        return self._parts(backbone=backbone, **inputs) | {"settings": {"align": stage}}
+        return self._parts(**inputs) | {"settings": {"align": stage}}
+
+    def _embed(
+        self,
+        stage: str,
+        label: str,
+        shape: dict[str, Any],
+        parts: dict[str, Any],
+        warm: StageResult | None = None,
+        **args: Any,
+    ) -> Job:
+        """A job that trains an embedder of this shape, from that of `warm` on; `args` as its stage's function takes them."""
+        inputs = {"warmup": str(warm.folder)} if warm else {}
+        return Job(stage, label, shape | args, inputs, parts | self._own_widths(shape["backbone"]))
+
+    def _own_widths(self, backbone: str) -> dict[str, Any]:
+        return {"channels": self.widths[backbone]} if self.widths.get(backbone) else {}
 
     def _select(self) -> tuple[Candidate, dict[str, float]]:
         candidates = {c.name: c for c in list_candidates(self.settings.select)}
@@ -232,13 +246,7 @@ class Pipeline:
             self.place.emit({"type": "note", "task": self.place.task, "text": text})
             return candidates[names[0]], {}
         jobs = [
-            Job(
-                "select",
-                name,
-                _shape(c.backbone, c.architecture) | {"seed": self.seeds[0]},
-                {},
-                self._parts("select", backbone=c.backbone),
-            )
+            self._embed("select", name, _shape(c.backbone, c.architecture), self._parts("select"), seed=self.seeds[0])
             for name, c in candidates.items()
         ]
         results = self._run("select", jobs)
@@ -254,7 +262,7 @@ class Pipeline:
             return candidate.architecture, f"uniform {kernel_size}x{dilation}"
         backbone = candidate.backbone
         args = {"backbone": backbone, "seed": self.seeds[0]}
-        job = Job("search", backbone, args, {}, self._parts("search", backbone=backbone))
+        job = Job("search", backbone, args, {}, self._parts("search") | self._own_widths(backbone))
         values = self._run("search", [job])[0].values["architecture"]
         return [(int(k), int(d)) for k, d in values], "searched"
 
@@ -264,8 +272,7 @@ class Pipeline:
         return align.enabled and 0 < align.task_only_epochs < align.epochs
 
     def _warmup(self, shape: dict[str, Any], seed: int) -> Job:
-        parts = self._align_parts(shape["backbone"], NOT_IN_WARMUP)
-        return Job("warmup", f"seed-{seed}", shape | {"seed": seed}, {}, parts)
+        return self._embed("warmup", f"seed-{seed}", shape, self._align_parts(NOT_IN_WARMUP), seed=seed)
 
     def _baseline(
         self, name: str, seed: int | None = None, fold: Fold | None = None, strength: float | None = None
@@ -274,9 +281,8 @@ class Pipeline:
         return make_baseline_job(self.prepared, self.settings, name, seed, fold, strength, precision)
 
     def _embedder_only(self, shape: dict[str, Any], seed: int, fold: Fold) -> Job:
-        args = shape | {"seed": seed, "fold": asdict(fold)}
-        parts = self._parts("embedder_only", backbone=shape["backbone"])
-        return Job("embedder_only", name_member("", seed, fold), args, {}, parts)
+        parts, label = self._parts("embedder_only"), name_member("", seed, fold)
+        return self._embed("embedder_only", label, shape, parts, seed=seed, fold=asdict(fold))
 
     def _align_all(self, shape: dict[str, Any]) -> dict[str, StageResult]:
         """The first seed's embedder for every alpha, trained on the given split."""
@@ -288,14 +294,10 @@ class Pipeline:
     def _align(
         self, shape: dict[str, Any], alpha: float, seed: int, warm: StageResult | None = None, fold: Fold | None = None
     ) -> Job:
-        return Job(
-            "align",
-            f"alpha-{alpha:g} seed-{seed}" if fold is None else name_member(f"alpha-{alpha:g}", seed, fold),
-            shape | {"alpha": alpha, "seed": seed} | ({} if fold is None else {"fold": asdict(fold)}),
-            {"warmup": str(warm.folder)} if warm else {},
-            self._align_parts(shape["backbone"], NOT_IN_ALIGN, **({"warmup": warm.key} if warm else {}))
-            | {"reference": self.reference.key},
-        )
+        label = f"alpha-{alpha:g} seed-{seed}" if fold is None else name_member(f"alpha-{alpha:g}", seed, fold)
+        parts = self._align_parts(NOT_IN_ALIGN, **({"warmup": warm.key} if warm else {}))
+        args = {"alpha": alpha, "seed": seed} | ({} if fold is None else {"fold": asdict(fold)})
+        return self._embed("align", label, shape, parts | {"reference": self.reference.key}, warm, **args)
 
     def _finetune_parts(self, inputs: dict[str, StageResult]) -> dict[str, Any]:
         # The language model's name is in the reference's key.
