@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bad_files import ROWS, csv, lay, put
+from bad_files import ROWS as FEW_ROWS
+from bad_files import csv, lay, put
 from test_plan import ROWS
 from toys import make_task, tiny_settings
 
@@ -57,7 +58,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def make_common(folder: Path) -> dict[str, Any]:
-    prepared = lay(folder, put(folder / "in" / "rows.csv", csv(ROWS)))
+    prepared = lay(folder, put(folder / "in" / "rows.csv", csv(FEW_ROWS)))
     return {
         "root": str(folder / "stages"), "prepared": str(prepared.folder), "threads": 1, "device": "cpu",
         "settings": tiny_settings().model_dump(mode="json"), "precision": "fp32",
