@@ -30,6 +30,8 @@ from l2g_ray.stages.context import HELD_OUT, Context
 from l2g_ray.stages.registry import STAGES, Stage, find_shown, find_stage, list_versions, show_stage
 from l2g_ray.store.results import Job, Store, make_key
 
+# Stages of which a plan counts nothing, and why.
+UNCOUNTED = {"finetune": "its trials are counted"}
 TOY = Stage("toy", 1, "toy_stage:run", "toy_stage:count", arm=True, beside=True, kind="finetune", shown="toys")
 
 
@@ -108,7 +110,7 @@ def test_a_plan_counts_what_the_entry_names(toy: Stage, tiny_lm: Path) -> None:
 
 
 def test_a_plan_counts_every_stage_that_computes() -> None:
-    assert [name for name, stage in STAGES.items() if stage.run and not stage.count] == []
+    assert {name for name, stage in STAGES.items() if not stage.count} == UNCOUNTED.keys()
     assert all(callable(resolve_name(stage.count)) for stage in STAGES.values() if stage.count)
 
 
