@@ -6,6 +6,7 @@ Precedence, weakest first: the preset, the task's overrides for it, command-line
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -15,6 +16,28 @@ from l2g_ray.errors import UserError, nearest
 
 # `data.shift_bp: auto` for tasks whose label belongs to both strands (the official code shifts by as much).
 AUTO_SHIFT_BP = 3
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is known of an embedder's backbone without torch; its widths are `<name>_channels` of `ModelSettings`, if it has layers.
+
+    `net`: `module:class` of the network. `costs`: `module:class` of its layers as formulas, for plans. `kernel_size`: of all
+    `n_layers` layers before any search.
+    """
+
+    net: str
+    costs: str
+    kernel_size: int
+    n_layers: int
+
+
+BACKBONES = {
+    "resnet": Backbone("l2g_ray.models.backbones:ResNet", "l2g_ray.plan.network:ResNetCosts", 3, 9),
+    "unet": Backbone("l2g_ray.models.backbones:UNet", "l2g_ray.plan.network:UNetCosts", 3, 18),
+    "deepsea": Backbone("l2g_ray.models.backbones:DeepSEA", "l2g_ray.plan.network:DeepSEACosts", 8, 3),
+    "orca": Backbone("l2g_ray.models.backbones:Orca", "l2g_ray.plan.network:OrcaCosts", 1, 0),
+}
 
 
 def _refuse_unknown(what: str, names: tuple[str, ...], known: Mapping[str, Any]) -> tuple[str, ...]:
@@ -122,12 +145,17 @@ class SelectSettings(_Settings):
     """Selection of the backbone and of its kernel size (docs/method.md, "select"): candidates are all `backbones` with each of
     `kernel_sizes` in every layer, or with the backbone's own kernels where there are none."""
 
-    backbones: tuple[Literal["resnet", "unet", "deepsea", "orca"], ...] = ("resnet", "unet")
+    backbones: tuple[str, ...] = ("resnet", "unet")
     kernel_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=2)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     optim: OptimSettings = OptimSettings()
+
+    @field_validator("backbones")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _refuse_unknown("backbone", names, BACKBONES)
 
 
 class SearchSettings(_Settings):

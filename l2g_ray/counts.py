@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
 
 from l2g_ray.config import (
+    BACKBONES,
     AlignSettings,
     ModelSettings,
     OneCycleSettings,
@@ -16,9 +19,6 @@ from l2g_ray.config import (
     Settings,
 )
 from l2g_ray.tasks.schema import Task
-
-# (kernel size, number of layers) of each backbone before any search; `models.backbones` has the networks.
-LAYERS = {"resnet": (3, 9), "unet": (3, 18), "deepsea": (8, 3), "orca": (1, 0)}
 
 # The small CNN that is read out by mean and max (False), or by position (True): (filters, kernel size, pooling after it) of
 # each layer, and how it trains.
@@ -42,8 +42,12 @@ def choose_cnn_schedule(settings: Settings, by_position: bool) -> OneCycleSettin
 
 def default_architecture(backbone: str) -> list[tuple[int, int]]:
     """The (kernel size, dilation) of every layer before any search."""
-    kernel_size, n_layers = LAYERS[backbone]
-    return [(kernel_size, 1)] * n_layers
+    return [(BACKBONES[backbone].kernel_size, 1)] * BACKBONES[backbone].n_layers
+
+
+def load_backbone(backbone: str) -> Any:
+    """Import and return the class of a backbone's network."""
+    return resolve_name(BACKBONES[backbone].net)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def average_strands(settings: Settings, task: Task) -> bool:
 
 def find_channels(model: ModelSettings, backbone: str, width: int) -> tuple[int, ...]:
     """Channels of a backbone's blocks, its `<backbone>_channels` in the settings; None there is the language model's width."""
-    channels: tuple[int | None, ...] = getattr(model, f"{backbone}_channels") if LAYERS[backbone][1] else ()
+    channels: tuple[int | None, ...] = getattr(model, f"{backbone}_channels") if BACKBONES[backbone].n_layers else ()
     return tuple(width if c is None else c for c in channels)
 
 

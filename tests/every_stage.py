@@ -1,8 +1,7 @@
-"""Each stage that trains, on tiny data, with one signature; and a look at the loss of every step."""
+"""Each stage of the registry that trains, on tiny data, with one signature; and a look at the loss of every step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from l2g_ray import counts
 from l2g_ray.config import OptimSettings, Settings
 from l2g_ray.models import cnn as cnn_model
 from l2g_ray.models import embedder as embedder_model
-from l2g_ray.stages import cnn, loop
+from l2g_ray.stages import cnn, loop, registry
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.common import TaskData, build_net
 from l2g_ray.stages.embedder_only import train_embedder_only
@@ -25,14 +24,25 @@ from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.search import search_architecture
 from l2g_ray.stages.select import train_backbone
 
-Stage = Callable[[TaskData, Settings, Runtime], TrainResult]
-STAGES = ("select", "search", "align", "embedder_only", "finetune", "cnn")
+# What of the registry `run_stage` does not train, and where else its training is tried.
+ELSEWHERE = {
+    "reference": "trains nothing",
+    "evaluate": "trains nothing",
+    "pretrain": "test_pretrain.py",
+    "warmup": "the first epochs of align",
+    "refit": "as a trial trains",
+}
+# As `run_stage` calls them.
+NAMES = {"trial": "finetune", "baseline": "cnn"}
+STAGES = tuple(NAMES.get(s.name, s.name) for s in registry.STAGES.values() if s.run and s.name not in ELSEWHERE)
 TRIAL = FinetuneTrial(1e-3, 1e-3, 1e-4, 0.0, 16, "all", 0.0)
 SECTIONS = ("select", "search", "align", "embedder_only", "finetune")
 
 
-def run_stage(stage: str, data: TaskData, settings: Settings, runtime: Runtime, seed: int = 3) -> TrainResult:
-    """Train one stage."""
+def run_stage(
+    stage: str, data: TaskData, settings: Settings, runtime: Runtime, seed: int = 3, trial: FinetuneTrial = TRIAL
+) -> TrainResult:
+    """Train one of `STAGES`; `trial` is for 'finetune'."""
     reference, config = tiny_reference(), tiny_config(data, settings)
     if stage == "select":
         return train_backbone(data, settings, reference, runtime, backbone="unet", seed=seed)
@@ -44,10 +54,14 @@ def run_stage(stage: str, data: TaskData, settings: Settings, runtime: Runtime, 
         return train_embedder_only(data, settings, reference, runtime, config=config, seed=seed)
     if stage == "cnn":
         return cnn.train_cnn(data, settings, runtime, seed)
-    state = build_net(config, data, reference, 5).state_dict()
-    return finetune(
-        data, settings, reference, runtime, config=config, embedder_state=state, trial=TRIAL, seed=seed
-    )  # fmt: skip
+    if stage == "finetune":
+        state = build_net(config, data, reference, 5).state_dict()
+        return finetune(
+            data, settings, reference, runtime, config=config, embedder_state=state, trial=trial, seed=seed
+        )  # fmt: skip
+    raise NotImplementedError(
+        f"no test trains the stage {stage}: add it to `run_stage`, or to `ELSEWHERE` with the reason"
+    )
 
 
 def make_rows(kind: str, rows: int = 64) -> TaskData:

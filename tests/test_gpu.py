@@ -24,6 +24,7 @@ from explained import LENGTH_BP, write_arms
 from test_explain import make_codes, make_model, make_net, roughen
 from toys import plant
 
+from l2g_ray.config import BACKBONES
 from l2g_ray.explain.attribution import ExplainedOutput, attribute, evaluate
 from l2g_ray.explain.embeddings import Point, embed
 from l2g_ray.explain.scores import score_sequences
@@ -218,7 +219,7 @@ def _meet(folder: Path, name: str, rank: int) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("name", ["resnet", "unet", "deepsea", "cnn", "bert", "mpnet"])
+@pytest.mark.parametrize("name", [*BACKBONES, "cnn", "bert", "mpnet"])
 def test_contributions_add_up(name: str, device: str, tmp_path: Path) -> None:
     """DeepLIFT-SHAP on the GPU, against the model's own outputs on the CPU."""
     if name == "cnn":

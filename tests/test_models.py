@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_tiny_language_model
+from toys import narrow
 
+from l2g_ray.config import BACKBONES
 from l2g_ray.counts import default_architecture
 from l2g_ray.errors import UserError
-from l2g_ray.models.backbones import BACKBONES, searchable_layers
+from l2g_ray.models.backbones import ResNet, searchable_layers
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Predictor
 from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
@@ -20,7 +22,6 @@ from l2g_ray.models.layers import MaskedBatchNorm1d, MaskedMaxPool1d, masked_mea
 from l2g_ray.models.locate import locate
 from l2g_ray.sequence import reverse_complement
 
-CHANNELS = {"resnet": (6, 8, 10), "unet": (6, 8, 8, 10, 10), "deepsea": (6, 8, 10), "orca": ()}
 # Lengths and target lengths of all tasks ; the prime ones collapsed to 1-9 tokens in the official code.
 LENGTHS = [(200, 128), (200, 64), (249, 256), (300, 128), (400, 128), (500, 512), (500, 128), (600, 128), (1000, 512)]
 PRIME_LENGTHS = [(251, 128), (573, 128), (593, 128), (802, 128), (4707, 128)]
@@ -32,7 +33,7 @@ OFFICIAL_UNET_TOKENS = {
 
 def make_config(backbone: str = "resnet", length_bp: int = 60, **changes: object) -> EmbedderConfig:
     values = {
-        "backbone": backbone, "channels": CHANNELS[backbone], "length_bp": length_bp, "width": 16, "max_tokens": 64, "n_outputs": 3,
+        "backbone": backbone, "channels": narrow(backbone), "length_bp": length_bp, "width": 16, "max_tokens": 64, "n_outputs": 3,
         "target_tokens": 16, "architecture": tuple(default_architecture(backbone)),
     }  # fmt: skip
     return EmbedderConfig(**(values | changes))
@@ -197,7 +198,7 @@ def test_c4_a_short_sequence_alone_equals_the_same_in_a_padded_batch(backbone: s
 @pytest.mark.parametrize("causal", [False, True])
 def test_c5_reach_of_one_changed_base(causal: bool) -> None:
     torch.manual_seed(0)
-    backbone = BACKBONES["resnet"](4, (6, 8, 10), [(3, 1)] * 9, causal=causal).eval()
+    backbone = ResNet(4, (6, 8, 10), [(3, 1)] * 9, causal=causal).eval()
     x = torch.randn(1, 4, 200)
     changed = x.clone()
     changed[0, :, 100] += 1

@@ -17,6 +17,7 @@ from toys import make_task, plant, tiny_config, tiny_reference, tiny_settings, t
 from transformers import AutoModel
 
 from l2g_ray.cli.main import run
+from l2g_ray.config import BACKBONES
 from l2g_ray.counts import (
     batches_per_epoch,
     choose_cnn_schedule,
@@ -98,7 +99,7 @@ def convolutions_by_hand(net: torch.nn.Module, length_bp: int) -> tuple[float, f
     return total, first
 
 
-@pytest.mark.parametrize("backbone", ["resnet", "unet", "deepsea"])
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
 def test_operations_of_an_embedder_are_those_counted_by_hand(backbone: str) -> None:
     data, settings = toy_data(), tiny_settings(data__channels=5)  # no later layer has 5 channels
     config = tiny_config(data, settings, backbone)

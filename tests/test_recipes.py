@@ -4,21 +4,32 @@ for a baseline in test_baseline_table.py, for a metric in test_metric_direction.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import torch_counts
 import yaml
 from every_stage import make_rows
-from toys import tiny_config, tiny_reference, tiny_settings, toy_data
+from test_plan import ROWS, shape_of
+from test_plan_counts import compare
+from toys import make_pipeline, make_task, tiny_config, tiny_reference, tiny_settings, toy_data
 
-from l2g_ray import counts
-from l2g_ray.config import ModelSettings
+from l2g_ray.config import BACKBONES, Backbone, ModelSettings, Settings
 from l2g_ray.counts import default_architecture, find_channels
+from l2g_ray.data.folds import Fold
 from l2g_ray.errors import UserError
-from l2g_ray.models.backbones import BACKBONES, Architecture, Features, SearchableConv1d
-from l2g_ray.models.layers import apply_mask
+from l2g_ray.explain.rules import apply_rules
+from l2g_ray.models.backbones import Architecture, Features, SearchableConv1d
+from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
+from l2g_ray.models.layers import Composed, apply_mask
+from l2g_ray.plan.costs import Shape
+from l2g_ray.plan.encoder import read_shape
+from l2g_ray.plan.network import Costs, count_net
+from l2g_ray.plan.plan import plan_task
 from l2g_ray.stages import distances
 from l2g_ray.stages.align import train_aligned
 from l2g_ray.stages.loop import Runtime
@@ -47,11 +58,10 @@ def test_a_distance_is_a_function_and_its_name(monkeypatch: pytest.MonkeyPatch) 
     assert all(source == target for source, target in seen)
 
 
-class Plain(torch.nn.Module):
+class Plain(Composed):
     """Two convolutions, nothing else."""
 
-    n_layers = 2
-    default_kernel_size = 5
+    options: tuple[str, ...] = ("causal",)
     predictor_width: int | None = None
 
     def __init__(
@@ -62,6 +72,7 @@ class Plain(torch.nn.Module):
         self.convs = torch.nn.ModuleList(
             SearchableConv1d(widths[i], widths[i + 1], k, d, causal=causal) for i, (k, d) in enumerate(architecture)
         )
+        self.activations = torch.nn.ModuleList(torch.nn.ReLU() for _ in architecture)
         self.out_channels = widths[-1]
 
     def out_length(self, length_bp: int) -> int:
@@ -70,15 +81,33 @@ class Plain(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
         """One-hot to features of the same length."""
-        for conv in self.convs:
-            x = apply_mask(torch.relu(conv(x)), mask)
+        for conv, activation in zip(self.convs, self.activations, strict=True):
+            x = apply_mask(activation(conv(x)), mask)
         return x, mask
 
 
-def test_a_backbone_is_a_class_and_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKBONES, "plain", Plain)  # type: ignore[arg-type]
-    monkeypatch.setitem(counts.LAYERS, "plain", (Plain.default_kernel_size, Plain.n_layers))
+class PlainCosts(Costs):
+    """Of `Plain`."""
+
+    def add_layers(self, x: Shape) -> Shape:
+        """Two convolutions, each with its ReLU."""
+        for out in self.net.channels:
+            x = self.tally.activate(self.convolve(x, out))
+        return x
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Plain` as a backbone: its entry, its widths, and a module with both classes."""
+    module = ModuleType("plain")
+    module.Plain, module.PlainCosts = Plain, PlainCosts  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "plain", module)
+    monkeypatch.setitem(BACKBONES, "plain", Backbone("plain:Plain", "plain:PlainCosts", 5, 2))
     monkeypatch.setattr(ModelSettings, "plain_channels", (6, None), raising=False)
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_backbone_is_a_class_and_its_entry() -> None:
     data, settings = make_rows("binary"), tiny_settings(search__enabled=True)
     assert find_channels(settings.model, "plain", 8) == (6, 8)
     trained = train_backbone(
@@ -93,6 +122,53 @@ def test_a_backbone_is_a_class_and_its_layers(monkeypatch: pytest.MonkeyPatch) -
     assert any(name.startswith("embedder.backbone.convs.1") for name in trained.best_state)
     found = search_architecture(data, settings, tiny_reference(), Runtime(), backbone="plain", seed=0)
     assert len(found.architecture) == 2
+
+
+@pytest.mark.usefixtures("plain")
+def test_settings_plans_and_contributions_need_no_more_of_a_backbone(tiny_lm: Path) -> None:
+    settings = tiny_settings(tiny_lm, select__backbones=["plain"])
+    with pytest.raises(UserError, match="unknown backbone 'plane': did you mean 'plain'"):
+        tiny_settings(select__backbones=["plane"])
+    plan = plan_task(make_task(), settings, ROWS, read_shape(str(tiny_lm)))
+    assert {stage.stage for stage in plan.stages} >= {"align", "trials"}
+    config = EmbedderConfig("plain", (6, 16), 60, 16, 64, 2, target_tokens=8)
+    compare(count_net(shape_of(config), 50), torch_counts.count_net(config, 50), 0.01)
+    net = EmbedderNet(config)
+    assert apply_rules(net) is not net
+    net.embedder.backbone.activations[0] = Unruled()
+    with pytest.raises(UserError, match=r"embedder.backbone.activations.0' \(Unruled\) has no DeepLIFT rule"):
+        apply_rules(net)
+
+
+class Unruled(Plain):
+    """What a subclass computes nobody knows, so it has no rule of its base's."""
+
+    def __init__(self) -> None:
+        super().__init__(4, (4, 4), ((3, 1), (3, 1)))
+
+
+class WiderModel(ModelSettings):
+    plain_channels: tuple[int, int | None] = (6, None)
+
+
+class WiderSettings(Settings):
+    model: WiderModel = WiderModel()
+
+
+@pytest.mark.usefixtures("plain")
+def test_widths_of_a_new_backbone_are_in_the_keys_of_its_own_embedders_alone() -> None:
+    def list_keys(settings: Settings, backbone: str) -> list[str]:
+        pipeline, shape = make_pipeline(settings), {"backbone": backbone, "architecture": [[3, 1]]}
+        warmup, fold = pipeline._warmup(shape, 0), Fold(0, 0, 0)
+        jobs = [warmup, pipeline._align(shape, 1.0, 0), pipeline._embedder_only(shape, 0, fold)]
+        return [job.key for job in jobs]
+
+    settings = tiny_settings()
+    first = WiderSettings.model_validate(settings.model_dump())
+    model = first.model.model_copy(update={"plain_channels": (8, None)})
+    wider = first.model_copy(update={"model": model})
+    assert list_keys(settings, "resnet") == list_keys(first, "resnet") == list_keys(wider, "resnet")
+    assert not set(list_keys(first, "plain")) & set(list_keys(wider, "plain"))
 
 
 def test_a_benchmark_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

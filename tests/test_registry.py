@@ -6,13 +6,16 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from bad_files import ROWS, csv, lay, put
-from toys import make_site
+from bad_files import ROWS as FEW_ROWS
+from bad_files import csv, lay, put
+from test_plan import ROWS
+from toys import make_site, make_task, tiny_settings
 
 from l2g_ray.data.folds import make_folds
 from l2g_ray.errors import UserError
@@ -21,11 +24,16 @@ from l2g_ray.models.l2g import save_model
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.memory import memory_key
 from l2g_ray.orchestrate.spec import JobSpec, Site
+from l2g_ray.plan.amounts import Amount
+from l2g_ray.plan.encoder import read_shape
+from l2g_ray.plan.plan import Sizer, Variant, plan_task
 from l2g_ray.stages.context import HELD_OUT, Context
 from l2g_ray.stages.registry import STAGES, Stage, find_shown, find_stage, list_versions, show_stage
 from l2g_ray.store.results import Job, Store, make_key
 
-TOY = Stage("toy", 1, "toy_stage:run", arm=True, beside=True, kind="finetune", shown="toys")
+# Stages of which a plan counts nothing, and why.
+UNCOUNTED = {"finetune": "its trials are counted"}
+TOY = Stage("toy", 1, "toy_stage:run", "toy_stage:count", arm=True, beside=True, kind="finetune", shown="toys")
 
 
 def run_toy(context: Context, args: dict[str, Any]) -> dict[str, Any]:
@@ -37,17 +45,23 @@ def run_toy(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     return {"score": args["bias"], "rows": context.data.train.n_rows, "history": []}
 
 
+def count_toy(sizer: Sizer, variant: Variant, name: str) -> dict[str, Amount]:
+    """A trial for each model of an arm."""
+    return {show_stage(name): Amount(trials=sizer.members, flops=1e9)}
+
+
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Stage:
     module = ModuleType("toy_stage")
     module.run = run_toy  # type: ignore[attr-defined]
+    module.count = count_toy  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "toy_stage", module)
     monkeypatch.setitem(STAGES, "toy", TOY)
     return TOY
 
 
 def lay_site(folder: Path) -> Site:
-    return make_site(folder, prepared=str(lay(folder, put(folder / "in" / "rows.csv", csv(ROWS))).folder))
+    return make_site(folder, prepared=str(lay(folder, put(folder / "in" / "rows.csv", csv(FEW_ROWS))).folder))
 
 
 def test_a_registered_stage_runs_and_is_stored(toy: Stage, tmp_path: Path) -> None:
@@ -83,6 +97,18 @@ def test_the_registry_is_all_that_others_read_of_a_stage(toy: Stage, monkeypatch
     assert memory_key(job) != memory_key(replace(job, stage="align"))
     monkeypatch.setitem(STAGES, "toy", replace(TOY, version=2))
     assert make_key("toy", {}) != first
+
+
+def test_a_plan_counts_what_the_entry_names(toy: Stage, tiny_lm: Path) -> None:
+    settings = tiny_settings(tiny_lm, folds=3)
+    plan = plan_task(make_task(), settings, ROWS, read_shape(str(tiny_lm)))
+    (planned,) = (one for one in plan.stages if one.stage == "toys")
+    assert (planned.most.trials, planned.most.flops) == (3, 1e9)
+
+
+def test_a_plan_counts_every_stage_that_computes() -> None:
+    assert {name for name, stage in STAGES.items() if not stage.count} == UNCOUNTED.keys()
+    assert all(callable(resolve_name(stage.count)) for stage in STAGES.values() if stage.count)
 
 
 def test_a_stage_that_nobody_registered_is_refused(tmp_path: Path) -> None:

@@ -93,6 +93,15 @@ def make_board() -> dict[str, Any]:
     return {"schema": 1, "bench": "toy", "preset": "fast", "language_model": "tiny", "tasks": rows}
 
 
+def test_figures_over_tasks_say_which_they_leave_out(tmp_path: Path) -> None:
+    board, note = make_board(), "Left out, since lower is better: omega."
+    write_report(tmp_path, board, [])
+    assert "Left out" not in (tmp_path / "report.html").read_text()
+    board["tasks"].append(make_row("omega", 0.4, {}, kind="regression", metric="mse_mean"))
+    write_report(tmp_path, board, [])
+    assert (tmp_path / "report.html").read_text().count(note) >= 3
+
+
 def test_means_are_over_the_same_tasks() -> None:
     assert suite_figures.common_tasks(suite_figures.gather_standings({"tasks": []})) == ([], [])
     standings = suite_figures.gather_standings(make_board(), {"L2G": 5e6})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import every_stage
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -41,47 +42,18 @@ from l2g_ray.tasks.catalogue import find_tasks, list_benches
 pytestmark = pytest.mark.usefixtures("single_thread")
 
 TRIAL = FinetuneTrial(1e-3, 1e-3, 1e-4, 0.1, 16, "all", 0.0)
-Stage = Callable[[Any, Any, Runtime, int], TrainResult]
+# The small CNN's epochs are its own: test_cnn.py has it.
+STAGES = [stage for stage in every_stage.STAGES if stage != "cnn"]
 
 
-def run_select(data: Any, settings: Any, runtime: Runtime, seed: int) -> TrainResult:
-    return train_backbone(data, settings, tiny_reference(), runtime, backbone="unet", seed=seed)
-
-
-def run_search(data: Any, settings: Any, runtime: Runtime, seed: int) -> TrainResult:
-    return search_architecture(data, settings, tiny_reference(), runtime, backbone="resnet", seed=seed).training
-
-
-def run_align(data: Any, settings: Any, runtime: Runtime, seed: int) -> TrainResult:
-    config = tiny_config(data, settings)
-    return train_aligned(data, settings, tiny_reference(), runtime, config=config, alpha=1.0, seed=seed)
-
-
-def run_embedder_only(data: Any, settings: Any, runtime: Runtime, seed: int) -> TrainResult:
-    return train_embedder_only(data, settings, tiny_reference(), runtime, config=tiny_config(data, settings), seed=seed)
-
-
-def run_finetune(data: Any, settings: Any, runtime: Runtime, seed: int) -> TrainResult:
-    config = tiny_config(data, settings)
-    state = build_net(config, data, tiny_reference(), 5).state_dict()
-    return finetune(
-        data, settings, tiny_reference(), runtime, config=config, embedder_state=state, trial=TRIAL, seed=seed
-    )
-
-
-STAGES: dict[str, Stage] = {
-    "select": run_select,
-    "search": run_search,
-    "align": run_align,
-    "embedder_only": run_embedder_only,
-    "finetune": run_finetune,
-}
+def run_stage(stage: str, data: Any, settings: Any, runtime: Runtime, seed: int) -> TrainResult:
+    return every_stage.run_stage(stage, data, settings, runtime, seed, TRIAL)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_d1_same_seed_same_losses_and_weights(stage: str, tiny_lm: Path) -> None:
     data, settings = toy_data(), tiny_settings(tiny_lm, search__batch_fraction=1.0)
-    first, second, other = (STAGES[stage](data, settings, Runtime(), seed) for seed in (3, 3, 4))
+    first, second, other = (run_stage(stage, data, settings, Runtime(), seed) for seed in (3, 3, 4))
     assert [r["train_loss"] for r in first.history] == [r["train_loss"] for r in second.history]
     assert all(torch.equal(first.best_state[k], second.best_state[k]) for k in first.best_state)
     assert [r["train_loss"] for r in first.history] != [r["train_loss"] for r in other.history]
@@ -167,21 +139,46 @@ class Stopped(Exception):
 def test_d4_stop_and_resume_equals_no_stop(stage: str, tiny_lm: Path, tmp_path: Path) -> None:
     data = toy_data()
     settings = tiny_settings(tiny_lm, select__epochs=2, align__epochs=2, embedder_only__epochs=2)
-    through = STAGES[stage](data, settings, Runtime(), 0)
+    through = run_stage(stage, data, settings, Runtime(), 0)
 
     def stop(row: dict[str, Any]) -> None:
         raise Stopped
 
     seen: list[int] = []
     with pytest.raises(Stopped):
-        STAGES[stage](data, settings, Runtime(report=stop, state_path=tmp_path / "state.pt"), 0)
+        run_stage(stage, data, settings, Runtime(report=stop, state_path=tmp_path / "state.pt"), 0)
     torch.rand(7)  # what happens in between must not matter
-    resumed = STAGES[stage](
-        data, settings, Runtime(report=lambda row: seen.append(row["epoch"]), state_path=tmp_path / "state.pt"), 0
+    resumed = run_stage(
+        stage,
+        data,
+        settings,
+        Runtime(report=lambda row: seen.append(row["epoch"]), state_path=tmp_path / "state.pt"),
+        0,
     )
     assert seen == [0, 1], "history is told again, then the run goes on"
     assert [r["train_loss"] for r in resumed.history] == [r["train_loss"] for r in through.history]
     assert all(torch.equal(resumed.best_state[k], through.best_state[k]) for k in through.best_state)
+
+
+def test_d4_numbers_of_numpy_in_a_row_do_not_break_a_resume(tmp_path: Path) -> None:
+    def run(epochs: int) -> list[dict[str, Any]]:
+        model, optim = torch.nn.Linear(60, 2), OptimSettings(optimizer="sgd", decay="none", warmup_fraction=0.0)
+        loss = torch.zeros((), requires_grad=True)
+        return train(
+            model,
+            make_optimizer(optim, [(model.parameters(), optim.lr)]),
+            make_schedule(optim, epochs, 1),
+            LoopSettings(epochs, 1, 0),
+            Runtime(state_path=tmp_path / "state.pt"),
+            batches=lambda e: iter_batches([plant(8)], kind="binary", batch_size=8, seed=0, epoch=e),
+            losses=lambda batches, epoch: iter([loss]),
+            validate=lambda: {"score": np.float64(epochs), "auc": np.float32(0.5), "n": np.int64(7)},
+        ).history
+
+    run(1)
+    first, second = run(2)
+    assert (first["score"], second["score"]) == (1.0, 2.0), "the first epoch is not trained anew"
+    assert {type(value) for row in (first, second) for value in row.values()} == {int, float}
 
 
 def test_d4_every_alpha_goes_on_from_the_shared_warm_up(tiny_lm: Path, tmp_path: Path) -> None:
@@ -382,7 +379,7 @@ def test_d9_every_shipped_config_takes_two_steps(preset: str, bench: str, name: 
 def test_a_diverged_backbone_never_wins() -> None:
     data = toy_data()
     settings = tiny_settings(select__optim__lr=1e30, select__optim__optimizer="sgd", select__optim__clip_norm=None)
-    result = run_select(data, settings, Runtime(), 0)
+    result = run_stage("select", data, settings, Runtime(), 0)
     assert result.best_score == -math.inf or result.best_score <= 0.2
     assert all(torch.isfinite(values).all() for values in result.best_state.values())
     assert choose_best({"resnet": -math.inf, "unet": -0.3}) == "unet"
@@ -416,7 +413,7 @@ def test_the_embedder_alone_keeps_the_last_epoch_s_averaged_weights() -> None:
     """However low its score: a rate that ends in noise has better epochs before."""
     data = toy_data()
     settings = tiny_settings(embedder_only__epochs=5, embedder_only__optim__lr=0.5)
-    result = run_embedder_only(data, settings, Runtime(), 0)
+    result = run_stage("embedder_only", data, settings, Runtime(), 0)
     assert len(result.history) == result.best_epoch + 1 == 5
     assert result.best_score == result.history[-1]["score"]
     net = build_net(tiny_config(data, settings), data, tiny_reference(), 0)
@@ -426,7 +423,9 @@ def test_the_embedder_alone_keeps_the_last_epoch_s_averaged_weights() -> None:
 
 def test_the_embedder_alone_trains_as_long_as_its_rows_ask_for() -> None:
     settings = tiny_settings(embedder_only__epochs=[1, 4], embedder_only__steps=30)
-    lengths = {rows: len(run_embedder_only(toy_data(rows), settings, Runtime(), 0).history) for rows in (60, 160, 960)}
+    lengths = {
+        rows: len(run_stage("embedder_only", toy_data(rows), settings, Runtime(), 0).history) for rows in (60, 160, 960)
+    }
     assert lengths == {60: 4, 160: 3, 960: 1}  # 16 rows a step
 
 
@@ -447,7 +446,7 @@ def test_a_step_may_have_batches_with_and_without_padding() -> None:
     table = pa.concat_tables([long, short])
     data = make_data(make_task(), table, plant(40, seed=2))
     settings = tiny_settings(align__max_samples=63, align__batch_size=16, align__epochs=4, align__alphas=[1.0])
-    result = run_align(data, settings, Runtime(), 0)
+    result = run_stage("align", data, settings, Runtime(), 0)
     assert len(result.history) == 4
     assert all(math.isfinite(row["train_loss"]) for row in result.history)
 

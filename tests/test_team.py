@@ -30,6 +30,7 @@ from l2g_ray.models.team import ALONE, Team
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.stages import finetune as finetune_module
+from l2g_ray.stages import registry
 from l2g_ray.stages.align import make_joint_losses, train_aligned
 from l2g_ray.stages.common import (
     TaskData,
@@ -41,6 +42,7 @@ from l2g_ray.stages.common import (
     with_dropout,
 )
 from l2g_ray.stages.distances import SampleDistance, mmd
+from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
@@ -119,12 +121,30 @@ def train_unet(runtime: Runtime, language_model: Path) -> TrainResult:
     return train_backbone(binary(), settings, tiny_reference(), runtime, backbone="unet", seed=1)
 
 
+def train_alone(runtime: Runtime, language_model: Path) -> TrainResult:
+    """The embedder alone, whose averaged weights are what is kept."""
+    data, settings = binary(), tiny_settings(language_model, embedder_only__epochs=7)
+    config = tiny_config(data, settings)
+    return train_embedder_only(data, settings, tiny_reference(), runtime, config=config, seed=1)
+
+
 STAGES = {
     "finetune": train_finetune,
     "align": train_align,
     "otdd": train_otdd,
     "search": train_search,
     "unet": train_unet,
+    "alone": train_alone,
+}
+# Each stage of the registry whose workers train one model, and what of the above trains as it does.
+TEAMED = {
+    "select": "unet",
+    "search": "search",
+    "warmup": "align",
+    "align": "align",
+    "embedder_only": "alone",
+    "trial": "finetune",
+    "refit": "finetune",
 }
 CASES = [(name, torch.float64) for name in STAGES] + [("finetune", torch.float32), ("align", torch.float32)]
 
@@ -251,6 +271,11 @@ def largest_difference(found: dict[str, Any], expected: dict[str, Any]) -> float
         for name, value in expected.items()
         if value.is_floating_point()
     )
+
+
+def test_every_stage_of_a_team_is_tried() -> None:
+    assert TEAMED.keys() == {name for name, stage in registry.STAGES.items() if stage.run and stage.teamed}
+    assert set(TEAMED.values()) <= STAGES.keys()
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from l2g_ray.config import Settings
+from l2g_ray.config import ModelSettings, Settings
+from l2g_ray.counts import find_channels
 from l2g_ray.data.batches import InMemorySource
 from l2g_ray.models.embedder import EmbedderConfig
 from l2g_ray.orchestrate.pipeline import Pipeline
@@ -97,6 +98,13 @@ def make_site(folder: Path, settings: Settings | None = None, prepared: str | No
     """A site whose store is `folder/stages`, and whose task is prepared in `folder/prepared` if nowhere else."""
     fields = {"root": folder / "stages", "scratch": folder / "tune"} | changes
     return Site("planted", prepared or str(folder / "prepared"), settings or tiny_settings(), **fields)
+
+
+def narrow(backbone: str) -> tuple[int, ...]:
+    """Channels of a backbone of the table, as few as tests like: those of the settings by rank, 6 and up."""
+    widths = find_channels(ModelSettings(), backbone, 512)
+    ranks = sorted(set(widths))
+    return tuple(6 + 2 * ranks.index(width) for width in widths)
 
 
 def make_pipeline(

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from l2g_ray.errors import UserError
-from l2g_ray.models import backbones, cnn, embedder, l2g, language_model, layers
-from l2g_ray.models import ensemble as average
+from l2g_ray.models import l2g, layers
 from l2g_ray.sequence import N_CODE
 
 # Modules that are linear in evaluation mode: their gradient is their multiplier.
@@ -26,31 +25,6 @@ _LINEAR = (
     nn.Upsample,
     nn.Embedding,
 )
-# Modules that only compose others, and linear steps, in their forward.
-_CONTAINERS = (
-    nn.ModuleList,
-    nn.Sequential,
-    average.AverageModel,
-    average.MeanOutputs,
-    backbones.ConvUnit,
-    backbones.ResidualBlock,
-    backbones.ResNet,
-    backbones.DoubleConv,
-    backbones.UNet,
-    backbones.DeepSEA,
-    cnn.SmallCNN,
-    layers.MaskedMax,
-    layers.MaskedMaxPool1d,
-    layers.MaskedUpsample1d,
-    embedder.Embedder,
-    embedder.EmbedderNet,
-    embedder.Predictor,
-    l2g.L2GModel,
-    language_model.LanguageModel,
-    language_model.PassThrough,
-)
-# Ours that work element by element: the rescale rule holds for them.
-_ELEMENTWISE = (average.Log, average.Logit)
 # Of transformers, by name, so that nothing of it is imported for a model without a language model.
 _FAMILIES = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet"}
 _FAMILY_CONTAINERS = ("Model", "Embeddings", "Encoder", "Layer", "Attention", "SelfOutput", "Intermediate", "Output")
@@ -154,7 +128,9 @@ def _refuse_unruled(name: str, module: nn.Module) -> None:
     from tangermeme._deep_lift_utils import _build_nonlinear_ops
 
     # By exact type: a subclass may compute something else. Our own convolutions and norms do not.
-    if type(module) in (*_build_nonlinear_ops(), *_CONTAINERS, layers.Highest, RuledAttention):
+    if type(module) in (*_build_nonlinear_ops(), nn.ModuleList, nn.Sequential, layers.Highest, RuledAttention):
+        return
+    if layers.Composed in type(module).__bases__:
         return
     if isinstance(module, _LINEAR) or _is_elementwise(module):
         return
@@ -168,7 +144,9 @@ def _refuse_unruled(name: str, module: nn.Module) -> None:
 
 def _is_elementwise(module: nn.Module) -> bool:
     kind = type(module)
-    return kind in _ELEMENTWISE or (kind.__module__ == "transformers.activations" and kind.__name__ in _ACTIVATIONS)
+    return layers.Elementwise in kind.__bases__ or (
+        kind.__module__ == "transformers.activations" and kind.__name__ in _ACTIVATIONS
+    )
 
 
 def _family_part(module: nn.Module) -> str:

@@ -1,7 +1,9 @@
 """CNN backbones of the embedder (docs/method.md, "Network"): ResNet, UNet, DeepSEA, ORCA.
 
 Each maps one-hot (batch, channels, length) and a mask (batch, 1, length) to features (batch, out_channels, length')
-and their mask. The convolutions that DASH may replace are `SearchableConv1d`, in the order of `searchable_layers`.
+and their mask. `options` are the fields of `EmbedderConfig` that it takes; `predictor_width`: units of a hidden layer of a
+predictor that reads its features. The convolutions that DASH may replace are `SearchableConv1d`, in the order of
+`searchable_layers`. The table of all backbones is `config.BACKBONES`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from l2g_ray.models.layers import (
+    Composed,
     MaskedBatchNorm1d,
     MaskedMaxPool1d,
     MaskedUpsample1d,
@@ -24,7 +27,7 @@ Architecture = Sequence[tuple[int, int]]
 Features = tuple[torch.Tensor, torch.Tensor | None]
 
 
-class ConvUnit(nn.Module):
+class ConvUnit(Composed):
     """Convolution, dropout, batch norm, ReLU; padding is zeroed so that the next layer sees a true end."""
 
     def __init__(
@@ -41,7 +44,7 @@ class ConvUnit(nn.Module):
         return apply_mask(self.activation(self.norm(self.dropout(self.conv(x)), mask)), mask)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Composed):
     """Three units and a shortcut that is added after the last ReLU (1x1 convolution + norm where widths differ)."""
 
     def __init__(
@@ -65,14 +68,13 @@ class ResidualBlock(nn.Module):
         return apply_mask(x + side, mask)
 
 
-class ResNet(nn.Module):
+class ResNet(Composed):
     """Three residual blocks of three units: nine (kernel size, dilation) pairs.
 
     `pool` 2 halves the length after the first and second block (the official network keeps the full length: 1).
     """
 
-    n_layers = 9
-    default_kernel_size = 3
+    options: tuple[str, ...] = ("causal", "dropout", "pool")
     predictor_width: int | None = None
 
     def __init__(
@@ -109,7 +111,7 @@ class ResNet(nn.Module):
         return x, mask
 
 
-class DoubleConv(nn.Module):
+class DoubleConv(Composed):
     """Two units, without dropout."""
 
     def __init__(self, in_channels: int, out_channels: int, architecture: Architecture, causal: bool) -> None:
@@ -123,11 +125,10 @@ class DoubleConv(nn.Module):
         return self.second(self.first(x, mask), mask)
 
 
-class UNet(nn.Module):
+class UNet(Composed):
     """Five encoder and four decoder levels of two convolutions: 18 pairs; the output has the full length."""
 
-    n_layers = 18
-    default_kernel_size = 3
+    options: tuple[str, ...] = ("causal",)
     predictor_width: int | None = None
 
     def __init__(
@@ -167,11 +168,10 @@ class UNet(nn.Module):
         return x, mask
 
 
-class DeepSEA(nn.Module):
+class DeepSEA(Composed):
     """Three convolutions (k = 8), two poolings by four; the ablation arm of the paper."""
 
-    n_layers = 3
-    default_kernel_size = 8
+    options: tuple[str, ...] = ("causal",)
     predictor_width: int | None = 925
 
     def __init__(
@@ -204,11 +204,10 @@ class DeepSEA(nn.Module):
         return x, mask
 
 
-class Orca(nn.Module):
+class Orca(Composed):
     """No layers: the embedder is its projection alone, one convolution with kernel = stride (ORCA)."""
 
-    n_layers = 0
-    default_kernel_size = 1
+    options: tuple[str, ...] = ("causal",)
     predictor_width: int | None = None
 
     def __init__(
@@ -224,14 +223,6 @@ class Orca(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
         """One-hot as it is."""
         return x, mask
-
-
-BACKBONES: dict[str, type[ResNet] | type[UNet] | type[DeepSEA] | type[Orca]] = {
-    "resnet": ResNet,
-    "unet": UNet,
-    "deepsea": DeepSEA,
-    "orca": Orca,
-}
 
 
 def searchable_layers(module: nn.Module) -> list[tuple[str, SearchableConv1d]]:

@@ -12,7 +12,7 @@ from torch import nn
 from l2g_ray.counts import CNN_DENSE, CNN_LAYERS, CNN_MOST_PLACES
 from l2g_ray.models.backbones import ConvUnit
 from l2g_ray.models.embedder import Predictor
-from l2g_ray.models.layers import Dropout, MaskedMax, MaskedMaxPool1d, masked_mean
+from l2g_ray.models.layers import Composed, Dropout, MaskedMax, MaskedMaxPool1d, masked_mean
 from l2g_ray.sequence import N_CODE, encode_batch, one_hot
 
 ANYWHERE_DROPOUT, DENSE_DROPOUT = 0.1, 0.4
@@ -31,7 +31,7 @@ class SmallCNNConfig:
         return asdict(self)
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Composed):
     """Three convolutions with batch norm and ReLU, then a read-out in the labels' own units. Padding changes nothing."""
 
     config_type = SmallCNNConfig

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2g_ray.counts import default_architecture
-from l2g_ray.models.backbones import BACKBONES
-from l2g_ray.models.layers import Dropout, MaskedMax, masked_mean, pool_mask
+from l2g_ray.counts import default_architecture, load_backbone
+from l2g_ray.models.layers import Composed, Dropout, MaskedMax, masked_mean, pool_mask
 from l2g_ray.sequence import encode_batch
 
 
@@ -83,7 +82,7 @@ class Embedding:
 _MEAN_MAX_DROPOUT = 0.1
 
 
-class Predictor(nn.Module):
+class Predictor(Composed):
     """Read-out of what stands at each of N positions, (batch, N, in_features), to (batch, n_outputs) in the label's own units.
 
     Parameters
@@ -152,21 +151,18 @@ class Predictor(nn.Module):
         return shared + masked_mean(worth, wide, 1).to(shared.dtype) * self.scale
 
 
-class Embedder(nn.Module):
+class Embedder(Composed):
     """One-hot DNA to tokens that a language model can read."""
 
     def __init__(self, config: EmbedderConfig) -> None:
         super().__init__()
+        own = default_architecture(config.backbone)
         if not config.architecture:
-            config = config.with_architecture(default_architecture(config.backbone))
-        kind = BACKBONES[config.backbone]
-        if len(config.architecture) != kind.n_layers:
-            raise ValueError(
-                f"{config.backbone} has {kind.n_layers} layers, the architecture {len(config.architecture)}"
-            )
-        options: dict[str, Any] = {"causal": config.causal}
-        if config.backbone == "resnet":
-            options |= {"dropout": config.dropout, "pool": config.pool}
+            config = config.with_architecture(own)
+        if len(config.architecture) != len(own):
+            raise ValueError(f"{config.backbone} has {len(own)} layers, the architecture {len(config.architecture)}")
+        kind = load_backbone(config.backbone)
+        options = {name: getattr(config, name) for name in kind.options}
         self.config = config
         self.backbone = kind(config.in_channels, config.channels, config.architecture, **options)
         # s = ceil(length / target): a prime length is padded, not collapsed to one token (docs/method.md, "Official quirk").
@@ -202,7 +198,7 @@ def make_token_predictor(config: EmbedderConfig, n_tokens: int, zero: bool = Fal
     return Predictor(config.width, config.n_outputs, zero=zero, pooling=config.pooling, n_places=n_tokens)
 
 
-class EmbedderNet(nn.Module):
+class EmbedderNet(Composed):
     """Embedder and Predictor 1: what is selected, searched, aligned, and trained alone.
 
     Predictor 1 reads after projection and LayerNorm (`predictor_reads: tokens`), so that both get the task's gradient;

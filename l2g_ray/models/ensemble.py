@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from l2g_ray.models.baselines import Baseline
+from l2g_ray.models.layers import Composed, Elementwise
 from l2g_ray.sequence import reverse_complement
 
 
-class Log(nn.Module):
+class Log(Elementwise):
     """Natural logarithm of a probability, of 1e-12 below that."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -21,7 +22,7 @@ class Log(nn.Module):
         return x.clamp(min=1e-12).log()
 
 
-class Logit(nn.Module):
+class Logit(Elementwise):
     """Log-odds of a probability that is kept 1e-7 away from 0 and 1."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -29,7 +30,7 @@ class Logit(nn.Module):
         return torch.logit(x, eps=1e-7)
 
 
-class AverageModel(nn.Module):
+class AverageModel(Composed):
     """Mean probabilities (classification, multilabel) or mean values (regression) of its members.
 
     `kind` is the task's. What it returns are logits or values (batch, n_outputs), as any model does: the softmax or sigmoid
@@ -72,7 +73,7 @@ class AverageModel(nn.Module):
         return averaged
 
 
-class MeanOutputs(nn.Module):
+class MeanOutputs(Composed):
     """The mean of several models' own outputs, logits or values: what of an `AverageModel` contributions add up to.
 
     Where models are sure, the logit of their mean probability hangs on differences that float32 and the rescale rule do not resolve.

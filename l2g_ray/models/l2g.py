@@ -26,6 +26,7 @@ from l2g_ray.models.language_model import (
     build_genomic_lm,
     describe_genomic_lm,
 )
+from l2g_ray.models.layers import Composed
 from l2g_ray.models.locate import MODEL_SCHEMA, load_config
 
 
@@ -41,7 +42,7 @@ class L2GConfig:
     language_model_layers: int | None = None
 
 
-class L2GModel(nn.Module):
+class L2GModel(Composed):
     """Embedder + language model + a predictor that reads its last layer."""
 
     def __init__(self, config: L2GConfig, net: EmbedderNet, language_model: LanguageModel) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import Predictor
-from l2g_ray.models.layers import Dropout, drop, masked_mean
+from l2g_ray.models.layers import Composed, Dropout, drop, masked_mean
 from l2g_ray.models.locate import locate
 from l2g_ray.sequence import decode, send
 
@@ -102,7 +102,7 @@ def load_tokenizer(name: str, remedy: str) -> Any:
         ) from None
 
 
-class PassThrough(nn.Module):
+class PassThrough(Composed):
     """Stands where the embedding layer was: tokens reach the encoder as they are, without positions."""
 
     def forward(self, inputs_embeds: torch.Tensor, **ignored: Any) -> torch.Tensor:
@@ -152,7 +152,7 @@ def speed_up(transformer: Any) -> None:
                 setattr(module, name, Dropout(child.p).train(child.training))
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Composed):
     """Encoder layers of a text model that read an embedder's tokens.
 
     `positions` 'none' hands the tokens straight to the encoder, so that order is known through the CNN alone (official

@@ -13,6 +13,15 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from l2g_ray.models.team import ALONE, Team
 
 
+class Composed(nn.Module):
+    """Base of a module whose forward only calls its children and takes linear steps, so that contributions of bases pass
+    through it (`explain.rules`). A subclass of a subclass says so again, since it may compute something else."""
+
+
+class Elementwise(nn.Module):
+    """Base of a module that works element by element, and so has the rescale rule (`explain.rules`); as for `Composed`."""
+
+
 class MaskedBatchNorm1d(nn.BatchNorm1d):
     """BatchNorm1d whose training statistics leave padding out, and span all workers of a team.
 
@@ -82,7 +91,7 @@ def pool_mask(mask: torch.Tensor | None, size: int) -> torch.Tensor | None:
     return None if mask is None else nn.functional.max_pool1d(mask, size, ceil_mode=True)
 
 
-class MaskedMaxPool1d(nn.Module):
+class MaskedMaxPool1d(Composed):
     """Non-overlapping max pooling that keeps the last, partial window and ignores padding."""
 
     def __init__(self, size: int) -> None:
@@ -101,7 +110,7 @@ class MaskedMaxPool1d(nn.Module):
         return apply_mask(self.pool(x.masked_fill(mask == 0, lowest)), pooled_mask), pooled_mask
 
 
-class MaskedUpsample1d(nn.Module):
+class MaskedUpsample1d(Composed):
     """Linear upsampling by two whose result does not depend on how far the batch is padded.
 
     Half-pixel interpolation with the border value held. (The official UNet aligns corners, which makes every output
@@ -128,7 +137,7 @@ class Highest(nn.Module):
         return x.amax(-1)
 
 
-class MaskedMax(nn.Module):
+class MaskedMax(Composed):
     """Max over positions that padding never wins."""
 
     def __init__(self) -> None:

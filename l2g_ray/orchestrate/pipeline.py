@@ -10,7 +10,7 @@ from math import log
 from typing import Any, TypeVar
 
 from l2g_ray.arms import ARMS
-from l2g_ray.config import Settings
+from l2g_ray.config import BACKBONES, Settings
 from l2g_ray.counts import Candidate, describe_end, list_candidates, name_trial, rung_epochs, use_rc
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.folds import Fold, make_folds
@@ -31,6 +31,8 @@ LORA_SETTINGS = ("lora_rank", "lora_alpha")
 TEXT_SETTINGS = ("source", "source_path", "per_class", "reference_weights")
 NOT_IN_ALIGN = frozenset({"alphas", *TEXT_SETTINGS})
 NOT_IN_WARMUP = NOT_IN_ALIGN | {"enabled", "distance"}
+# Backbones whose widths are in the keys of all embedders. Those of any other are in the keys of its own embedders alone.
+FIRST_BACKBONES = ("resnet", "unet", "deepsea")
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Pipeline:
             "threads": place.slots.cpus,
         }
         self.dumped = dumped
+        later = [name for name in BACKBONES if name not in FIRST_BACKBONES]
+        self.widths = {name: dumped["model"].pop(f"{name}_channels", None) for name in later}
 
     def run(self) -> TaskOutcome:
         """Run all stages; each takes from the store what is already there. `wall_s` is of this call alone."""
@@ -218,6 +222,22 @@ class Pipeline:
         stage = {name: value for name, value in self.dumped["align"].items() if name not in without}
         return self._parts(**inputs) | {"settings": {"align": stage}}
 
+    def _embed(
+        self,
+        stage: str,
+        label: str,
+        shape: Candidate,
+        parts: dict[str, Any],
+        warm: StageResult | None = None,
+        **args: Any,
+    ) -> Job:
+        """A job that trains an embedder of this shape, from that of `warm` on; `args` as its stage's function takes them."""
+        inputs = {"warmup": str(warm.folder)} if warm else {}
+        return Job(stage, label, _to_args(shape) | args, inputs, parts | self._own_widths(shape.backbone))
+
+    def _own_widths(self, backbone: str) -> dict[str, Any]:
+        return {"channels": self.widths[backbone]} if self.widths.get(backbone) else {}
+
     def _select(self) -> tuple[Candidate, dict[str, float]]:
         candidates = {c.name: c for c in list_candidates(self.settings.select)}
         names = list(candidates)
@@ -226,8 +246,7 @@ class Pipeline:
             self.place.emit(Note(self.place.task, text))
             return candidates[names[0]], {}
         jobs = [
-            Job("select", name, _to_args(c) | {"seed": self.seeds[0]}, {}, self._parts("select"))
-            for name, c in candidates.items()
+            self._embed("select", name, c, self._parts("select"), seed=self.seeds[0]) for name, c in candidates.items()
         ]
         results = self._run("select", jobs)
         scores = {name: float(r.values["score"]) for name, r in zip(names, results, strict=True)}
@@ -241,7 +260,8 @@ class Pipeline:
             kernel_size, dilation = candidate.architecture[0]
             return candidate.architecture, f"uniform {kernel_size}x{dilation}"
         backbone = candidate.backbone
-        job = Job("search", backbone, {"backbone": backbone, "seed": self.seeds[0]}, {}, self._parts("search"))
+        args = {"backbone": backbone, "seed": self.seeds[0]}
+        job = Job("search", backbone, args, {}, self._parts("search") | self._own_widths(backbone))
         values = self._run("search", [job])[0].values["architecture"]
         return [(int(k), int(d)) for k, d in values], "searched"
 
@@ -251,7 +271,7 @@ class Pipeline:
         return align.enabled and 0 < align.task_only_epochs < align.epochs
 
     def _warmup(self, shape: Candidate, seed: int) -> Job:
-        return Job("warmup", f"seed-{seed}", _to_args(shape) | {"seed": seed}, {}, self._align_parts(NOT_IN_WARMUP))
+        return self._embed("warmup", f"seed-{seed}", shape, self._align_parts(NOT_IN_WARMUP), seed=seed)
 
     def _baseline(
         self, name: str, seed: int | None = None, fold: Fold | None = None, strength: float | None = None
@@ -260,8 +280,8 @@ class Pipeline:
         return make_baseline_job(self.prepared, self.settings, name, seed, fold, strength, precision)
 
     def _embedder_only(self, shape: Candidate, seed: int, fold: Fold) -> Job:
-        args = _to_args(shape) | {"seed": seed, "fold": asdict(fold)}
-        return Job("embedder_only", name_member("", seed, fold), args, {}, self._parts("embedder_only"))
+        parts, label = self._parts("embedder_only"), name_member("", seed, fold)
+        return self._embed("embedder_only", label, shape, parts, seed=seed, fold=asdict(fold))
 
     def _align_all(self, shape: Candidate) -> dict[str, StageResult]:
         """The first seed's embedder for every alpha, trained on the given split."""
@@ -273,14 +293,10 @@ class Pipeline:
     def _align(
         self, shape: Candidate, alpha: float, seed: int, warm: StageResult | None = None, fold: Fold | None = None
     ) -> Job:
-        return Job(
-            "align",
-            f"alpha-{alpha:g} seed-{seed}" if fold is None else name_member(f"alpha-{alpha:g}", seed, fold),
-            _to_args(shape) | {"alpha": alpha, "seed": seed} | ({} if fold is None else {"fold": asdict(fold)}),
-            {"warmup": str(warm.folder)} if warm else {},
-            self._align_parts(NOT_IN_ALIGN, **({"warmup": warm.key} if warm else {}))
-            | {"reference": self.reference.key},
-        )
+        label = f"alpha-{alpha:g} seed-{seed}" if fold is None else name_member(f"alpha-{alpha:g}", seed, fold)
+        parts = self._align_parts(NOT_IN_ALIGN, **({"warmup": warm.key} if warm else {}))
+        args = {"alpha": alpha, "seed": seed} | ({} if fold is None else {"fold": asdict(fold)})
+        return self._embed("align", label, shape, parts | {"reference": self.reference.key}, warm, **args)
 
     def _finetune_parts(self, inputs: dict[str, StageResult]) -> dict[str, Any]:
         # The language model's name is in the reference's key.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from pkgutil import resolve_name
 
-from l2g_ray.config import OneCycleSettings, Settings
+from l2g_ray.config import BACKBONES, OneCycleSettings, Settings
 from l2g_ray.counts import CNN_DENSE, CNN_LAYERS, CNN_MOST_PLACES, choose_cnn_schedule, use_rc
 from l2g_ray.plan.costs import FLOAT_BYTES, Counted, Shape, Tally
 from l2g_ray.plan.rows import Rows
@@ -18,7 +19,6 @@ from l2g_ray.tasks.schema import Task
 
 UNET_LEVELS = 5
 DEEPSEA_DROPOUT = (0.2, 0.2, 0.5)
-DEEPSEA_HIDDEN = 925
 MEAN_MAX_DROPOUT = 0.1
 
 
@@ -42,17 +42,19 @@ class NetShape:
     predictor_reads: str = "tokens"
     pooling: str = "mean"
 
+    @property
+    def costs(self) -> type[Costs]:
+        """The backbone's layers."""
+        return resolve_name(BACKBONES[self.backbone].costs)  # type: ignore[no-any-return]
+
     def out_length(self, length_bp: int) -> int:
         """Feature positions of a sequence."""
-        size = {"resnet": self.pool, "deepsea": 4}.get(self.backbone, 1)
-        return math.ceil(math.ceil(length_bp / size) / size)
+        return self.costs.out_length(self, length_bp)
 
     @property
     def out_channels(self) -> int:
         """Features a position."""
-        if self.backbone == "orca":
-            return self.in_channels
-        return self.channels[0] if self.backbone == "unet" else self.channels[-1]
+        return self.costs.out_channels(self)
 
     @property
     def stride(self) -> int:
@@ -84,7 +86,7 @@ def count_net(
     net: NetShape, length_bp: int, *, mixture: Mixture | None = None, masked: bool = False, precision: str = "fp32"
 ) -> Counted:
     """Costs of an embedder with Predictor 1 for rows of `length_bp`; with `mixture`, of the supernet of the search."""
-    return _Walk(net, mixture, masked, precision).count(length_bp)
+    return net.costs(net, mixture, masked, precision).count(length_bp)
 
 
 def count_predictor(net: NetShape, precision: str = "fp32") -> Counted:
@@ -100,8 +102,8 @@ def _read(tally: Tally, net: NetShape, x: Shape) -> None:
     pooled = Shape(x.channels, 1)
     if net.pooling == "mean_max":
         pooled = tally.drop(tally.reach_highest(x), MEAN_MAX_DROPOUT)
-    if net.backbone == "deepsea" and net.predictor_reads == "backbone":
-        pooled = tally.activate(tally.linear(pooled, DEEPSEA_HIDDEN))
+    if net.costs.hidden and net.predictor_reads == "backbone":
+        pooled = tally.activate(tally.linear(pooled, net.costs.hidden))
     tally.linear(pooled, net.n_outputs)
     if net.pooling == "by_position":
         places = net.n_tokens(net.length_bp)
@@ -111,18 +113,34 @@ def _read(tally: Tally, net: NetShape, x: Shape) -> None:
         tally.save(Shape(x.channels, known))
 
 
-class _Walk:
+class Costs:
+    """An embedder with Predictor 1, layer by layer. A subclass has a backbone's layers; `hidden`: its `predictor_width`."""
+
+    hidden: int | None = None
+
     def __init__(self, net: NetShape, mixture: Mixture | None, masked: bool, precision: str) -> None:
         self.net, self.mixture, self.masked = net, mixture, masked
         self.tally = Tally(2 if precision == "bf16" else FLOAT_BYTES)
         self.pairs = iter(net.architecture)
 
+    @staticmethod
+    def out_length(net: NetShape, length_bp: int) -> int:
+        """Feature positions for a sequence of `length_bp`."""
+        return length_bp
+
+    @staticmethod
+    def out_channels(net: NetShape) -> int:
+        """Features a position."""
+        return net.channels[-1]
+
+    def add_layers(self, x: Shape) -> Shape:
+        """Add the backbone's layers to `tally`, from one-hot to features."""
+        raise NotImplementedError
+
     def count(self, length_bp: int) -> Counted:
+        """Costs for rows of `length_bp`."""
         net = self.net
-        x = Shape(net.in_channels, length_bp, is_input=True)
-        features = {"resnet": self._resnet, "unet": self._unet, "deepsea": self._deepsea, "orca": _same}[net.backbone](
-            x
-        )
+        features = self.add_layers(Shape(net.in_channels, length_bp, is_input=True))
         reads_tokens = net.predictor_reads == "tokens"
         tokens = features
         if net.stride > 1 or features.channels != net.width:
@@ -133,46 +151,14 @@ class _Walk:
         _read(self.tally, net, tokens if reads_tokens else features)
         return self.tally.counted()
 
-    def _resnet(self, x: Shape) -> Shape:
-        for block, out in enumerate(self.net.channels):
-            begun = x
-            if x.channels != out:
-                self.tally.normalise(self.tally.convolve(x, out, 1, x.length), self.masked)
-            for _ in range(3):
-                x = self._unit(x, out, self.net.dropout)
-            x = Shape(out, begun.length)
-            if block < 2 and self.net.pool > 1:
-                x = self.tally.pool(x, self.net.pool, self.masked)
-        return x
-
-    def _unet(self, x: Shape) -> Shape:
-        channels, skips = self.net.channels, []
-        for level in range(UNET_LEVELS):
-            x = self.tally.pool(x, 2, self.masked) if level else x
-            x = self._unit(self._unit(x, channels[level]), channels[level])
-            skips.append(x)
-        skips.pop()
-        for out in (channels[3] // 2, channels[2] // 2, channels[1] // 2, channels[0]):
-            skip = skips.pop()
-            x = Shape(skip.channels + x.channels, skip.length)
-            x = self._unit(self._unit(x, out), out)
-        return x
-
-    def _deepsea(self, x: Shape) -> Shape:
-        for layer, out in enumerate(self.net.channels):
-            x = self.tally.activate(self._convolve(x, out))
-            x = Shape(out, x.length) if self.masked else x
-            x = self.tally.pool(x, 4, self.masked) if layer < 2 else x
-            x = self.tally.drop(x, DEEPSEA_DROPOUT[layer])
-        return x
-
-    def _unit(self, x: Shape, out: int, dropout: float = 0.0) -> Shape:
+    def unit(self, x: Shape, out: int, dropout: float = 0.0) -> Shape:
         """Convolution, dropout, norm, ReLU, mask."""
-        y = self.tally.normalise(self.tally.drop(self._convolve(x, out), dropout), self.masked)
+        y = self.tally.normalise(self.tally.drop(self.convolve(x, out), dropout), self.masked)
         y = self.tally.activate(y)
         return Shape(out, y.length) if self.masked else y
 
-    def _convolve(self, x: Shape, out: int) -> Shape:
+    def convolve(self, x: Shape, out: int) -> Shape:
+        """A convolution with the next pair of the architecture, or with all that the search mixes."""
         kernel, dilation = next(self.pairs) if self.mixture is None else (1, 1)
         if self.mixture is not None:
             return self._mix(x, out, self.mixture)
@@ -209,8 +195,82 @@ class _Walk:
         return Shape(out, x.length)
 
 
-def _same(x: Shape) -> Shape:
-    return x
+class ResNetCosts(Costs):
+    """Of `models.backbones.ResNet`."""
+
+    @staticmethod
+    def out_length(net: NetShape, length_bp: int) -> int:
+        """Feature positions, after both poolings."""
+        return math.ceil(math.ceil(length_bp / net.pool) / net.pool)
+
+    def add_layers(self, x: Shape) -> Shape:
+        """Three blocks of three units and a shortcut."""
+        for block, out in enumerate(self.net.channels):
+            begun = x
+            if x.channels != out:
+                self.tally.normalise(self.tally.convolve(x, out, 1, x.length), self.masked)
+            for _ in range(3):
+                x = self.unit(x, out, self.net.dropout)
+            x = Shape(out, begun.length)
+            if block < 2 and self.net.pool > 1:
+                x = self.tally.pool(x, self.net.pool, self.masked)
+        return x
+
+
+class UNetCosts(Costs):
+    """Of `models.backbones.UNet`."""
+
+    @staticmethod
+    def out_channels(net: NetShape) -> int:
+        """Features a position: those of the first level."""
+        return net.channels[0]
+
+    def add_layers(self, x: Shape) -> Shape:
+        """Five encoder and four decoder levels of two units."""
+        channels, skips = self.net.channels, []
+        for level in range(UNET_LEVELS):
+            x = self.tally.pool(x, 2, self.masked) if level else x
+            x = self.unit(self.unit(x, channels[level]), channels[level])
+            skips.append(x)
+        skips.pop()
+        for out in (channels[3] // 2, channels[2] // 2, channels[1] // 2, channels[0]):
+            skip = skips.pop()
+            x = Shape(skip.channels + x.channels, skip.length)
+            x = self.unit(self.unit(x, out), out)
+        return x
+
+
+class DeepSEACosts(Costs):
+    """Of `models.backbones.DeepSEA`."""
+
+    hidden = 925
+
+    @staticmethod
+    def out_length(net: NetShape, length_bp: int) -> int:
+        """Feature positions, after both poolings by four."""
+        return math.ceil(math.ceil(length_bp / 4) / 4)
+
+    def add_layers(self, x: Shape) -> Shape:
+        """Three convolutions, poolings between them."""
+        for layer, out in enumerate(self.net.channels):
+            x = self.tally.activate(self.convolve(x, out))
+            x = Shape(out, x.length) if self.masked else x
+            x = self.tally.pool(x, 4, self.masked) if layer < 2 else x
+            x = self.tally.drop(x, DEEPSEA_DROPOUT[layer])
+        return x
+
+
+class OrcaCosts(Costs):
+    """Of `models.backbones.Orca`."""
+
+    @staticmethod
+    def out_channels(net: NetShape) -> int:
+        """Features a position: those of the input."""
+        return net.in_channels
+
+    def add_layers(self, x: Shape) -> Shape:
+        """None."""
+        return x
 
 
 def count_arm(settings: Settings, task: Task, rows: Rows, precision: str) -> tuple[OneCycleSettings, Counted]:

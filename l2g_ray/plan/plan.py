@@ -27,7 +27,7 @@ from l2g_ray.plan.costs import Counted, read_known
 from l2g_ray.plan.encoder import LanguageModelShape, count_language_model, count_vocabulary, measure_shape
 from l2g_ray.plan.network import Mixture, NetShape, count_net, count_predictor
 from l2g_ray.plan.rows import Rows
-from l2g_ray.stages.registry import find_shown
+from l2g_ray.stages.registry import STAGES, find_shown, show_stage
 from l2g_ray.tasks.schema import Task
 
 _LAYERS_BY_COST = ("all", "top_half", "lora", "norms", "none")
@@ -54,7 +54,7 @@ def plan_task(
     rows : counted or assumed. shape : of the language model. precision : 'fp32' or 'bf16', as the run will train.
     found : of a finished run, whose plan has no candidates left.
     """
-    sizer = _Sizer(task, settings, rows, shape, precision, on_gpu)
+    sizer = Sizer(task, settings, rows, shape, precision, on_gpu)
     likely = [sizer.amounts(v) for v in _variants(settings, found, costliest=False)]
     costly = [sizer.amounts(v) for v in _variants(settings, found, costliest=True)]
     stages = tuple(
@@ -74,7 +74,7 @@ def plan_task(
 
 
 @dataclass(frozen=True)
-class _Variant:
+class Variant:
     """One way in which the run may go."""
 
     backbone: str
@@ -84,7 +84,7 @@ class _Variant:
     trial_epochs: float
 
 
-def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[_Variant]:
+def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[Variant]:
     search, stage = settings.search, settings.finetune
     kernels = sorted(search.kernel_sizes)
     kernel = kernels[-1] if costliest else kernels[len(kernels) // 2]
@@ -102,7 +102,7 @@ def _variants(settings: Settings, found: Found | None, costliest: bool) -> list[
         epochs = expected_epochs(
             stage.trials, stage.epochs, stage.grace_epochs, stage.reduction_factor, stage.parallel_trials
         )
-    return [_Variant(b, a, which, size, epochs) for b, a in shapes for which in layers for size in sizes]
+    return [Variant(b, a, which, size, epochs) for b, a in shapes for which in layers for size in sizes]
 
 
 def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amount:
@@ -127,8 +127,8 @@ def _largest(amounts: list[Amount]) -> Amount:
     return Amount(**{f.name: max(getattr(a, f.name) for a in amounts) for f in fields(Amount)})
 
 
-class _Sizer:
-    """Amounts of every stage, for one variant at a time."""
+class Sizer:
+    """Amounts of every stage, for one variant at a time, by the `count_...` that the stage's entry in the registry names."""
 
     def __init__(
         self, task: Task, settings: Settings, rows: Rows, shape: LanguageModelShape, precision: str, on_gpu: bool
@@ -143,63 +143,78 @@ class _Sizer:
             if ARMS[arm].count
         }
 
-    def amounts(self, v: _Variant) -> dict[str, Amount]:
-        """The stages that run, in their order; a stage with nothing to do has no trials."""
-        s, search = self.settings, self.settings.search
-        amounts = {"pretrain": self._pretrain()} if s.pretrain.enabled else {}
-        amounts["reference"] = self._reference()
-        net = self._net(v.backbone, v.architecture, s.align.dropout)
-        embeds = any(ARMS[arm].embeds for arm in s.arms)
-        if embeds:
-            amounts["select"] = self._select()
-        if embeds and search.enabled:
-            amounts["search"] = self._search(v.backbone)
-        if "l2g" in s.arms:
-            amounts |= self._align(net)
-        if "embedder_only" in s.arms:
-            alone = s.embedder_only
-            net_alone = self._net(v.backbone, v.architecture, alone.dropout)
-            epochs = alone.count_epochs(self._fold_rows()[0])
-            one = self._train_members(net_alone, alone.optim, self.members, epochs, alone.batch_size)
-            amounts["embedder_only"] = replace(one, disk_bytes=float(self.members * net.model_bytes))
-        for arm, (schedule, model) in self.counted_arms.items():
-            epochs = schedule.count_epochs(self._fold_rows()[0])
-            one = self._train_members(model, schedule.optim, self.members, epochs, schedule.batch_size)
-            amounts[arm] = replace(one, disk_bytes=float(self.members * model.model_bytes))
-        if "l2g" in s.arms:
-            amounts |= self._language_model_stages(v)
-        return amounts | {"evaluate": self._evaluate(v, net)}
+    def amounts(self, v: Variant) -> dict[str, Amount]:
+        """The stages that run, in the registry's order."""
+        found: dict[str, Amount] = {}
+        for stage in STAGES.values():
+            if stage.count:
+                found |= resolve_name(stage.count)(self, v, stage.name)
+        return found
 
-    def _align(self, net: Counted) -> dict[str, Amount]:
+    def count_embedder_arm(self, v: Variant, name: str) -> dict[str, Amount]:
+        """An arm that is the embedder alone, by the section of the settings that has the arm's name."""
+        if name not in self.settings.arms:
+            return {}
+        stage = getattr(self.settings, name)
+        net, epochs = self._net(v.backbone, v.architecture, stage.dropout), stage.count_epochs(self._fold_rows()[0])
+        return {name: self._train_arm(net, stage.optim, epochs, stage.batch_size)}
+
+    def count_arms(self, v: Variant, name: str) -> dict[str, Amount]:
+        """The arms that train by gradients, and are baselines too."""
+        n_rows = self._fold_rows()[0]
+        return {
+            arm: self._train_arm(model, schedule.optim, schedule.count_epochs(n_rows), schedule.batch_size)
+            for arm, (schedule, model) in self.counted_arms.items()
+        }
+
+    def _train_arm(self, model: Counted, optim: OptimSettings, epochs: int, batch_size: int) -> Amount:
+        one = self._train_members(model, optim, self.members, epochs, batch_size)
+        return replace(one, disk_bytes=float(self.members * model.model_bytes))
+
+    def _shared_epochs(self) -> int:
+        """Epochs of the warm-up, which the alignments of all alphas have in common."""
+        align = self.settings.align
+        return align.task_only_epochs if 0 < align.task_only_epochs < align.epochs else 0
+
+    def count_warmup(self, v: Variant, name: str) -> dict[str, Amount]:
+        """The epochs that the runs of all alphas share."""
+        align, shared = self.settings.align, self._shared_epochs()
+        if "l2g" not in self.settings.arms or not shared:
+            return {}
+        net = self._net(v.backbone, v.architecture, align.dropout)
+        warm = self._train(net, align.optim, 1, shared, align.batch_size, group_size(align))
+        kept = net.model_bytes + net.optimizer_bytes(align.optim.optimizer, align.optim.momentum)
+        return {name: replace(warm, disk_bytes=float(kept))}
+
+    def count_align(self, v: Variant, name: str) -> dict[str, Amount]:
         """Every alpha once on the given split, then the winner's for every seed and fold."""
         align, group = self.settings.align, group_size(self.settings.align)
-        shared = align.task_only_epochs if 0 < align.task_only_epochs < align.epochs else 0
-        amounts = {}
-        if shared:
-            warm = self._train(net, align.optim, 1, shared, align.batch_size, group)
-            kept = net.model_bytes + net.optimizer_bytes(align.optim.optimizer, align.optim.momentum)
-            amounts["warmup"] = replace(warm, disk_bytes=float(kept))
-        jobs = len(align.alphas)
-        first = self._train(net, align.optim, jobs, jobs * (align.epochs - shared), align.batch_size, group)
+        if "l2g" not in self.settings.arms:
+            return {}
+        net, jobs = self._net(v.backbone, v.architecture, align.dropout), len(align.alphas)
+        epochs = jobs * (align.epochs - self._shared_epochs())
+        one = self._train(net, align.optim, jobs, epochs, align.batch_size, group)
         # Without folds the first seed's is one of those.
         again = self.members - (0 if self.settings.folds else 1)
-        one = first
         if again:
             one = add_amounts(
-                [first, self._train_members(net, align.optim, again, align.epochs, align.batch_size, group)]
+                [one, self._train_members(net, align.optim, again, align.epochs, align.batch_size, group)]
             )
-        return amounts | {"align": replace(one, disk_bytes=float((jobs + again) * net.model_bytes))}
+        return {name: replace(one, disk_bytes=float((jobs + again) * net.model_bytes))}
 
-    def model_bytes(self, v: _Variant) -> float:
+    def model_bytes(self, v: Variant) -> float:
         """Weights of the L2G model and of the embedder alone."""
         return self._whole(v).model_bytes + self._net(v.backbone, v.architecture, 0.0).model_bytes
 
-    def _reference(self) -> Amount:
-        # The embedding layer looks tokens up: no product, nothing for the encoder.
-        return Amount(trials=1, disk_bytes=4.0 * self.width * (9 * self.settings.align.per_class + 2))
+    def count_reference(self, v: Variant, name: str) -> dict[str, Amount]:
+        """The text: the embedding layer looks tokens up, so no product, and nothing for the encoder."""
+        return {name: Amount(trials=1, disk_bytes=4.0 * self.width * (9 * self.settings.align.per_class + 2))}
 
-    def _pretrain(self) -> Amount:
+    def count_pretrain(self, v: Variant, name: str) -> dict[str, Amount]:
+        """Continued pre-training of the language model, where it is asked for."""
         stage, layers = self.settings.pretrain, self.settings.model.language_model_layers
+        if not stage.enabled:
+            return {}
         tokens = max(1, round(min(self.rows.mean_bp, stage.window_bp) / _BASES_A_TOKEN))
         tokens = min(tokens, measure_shape(self.shape)[1])
         options = {"positions": "lm", "layers": layers, "masked": True, "precision": self.precision}
@@ -207,20 +222,27 @@ class _Sizer:
         model = model + count_vocabulary(self.shape, tokens)
         amount = self._train(model, stage.optim, 1, stage.epochs, stage.batch_size)
         seen = stage.epochs * self.rows.train * tokens
-        return replace(amount, tokens=float(seen), disk_bytes=float(model.model_bytes))
+        return {name: replace(amount, tokens=float(seen), disk_bytes=float(model.model_bytes))}
 
-    def _select(self) -> Amount:
+    def _embeds(self) -> bool:
+        return any(ARMS[arm].embeds for arm in self.settings.arms)
+
+    def count_select(self, v: Variant, name: str) -> dict[str, Amount]:
+        """All candidates, where there is something to choose."""
         stage = self.settings.select
         candidates = list_candidates(stage)
-        if len(candidates) == 1:  # nothing to choose
-            return Amount()
+        if not self._embeds() or len(candidates) == 1:
+            return {}
         nets = [self._net(c.backbone, tuple(c.architecture), stage.dropout) for c in candidates]
-        return add_amounts(self._train(net, stage.optim, 1, stage.epochs, stage.batch_size) for net in nets)
+        return {name: add_amounts(self._train(net, stage.optim, 1, stage.epochs, stage.batch_size) for net in nets)}
 
-    def _search(self, backbone: str) -> Amount:
+    def count_search(self, v: Variant, name: str) -> dict[str, Amount]:
+        """DASH on a share of the training rows."""
         stage = self.settings.search
+        if not self._embeds() or not stage.enabled:
+            return {}
         net = count_net(
-            self._shape_of(backbone, (), 0.0),
+            self._shape_of(v.backbone, (), 0.0),
             self.rows.length_bp,
             mixture=Mixture(tuple(stage.kernel_sizes), tuple(stage.dilations), stage.separable),
             masked=self.rows.is_padded,
@@ -228,40 +250,46 @@ class _Sizer:
         )
         batches = batches_per_epoch(stage, self.rows.train)
         seen = min(self.rows.train, batches * stage.batch_size)
-        return self._train(net, stage.optim, 1, stage.epochs, stage.batch_size, n_rows=seen)
+        return {name: self._train(net, stage.optim, 1, stage.epochs, stage.batch_size, n_rows=seen)}
 
-    def _language_model_stages(self, v: _Variant) -> dict[str, Amount]:
-        stage = self.settings.finetune
-        whole, tokens = self._whole(v), self._n_tokens(v)
-        largest = max(stage.batch_size)
+    def count_trials(self, v: Variant, name: str) -> dict[str, Amount]:
+        """Fine-tuning's search."""
+        if "l2g" not in self.settings.arms:
+            return {}
+        stage, largest = self.settings.finetune, max(self.settings.finetune.batch_size)
+        amount = self._train(
+            self._whole(v), stage.optim, stage.trials, v.trial_epochs, v.batch_size, memory_rows=largest
+        )
+        seen = v.trial_epochs * (self.rows.train + self.rows.valid)
+        return {show_stage(name): replace(amount, tokens=seen * self._n_tokens(v))}
 
-        def train(jobs: int, epochs: float) -> Amount:
-            amount = self._train(whole, stage.optim, jobs, epochs, v.batch_size, memory_rows=largest)
-            return replace(amount, tokens=epochs * (self.rows.train + self.rows.valid) * tokens)
-
+    def count_refit(self, v: Variant, name: str) -> dict[str, Amount]:
+        """The winner's models for every seed and fold."""
+        if "l2g" not in self.settings.arms:
+            return {}
+        stage, whole, largest = self.settings.finetune, self._whole(v), max(self.settings.finetune.batch_size)
         refit = self._train_members(whole, stage.optim, self.members, stage.epochs, v.batch_size, memory_rows=largest)
-        seen = sum(self._fold_rows())
-        refit = replace(refit, tokens=float(self.members * stage.epochs * seen * tokens))
-        return {
-            "trials": train(stage.trials, v.trial_epochs),
-            "refit": replace(refit, disk_bytes=float(self.members * whole.model_bytes)),
-        }
+        tokens = float(self.members * stage.epochs * sum(self._fold_rows()) * self._n_tokens(v))
+        return {name: replace(refit, tokens=tokens, disk_bytes=float(self.members * whole.model_bytes))}
 
-    def _evaluate(self, v: _Variant, net: Counted) -> Amount:
+    def count_evaluate(self, v: Variant, name: str) -> dict[str, Amount]:
+        """Every arm's models on the test split."""
         s = self.settings
         both = average_strands(s, self.task)
         passes = (3 if both else 1) * self.members
         n_values = self.task.n_outputs * (2 if both else 1)
-        models = [net] * ("embedder_only" in s.arms) + [self._whole(v)] * ("l2g" in s.arms)
+        alone = self._net(v.backbone, v.architecture, s.align.dropout)
+        models = [alone] * ("embedder_only" in s.arms) + [self._whole(v)] * ("l2g" in s.arms)
         models += [model for _, model in self.counted_arms.values()]
         tokens = self._n_tokens(v) if "l2g" in s.arms else 0
-        return Amount(
+        one = Amount(
             trials=1,
             tokens=float(passes * self.rows.test * tokens),
             flops=passes * self.rows.test * sum(model.forward_flops for model in models),
             memory_bytes=float(max((model.model_bytes for model in models), default=0)),
             disk_bytes=float((len(s.arms) + 1) * s.seeds * self.rows.test * (12 + 4 * n_values)),
         )
+        return {name: one}
 
     def _fold_rows(self) -> tuple[int, int]:
         """Rows that a model of an arm is trained on, and those that it predicts."""
@@ -341,7 +369,7 @@ class _Sizer:
             full_tokens=backbone == "resnet" and model.resnet_tokens == "full",
             pool=model.resnet_pool,
             causal=model.causal,
-            dropout=dropout if backbone == "resnet" else 0.0,
+            dropout=dropout,
             predictor_reads=model.predictor_reads,
             pooling=model.find_pooling(self.task.strand_specific),
         )
@@ -354,7 +382,7 @@ class _Sizer:
             precision=self.precision,
         )
 
-    def _whole(self, v: _Variant) -> Counted:
+    def _whole(self, v: Variant) -> Counted:
         model = self.settings.model
         net = self._net(v.backbone, v.architecture, 0.0)
         shape = self._shape_of(v.backbone, v.architecture, 0.0)
@@ -374,6 +402,6 @@ class _Sizer:
         )
         return net + encoder + head
 
-    def _n_tokens(self, v: _Variant) -> int:
+    def _n_tokens(self, v: Variant) -> int:
         """Tokens of a row of mean length."""
         return self._shape_of(v.backbone, v.architecture, 0.0).n_tokens(self.rows.length_bp)

@@ -193,13 +193,15 @@ def _draw_overview(
     ]
     standings = suite_figures.gather_standings(board, parameters)
     tasks, complete = suite_figures.common_tasks(standings)
+    lower = [row["task"] for row in board["tasks"] if not find_metric(row["metric"]).higher_is_better]
+    left_out = f" Left out, since lower is better: {', '.join(lower)}." if lower else ""
     open_marks = " Hollow: at least one score is of other data, another split or another protocol."
     if any(standing.model not in suite_figures.OWN for standing in complete):
         figure = suite_figures.plot_mean_scores(complete, tasks)
         caption = (
             f"Mean score over {', '.join(tasks)} by model and size; models with a score for each of them.{open_marks} "
             "Sizes are parameters, where a model's name tells them; the amount of DNA seen in pre-training is not in the "
-            "published tables that ship here (L2G: none)."
+            f"published tables that ship here (L2G: none).{left_out}"
         )
         pictures.append(_Picture("mean-scores", figure, caption, tables.tabulate_means(complete, tasks)))
     types = {row["task"]: _group(row, details) for row in board["tasks"] if find_metric(row["metric"]).higher_is_better}
@@ -207,12 +209,12 @@ def _draw_overview(
         types = {task: group or "other" for task, group in types.items()}
         figure = suite_figures.plot_task_types(standings, types)
         table = tables.tabulate_types(standings, types)
-        pictures.append(_Picture("task-types", figure, f"Mean score by type of task.{open_marks}", table))
+        pictures.append(_Picture("task-types", figure, f"Mean score by type of task.{open_marks}{left_out}", table))
     if len(tasks) > 2 and len(complete) > 1:
         figure = suite_figures.plot_profile(complete, tasks)
         caption = (
             "Performance profile: on which share of the tasks a model is within tau of the best score of all models; "
-            f"drawn are ours and the {suite_figures.MAX_LINES} published ones with the best means."
+            f"drawn are ours and the {suite_figures.MAX_LINES} published ones with the best means.{left_out}"
         )
         pictures.append(_Picture("profile", figure, caption, tables.tabulate_profile(complete, tasks)))
     return pictures

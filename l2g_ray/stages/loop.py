@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -153,7 +154,7 @@ def train(
         if math.isfinite(loss) and (is_last or not settings.keep_last):
             model.eval()
             with torch.no_grad():
-                row |= validate()
+                row |= {name: _to_plain(value) for name, value in validate().items()}
         row |= {"lr": optimizer.param_groups[0]["lr"], "wall_s": time.perf_counter() - wall}
         row["cpu_s"] = team.sum_number(time.process_time() - cpu, runtime.device)
         if state.micro_batches > 1:
@@ -173,6 +174,11 @@ def train(
             _save(runtime.state_path, state, model, optimizer)
         runtime.report(row)
     return TrainResult(state.best_state, state.best_epoch, state.best_score, state.history)
+
+
+def _to_plain(value: Any) -> Any:
+    """A numpy number as Python's: a state that holds one cannot be read back with `weights_only`."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_kept(settings: LoopSettings, state: _State, row: dict[str, Any]) -> bool:

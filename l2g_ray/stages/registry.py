@@ -1,6 +1,6 @@
 """The stages: what keys, plan, progress and Ray must know of each, without what computes it.
 
-A new stage is an entry here, a module with its function, and the place in `orchestrate.pipeline` where its jobs are made.
+A new stage is an entry here, a module with its function, and a line in `orchestrate.pipeline` that says when it runs.
 Kept free of torch and Ray: drivers and pipelines read it.
 """
 
@@ -29,6 +29,8 @@ class Stage:
     version : part of every key; raise it when a change of code changes the stage's results.
     run : `module:function` of what computes it from a `stages.context.Context` and the job's arguments; empty where the
         pipeline makes the result from those of another stage.
+    count : `module:function` of what a plan counts: (`plan.plan.Sizer`, `plan.plan.Variant`, the stage's name) to amounts by
+        the names that are shown, none where it does not run. Empty: it takes next to nothing.
     tuned : its jobs are trials of Ray Tune, but for those of a fold, which choose nothing; otherwise they are Ray tasks.
     teamed : with several workers a trial, all of them train one model; otherwise one process does.
     beside : only `evaluate` waits for it, so it runs at the same time as other stages.
@@ -41,6 +43,7 @@ class Stage:
     name: str
     version: int
     run: str = ""
+    count: str = ""
     tuned: bool = False
     teamed: bool = True
     beside: bool = False
@@ -54,22 +57,30 @@ class Stage:
         return pkgutil.resolve_name(self.run)  # type: ignore[no-any-return]
 
 
+_SIZER = "l2g_ray.plan.plan:Sizer"
+# In the order of a plan.
 _ALL = (
-    Stage("pretrain", 1, "l2g_ray.stages.pretrain:run", teamed=False),
-    Stage("reference", 2, "l2g_ray.stages.reference:run", teamed=False, pretrained=True),
-    Stage("select", 2, "l2g_ray.stages.select:run", tuned=True),
-    Stage("search", 2, "l2g_ray.stages.search:run", tuned=True),
-    Stage("warmup", 2, "l2g_ray.stages.align:run_warmup", tuned=True),
-    Stage("align", 2, "l2g_ray.stages.align:run", tuned=True),
-    Stage("embedder_only", 3, "l2g_ray.stages.embedder_only:run", beside=True, arm=True),
+    Stage("pretrain", 1, "l2g_ray.stages.pretrain:run", f"{_SIZER}.count_pretrain", teamed=False),
+    Stage("reference", 2, "l2g_ray.stages.reference:run", f"{_SIZER}.count_reference", teamed=False, pretrained=True),
+    Stage("select", 2, "l2g_ray.stages.select:run", f"{_SIZER}.count_select", tuned=True),
+    Stage("search", 2, "l2g_ray.stages.search:run", f"{_SIZER}.count_search", tuned=True),
+    Stage("warmup", 2, "l2g_ray.stages.align:run_warmup", f"{_SIZER}.count_warmup", tuned=True),
+    Stage("align", 2, "l2g_ray.stages.align:run", f"{_SIZER}.count_align", tuned=True),
     Stage(
-        "trial", 2, "l2g_ray.stages.finetune:run_trial", tuned=True, pretrained=True, kind="finetune", shown="trials"
+        "embedder_only", 3, "l2g_ray.stages.embedder_only:run", f"{_SIZER}.count_embedder_arm", beside=True, arm=True
     ),
-    Stage("finetune", 2, shown="trials"),  # the search as a whole: all its trials
-    Stage("refit", 2, "l2g_ray.stages.finetune:run_refit", arm=True, pretrained=True, kind="finetune"),
-    Stage("baseline", 4, "l2g_ray.stages.baseline:run", teamed=False, beside=True, arm=True),
-    Stage("evaluate", 3, "l2g_ray.stages.evaluate:run", teamed=False),
-)
+    Stage("baseline", 4, "l2g_ray.stages.baseline:run", f"{_SIZER}.count_arms", teamed=False, beside=True, arm=True),
+    Stage(
+        "trial", 2, "l2g_ray.stages.finetune:run_trial", f"{_SIZER}.count_trials", tuned=True, pretrained=True,
+        kind="finetune", shown="trials",
+    ),
+    Stage("finetune", 2, shown="trials"),  # the search as a whole: what its trials take
+    Stage(
+        "refit", 2, "l2g_ray.stages.finetune:run_refit", f"{_SIZER}.count_refit", arm=True, pretrained=True,
+        kind="finetune",
+    ),
+    Stage("evaluate", 3, "l2g_ray.stages.evaluate:run", f"{_SIZER}.count_evaluate", teamed=False),
+)  # fmt: skip
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 
 
