@@ -94,10 +94,8 @@ def test_workers_of_this_ray_import_from_no_folder_of_the_driver() -> None:
 
 
 def test_this_ray_takes_a_session_folder() -> None:
-    options: dict[str, object] = {}
-    ray_private.set_session_folder(options, "/somewhere")
-    missing = set(options) - set(inspect.signature(ray.init).parameters)
-    hint = f"ray {ray.__version__}: ray.init has no {missing}; see ray_private.set_session_folder"
+    missing = set(ray_private.place_sessions("/somewhere")) - set(inspect.signature(ray.init).parameters)
+    hint = f"ray {ray.__version__}: ray.init has no {missing}; see ray_private.place_sessions"
     taken = inspect.getsource(inspect.unwrap(ray.init))
     assert all(f'"{name}"' in taken for name in missing), hint
 

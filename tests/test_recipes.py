@@ -19,7 +19,7 @@ from test_plan_counts import compare
 from toys import make_pipeline, make_task, tiny_config, tiny_reference, tiny_settings, toy_data
 
 from l2g_ray.config import BACKBONES, Backbone, ModelSettings, Settings
-from l2g_ray.counts import default_architecture, find_channels
+from l2g_ray.counts import Candidate, default_architecture, find_channels
 from l2g_ray.data.folds import Fold
 from l2g_ray.errors import UserError
 from l2g_ray.explain.rules import apply_rules
@@ -158,7 +158,7 @@ class WiderSettings(Settings):
 @pytest.mark.usefixtures("plain")
 def test_widths_of_a_new_backbone_are_in_the_keys_of_its_own_embedders_alone() -> None:
     def list_keys(settings: Settings, backbone: str) -> list[str]:
-        pipeline, shape = make_pipeline(settings), {"backbone": backbone, "architecture": [[3, 1]]}
+        pipeline, shape = make_pipeline(settings), Candidate(backbone, backbone, [(3, 1)])
         warmup, fold = pipeline._warmup(shape, 0), Fold(0, 0, 0)
         jobs = [warmup, pipeline._align(shape, 1.0, 0), pipeline._embedder_only(shape, 0, fold)]
         return [job.key for job in jobs]

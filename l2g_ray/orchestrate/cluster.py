@@ -19,7 +19,7 @@ from typing import Any
 from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import Epoch, Failure, News
 from l2g_ray.monitor.status import TaskStatus
-from l2g_ray.orchestrate.ray_private import make_job_config, set_session_folder
+from l2g_ray.orchestrate.ray_private import make_job_config, place_sessions
 from l2g_ray.tasks.metrics import find_metric, name_stage_metric
 
 # Longest path of a socket in Linux (sockaddr_un, without the final zero), and Ray's names below its temporary folder.
@@ -149,7 +149,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
         # No runtime_env: processes of this machine inherit the environment, and each starts in one step instead of two.
         cores = num_cpus or os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
-        set_session_folder(options, find_session_folder())
+        options |= place_sessions(find_session_folder())
         # A process a Train run that looks whether machines are about to be taken away; this one is not.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:

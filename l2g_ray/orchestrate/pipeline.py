@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from math import log
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from l2g_ray.arms import ARMS
 from l2g_ray.config import BACKBONES, Settings
@@ -22,6 +22,9 @@ from l2g_ray.orchestrate.tasks import find_runner, run_jobs
 from l2g_ray.plan.spent import Spent, list_spent
 from l2g_ray.store.guard import persist
 from l2g_ray.store.results import Job, StageResult, make_key
+
+if TYPE_CHECKING:
+    from hyperopt.pyll import Apply
 
 T = TypeVar("T")
 
@@ -73,11 +76,6 @@ class TaskOutcome:
     pretrained: StageResult | None = None
 
 
-def used_finetune(dumped: dict[str, Any]) -> dict[str, Any]:
-    """Fine-tuning's settings without LoRA's where no trial uses it, so that keys without it do not depend on them."""
-    return {k: v for k, v in dumped.items() if k not in LORA_SETTINGS or "lora" in dumped["train_layers"]}
-
-
 class Pipeline:
     """Builds each stage's jobs from what the stage before found, with the keys that make results reusable."""
 
@@ -108,6 +106,8 @@ class Pipeline:
             "precision": place.site.precision,
             "threads": place.slots.cpus,
         }
+        if "lora" not in settings.finetune.train_layers:  # keys without it do not depend on it
+            dumped["finetune"] = {k: v for k, v in dumped["finetune"].items() if k not in LORA_SETTINGS}
         self.dumped = dumped
         later = [name for name in BACKBONES if name not in FIRST_BACKBONES]
         self.widths = {name: dumped["model"].pop(f"{name}_channels", None) for name in later}
@@ -235,7 +235,7 @@ class Pipeline:
         inputs = {"warmup": str(warm.folder)} if warm else {}
         return Job(stage, label, _to_args(shape) | args, inputs, parts | self._own_widths(shape.backbone))
 
-    def _own_widths(self, backbone: str) -> dict[str, Any]:
+    def _own_widths(self, backbone: str) -> dict[str, list[int]]:
         return {"channels": self.widths[backbone]} if self.widths.get(backbone) else {}
 
     def _select(self) -> tuple[Candidate, dict[str, float]]:
@@ -301,7 +301,7 @@ class Pipeline:
     def _finetune_parts(self, inputs: dict[str, StageResult]) -> dict[str, Any]:
         # The language model's name is in the reference's key.
         parts = self._parts("model", **{name: r.key for name, r in inputs.items()}) | {"reference": self.reference.key}
-        stage = used_finetune(self.dumped["finetune"])
+        stage = self.dumped["finetune"]
         names = ("epochs", "lr_predictor", "optim", *LORA_SETTINGS)
         if self.pretrained is not None:  # not always in the reference's key (`align.reference_weights`)
             parts |= {"pretrain": self.pretrained.key}
@@ -311,7 +311,7 @@ class Pipeline:
         stage, seed = self.settings.finetune, self.seeds[0]
         folders = {name: str(r.folder) for name, r in inputs.items()}
         base = Job("trial", "trial", {"seed": seed}, folders, self._finetune_parts(inputs))
-        key = make_key("finetune", base.parts | {"search": used_finetune(self.dumped["finetune"]), "seed": seed})
+        key = make_key("finetune", base.parts | {"search": self.dumped["finetune"], "seed": seed})
         found = self.place.store.find("finetune", key)
         cached = found is not None
         if found is None:
@@ -349,7 +349,7 @@ class Pipeline:
         values = {"trials": [trial.to_json() for trial in trials], "history": []}
         return self.place.store.commit("finetune", key, values)
 
-    def _space(self) -> dict[str, Any]:
+    def _space(self) -> dict[str, Apply]:
         from hyperopt import hp
 
         stage = self.settings.finetune
@@ -424,7 +424,7 @@ class Pipeline:
         return cost
 
 
-def _to_args(shape: Candidate) -> dict[str, Any]:
+def _to_args(shape: Candidate) -> dict[str, str | list[list[int]]]:
     return {"backbone": shape.backbone, "architecture": [list(pair) for pair in shape.architecture]}
 
 

@@ -35,13 +35,13 @@ def find_dashboard(ray: Any) -> str:
     return f"http://{url}" if url else ""
 
 
-def set_session_folder(options: dict[str, Any], folder: str) -> None:
-    """Put the folder of a local Ray's sessions into the options of `ray.init`.
+def place_sessions(folder: str) -> dict[str, str]:
+    """Options of `ray.init` that put the sessions of a local Ray into a folder.
 
     RAY_TMPDIR names the folder above, which is too long where a short link stands for it. `temp_dir` without the underscore
     would replace this.
     """
-    options["_temp_dir"] = folder
+    return {"_temp_dir": folder}
 
 
 def keep_secrets_from_trials() -> None:

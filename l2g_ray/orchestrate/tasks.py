@@ -77,8 +77,8 @@ def run_jobs_warm(
     return errors
 
 
-def _ask(runner: str, slots: Slots) -> dict[str, Any]:
-    options: dict[str, Any] = {"max_retries": 0, "max_calls": JOBS_PER_PROCESS}
+def _ask(runner: str, slots: Slots) -> dict[str, float]:
+    options: dict[str, float] = {"max_retries": 0, "max_calls": JOBS_PER_PROCESS}
     if runner == "train":  # its workers ask for the slot
         return options | {"num_cpus": 0}
     options |= {"num_cpus": slots.cpus, "num_gpus": slots.gpus}

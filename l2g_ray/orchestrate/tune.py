@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune import Callback
@@ -27,13 +27,16 @@ from l2g_ray.orchestrate.spec import HyperParameters, SearchTrial, TuneReport
 from l2g_ray.orchestrate.train import draw_job, make_search_trainable, make_trainable
 from l2g_ray.store.results import Job
 
+if TYPE_CHECKING:
+    from hyperopt.pyll import Apply
+
 WORST_SCORE = -1e6  # stands for -inf, which HyperOpt's density estimate cannot take
 
 
 class OrderedSearch(Searcher):
     """HyperOpt that is told of trial results in trial order, `in_flight` trials late."""
 
-    def __init__(self, space: dict[str, Any], in_flight: int, initial_random: int, seed: int) -> None:
+    def __init__(self, space: dict[str, Apply], in_flight: int, initial_random: int, seed: int) -> None:
         from ray.tune.search.hyperopt import HyperOptSearch
 
         super().__init__(metric="best_score", mode="max")
@@ -194,7 +197,7 @@ def run_trials(place: Place, stage: str, jobs: list[Job], runner: str) -> list[E
 
 
 def run_search(
-    place: Place, settings: FinetuneSettings, base: Job, space: dict[str, Any], seed: int, runner: str
+    place: Place, settings: FinetuneSettings, base: Job, space: dict[str, Apply], seed: int, runner: str
 ) -> list[SearchTrial]:
     """ASHA over `space`; `base.args['trial']` is replaced by each drawn config. Returns the trials in order.
 

@@ -211,7 +211,7 @@ class _Bench:
         self.say(f"{kind} scaling: {workers} worker{'s' if workers > 1 else ''}, {rows} rows, batch {batch_size}")
         job, site = self._job(f"{kind}-{workers}", rows, batch_size, seed=0)
         begun = time.perf_counter()
-        history = self._run([job], site, Slots(1, 1, self.gpus, workers), "train")[0]["history"]
+        history = self._run([job], site, Slots(1, 1, self.gpus, workers), "train")[0].values["history"]
         wall_s = time.perf_counter() - begun
         epochs_s = [row["train_s"] for row in history[1:]]
         seen = rows - 1 if rows % batch_size == 1 else rows
@@ -238,12 +238,12 @@ class _Bench:
         wall_s = time.perf_counter() - begun
         return TrialsRun(slots, request.trials, wall_s, 60 * request.trials / wall_s)
 
-    def _run(self, jobs: list[Job], site: Site, slots: Slots, runner: str) -> list[dict[str, Any]]:
+    def _run(self, jobs: list[Job], site: Site, slots: Slots, runner: str) -> list[StageResult]:
         from l2g_ray.orchestrate.place import Place
         from l2g_ray.orchestrate.tasks import run_jobs
 
         place = Place(site, site.open_store(), slots, self.board, lambda event: None)
-        return [result.values for result in run_jobs(place, jobs[0].parts["scale"], jobs, runner)]
+        return run_jobs(place, jobs[0].parts["scale"], jobs, runner)
 
     def _job(self, kind: str, rows: int, batch_size: int, seed: int) -> tuple[Job, Site]:
         """A refit in a store of its own, so that no measurement finds another's result."""
