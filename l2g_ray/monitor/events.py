@@ -122,7 +122,7 @@ class Failure(_OfTrial):
     stopped: str = "failed"
 
 
-# What reaches MLflow and `events.jsonl`, what people are told, and all that is put on the board.
+# `Recorded` reaches MLflow and `events.jsonl`, `News` the progress table and the status, `Event` the board.
 Recorded = Epoch | End | Winner | Failure
 News = Note | StageBegan | StageDone | Recorded
 Event = News | SlotTimes
