@@ -26,7 +26,7 @@ from l2g_ray.data.sources.official import find_folder, find_raw
 from l2g_ray.models.mixed_conv import OperationSet
 from l2g_ray.orchestrate.jobs import load_data
 from l2g_ray.presets import resolve
-from l2g_ray.stages.common import Reference, TaskData, make_embedder_config
+from l2g_ray.stages.context import Reference, TaskData, make_embedder_config
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.search import search_architecture

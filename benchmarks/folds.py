@@ -20,17 +20,17 @@ from benchmarks.measure import Kept, Options
 from l2g_ray.config import Settings
 from l2g_ray.counts import average_strands
 from l2g_ray.data.batches import InMemorySource
-from l2g_ray.data.folds import assign_folds
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.sources.official import find_folder, find_raw
+from l2g_ray.data.splits import assign_folds
 from l2g_ray.models.ensemble import to_predictions
 from l2g_ray.orchestrate.jobs import load_data
 from l2g_ray.presets import resolve
 from l2g_ray.stages.baseline import fit_baseline
 from l2g_ray.stages.cnn import build_cnn, train_cnn
-from l2g_ray.stages.common import TaskData, predict_source
+from l2g_ray.stages.context import TaskData, predict_source
+from l2g_ray.stages.evaluate import Stacker
 from l2g_ray.stages.loop import Runtime
-from l2g_ray.stages.stack import Stacker
 from l2g_ray.tasks.catalogue import find_tasks
 from l2g_ray.tasks.metrics import score
 

@@ -320,7 +320,7 @@ def _train_in_loop(bench: Bench, name: str) -> None:
     import pyarrow as pa
 
     from l2g_ray.data.batches import InMemorySource, iter_batches
-    from l2g_ray.stages.common import make_losses
+    from l2g_ray.stages.context import make_losses
     from l2g_ray.stages.loop import LoopSettings, Runtime, train
     from l2g_ray.tasks.schema import Task
 

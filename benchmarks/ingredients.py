@@ -19,7 +19,7 @@ from l2g_ray.counts import default_architecture
 from l2g_ray.data.sources.official import find_folder
 from l2g_ray.presets import resolve
 from l2g_ray.stages.cnn import train_cnn
-from l2g_ray.stages.common import TaskData, make_embedder_config
+from l2g_ray.stages.context import TaskData, make_embedder_config
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.tasks.catalogue import find_tasks

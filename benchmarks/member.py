@@ -18,7 +18,7 @@ import torch
 from benchmarks.measure import Options
 from l2g_ray.arms import ENSEMBLE, WITHOUT
 from l2g_ray.results.intervals import ArmScores, read_outputs
-from l2g_ray.stages.stack import Stacker
+from l2g_ray.stages.evaluate import Stacker
 from l2g_ray.tasks.catalogue import find_tasks
 from l2g_ray.tasks.schema import Task
 

@@ -68,12 +68,12 @@ def _trials(root: Path, language_model: Path, quick: bool) -> list[dict[str, Any
     from l2g_ray.monitor.events import Board
     from l2g_ray.orchestrate.cluster import Slots, connect
     from l2g_ray.orchestrate.jobs import load_data, run_job
+    from l2g_ray.orchestrate.memory import hold
     from l2g_ray.orchestrate.place import Place
-    from l2g_ray.orchestrate.residence import hold
     from l2g_ray.orchestrate.spec import JobSpec, Site
     from l2g_ray.orchestrate.tasks import run_jobs
     from l2g_ray.presets import resolve
-    from l2g_ray.stages.common import make_embedder_config, read_reference
+    from l2g_ray.stages.context import make_embedder_config, read_reference
     from l2g_ray.stages.embedder_only import train_embedder_only
     from l2g_ray.stages.loop import Runtime
     from l2g_ray.stages.select import train_backbone

@@ -73,7 +73,7 @@ def _train(prepared: Any, sources: dict[str, Any]) -> None:
 
     from l2g_ray.orchestrate.jobs import load_data
     from l2g_ray.presets import resolve
-    from l2g_ray.stages.common import Reference, make_embedder_config
+    from l2g_ray.stages.context import Reference, make_embedder_config
     from l2g_ray.stages.embedder_only import train_embedder_only
     from l2g_ray.stages.loop import Runtime
 

@@ -122,7 +122,7 @@ BASELINES: dict[str, ModelKind] = {
         "three convolutions, one cycle of the learning rate, averaged weights",
         "l2g_ray.stages.cnn:fit",
         count="l2g_ray.plan.network:count_arm",
-        net="l2g_ray.models.cnn:SmallCNN",
+        net="l2g_ray.models.baselines:SmallCNN",
         explained="gradients",
         trained=True,
         own=("cnn_steps",),
@@ -130,7 +130,7 @@ BASELINES: dict[str, ModelKind] = {
     "deepstarr": ModelKind(
         "the DeepSTARR CNN, trained as the embedder alone is",
         "l2g_ray.stages.deepstarr:fit",
-        net="l2g_ray.models.cnn:DeepSTARR",
+        net="l2g_ray.models.baselines:DeepSTARR",
         trained=True,
         key=_embedder_only_section,
     ),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from l2g_ray.explain.rows import find_prepared
+from l2g_ray.explain.request import find_prepared
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 DEMO = Path(__file__).parents[1] / "l2g_ray" / "data" / "demo"

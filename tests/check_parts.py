@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from l2g_ray.data.check import Part
-from l2g_ray.data.facts import measure_facts
+from l2g_ray.data.check.balance import Part
+from l2g_ray.data.spool import measure_facts
 from l2g_ray.tasks.catalogue import find_tasks, parse_task
 from l2g_ray.tasks.schema import Task
 

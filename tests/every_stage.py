@@ -13,11 +13,11 @@ from toys import make_data, make_task, plant, regression_table, tiny_config, tin
 
 from l2g_ray import counts
 from l2g_ray.config import OptimSettings, Settings
-from l2g_ray.models import cnn as cnn_model
+from l2g_ray.models import baselines as cnn_model
 from l2g_ray.models import embedder as embedder_model
 from l2g_ray.stages import cnn, loop, registry
 from l2g_ray.stages.align import train_aligned
-from l2g_ray.stages.common import TaskData, build_net
+from l2g_ray.stages.context import TaskData, build_net
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, finetune
 from l2g_ray.stages.loop import Runtime, TrainResult

@@ -11,8 +11,7 @@ from torch import nn
 from toys import make_task, plant
 
 from l2g_ray.arms import ENSEMBLE
-from l2g_ray.models.baselines import Baseline, BaselineConfig
-from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
+from l2g_ray.models.baselines import Baseline, BaselineConfig, SmallCNN, SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.ensemble import AverageModel, Combination, Ensemble
 from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model, save_model

@@ -18,7 +18,7 @@ from toys import make_data, make_task, plant, tiny_config, tiny_reference
 
 from l2g_ray.models.l2g import L2GModel
 from l2g_ray.stages import finetune as stage
-from l2g_ray.stages.common import build_net
+from l2g_ray.stages.context import build_net
 from l2g_ray.stages.loop import Runtime
 
 

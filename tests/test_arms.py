@@ -19,16 +19,16 @@ from toys import make_pipeline, make_task, tiny_config, tiny_reference, tiny_set
 from l2g_ray.errors import UserError
 from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.models.embedder import EmbedderNet
-from l2g_ray.models.reference import draw_gaussian, sample_sentences, shuffle_words
 from l2g_ray.presets import list_presets, resolve
 from l2g_ray.results.comparison import Compared
 from l2g_ray.results.intervals import PairedDifference, Summary
 from l2g_ray.results.rows import judge
 from l2g_ray.stages.align import train_aligned
-from l2g_ray.stages.common import build_net
+from l2g_ray.stages.context import build_net
 from l2g_ray.stages.distances import coral
 from l2g_ray.stages.finetune import FinetuneTrial, finetune
 from l2g_ray.stages.loop import Runtime
+from l2g_ray.stages.reference import draw_gaussian, sample_sentences, shuffle_words
 from l2g_ray.storage import Location
 from l2g_ray.store.results import StageResult, make_key
 from l2g_ray.studies.study import (

@@ -19,15 +19,14 @@ from transformers import EsmConfig, EsmModel, EsmTokenizer
 
 from l2g_ray.arms import BASELINES
 from l2g_ray.errors import UserError
-from l2g_ray.models.baselines import Baseline, BaselineConfig, Features
-from l2g_ray.models.cnn import DeepSTARR, DeepSTARRConfig
+from l2g_ray.models.baselines import Baseline, BaselineConfig, DeepSTARR, DeepSTARRConfig, Features
 from l2g_ray.models.ensemble import AverageModel, to_predictions
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.language_model import load_genomic_lm
 from l2g_ray.sequence import encode, reverse_complement
 from l2g_ray.stages import baseline
 from l2g_ray.stages.baseline import NotApplicable, fit_baseline, refuse_unfit
-from l2g_ray.stages.common import predict_source
+from l2g_ray.stages.context import predict_source
 from l2g_ray.stages.deepstarr import build_deepstarr, train_deepstarr
 from l2g_ray.stages.genomic_lm import LEARNING_RATES, tune_genomic_lm
 from l2g_ray.stages.loop import Runtime

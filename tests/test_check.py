@@ -17,7 +17,7 @@ from l2g_ray.data.check.balance import (
     measure_leak,
     measure_shift,
 )
-from l2g_ray.data.facts import _multipliers, find_overlap, join_facts, measure_facts
+from l2g_ray.data.spool import _multipliers, find_overlap, join_facts, measure_facts
 
 # ---- facts and overlaps ----------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ def test_slices_chunks_blocks_and_empty_rows_do_not_matter(monkeypatch: pytest.M
     whole = measure_facts(pa.array(texts, pa.string()))
     array = pa.array(["TT", *texts, "CC"], pa.large_string()).slice(1, len(texts))
     chunked = pa.chunked_array([array.slice(0, 7), array.slice(7)])
-    monkeypatch.setattr("l2g_ray.data.facts._LONGEST_BLOCK", 40)
+    monkeypatch.setattr("l2g_ray.data.spool._LONGEST_BLOCK", 40)
     joined = join_facts([measure_facts(array.slice(0, 5)), measure_facts(array.slice(5))])
     for other in (measure_facts(array), measure_facts(chunked), joined):
         for name in ("hash", "flipped", "length_bp", "gc"):

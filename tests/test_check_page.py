@@ -15,7 +15,8 @@ import pytest
 from check_parts import draw, make_part, make_task, needs_shared, plant, read_real
 from rich.console import Console
 
-from l2g_ray.data.check import Part, check_splits
+from l2g_ray.data.check.balance import Part
+from l2g_ray.data.check.splits import check_splits
 from l2g_ray.errors import UserError
 from l2g_ray.results.data_check import render_check, render_summary, write_check_page
 from l2g_ray.results.terminal import print_fitted

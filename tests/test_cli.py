@@ -22,7 +22,7 @@ from l2g_ray import predict
 from l2g_ray.models.l2g import save_model
 from l2g_ray.predict import load_predictor
 from l2g_ray.presets import resolve
-from l2g_ray.stages.common import build_net
+from l2g_ray.stages.context import build_net
 from l2g_ray.stages.finetune import build_model
 from l2g_ray.tasks.schema import Task, write_task_file
 

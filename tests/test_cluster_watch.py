@@ -10,8 +10,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from l2g_ray.errors import ClusterLost
-from l2g_ray.orchestrate import interrupts as cluster_watch
-from l2g_ray.orchestrate.interrupts import ClusterWatch
+from l2g_ray.orchestrate import cluster as cluster_watch
+from l2g_ray.orchestrate.cluster import ClusterWatch
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from toys import make_data, make_task, plant, tiny_settings
 
 from l2g_ray import counts
 from l2g_ray.config import OneCycleSettings
-from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
+from l2g_ray.models.baselines import SmallCNN, SmallCNNConfig
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.sequence import N_CODE
 from l2g_ray.stages.cnn import build_cnn, train_cnn
-from l2g_ray.stages.common import predict_source
+from l2g_ray.stages.context import predict_source
 from l2g_ray.stages.loop import Runtime, swap_weights, update_average
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -9,10 +9,9 @@ from genome_files import rows_of, write_genome
 from source_files import write_text
 
 from l2g_ray.data.raw import SourceOptions
-from l2g_ray.data.readers import read_table
+from l2g_ray.data.readers import open_vcf, read_table
 from l2g_ray.data.sources import open_source
 from l2g_ray.data.text import COMPRESSIONS
-from l2g_ray.data.vcf import open_vcf
 from l2g_ray.models.corpus import read_corpus
 
 TABLES = {

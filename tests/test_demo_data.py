@@ -11,10 +11,10 @@ import yaml
 
 import l2g_ray
 from l2g_ray.config import DataSettings
-from l2g_ray.data.facts import find_overlap, measure_facts
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources.files import open_folder
+from l2g_ray.data.spool import find_overlap, measure_facts
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.catalogue import find_tasks
 

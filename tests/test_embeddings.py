@@ -29,7 +29,7 @@ from l2g_ray.explain.embeddings import (
 from l2g_ray.models.l2g import load_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.run_folder import choose_member, find_arm
-from l2g_ray.stages.common import build_net, make_embedder_config
+from l2g_ray.stages.context import build_net, make_embedder_config
 
 
 def double_loop(values: np.ndarray, classes: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from toys import make_task
 from l2g_ray.orchestrate.reporting import count_parameters, read_details
 from l2g_ray.results import figures
 from l2g_ray.results.rows import describe_ensemble, describe_size, explain_used, list_arms
-from l2g_ray.tracking.notes import MAX_CHARS, describe_task, read_scores
+from l2g_ray.tracking.record import MAX_CHARS, describe_task, read_scores
 
 
 def test_the_picture_has_a_point_and_an_interval_an_arm() -> None:

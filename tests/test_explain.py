@@ -24,8 +24,7 @@ from l2g_ray.explain.attribution import (
     make_weights,
 )
 from l2g_ray.explain.rules import apply_rules, extra_rules, shuffle_dinucleotides
-from l2g_ray.models.baselines import Baseline, BaselineConfig
-from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
+from l2g_ray.models.baselines import Baseline, BaselineConfig, SmallCNN, SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.ensemble import AverageModel, MeanOutputs
 from l2g_ray.models.l2g import L2GConfig, L2GModel

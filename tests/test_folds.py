@@ -15,15 +15,14 @@ from toys import plant
 
 from l2g_ray.config import DataSettings
 from l2g_ray.data.batches import InMemorySource
-from l2g_ray.data.check import Part, find_families
-from l2g_ray.data.check.part import choose_k
-from l2g_ray.data.check.similar import THRESHOLD
+from l2g_ray.data.check.balance import Part, choose_k
+from l2g_ray.data.check.similar import THRESHOLD, find_families
 from l2g_ray.data.dataset import GROUPS, open_prepared
-from l2g_ray.data.facts import measure_facts
-from l2g_ray.data.folds import Fold, SelectedRows, assign_folds, find_groups, make_folds
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
+from l2g_ray.data.splits import Fold, SelectedRows, assign_folds, find_groups, make_folds
+from l2g_ray.data.spool import measure_facts
 from l2g_ray.errors import UserError
 
 

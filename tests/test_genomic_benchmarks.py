@@ -9,7 +9,7 @@ import pytest
 from official_files import OPTIONS, block_sizes, make_task, open_form, rows
 
 from l2g_ray.data.raw import SourceOptions
-from l2g_ray.data.sources import genomic_benchmarks
+from l2g_ray.data.sources import published as genomic_benchmarks
 from l2g_ray.data.sources.official import open_official
 from l2g_ray.errors import UserError
 from l2g_ray.tasks.catalogue import find_tasks

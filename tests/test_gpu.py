@@ -28,7 +28,7 @@ from l2g_ray.config import BACKBONES
 from l2g_ray.explain.attribution import ExplainedOutput, attribute, evaluate
 from l2g_ray.explain.embeddings import Point, embed
 from l2g_ray.explain.scores import score_sequences
-from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
+from l2g_ray.models.baselines import SmallCNN, SmallCNNConfig
 from l2g_ray.models.l2g import L2GModel, load_model
 from l2g_ray.predict import load_predictor
 from l2g_ray.sequence import encode

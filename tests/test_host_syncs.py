@@ -13,7 +13,7 @@ from every_stage import STAGES, make_rows, make_settings, run_stage, without_dro
 from host_syncs import HostSync, no_host_syncs
 
 from l2g_ray.models.layers import MaskedBatchNorm1d
-from l2g_ray.stages import common
+from l2g_ray.stages import context as common
 from l2g_ray.stages import optim as losses
 from l2g_ray.stages.deepstarr import train_deepstarr
 from l2g_ray.stages.loop import Runtime

@@ -23,10 +23,9 @@ from source_files import write_text
 
 from l2g_ray.data.dataset import ShardSource, read_shard
 from l2g_ray.data.genome import Genome
-from l2g_ray.data.readers import read_table
+from l2g_ray.data.readers import open_vcf, read_table
 from l2g_ray.data.sources.bed import read_intervals
 from l2g_ray.data.sources.deepsea import open_mat, open_npz
-from l2g_ray.data.vcf import open_vcf
 from l2g_ray.errors import UserError
 from l2g_ray.explain.databases import read_list, read_meme, read_sites
 from l2g_ray.models.corpus import read_corpus

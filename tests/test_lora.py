@@ -16,7 +16,7 @@ from l2g_ray.data.batches import iter_batches
 from l2g_ray.models.l2g import L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
 from l2g_ray.plan.encoder import count_language_model, read_shape
-from l2g_ray.stages.common import build_net, make_losses
+from l2g_ray.stages.context import build_net, make_losses
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.store.results import make_key
@@ -135,7 +135,7 @@ def test_a_trained_model_is_stored_as_any_other(tiny_lm: Path, tmp_path: Path) -
 
 
 def test_scores_are_those_of_the_merged_model(tiny_lm: Path) -> None:
-    from l2g_ray.stages.common import make_validate
+    from l2g_ray.stages.context import make_validate
 
     data, result = toy_data(), train(tiny_lm)
     model = make_model(tiny_lm)

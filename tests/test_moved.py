@@ -13,7 +13,7 @@ import pytest
 from commands import Cli
 from mlflow import MlflowClient
 
-from l2g_ray.cli.ui import find_store
+from l2g_ray.cli.server import find_store
 from l2g_ray.places import sqlite_uri
 from l2g_ray.tracking.store import COLUMNS
 

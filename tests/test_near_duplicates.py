@@ -17,7 +17,7 @@ from check_parts import (
     substitute,
 )
 
-from l2g_ray.data.check.part import choose_k, iterate_kmers
+from l2g_ray.data.check.balance import choose_k, iterate_kmers
 from l2g_ray.data.check.similar import find_similar
 
 
@@ -92,7 +92,7 @@ def test_limits_lose_few_and_invent_none(limit: dict[str, float]) -> None:
 def test_results_do_not_depend_on_how_the_rows_come(monkeypatch: pytest.MonkeyPatch) -> None:
     texts, others = plant(70)
     expected = find_similar(make_part(texts), make_part(others))
-    monkeypatch.setattr("l2g_ray.data.check.part._BLOCK_BP", 500)
+    monkeypatch.setattr("l2g_ray.data.check.balance._BLOCK_BP", 500)
     monkeypatch.setattr("l2g_ray.data.check.similar._PRODUCTS_A_BLOCK", 50)
     assert find_similar(make_part(texts, rows_a_table=3), make_part(others, rows_a_table=1000)) == expected
 

@@ -18,7 +18,8 @@ from official_files import (
 )
 
 from l2g_ray.data.readers import iter_tables, split_header
-from l2g_ray.data.sources import deepstarr, official
+from l2g_ray.data.sources import official
+from l2g_ray.data.sources import published as deepstarr
 from l2g_ray.data.sources.official import is_official, open_official
 from l2g_ray.errors import UserError
 from l2g_ray.tasks.catalogue import find_tasks, load_bench

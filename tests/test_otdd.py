@@ -19,7 +19,7 @@ from l2g_ray.data.batches import iter_batches
 from l2g_ray.models.layers import MaskedBatchNorm1d
 from l2g_ray.models.team import ALONE
 from l2g_ray.stages.align import make_joint_losses, train_aligned
-from l2g_ray.stages.common import Reference, build_net, read_reference, with_dropout
+from l2g_ray.stages.context import Reference, build_net, read_reference, with_dropout
 from l2g_ray.stages.distances import (
     Gaussian,
     LabelledDistance,
@@ -217,7 +217,7 @@ def test_labels_of_other_kinds_become_classes() -> None:
 
 def make_data_of(task: Any, table: Any) -> Any:
     from l2g_ray.data.batches import InMemorySource
-    from l2g_ray.stages.common import TaskData
+    from l2g_ray.stages.context import TaskData
 
     n = task.n_outputs
     return TaskData(task, InMemorySource(table), InMemorySource(table), 60, True, torch.zeros(n), torch.ones(n))

@@ -30,15 +30,13 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.mixed_conv import OperationSet, replace_convolutions
-from l2g_ray.plan.amounts import Found, TaskPlan
-from l2g_ray.plan.costs import find_machine, read_known
+from l2g_ray.plan.costs import Found, TaskPlan, find_machine, read_known
 from l2g_ray.plan.encoder import count_language_model, measure_shape, read_shape
-from l2g_ray.plan.finished import show_hours
+from l2g_ray.plan.finished import read_spent, show_hours, sum_stages
 from l2g_ray.plan.network import Mixture, NetShape, count_net
 from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import Rows
-from l2g_ray.plan.spent import read_spent, sum_stages
-from l2g_ray.stages.common import build_net, count_steps
+from l2g_ray.stages.context import build_net, count_steps
 from l2g_ray.store.results import StageResult
 
 ROWS = Rows(160, 40, 40, 60, 60.0, 60, True, "given")
@@ -355,8 +353,7 @@ def test_a_run_of_an_earlier_version_is_told_from_its_histories(plan_json: Call,
 
 
 def test_results_are_summed_by_stage_and_an_unfinished_run_is_refused(tmp_path: Path, tiny_lm: Path) -> None:
-    from l2g_ray.plan.finished import read_run
-    from l2g_ray.plan.spent import list_spent
+    from l2g_ray.plan.finished import list_spent, read_run
 
     values = {"history": [{}, {}], "epochs": 1, "wall_s": 2.0, "cpu_s": 1.0, "gpu_s": 1.0}
     searched = {"trials": [{"key": "t", "history": [{"wall_s": 5.0}], "epochs": 1, "cpu_s": 4.0}], "history": []}

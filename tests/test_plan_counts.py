@@ -11,7 +11,7 @@ from test_plan import shape_of
 from toys import narrow
 
 from l2g_ray.config import BACKBONES
-from l2g_ray.models.cnn import SmallCNNConfig
+from l2g_ray.models.baselines import SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig
 from l2g_ray.models.mixed_conv import OperationSet
 from l2g_ray.plan import encoder as plan_encoder

@@ -12,13 +12,13 @@ import pytest
 from l2g_ray.config import DataSettings
 from l2g_ray.data.checks import clean_sequences
 from l2g_ray.data.dataset import open_prepared
-from l2g_ray.data.facts import find_overlap, measure_facts, reverse_complement_text
 from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import RawTask, SourceOptions
 from l2g_ray.data.readers import iter_tables, read_table
 from l2g_ray.data.sources import open_source
 from l2g_ray.data.sources.files import open_folder
 from l2g_ray.data.splits import cut_validation, hash_indices
+from l2g_ray.data.spool import find_overlap, measure_facts, reverse_complement_text
 from l2g_ray.errors import UserError
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.catalogue import find_tasks, parse_task

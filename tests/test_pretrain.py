@@ -45,7 +45,7 @@ from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.plan.encoder import count_vocabulary, read_shape
 from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import Rows
-from l2g_ray.stages.common import TaskData, build_net
+from l2g_ray.stages.context import TaskData, build_net
 from l2g_ray.stages.finetune import build_model
 from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.pretrain import MaskedLM, load_masked_lm, make_masked_losses, pretrain, split_words
@@ -322,7 +322,7 @@ def test_jobs_hand_it_on(reader: Path, tmp_path: Path) -> None:
         norms[name] = StageResult("reference", job.key, store.folder("reference", job.key), facts)
     weight = load_transformer(str(folder)).embeddings.LayerNorm.weight
     site = replace(site, pretrained=folder, reference=norms["after"])
-    from l2g_ray.stages.common import read_reference
+    from l2g_ray.stages.context import read_reference
 
     read = {name: read_reference(one.folder, one.values) for name, one in norms.items()}
     assert torch.equal(read["after"].norm_weight, weight)

@@ -20,7 +20,7 @@ from toys import make_pipeline, make_task, tiny_config, tiny_reference, tiny_set
 
 from l2g_ray.config import BACKBONES, Backbone, ModelSettings, Settings
 from l2g_ray.counts import Candidate, default_architecture, find_channels
-from l2g_ray.data.folds import Fold
+from l2g_ray.data.splits import Fold
 from l2g_ray.errors import UserError
 from l2g_ray.explain.rules import apply_rules
 from l2g_ray.models.backbones import Architecture, Features, SearchableConv1d

@@ -26,8 +26,7 @@ from l2g_ray.monitor.events import (
 )
 from l2g_ray.orchestrate.place import emit_history
 from l2g_ray.request import SuiteRequest
-from l2g_ray.tracking.notes import MAX_CHARS, describe_suite
-from l2g_ray.tracking.record import Recorder
+from l2g_ray.tracking.record import MAX_CHARS, Recorder, describe_suite
 from l2g_ray.tracking.runs import Tracker
 
 ENVIRONMENT: dict[str, Any] = {"git_revision": "", "machine": {"processor": "cpu"}, "versions": {}}

@@ -17,14 +17,14 @@ from bad_files import csv, lay, put
 from test_plan import ROWS
 from toys import make_site, make_task, tiny_settings
 
-from l2g_ray.data.folds import make_folds
+from l2g_ray.data.splits import make_folds
 from l2g_ray.errors import UserError
 from l2g_ray.models.baselines import Baseline, BaselineConfig
 from l2g_ray.models.l2g import save_model
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.memory import memory_key
 from l2g_ray.orchestrate.spec import JobSpec, Site
-from l2g_ray.plan.amounts import Amount
+from l2g_ray.plan.costs import Amount
 from l2g_ray.plan.encoder import read_shape
 from l2g_ray.plan.plan import Sizer, Variant, plan_task
 from l2g_ray.stages.context import HELD_OUT, Context

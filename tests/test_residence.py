@@ -19,7 +19,7 @@ from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.orchestrate.keys import make_baseline_job
-from l2g_ray.orchestrate.residence import estimate_bytes, fits
+from l2g_ray.orchestrate.memory import estimate_bytes, fits
 from l2g_ray.presets import resolve
 
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 from runs import execute
 
-from l2g_ray.results.scale_table import list_rows, render_scaling
+from l2g_ray.results.comparison import list_rows, render_scaling
 from l2g_ray.studies.scale import TrainRun, TrialsRun, compare
 
 

@@ -28,7 +28,7 @@ from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.predict import load_predictor
 from l2g_ray.redaction import redact, without_secrets
-from l2g_ray.stages.common import read_reference
+from l2g_ray.stages.context import read_reference
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.select import train_backbone
 

@@ -18,7 +18,7 @@ from l2g_ray.counts import default_architecture
 from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import SlotLog, SlotTimes, measure_use
 from l2g_ray.orchestrate.cluster import Slots, measure_slots
-from l2g_ray.plan.amounts import Found
+from l2g_ray.plan.costs import Found
 from l2g_ray.plan.encoder import read_shape
 from l2g_ray.plan.order import Length, count_at_once, estimate_length, order_tasks
 from l2g_ray.plan.plan import plan_task

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from l2g_ray.models.ensemble import LEAST_PROBABILITY, AverageModel, Combination, Ensemble
 from l2g_ray.sequence import reverse_complement
-from l2g_ray.stages.stack import ENSEMBLES, RIDGE_C, Stacker
+from l2g_ray.stages.evaluate import ENSEMBLES, RIDGE_C, Stacker
 from l2g_ray.tasks.metrics import score
 
 ZERO, ONE = torch.zeros(2), torch.ones(2)

@@ -24,7 +24,7 @@ from l2g_ray.orchestrate.pipeline import choose_best
 from l2g_ray.presets import list_presets, resolve
 from l2g_ray.sequence import encode
 from l2g_ray.stages.align import alpha_at, make_joint_losses, train_aligned
-from l2g_ray.stages.common import build_net, make_batches, make_losses, make_validate
+from l2g_ray.stages.context import build_net, make_batches, make_losses, make_validate
 from l2g_ray.stages.distances import SampleDistance, mmd
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune

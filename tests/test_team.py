@@ -32,7 +32,7 @@ from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.stages import finetune as finetune_module
 from l2g_ray.stages import registry
 from l2g_ray.stages.align import make_joint_losses, train_aligned
-from l2g_ray.stages.common import (
+from l2g_ray.stages.context import (
     TaskData,
     build_net,
     count_rows,

@@ -12,7 +12,7 @@ from explained import write_model
 from source_files import N_ROWS, SEQUENCES, collect, fasta, lay, own, read_all, write_text
 
 from l2g_ray.data.genome import Genome
-from l2g_ray.explain.rows import read_candidates
+from l2g_ray.explain.request import read_candidates
 from l2g_ray.predict import load_predictor
 
 # Trinity, Ensembl, NCBI.

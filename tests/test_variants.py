@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from toys import make_task
 
 from l2g_ray.data.genome import Genome
-from l2g_ray.data.vcf import VcfRow, open_vcf
+from l2g_ray.data.readers import VcfRow, open_vcf
 from l2g_ray.errors import UserError
 from l2g_ray.explain.scores import score_sequences
 from l2g_ray.explain.variants import Policy, Windows

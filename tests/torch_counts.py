@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
+from l2g_ray.models.baselines import SmallCNN, SmallCNNConfig
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.language_model import LanguageModel
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions

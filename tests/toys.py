@@ -17,7 +17,7 @@ from l2g_ray.models.embedder import EmbedderConfig
 from l2g_ray.orchestrate.pipeline import Pipeline
 from l2g_ray.orchestrate.spec import Site
 from l2g_ray.presets import resolve
-from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, make_label_scale
+from l2g_ray.stages.context import Reference, TaskData, make_embedder_config, make_label_scale
 from l2g_ray.store.results import StageResult
 from l2g_ray.tasks.schema import Task
 

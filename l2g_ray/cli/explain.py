@@ -240,7 +240,7 @@ def embed(
         read_rows,
         write_embeddings,
     )
-    from l2g_ray.explain.rows import find_prepared
+    from l2g_ray.explain.request import find_prepared
     from l2g_ray.predict import BATCH_SIZE, choose_device
     from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.run_folder import choose_member, find_arm

@@ -15,8 +15,7 @@ from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:
     from l2g_ray.config import Settings
-    from l2g_ray.plan.amounts import TaskPlan
-    from l2g_ray.plan.costs import Machine
+    from l2g_ray.plan.costs import Machine, TaskPlan
     from l2g_ray.plan.finished import FinishedTask
     from l2g_ray.tasks.schema import Task
 
@@ -159,8 +158,7 @@ def _show_plans(
     price: float | None,
     as_json: bool,
 ) -> None:
-    from l2g_ray.plan.amounts import Amount, add_amounts
-    from l2g_ray.plan.costs import read_known
+    from l2g_ray.plan.costs import Amount, add_amounts, read_known
     from l2g_ray.plan.finished import render_plan, show_bytes, show_hours
     from l2g_ray.results.terminal import print_fitted
 
@@ -237,7 +235,7 @@ def _show_plans(
 
 def _sum_stage(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """A stage over all tasks."""
-    from l2g_ray.plan.amounts import Amount, add_amounts
+    from l2g_ray.plan.costs import Amount, add_amounts
 
     stages = [t["stages"][name] for t in told if name in t["stages"]]
     summed: dict[str, Any] = {
@@ -250,8 +248,7 @@ def _sum_stage(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
 def _show_run(
     finished: list[FinishedTask], machine: Machine, utilisation: float, price: float | None, as_json: bool
 ) -> None:
-    from l2g_ray.plan.finished import render_spent, show_seconds
-    from l2g_ray.plan.spent import sum_stages
+    from l2g_ray.plan.finished import render_spent, show_seconds, sum_stages
     from l2g_ray.results.terminal import print_fitted
 
     told = {task.name: _describe_run(task, machine, utilisation) for task in finished}

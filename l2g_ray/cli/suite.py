@@ -149,7 +149,7 @@ def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: s
 
 def run_stoppable(call: Callable[[], Any]) -> Any:
     """What `call` returns; a suite that is stopped from outside says how it stands, and ends with exit code 130."""
-    from l2g_ray.orchestrate.interrupts import SuiteStopped, sigterm_interrupts
+    from l2g_ray.orchestrate.cluster import SuiteStopped, sigterm_interrupts
 
     try:
         with sigterm_interrupts():

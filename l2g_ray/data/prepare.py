@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from l2g_ray.config import DataSettings
-from l2g_ray.data.check import Part, check_splits, find_families
+from l2g_ray.data.check.balance import Part
+from l2g_ray.data.check.similar import find_families
+from l2g_ray.data.check.splits import check_splits
 from l2g_ray.data.checks import missing_texts
 from l2g_ray.data.dataset import MANIFEST, MANIFEST_SCHEMA, PreparedTask, open_prepared, scratch_folder, write_prepared
-from l2g_ray.data.facts import find_overlap, join_facts
-from l2g_ray.data.folds import find_groups
 from l2g_ray.data.raw import ALL, RawTask, SourceOptions
-from l2g_ray.data.splits import cut_validation, find_key_column, find_rule, hash_indices, part_rows
-from l2g_ray.data.spool import Selection, Spool, spool_pieces
+from l2g_ray.data.splits import cut_validation, find_groups, find_key_column, find_rule, hash_indices, part_rows
+from l2g_ray.data.spool import Selection, Spool, find_overlap, join_facts, spool_pieces
 from l2g_ray.data.table_writer import refuse_overwrite
 from l2g_ray.errors import UserError
 from l2g_ray.redaction import redact

@@ -15,7 +15,7 @@ from torch import nn
 from l2g_ray.errors import UserError, how_to_install, nearest
 from l2g_ray.explain.mutagenesis import saturation_mutagenesis
 from l2g_ray.explain.rules import apply_rules, extra_rules, shuffle_dinucleotides
-from l2g_ray.models.cnn import SmallCNN
+from l2g_ray.models.baselines import SmallCNN
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.ensemble import AverageModel, MeanOutputs
 from l2g_ray.models.l2g import L2GModel

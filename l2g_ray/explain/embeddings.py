@@ -159,7 +159,7 @@ def _load_language_model(
 def _untrained(
     config: EmbedderConfig, language_model: tuple[LanguageModel, torch.Tensor, torch.Tensor] | None, seed: int
 ) -> EmbedderNet:
-    """The very weights that the alignment of this seed started from (`stages.common.build_net`)."""
+    """The very weights that the alignment of this seed started from (`stages.context.build_net`)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = EmbedderNet(config)

@@ -36,9 +36,10 @@ from l2g_ray.explain.motifs import (
     discover_motifs,
     fit_seqlet,
 )
-from l2g_ray.explain.request import ExplainRequest, Explanation
-from l2g_ray.explain.rows import (
+from l2g_ray.explain.request import (
     Candidates,
+    ExplainRequest,
+    Explanation,
     choose_at_random,
     choose_top,
     open_candidates,

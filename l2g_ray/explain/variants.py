@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from l2g_ray.data.genome import Genome
-from l2g_ray.data.readers import iter_tables
+from l2g_ray.data.readers import COLUMNS, VcfHeader, VcfRow, iter_tables, open_vcf
 from l2g_ray.data.table_writer import SUFFIXES, TableWriter, WholeFile, refuse_overwrite
-from l2g_ray.data.vcf import COLUMNS, VcfHeader, VcfRow, open_vcf
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.scores import Scores, score_sequences, scored_outputs
 from l2g_ray.names import safe_names

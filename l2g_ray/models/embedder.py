@@ -78,7 +78,7 @@ class Embedding:
         return masked_mean(self.features, self.feature_mask, 2)
 
 
-# Before the read-out of mean and max, as in `models.cnn`.
+# Before the read-out of mean and max, as in `models.baselines`.
 _MEAN_MAX_DROPOUT = 0.1
 
 

@@ -15,8 +15,7 @@ from torch import nn
 
 from l2g_ray.arms import BASELINES
 from l2g_ray.errors import UserError
-from l2g_ray.models.baselines import Baseline, BaselineConfig
-from l2g_ray.models.cnn import DeepSTARR, SmallCNN
+from l2g_ray.models.baselines import Baseline, BaselineConfig, DeepSTARR, SmallCNN
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, make_token_predictor
 from l2g_ray.models.ensemble import AverageModel, Combination, Ensemble
 from l2g_ray.models.language_model import (

@@ -14,14 +14,13 @@ import torch
 
 from l2g_ray.data.batches import Source
 from l2g_ray.data.dataset import PreparedTask, ShardSource, open_prepared
-from l2g_ray.data.folds import Fold, SelectedRows
+from l2g_ray.data.splits import Fold, SelectedRows
 from l2g_ray.errors import UserError
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.monitor.events import stamp_row
 from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.redaction import redact
-from l2g_ray.stages.common import TaskData, make_label_scale, read_reference
-from l2g_ray.stages.context import Context, predict_held_out
+from l2g_ray.stages.context import Context, TaskData, make_label_scale, predict_held_out, read_reference
 from l2g_ray.stages.loop import Report, Runtime
 from l2g_ray.stages.registry import Stage, find_stage
 from l2g_ray.store.guard import StallWatch, forget_stall, persist

@@ -8,7 +8,7 @@ from typing import Any
 from l2g_ray.arms import BASELINES, find_baseline
 from l2g_ray.config import BaselinesSettings, Settings
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.data.folds import Fold
+from l2g_ray.data.splits import Fold
 from l2g_ray.models.locate import fingerprint_language_model
 from l2g_ray.store.results import Job
 

@@ -11,13 +11,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l2g_ray.atomic import write_json
+from l2g_ray.config import DataSettings
+from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.monitor.environment import hash_content
 from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.stages.registry import find_stage
 from l2g_ray.store.results import Job
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+    from l2g_ray.data.batches import Source
 
 # Between two epochs of one trial, and between two trials of one kind, the allocator's peak varies.
 HEADROOM = 1.2
@@ -99,3 +106,46 @@ def limit_memory(gpus: float) -> None:
 def most_at_once(slots: Slots) -> int:
     """Trials to start at once; where memory decides how many a GPU takes, Ray lets those wait that find no room."""
     return slots.count * (MAX_TRIALS_PER_GPU if slots.packed else 1)
+
+
+SPLITS = ("train", "valid")
+# Ray spills to disk when its store is full; trials of several tasks and Ray's own objects want room beside the data.
+SHARE_OF_STORE = 0.3
+Held = dict[str, "ObjectRef"]
+
+
+def estimate_bytes(prepared: PreparedTask) -> int:
+    """Memory of the columns sequence and label of train and valid."""
+    total = 0
+    for split in SPLITS:
+        facts = prepared.manifest["splits"][split]
+        label_bytes = 8 if prepared.task.is_classification else 4 * prepared.task.n_outputs
+        total += sum(facts["letters"].values()) + facts["rows"] * (8 + label_bytes)
+    return total
+
+
+def fits(prepared: PreparedTask, settings: DataSettings, store_bytes: float, tasks_at_once: int = 1) -> bool:
+    """Whether the rows shall live in an object store of that size that so many tasks share."""
+    if settings.residence != "auto":
+        return settings.residence == "memory"
+    return estimate_bytes(prepared) <= SHARE_OF_STORE * store_bytes / max(1, tasks_at_once)
+
+
+def hold(prepared: PreparedTask, settings: DataSettings, tasks_at_once: int) -> Held:
+    """References to the tables of train and valid in the object store; empty where they are to be streamed."""
+    import ray
+
+    nodes = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    if not fits(prepared, settings, min(nodes, default=0.0), tasks_at_once):
+        return {}
+    # One chunk a column: what a trial maps is then what it slices, without joining anything.
+    return {split: ray.put(prepared.table(split, ["sequence", "label"]).combine_chunks()) for split in SPLITS}
+
+
+def open_held(held: Held) -> dict[str, Source]:
+    """The sources behind the references, none for none."""
+    import ray
+
+    from l2g_ray.data.batches import InMemorySource
+
+    return {split: InMemorySource(ray.get(reference)) for split, reference in held.items()}

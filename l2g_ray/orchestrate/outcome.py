@@ -18,7 +18,7 @@ from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.monitor.events import warn_of_cuts
 from l2g_ray.orchestrate.pipeline import TaskOutcome
 from l2g_ray.places import name_place
-from l2g_ray.plan.spent import COST_KEYS, sum_stages
+from l2g_ray.plan.finished import COST_KEYS, sum_stages
 from l2g_ray.results.intervals import ArmScores, Summary, read_outputs
 from l2g_ray.results.rows import warn_of_baseline, warn_of_findings, warn_of_near_duplicates
 from l2g_ray.tasks.catalogue import published_scores

@@ -13,13 +13,13 @@ from l2g_ray.arms import ARMS
 from l2g_ray.config import BACKBONES, Settings
 from l2g_ray.counts import Candidate, describe_end, list_candidates, name_trial, rung_epochs, use_rc
 from l2g_ray.data.dataset import PreparedTask
-from l2g_ray.data.folds import Fold, make_folds
+from l2g_ray.data.splits import Fold, make_folds
 from l2g_ray.monitor.events import Note, StageDone, TrialName, Winner
 from l2g_ray.orchestrate.keys import describe_data, make_baseline_job, name_member
 from l2g_ray.orchestrate.place import Place, emit_history
 from l2g_ray.orchestrate.spec import HyperParameters, SearchTrial
 from l2g_ray.orchestrate.tasks import find_runner, run_jobs
-from l2g_ray.plan.spent import Spent, list_spent
+from l2g_ray.plan.finished import Spent, list_spent
 from l2g_ray.store.guard import persist
 from l2g_ray.store.results import Job, StageResult, make_key
 

@@ -13,7 +13,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import Emit, End, Epoch, Failure, Interval, SlotTimes, TrialName
 from l2g_ray.monitor.trial_logs import fetch_last_lines, read_note
 from l2g_ray.orchestrate.cluster import Slots
-from l2g_ray.orchestrate.residence import Held
+from l2g_ray.orchestrate.memory import Held
 from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.redaction import redact
 from l2g_ray.store.guard import read_stall

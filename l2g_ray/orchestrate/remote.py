@@ -13,9 +13,9 @@ from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.models.locate import fingerprint_language_model
 from l2g_ray.monitor.events import Event, Note
 from l2g_ray.orchestrate.keys import make_pretrain_job
+from l2g_ray.orchestrate.memory import hold
 from l2g_ray.orchestrate.pipeline import Pipeline, TaskOutcome
 from l2g_ray.orchestrate.place import Place, raise_first_error
-from l2g_ray.orchestrate.residence import hold
 from l2g_ray.orchestrate.spec import JobSpec, TaskSpec
 from l2g_ray.orchestrate.tasks import run_jobs, run_jobs_warm, warm_up
 from l2g_ray.store.results import Job, StageResult

@@ -24,7 +24,18 @@ from l2g_ray.monitor.environment import describe_environment
 from l2g_ray.monitor.events import Event, Recorded, SlotLog, SlotTimes, SlotUse
 from l2g_ray.monitor.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.monitor.status import SUITE_FILE, StatusWriter
-from l2g_ray.orchestrate.cluster import Slots, SuiteMetrics, connect, measure_slots, read_nodes, wait_for_room
+from l2g_ray.orchestrate.cluster import (
+    ClusterWatch,
+    Slots,
+    SuiteMetrics,
+    SuiteStopped,
+    connect,
+    measure_slots,
+    name_interrupt,
+    read_nodes,
+    sigterm_interrupts,
+    wait_for_room,
+)
 from l2g_ray.orchestrate.identity import (
     SuiteIdentity,
     SuiteMeta,
@@ -36,11 +47,9 @@ from l2g_ray.orchestrate.identity import (
     refuse_replacement,
     resolve_task,
 )
-from l2g_ray.orchestrate.interrupts import ClusterWatch, SuiteStopped, name_interrupt, sigterm_interrupts
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.ray_private import find_dashboard
-from l2g_ray.orchestrate.relog import log_if_gone, write_events
-from l2g_ray.orchestrate.reporting import count_parameters, read_details
+from l2g_ray.orchestrate.reporting import count_parameters, log_if_gone, read_details, write_events
 from l2g_ray.orchestrate.spec import Site, TaskSpec
 from l2g_ray.places import show_command
 from l2g_ray.plan.rows import rows_of_manifest

@@ -13,6 +13,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.monitor.events import Epoch, StageBegan, StageDone
 from l2g_ray.monitor.trial_logs import note_logs
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
+from l2g_ray.orchestrate.memory import Held
 from l2g_ray.orchestrate.place import (
     Place,
     StageFailed,
@@ -23,7 +24,6 @@ from l2g_ray.orchestrate.place import (
     find_cause,
     raise_first_error,
 )
-from l2g_ray.orchestrate.residence import Held
 from l2g_ray.orchestrate.spec import JobSpec
 from l2g_ray.redaction import redact
 from l2g_ray.stages.registry import find_stage
@@ -120,7 +120,7 @@ def run_warm(spec: JobSpec, runner: str, slots: Slots, held: Held, board: Any) -
                 run_in_train(spec, slots, board)
         else:
             from l2g_ray.orchestrate.jobs import run_job
-            from l2g_ray.orchestrate.residence import open_held
+            from l2g_ray.orchestrate.memory import open_held
 
             sources = open_held(held)
             run_job(

@@ -289,7 +289,7 @@ def count_arm(settings: Settings, task: Task, rows: Rows, precision: str) -> tup
 def count_cnn(
     length_bp: int, longest_bp: int, n_outputs: int, *, by_position: bool, masked: bool = False, precision: str = "fp32"
 ) -> Counted:
-    """Costs of `models.cnn.SmallCNN` for rows of `length_bp`, built for sequences of up to `longest_bp`."""
+    """Costs of `models.baselines.SmallCNN` for rows of `length_bp`, built for sequences of up to `longest_bp`."""
     tally = Tally(2 if precision == "bf16" else FLOAT_BYTES)
     x, places = Shape(4, length_bp, is_input=True), longest_bp
     for filters, kernel, size in CNN_LAYERS[by_position]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from l2g_ray.config import Settings
 from l2g_ray.counts import list_candidates
-from l2g_ray.plan.amounts import Found, StagePlan
+from l2g_ray.plan.costs import Found, StagePlan
 from l2g_ray.plan.encoder import read_shape
 from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import Rows

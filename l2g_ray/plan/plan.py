@@ -22,8 +22,7 @@ from l2g_ray.counts import (
     group_size,
     list_candidates,
 )
-from l2g_ray.plan.amounts import Amount, Found, StagePlan, TaskPlan, add_amounts
-from l2g_ray.plan.costs import Counted, read_known
+from l2g_ray.plan.costs import Amount, Counted, Found, StagePlan, TaskPlan, add_amounts, read_known
 from l2g_ray.plan.encoder import LanguageModelShape, count_language_model, count_vocabulary, measure_shape
 from l2g_ray.plan.network import Mixture, NetShape, count_net, count_predictor
 from l2g_ray.plan.rows import Rows

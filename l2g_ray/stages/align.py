@@ -18,18 +18,21 @@ from l2g_ray.data.batches import Batch
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Embedding
 from l2g_ray.models.l2g import save_model
 from l2g_ray.models.team import ALONE, Team
-from l2g_ray.stages.common import (
+from l2g_ray.stages.context import (
+    Context,
     Reference,
     TaskData,
     build_net,
     count_rows,
     count_steps,
     make_batches,
+    make_config,
     make_validate,
     part_loss,
+    save_embedder,
+    summarise,
     with_dropout,
 )
-from l2g_ray.stages.context import Context, make_config, save_embedder, summarise
 from l2g_ray.stages.distances import Distance, make_distance
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule

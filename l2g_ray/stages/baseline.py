@@ -21,8 +21,7 @@ from l2g_ray.data.batches import Source, iter_evaluation_batches
 from l2g_ray.models.baselines import MANY_OUTPUTS, Baseline, BaselineConfig
 from l2g_ray.models.l2g import save_model
 from l2g_ray.sequence import reverse_complement
-from l2g_ray.stages.common import TaskData, predict_source
-from l2g_ray.stages.context import Context, summarise
+from l2g_ray.stages.context import Context, TaskData, predict_source, summarise
 from l2g_ray.stages.loop import Runtime, TrainResult
 from l2g_ray.stages.optim import compute_task_loss
 from l2g_ray.tasks.metrics import signed_score

@@ -9,12 +9,10 @@ import torch
 
 from l2g_ray.config import Settings
 from l2g_ray.counts import choose_cnn_schedule, use_rc
-from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
+from l2g_ray.models.baselines import SmallCNN, SmallCNNConfig
 from l2g_ray.stages.baseline import NotApplicable, keep_best
-from l2g_ray.stages.common import TaskData
-from l2g_ray.stages.context import Context
+from l2g_ray.stages.context import Context, TaskData, train_one_cycle
 from l2g_ray.stages.loop import Runtime, TrainResult
-from l2g_ray.stages.one_cycle import train_one_cycle
 
 
 def build_cnn(data: TaskData, settings: Settings, seed: int) -> SmallCNN:

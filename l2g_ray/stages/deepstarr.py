@@ -7,12 +7,10 @@ from typing import Any
 import torch
 
 from l2g_ray.config import Settings
-from l2g_ray.models.cnn import DeepSTARR, DeepSTARRConfig
+from l2g_ray.models.baselines import DeepSTARR, DeepSTARRConfig
 from l2g_ray.stages.baseline import keep_best
-from l2g_ray.stages.common import TaskData
-from l2g_ray.stages.context import Context
+from l2g_ray.stages.context import Context, TaskData, train_one_cycle
 from l2g_ray.stages.loop import Runtime, TrainResult
-from l2g_ray.stages.one_cycle import train_one_cycle
 
 
 def build_deepstarr(data: TaskData, seed: int) -> DeepSTARR:

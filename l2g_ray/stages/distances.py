@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l2g_ray.config import Settings
 from l2g_ray.models.team import Team
-from l2g_ray.stages.common import Reference, TaskData, make_batches
+from l2g_ray.stages.context import Reference, TaskData, make_batches
 
 
 def mmd(

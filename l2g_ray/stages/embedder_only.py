@@ -6,10 +6,18 @@ from typing import Any
 
 from l2g_ray.config import Settings
 from l2g_ray.models.embedder import EmbedderConfig
-from l2g_ray.stages.common import Reference, TaskData, build_net, with_dropout
-from l2g_ray.stages.context import Context, make_config, save_embedder, summarise
+from l2g_ray.stages.context import (
+    Context,
+    Reference,
+    TaskData,
+    build_net,
+    make_config,
+    save_embedder,
+    summarise,
+    train_one_cycle,
+    with_dropout,
+)
 from l2g_ray.stages.loop import Runtime, TrainResult
-from l2g_ray.stages.one_cycle import train_one_cycle
 
 
 def train_embedder_only(

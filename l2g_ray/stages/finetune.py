@@ -12,7 +12,8 @@ from l2g_ray.config import Settings
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model, save_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
-from l2g_ray.stages.common import (
+from l2g_ray.stages.context import (
+    Context,
     Reference,
     TaskData,
     build_net,
@@ -20,9 +21,9 @@ from l2g_ray.stages.common import (
     make_batches,
     make_losses,
     make_validate,
+    summarise,
     with_dropout,
 )
-from l2g_ray.stages.context import Context, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 

@@ -10,8 +10,7 @@ import torch
 from l2g_ray.config import Settings
 from l2g_ray.models.language_model import GenomicLM, load_genomic_lm
 from l2g_ray.stages.baseline import count_chosen
-from l2g_ray.stages.common import TaskData, count_steps, make_batches, make_losses, make_validate
-from l2g_ray.stages.context import Context, summarise
+from l2g_ray.stages.context import Context, TaskData, count_steps, make_batches, make_losses, make_validate, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 

@@ -15,8 +15,7 @@ from l2g_ray.data.batches import Batch
 from l2g_ray.errors import UserError
 from l2g_ray.models.language_model import load_tokenizer, load_transformer, quiet_loading, speed_up
 from l2g_ray.sequence import decode, send
-from l2g_ray.stages.common import TaskData, count_rows, count_steps, make_batches
-from l2g_ray.stages.context import Context, summarise
+from l2g_ray.stages.context import Context, TaskData, count_rows, count_steps, make_batches, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 

@@ -19,7 +19,8 @@ from l2g_ray.data.batches import Batch
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.form_choice import choose_forms
 from l2g_ray.models.mixed_conv import MixedConv1d, OperationSet, replace_convolutions
-from l2g_ray.stages.common import (
+from l2g_ray.stages.context import (
+    Context,
     Reference,
     TaskData,
     build_net,
@@ -28,8 +29,8 @@ from l2g_ray.stages.common import (
     make_embedder_config,
     make_losses,
     make_validate,
+    summarise,
 )
-from l2g_ray.stages.context import Context, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 

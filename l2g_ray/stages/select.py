@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from l2g_ray.config import Settings
-from l2g_ray.stages.common import (
+from l2g_ray.stages.context import (
+    Context,
     Reference,
     TaskData,
     build_net,
@@ -18,8 +19,9 @@ from l2g_ray.stages.common import (
     make_embedder_config,
     make_losses,
     make_validate,
+    read_architecture,
+    summarise,
 )
-from l2g_ray.stages.context import Context, read_architecture, summarise
 from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
 

@@ -33,9 +33,9 @@ from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.jobs import load_data, run_job
 from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.request import EXPERIMENT
+from l2g_ray.results.comparison import KINDS, plot_scaling, write_markdown
 from l2g_ray.results.figures import save
-from l2g_ray.results.scale_table import KINDS, plot_scaling, write_markdown
-from l2g_ray.stages.common import build_net, make_embedder_config, read_reference
+from l2g_ray.stages.context import build_net, make_embedder_config, read_reference
 from l2g_ray.store.results import Job, StageResult
 from l2g_ray.tracking.runs import Tracker
 

@@ -38,15 +38,15 @@ from l2g_ray.data.sources.official import find_raw
 from l2g_ray.models.corpus import find_corpus
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.language_model import load_transformer
-from l2g_ray.models.reference import write_reference
 from l2g_ray.orchestrate.jobs import load_data
 from l2g_ray.presets import resolve
 from l2g_ray.results.intervals import PairedDifference, Score, paired_difference
 from l2g_ray.stages.align import train_aligned
-from l2g_ray.stages.common import Reference, TaskData, make_embedder_config, predict_source, read_reference
+from l2g_ray.stages.context import Reference, TaskData, make_embedder_config, predict_source, read_reference
 from l2g_ray.stages.embedder_only import train_embedder_only
 from l2g_ray.stages.finetune import FinetuneTrial, build_model, finetune
 from l2g_ray.stages.loop import Runtime, TrainResult
+from l2g_ray.stages.reference import write_reference
 from l2g_ray.tasks.catalogue import find_tasks
 from l2g_ray.tasks.metrics import score, signed_score
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from l2g_ray.data.check.part import Part, choose_k, iterate_kmers
-from l2g_ray.data.facts import reverse_complement_text
+from l2g_ray.data.check.balance import Part, choose_k, iterate_kmers
+from l2g_ray.data.spool import reverse_complement_text
 
 _PRODUCTS_A_BLOCK = 1 << 22  # multiplications at once, hence the most pairs that are held
 

@@ -7,10 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from l2g_ray.data.check.balance import count_repeats, find_conflicts, measure_balance, measure_leak, measure_shift
-from l2g_ray.data.check.part import Part, choose_k
+from l2g_ray.data.check.balance import (
+    Part,
+    choose_k,
+    count_repeats,
+    find_conflicts,
+    measure_balance,
+    measure_leak,
+    measure_shift,
+)
 from l2g_ray.data.check.similar import find_similar
-from l2g_ray.data.facts import find_overlap
+from l2g_ray.data.spool import find_overlap
 from l2g_ray.tasks.schema import Task
 
 # From this share of the rows on, a finding about rows is a warning.

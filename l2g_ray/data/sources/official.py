@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from l2g_ray.data.raw import Piece, RawTask, SourceOptions
 from l2g_ray.data.readers import iter_tables
-from l2g_ray.data.sources import deepsea, deepstarr
-from l2g_ray.data.sources import genomic_benchmarks as genomic
+from l2g_ray.data.sources import deepsea
+from l2g_ray.data.sources import published as deepstarr
+from l2g_ray.data.sources import published as genomic
 from l2g_ray.data.sources.files import find_splits, open_folder
 from l2g_ray.data.text import readable
 from l2g_ray.errors import UserError, nearest
