@@ -110,7 +110,7 @@ class Pipeline:
             dumped["finetune"] = {k: v for k, v in dumped["finetune"].items() if k not in LORA_SETTINGS}
         self.dumped = dumped
         later = [name for name in BACKBONES if name not in FIRST_BACKBONES]
-        self.widths = {name: dumped["model"].pop(f"{name}_channels", None) for name in later}
+        self.widths: dict[str, list[int | None]] = {name: dumped["model"].pop(f"{name}_channels", []) for name in later}
 
     def run(self) -> TaskOutcome:
         """Run all stages; each takes from the store what is already there. `wall_s` is of this call alone."""
@@ -235,7 +235,7 @@ class Pipeline:
         inputs = {"warmup": str(warm.folder)} if warm else {}
         return Job(stage, label, _to_args(shape) | args, inputs, parts | self._own_widths(shape.backbone))
 
-    def _own_widths(self, backbone: str) -> dict[str, list[int]]:
+    def _own_widths(self, backbone: str) -> dict[str, list[int | None]]:
         return {"channels": self.widths[backbone]} if self.widths.get(backbone) else {}
 
     def _select(self) -> tuple[Candidate, dict[str, float]]:
