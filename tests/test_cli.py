@@ -95,7 +95,7 @@ def test_unknown_preset(try_run: Cli) -> None:
         ("finetune.trials=many", ("key 'finetune.trials'", "valid integer", "'many'")),
         ("finetune.trials=0", ("key 'finetune.trials'", "greater than or equal to 1", "0")),
         ("finetune.lr_embedder=[1e-3, 1e-5]", ("lr_embedder must be [low, high]",)),
-        ("select.backbones=[transformer]", ("key 'select.backbones'", "'deepsea' or 'orca'")),
+        ("select.backbones=[transformer]", ("key 'select.backbones'", "known: deepsea, orca, resnet, unet")),
         ("align.task_only_epochs=9", ("task_only_epochs (9) must be below epochs",)),
         ("model={pooling: by_position, predictor_reads: backbone}", ("set predictor_reads to tokens",)),
         ("seeds=[", ("--set seeds=[: the value is not valid YAML",)),
