@@ -16,6 +16,7 @@ from commands import Cli
 from runs import SETTINGS, Sources, execute, stage_folders
 from toys import make_pipeline, make_task, tiny_config, tiny_reference, tiny_settings, toy_data
 
+from l2g_ray.counts import Candidate
 from l2g_ray.errors import UserError
 from l2g_ray.models.corpus import Corpus, find_corpus
 from l2g_ray.models.embedder import EmbedderNet
@@ -60,7 +61,7 @@ def test_every_arm_is_settings_of_its_own(study: str, preset: str) -> None:
 def keys_of(reference: str = "r", norm: str = "n", **changes: Any) -> dict[str, str]:
     """The keys of the stages up to alignment with alpha 1, for settings and a text."""
     pipeline = make_pipeline(tiny_settings(**changes), reference=reference, norm=norm)
-    shape: dict[str, Any] = {"backbone": "resnet", "architecture": []}
+    shape = Candidate("resnet", "resnet", [])
     warm = pipeline._warmup(shape, 0)
     result = StageResult("warmup", warm.key, Path(), {})
     return {

@@ -18,8 +18,7 @@ from official_files import (
 )
 
 from l2g_ray.data.readers import iter_tables, split_header
-from l2g_ray.data.sources import official
-from l2g_ray.data.sources import published as deepstarr
+from l2g_ray.data.sources import official, published
 from l2g_ray.data.sources.official import is_official, open_official
 from l2g_ray.errors import UserError
 from l2g_ray.tasks.catalogue import find_tasks, load_bench
@@ -105,7 +104,7 @@ def test_deepstarr_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "Sequences_activity_all.txt"
     lines = ["Train\tACGT\t1.5\t-2\t0", "Val\tGGGG\t0\t0\t0", "Train\tCCCC\t-0.25\t3\t0", "Test\tTTTT\t7\t8\t1"]
     write_activities(path, lines)
-    monkeypatch.setattr(deepstarr, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(published, "DEEPSTARR_BLOCK_ROWS", 2)
     raw = open_form(DEEPSTARR, tmp_path)
     numbers = {split: [(r[1], *map(float, r[2:])) for r in rows(raw, split, *LABELS)] for split in raw.splits}
     assert numbers == {
@@ -136,7 +135,7 @@ def write_pairs(folder: Path, counts: dict[str, int]) -> None:
 
 
 def test_deepstarr_in_pairs_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepstarr, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(published, "DEEPSTARR_BLOCK_ROWS", 2)
     write_pairs(tmp_path, {"Train": 5, "Val": 1, "Test": 2})
     raw = open_form(DEEPSTARR, tmp_path)
     assert block_sizes(raw, "train") == [2, 2, 1]

@@ -243,7 +243,8 @@ def test_ray_s_state_is_in_a_folder_of_this_user_alone(tmp_path: Path, mark: Pat
     (tmp_path / "tune" / "mine-too-01234567").mkdir()
     request: Any = SimpleNamespace(out=tmp_path, name="mine", remote=None)
     console: Any = None
-    run = _Run(request, {}, {}, tmp_path / "mine", "key", console, 0.0)
+    identity: Any = SimpleNamespace(key="key")
+    run = _Run(request, {}, {}, tmp_path / "mine", identity, console, 0.0)
     run._make_scratch()
     assert {path.name for path in (tmp_path / "tune").iterdir()} == {run.scratch.name, "mine-too-01234567"}
     assert (run.scratch.stat().st_mode & 0o777, run.scratch.stat().st_uid) == (0o700, os.getuid())

@@ -26,9 +26,10 @@ from l2g_ray.counts import default_architecture
 from l2g_ray.monitor.events import SlotUse, measure_use
 from l2g_ray.orchestrate import pipeline, suite
 from l2g_ray.orchestrate.cluster import Slots as SlotCount
+from l2g_ray.orchestrate.spec import SearchTrial, TaskSpec
 from l2g_ray.orchestrate.tune import OrderedSearch
 from l2g_ray.plan.order import Length, count_at_once, order_tasks
-from l2g_ray.store.results import StageResult
+from l2g_ray.store.results import StageResult, Store
 from l2g_ray.tasks.schema import Task
 
 # What the pipeline reads of the text's stage; nothing is trained on it here.
@@ -82,6 +83,7 @@ class _Run(suite._Run):
             name="simulation", out=Path(), remote=None, data_dir=None, verbose=False
         )
         self.scratch, self.console, self.remote_stages = Path(), Console(file=io.StringIO()), None
+        self.store = Store(Path())
         self.status = mock.MagicMock()
 
     def _make_scratch(self) -> None:
@@ -145,10 +147,10 @@ class _World:
         ):
             yield
 
-    def _run_task(self, spec: dict[str, Any]) -> None:
-        script = self.scripts[spec["task"]]
+    def _run_task(self, spec: TaskSpec) -> None:
+        script = self.scripts[spec.site.task]
         self.clock.sleep(self.overheads.task_s)
-        place = SimpleNamespace(task=script.name, slots=spec["slots"], held={}, emit=lambda event: None)
+        place = SimpleNamespace(site=spec.site, task=script.name, slots=spec.slots, held={}, emit=lambda event: None)
         prepared = SimpleNamespace(
             task=TASK,
             fingerprint=lambda split: split,
@@ -156,7 +158,7 @@ class _World:
             row_groups=lambda: np.arange(2),
         )
         reference = StageResult("reference", "", Path(), REFERENCE)
-        pipeline.Pipeline(place, prepared, script.settings, reference, "fp32").run()  # type: ignore[arg-type]
+        pipeline.Pipeline(place, prepared, script.settings, reference).run()  # type: ignore[arg-type]
 
     def _trial(self, epochs: list[float]) -> None:
         with self.slots:
@@ -181,7 +183,7 @@ class _World:
         values = {"score": 0.0, "architecture": default_architecture(backbone), "history": []}
         return [StageResult(job.stage, job.key, Path(), values) for job in jobs]
 
-    def _finetune(self, pipe: pipeline.Pipeline) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def _finetune(self, pipe: pipeline.Pipeline) -> tuple[list[SearchTrial], SearchTrial]:
         """What Ray Tune does with `OrderedSearch`; ASHA has decided already how long each trial goes on."""
         stage, script = pipe.settings.finetune, self.scripts[pipe.place.task]
         self.clock.sleep(self.overheads.search_s)
@@ -196,8 +198,8 @@ class _World:
                 continue
             for one in wait_any(self.clock, list(running)):
                 search.on_trial_complete(running.pop(one), {"best_score": 0.0})
-        trial = {"trial": {"alpha": pipe.settings.align.alphas[0]}, "best_score": 0.0, "history": []}
-        pipe.results.append(StageResult("finetune", "", Path(), {"trials": [trial]}))
+        trial = SearchTrial({"alpha": pipe.settings.align.alphas[0]}, "", 0.0)
+        pipe.results.append(StageResult("finetune", "", Path(), {"trials": [trial.to_json()]}))
         return [trial], trial
 
 

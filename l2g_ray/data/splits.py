@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from l2g_ray.data.checks import show
 from l2g_ray.data.dataset import PreparedTask
@@ -211,6 +209,9 @@ def find_groups(canonical: np.ndarray, *others: np.ndarray) -> np.ndarray:
     for keys in others:
         given = np.unique(keys, return_inverse=True)[1] + len(groups)
         size = int(given.max(initial=0)) + 1
+        from scipy.sparse import coo_matrix  # half a second of imports that a plan can do without
+        from scipy.sparse.csgraph import connected_components
+
         edges = coo_matrix((np.ones(len(groups), np.int8), (groups, given)), shape=(size, size))
         joined = connected_components(edges, directed=False)[1][groups]
         groups = np.unique(joined, return_inverse=True)[1]
