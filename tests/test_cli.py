@@ -459,3 +459,33 @@ def test_bad_settings_files_are_named(cli: Cli, tmp_path: Path) -> None:
     refuse(cli("config", "validate", file), "mine.yaml: holds no settings; begin from `l2g-ray config show`")
     refuse(cli("config", "validate", tmp_path / "nowhere.yaml"), "nowhere.yaml: cannot be read")
     refuse(cli("config", "validate", tmp_path / "mine.json"), "mine.json: settings are read from a .yaml file")
+
+
+ASKED = """
+import sys
+from l2g_ray.cli import main
+sys.argv = ["l2g-ray", "--version"]
+main.run()
+from mlflow.telemetry.utils import is_telemetry_disabled
+from ray._common.usage.usage_lib import usage_stats_enabled
+print(usage_stats_enabled(), is_telemetry_disabled())
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [({}, "False True"), ({"RAY_USAGE_STATS_ENABLED": "1", "MLFLOW_DISABLE_TELEMETRY": "false"}, "True False")],
+)
+def test_statistics_of_use_are_sent_only_where_a_user_says_so(said: dict[str, str], sent: str) -> None:
+    # MLflow sends nothing from a test or a CI machine, as it sees from such variables.
+    quiet = {
+        "CI",
+        "PYTEST_CURRENT_TEST",
+        "GITHUB_ACTIONS",
+        *said,
+        "RAY_USAGE_STATS_ENABLED",
+        "MLFLOW_DISABLE_TELEMETRY",
+    }
+    variables = {name: value for name, value in os.environ.items() if name not in quiet} | said
+    done = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, env=variables, check=True)
+    assert done.stdout.splitlines()[-1] == sent

@@ -22,6 +22,10 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 
+# Ray and MLflow send statistics of use to their makers only where a user has said so.
+NOT_TOLD = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
 class _Lazy(click.Group):
     """Finds a command's module by its name when it is called, not before."""
 
@@ -98,6 +102,8 @@ def main() -> None:
 
 def run() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, an interrupt is 130."""
+    for name, value in NOT_TOLD.items():
+        os.environ.setdefault(name, value)
     try:
         main.main(prog_name="l2g-ray", standalone_mode=False)
     except UserError as error:
