@@ -1,4 +1,4 @@
-"""Settings of every stage, validated before anything starts; presets are YAML files beside this module.
+"""Settings of every stage, validated before anything starts; presets are YAML files in `presets/`.
 
 Precedence, weakest first: the preset, the task's overrides for it, command-line `--set key.path=value`.
 """

@@ -1,4 +1,4 @@
-"""`l2g-ray ui`."""
+"""`l2g-ray ui` and `l2g-ray server`: start, health, backup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`l2g-ray ablate` and `l2g-ray baseline`."""
+"""`l2g-ray ablate`, `l2g-ray baseline` and `l2g-ray scale`."""
 
 from __future__ import annotations
 

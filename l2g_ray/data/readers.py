@@ -1,4 +1,4 @@
-"""Files to Arrow tables: Parquet, CSV, TSV, JSON lines and FASTA, plain or compressed, whole or as a stream."""
+"""Files as tables or streams: Parquet, CSV, TSV, JSON lines, FASTA and VCF, plain or compressed."""
 
 from __future__ import annotations
 

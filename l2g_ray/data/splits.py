@@ -1,4 +1,4 @@
-"""Which rows are train, valid and test: by a column, at random, by chromosome, by group, or in folds. Always seeded."""
+"""Which rows are train, valid and test, which stay together, and the folds that arms train on; always seeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of every row while it passes by (hashes of both strands, length, GC), and which rows stand in another split."""
+"""Rows checked and set down on disk, what memory keeps of each (hashes, length, GC), and overlaps of splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of `l2g-ray explain`, and what it finds for one output of a task."""
+"""What a person asks of `l2g-ray explain`, the sequences to choose from, and what it finds for one output."""
 
 from __future__ import annotations
 

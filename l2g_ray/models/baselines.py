@@ -1,4 +1,4 @@
-"""Convolutional networks of the ensemble and of baselines: a small CNN for each kind of strand, and DeepSTARR."""
+"""Models of baselines and arms: linear maps and boosted trees on k-mer features, the small CNN, and DeepSTARR."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connecting to Ray: what its processes import, what the cluster can run at once, and a suite's numbers for Prometheus."""
+"""The Ray cluster: joined or started, its slots, numbers for Prometheus, interrupts, and a watch on its head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPU memory of trials: measured at the first trial of its kind, kept in the store, and used to pack the next ones.
+"""Memory of trials: shares of a GPU, measured at the first trial of a kind, and rows held in Ray's object store.
 
 A trial whose kind has not been measured gets a whole GPU. What it took there, with the context of its process, says how
 many of its kind fit into one, and each of the later ones asks for that share. It may not take more than its share: a

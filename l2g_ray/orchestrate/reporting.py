@@ -1,4 +1,4 @@
-"""The report of a run, made from its folder: when a suite ends, or long after."""
+"""The report of a run, made from its folder at any time, and the run's events, kept to log it in MLflow again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan counts, as numbers: of a stage, of a task, and what is known of a run that has begun."""
+"""What a plan adds up: amounts of stages and tasks, costs of a model layer by layer, and the table of devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run really took: seconds of wall clock, CPU and GPU, by stage and trial, as the stages' results tell it.
+"""What a finished run took, by stage and trial, beside its plan: read from the run's files, and shown as tables.
 
 Results from the store keep the cost of when they were made, so that the sums say what a result cost and not what this
 call had to do for it.

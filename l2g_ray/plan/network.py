@@ -1,4 +1,4 @@
-"""What one row costs an embedder with Predictor 1: operations, weights, and bytes that training keeps, by formulas.
+"""What one row costs an embedder, or the small CNN: operations, weights, bytes that training keeps, by formulas.
 
 The network of `models/embedder.py` and `models/backbones.py` is walked through layer by layer with shapes only. No torch:
 a plan is to start at once. `tests/test_plan_counts.py` compares the counts with those of the real modules.

@@ -1,4 +1,4 @@
-"""Arms, and runs, side by side: a table in the terminal, Markdown, CSV, JSON and a picture."""
+"""Runs, arms of a study, and scaling measurements side by side: tables in the terminal and files, and pictures."""
 
 from __future__ import annotations
 

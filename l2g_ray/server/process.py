@@ -1,4 +1,4 @@
-"""MLflow's own server as a child process: started, waited for, ended."""
+"""MLflow's server as a child process; its health, the page of its newest run, and back-ups of an SQLite store."""
 
 from __future__ import annotations
 

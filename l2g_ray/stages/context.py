@@ -1,4 +1,4 @@
-"""What a job hands to a stage's function, and what these functions share: data, reference, networks, predictions."""
+"""What a job hands to a stage's function, and what all share: data, networks, batches, losses, predictions."""
 
 from __future__ import annotations
 

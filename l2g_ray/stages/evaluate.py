@@ -1,4 +1,4 @@
-"""How much each arm counts: a combination fitted to out-of-fold predictions, and what each arm adds to it.
+"""The ensemble's weights, fitted to held-out predictions, and the one look at the test split, with all metrics.
 
 Wolpert 1992 (stacking); Caruana et al. 2004 (greedy selection). One weight an arm, so that few rows suffice and a weight
 can be read.

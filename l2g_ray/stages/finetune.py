@@ -98,7 +98,7 @@ def finetune(
     held out. `pretrained`: see `build_model`.
 
     Embedder, language model and head have learning rates of their own: one rate for all either leaves the head at
-    chance or tears the language model apart (spec/lm_value.md).
+    chance or tears the language model apart.
 
     With `train_layers` 'lora' the low-rank additions are merged at the end, so that the best state is always that of a model
     that `build_model` makes.

@@ -1,4 +1,4 @@
-"""From events to MLflow: suite, task, and one run a trial, written by the driver alone."""
+"""From events and finished tasks to MLflow: runs, scores, data sets, descriptions; written by the driver alone."""
 
 from __future__ import annotations
 

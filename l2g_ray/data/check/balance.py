@@ -1,4 +1,4 @@
-"""One split as the checks see it, and the sets of canonical k-mers of its sequences."""
+"""A split as the checks see it, its k-mer sets, and checks of repeats, conflicts, balance, shifts and leaks."""
 
 from __future__ import annotations
 

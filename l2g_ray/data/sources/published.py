@@ -1,6 +1,6 @@
-"""Genomic Benchmarks as published: intervals on reference genomes, or one text file a sequence.
+"""Genomic Benchmarks (intervals, or a text file a sequence) and DeepSTARR (a table, or FASTA) as published.
 
-Both have a folder for each split and in it something for each class: `train/negative.csv.gz`, with columns id, region,
+Genomic Benchmarks have a folder for each split and in it something for each class: `train/negative.csv.gz`, with columns id, region,
 start, end and strand, or the folder `train/negative/`. Classes are numbered in the alphabetical order of their names.
 """
 
