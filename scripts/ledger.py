@@ -114,8 +114,9 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def read_part(part: str, ledger: Path = LEDGER) -> list[dict[str, Any]]:
-    """Return the contents of a part's files, by name."""
-    return [json.loads(path.read_text()) for path in sorted((ledger / part).glob("*.json"))]
+    """Return the contents of a part's files, by name, without rows that were only trained ahead (TASK.WHAT.json)."""
+    found = {path: json.loads(path.read_text()) for path in sorted((ledger / part).glob("*.json"))}
+    return [content for path, content in found.items() if "study" in content or "." not in path.stem]
 
 
 def is_current(content: dict[str, Any], command: str) -> bool:
