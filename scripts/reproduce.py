@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -32,11 +32,11 @@ from l2g_ray.tasks.catalogue import find_tasks
 from scripts.ledger import LEDGER, collect, count_cpu_s, is_current, read, write
 
 CORES = 2
-LONGEST_MIN = 60
 GUE = ("mouse_0", "mouse_2", "tf_0", "tf_1", "tf_3", "prom_core_all", "prom_core_notata", "prom_300_tata")
 LONG = ("H3K4me3",)  # of nt: L2G is a part of its own
 STAGE_TASKS = ("gue/mouse_0", "nt/H3", "nt/enhancers", "nt/promoter_tata")
 FIGURE_5_TASKS = ("nt/H3", "nt/enhancers", "nt/promoter_tata")
+SIZE_TASKS = ("nt/H3", "nt/enhancers")
 REST = (
     "mpra/yeast_native_promoters", "uci/splice_junction", "genomic_benchmarks/human_enhancers_cohn",
     "genomic_benchmarks/human_ensembl_regulatory", "demo/splice_junction", "demo/enhancer_grammar",
@@ -63,6 +63,7 @@ class Part:
     words : the command without options that all parts have.
     variants : dotted settings of each run of the task, for the estimate.
     ahead : it only trains what later parts share; it is left out where an earlier part has trained the same.
+    language_model : in place of that of all parts; empty for that.
     """
 
     group: str
@@ -71,6 +72,7 @@ class Part:
     words: tuple[str, ...]
     variants: tuple[Mapping[str, Any], ...]
     ahead: bool = False
+    language_model: str = ""
 
     def __str__(self) -> str:
         return f"{self.group}/{self.name}"
@@ -83,14 +85,14 @@ class Part:
     def command(self, options: argparse.Namespace) -> list[str]:
         """The whole command."""
         given = {
-            "preset": options.preset, "language-model": options.language_model, "data-dir": options.data_dir,
+            "preset": options.preset, "language-model": self.language_model or options.language_model, "data-dir": options.data_dir,
             "seeds": options.seeds, "out": options.out, "name": self.run,
         }  # fmt: skip
         return ["l2g-ray", *self.words, *(str(word) for name, value in given.items() for word in (f"--{name}", value))]
 
 
-def list_parts() -> list[Part]:
-    """Return all parts, in the order in which they run."""
+def list_parts(second_model: str | None = None) -> list[Part]:
+    """Return all parts, in the order in which they run; those of the group `size` only with a second language model."""
     parts = [_suite("gue", f"gue/{name}") for name in GUE]
     for name in (task.name for task in find_tasks("nt")):
         if name in LONG:
@@ -103,6 +105,9 @@ def list_parts() -> list[Part]:
         for study in ("weights", "loss", "embedder"):
             parts += _study("figure5", task, study, tuple(find_study(study).arms))
     parts += [_suite("rest", task) for task in REST]
+    if second_model:
+        arms = {"arms": list(ARMS_OF_STUDIES)}
+        parts += [replace(_suite("size", task, "", arms), language_model=second_model) for task in SIZE_TASKS]
     return parts + [_baseline("baselines", task, arm) for task in FIGURE_5_TASKS for arm in read_baseline_arms()]
 
 
@@ -170,7 +175,10 @@ def estimate(parts: list[Part], options: argparse.Namespace) -> dict[Part, float
         task, rows = known[part.task]
         minutes = 0.0
         for variant in part.variants:
-            settings = resolve(options.preset, task.overrides, base | dict(variant)).for_task(task.strand_specific)
+            given = base | dict(variant)
+            if part.language_model:
+                given["model.language_model"] = part.language_model
+            settings = resolve(options.preset, task.overrides, given).for_task(task.strand_specific)
             same = trained.setdefault(part.task + settings.model_dump_json(exclude={"arms", "ensemble"}), set())
             if left := [arm for arm in (ARMS if settings.arms == "all" else settings.arms) if arm not in same]:
                 minutes += _plan(task, settings.model_copy(update={"arms": tuple(left)}), rows)
@@ -285,6 +293,9 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, default=LEDGER, help="folder of the ledger")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--language-model", default="minilm")
+    parser.add_argument(
+        "--second-model", help="adds the group size: two tasks with this language model, such as a folder's"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cpus", type=int, help="cores of Ray; all by default")
     parser.add_argument("--tries", type=int, default=3, help="how often a part that fails is started")
@@ -293,7 +304,7 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        parts = list_parts()
+        parts = list_parts(options.second_model)
         chosen = choose_parts(parts, options.parts)
         planned = estimate(parts, options)  # also of earlier parts, which those that were asked for build on
         minutes = {part: planned[part] for part in chosen if planned[part] != 0 or not part.ahead}

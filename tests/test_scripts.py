@@ -18,16 +18,18 @@ import click
 import pytest
 
 from l2g_ray.cli.main import main
+from l2g_ray.cli.studies import _choose, _keep
 from l2g_ray.errors import UserError
-from l2g_ray.presets import resolve
+from l2g_ray.presets import parse_assignments, resolve
 from l2g_ray.stages.registry import list_versions
-from l2g_ray.studies.study import find_study, read_baseline_arms
+from l2g_ray.studies.study import ARMS_OF_STUDIES, read_baseline_arms
 from l2g_ray.tasks.catalogue import find_tasks
 from scripts.ledger import LEDGER, MAX_BYTES, collect, is_current, read, read_part, write
-from scripts.reproduce import LONGEST_MIN, Part, choose_parts, estimate, find_state, list_parts
+from scripts.reproduce import Part, choose_parts, estimate, find_state, list_parts
 from scripts.results_tables import PAGES, fill, make_tables
 
 ROOT = Path(__file__).parents[1]
+LONGEST_MIN = 60
 PARTS = list_parts()
 DEMO = "rest/demo-splice_junction"
 # In place of l2g-ray: it fails as often as the file `fails` of its folder says, then leaves the run that it was given.
@@ -90,14 +92,21 @@ def test_each_command_of_the_results_can_be_run(part: Part, options: argparse.Na
     assert command is not None
     given = command.make_context(words[0], list(words[1:])).params
     assert (given["seeds"], given["data_dir"]) == (3, options.data_dir)
+    fixed = parse_assignments(given["assignments"])
     if words[0] == "suite":
         assert [f"{given['bench']}/{task.name}" for task in find_tasks(given["bench"], [given["tasks"]])] == [part.task]
-        return
-    assert given["tasks"] == (part.task,)
-    if given.get("studies"):
-        assert set(given["arms"].split(",")) <= set(find_study(given["studies"][0]).arms)
-    elif words[0] == "baseline":
-        assert given["names"] in read_baseline_arms()
+        arms = [{}]
+    elif words[0] == "ablate":
+        studies = _choose(given["studies"], given["vary"])
+        studies = [_keep(study, given["arms"].split(",")) if given["arms"] else study for study in studies]
+        arms = [settings for study in studies for settings in study.arms.values()]
+    else:
+        arms = [{}, read_baseline_arms()[given["names"]]["set"]]
+    if words[0] != "suite":
+        assert given["tasks"] == (part.task,)
+        fixed = {"arms": ARMS_OF_STUDIES} | fixed
+    # What is estimated is what the command trains.
+    assert [resolve("fast", None, fixed | arm) for arm in arms] == [resolve("fast", None, one) for one in part.variants]
 
 
 def test_parts_have_names_of_their_own_and_come_in_order() -> None:
@@ -106,6 +115,19 @@ def test_parts_have_names_of_their_own_and_come_in_order() -> None:
     assert len([part for part in PARTS if part.group == "nt" and not part.ahead]) == 18
     arms = [part.name.split(".", 1)[1] for part in choose_parts(PARTS, ["figure5"]) if part.task == "nt/H3"]
     assert arms[:3] == ["weights.pretrained", "weights.random", "weights.random_text_too"]
+
+
+def test_a_second_language_model_is_a_part_of_its_own(tmp_path: Path, options: argparse.Namespace) -> None:
+    model = str(tmp_path / "some model")
+    parts = choose_parts(list_parts(model), ["size"])
+    assert [part.task for part in parts] == ["nt/H3", "nt/enhancers"]
+    words = parts[0].command(options)
+    assert words.count("--language-model") == 1
+    assert words[words.index("--language-model") + 1] == model
+    content = collect(make_run(tmp_path / "run", ["H3"], shlex.join(words)), "nt")
+    assert "--language-model 'some model'" in content["command"]
+    assert is_current(content, shlex.join(words))
+    assert not is_current(content, shlex.join(find_part("nt/nt-H3").command(options)))
 
 
 def test_a_part_that_is_none_is_refused() -> None:
