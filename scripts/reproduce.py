@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, help="cores of Ray; all by default")
     parser.add_argument("--tries", type=int, default=3, help="how often a part that fails is started")
     parser.add_argument("--wait-s", type=float, default=60.0, help="seconds between two tries")
-    parser.add_argument("--l2g-ray", default=str(Path(sys.executable).with_name("l2g-ray")), help="the command")
+    parser.add_argument("--l2g-ray", default=shlex.quote(str(Path(sys.executable).with_name("l2g-ray"))))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -310,7 +310,14 @@ def fake(tmp_path: Path) -> Path:
 
 def start(fake: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "scripts.reproduce", *words, "--data-dir", "nowhere", "--wait-s", "0"]
-    command += ["--out", fake.parent / "out", "--ledger", fake.parent / "ledger", "--l2g-ray", fake / "l2g-ray"]
+    command += [
+        "--out",
+        fake.parent / "out",
+        "--ledger",
+        fake.parent / "ledger",
+        "--l2g-ray",
+        shlex.quote(str(fake / "l2g-ray")),
+    ]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
