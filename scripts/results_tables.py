@@ -1,147 +1,167 @@
-"""From finished runs to small JSON files that are committed, and from these to the tables of docs/results.md.
+"""Fill the tables of the docs from the ledger.
 
-    python scripts/results_tables.py RUN...      # results/<bench>-<task>.json of each task, then the tables
-    python scripts/results_tables.py             # the tables alone
-    python scripts/results_tables.py --check     # fails where docs/results.md is not what the files say
+    python -m scripts.results_tables            # between the marks of README.md, docs/results.md and docs/ablations.md
+    python -m scripts.results_tables --check    # fails where a table is not what the ledger says
 
-A file holds the leaderboard row with all arms, seeds and intervals, what it took, and how to make it again; no weights and no
-sequences.
+A mark is `<!-- tables: PART -->`; what follows it, up to `<!-- end of tables -->`, comes from `results/PART/*.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from l2g_ray.config import known_keys
-from l2g_ray.presets import resolve
+from l2g_ray.arms import ENSEMBLE
+from l2g_ray.results.comparison import HEADINGS, Compared, StudyFile, _arm_cells
 from l2g_ray.results.rows import best_published, format_interval, format_number, list_weights, name_arm
+from l2g_ray.studies.study import correct
+from l2g_ray.tasks.metrics import find_metric
+from scripts.ledger import LEDGER, ROOT, read_part
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
-KEPT = [
-    "task",
-    "kind",
-    "metric",
-    "n_train",
-    "n_valid",
-    "n_test",
-    "used",
-    "arms",
-    "difference",
-    "test",
-    "embedder_only",
-    "baselines",
-    "published",
-    "backbone",
-    "architecture_from",
-    "wall_s",
-    "cpu_s",
-    "gpu_s",
-    "warnings",
-    "test_without_near_duplicates",
-    "check",
-]
-BEGIN, END = "<!-- tables: scripts/results_tables.py -->", "<!-- end of tables -->"
+PAGES = tuple(ROOT / name for name in ("README.md", "docs/results.md", "docs/ablations.md"))
+MARKED = re.compile(r"(<!-- tables: (\S+) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 
 
-def collect(run: Path) -> list[Path]:
-    """Write a file for each finished task of a run; returns the paths."""
-    board, suite = (json.loads((run / name).read_text()) for name in ("leaderboard.json", "suite.json"))
-    written = []
-    for row in board["tasks"]:
-        settings = suite["settings"][row["task"]]
-        content = {
-            "bench": suite["bench"],
-            "command": re.sub(r" --(out|data-dir) \S+", r" --\1 DIR", suite["command"]),
-            "commit": suite["git_revision"],
-            "machine": {name: suite["machine"][name] for name in ("processor", "cores", "accelerators")},
-            "versions": suite["versions"],
-            "stage_versions": suite["stage_versions"],
-            "preset": suite["preset"],
-            "language_model": board["language_model"],
-            "settings": find_differences(settings, resolve(suite["preset"]).model_dump(mode="json")),
-            "row": {name: row.get(name) for name in KEPT},
-        }
-        path = RESULTS / f"{suite['bench']}-{row['task']}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n")
-        written.append(path)
-    return written
+def make_tables(part: str, ledger: Path = LEDGER) -> str:
+    """Return a part's tables in Markdown: of its studies, or of its tasks where it has none."""
+    files = read_part(part, ledger)
+    if studies := [one for one in files if "study" in one]:
+        return "\n\n".join(_make_study(same) for same in _group(studies))
+    if not files:
+        return f"No results yet: `python -m scripts.reproduce --data-dir DIR {part}` makes them."
+    return "\n\n".join([_list_tasks(files), *([_rank(files)] if len(files) > 1 else []), *map(_list_arms, files)])
 
 
-def find_differences(settings: dict[str, Any], preset: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of the settings that are not the preset's, with their values."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        other = preset.get(name)
-        if isinstance(value, dict) and isinstance(other, dict):
-            found |= find_differences(value, other, f"{prefix}{name}.")
-        elif value != other and prefix + name in set(known_keys()):
-            found[prefix + name] = value
-    return found
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    """The first `words` columns are left-aligned, the others right."""
+    line = "|" + "|".join("---" if i < words else "---:" for i in range(len(headings))) + "|"
+    return "\n".join([f"| {' | '.join(headings)} |", line, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def make_tables(files: list[dict[str, Any]]) -> str:
-    """Markdown: a row a task, and a table of every task's arms."""
-    lines = ["| task | metric | used, test | seeds | OOF | best published, comparable | CPU s | made of |"]
-    lines.append("|---|---|---|---:|---:|---|---:|---|")
+def _name(one: dict[str, Any]) -> str:
+    return f"{one['bench']}/{one['row']['task']}"
+
+
+def _list_tasks(files: list[dict[str, Any]]) -> str:
+    rows = []
     for one in files:
         row, used = one["row"], one["row"]["used"]
         best = best_published(row)
-        shares = ", ".join(f"{name_arm(arm)} {share:.0%}" for arm, share in list_weights(row))
-        cells = [
-            f"{one['bench']}/{row['task']}",
-            row["metric"],
-            f"**{format_number(used['test']['mean'])}** {format_interval(used['test'])}",
-            str(len(used["test"]["per_seed"])),
-            format_number(used["oof"]["mean"]),
-            f"{format_number(best['value'])} {best['model']}" if best else "–",
-            f"{row['cpu_s']:,.0f}",
-            shares,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(
+            [
+                _name(one),
+                row["metric"],
+                f"**{format_number(used['test']['mean'])}** {format_interval(used['test'])}",
+                f"{format_number(best['value'])} {best['model']}" if best else "–",
+                ", ".join(f"{name_arm(arm)} {share:.0%}" for arm, share in list_weights(row)),
+                str(len(used["test"]["per_seed"])),
+                format_number(used["oof"]["mean"]),
+                f"{row['cpu_s']:,.0f}",
+            ]
+        )
+    headings = ["task", "metric", "used, test", "best published, comparable", "made of", "seeds", "OOF", "CPU s"]
+    total = sum(one["row"]["cpu_s"] for one in files) / 3600
+    return f"{_table(headings, rows, 5)}\n\n{len(files)} tasks, {total:.1f} CPU hours."
+
+
+def _rank(files: list[dict[str, Any]]) -> str:
+    """What the run uses and each arm: mean and mean rank on test, over the tasks that have it; rank 1 is the best."""
+    scores: dict[str, list[float]] = {}
+    ranks: dict[str, list[float]] = {}
     for one in files:
         row = one["row"]
-        lines += ["", f"`{one['command']}` ({one['commit'][:7]}, {one['machine']['processor']})", ""]
-        lines += [f"| {one['bench']}/{row['task']}: arm | OOF {row['metric']} | test | weight | adds on OOF |"]
-        lines += ["|---|---:|---|---:|---|"]
-        for arm, found in row["arms"].items():
-            adds = found["adds"] or {"mean": None}
-            gain = f"{format_number(adds['mean'], signed=True)} {format_interval(adds)}"
-            known = format_number((found["oof"] or {}).get("mean"))
-            test = f"{format_number(found['test']['mean'])} {format_interval(found['test'])}"
-            lines.append(f"| {name_arm(arm)} | {known} | {test} | {found['weight']:.2f} | {gain} |")
-    return "\n".join(lines)
+        sign = 1 if find_metric(row["metric"]).higher_is_better else -1
+        tested = {arm: scored["test"]["mean"] for arm, scored in row["arms"].items()}
+        tested[ENSEMBLE] = row["used"]["test"]["mean"]
+        known = {arm: sign * score for arm, score in tested.items() if score is not None}
+        for arm, score in known.items():
+            scores.setdefault(arm, []).append(tested[arm])
+            same = list(known.values()).count(score)
+            ranks.setdefault(arm, []).append(sum(other > score for other in known.values()) + (same + 1) / 2)
+    rows = [
+        [name_arm(arm), str(len(ranks[arm])), format_number(mean(scores[arm])), f"{mean(ranks[arm]):.2f}",
+         str(sum(rank == 1 for rank in ranks[arm]))]
+        for arm in sorted(ranks, key=lambda arm: mean(ranks[arm]))
+    ]  # fmt: skip
+    return _table(["arm", "tasks", "mean test score", "mean rank", "best of all"], rows, 1)
 
 
-def write_page(check: bool) -> bool:
-    """Put the tables into docs/results.md; with `check`, only say whether they are there already."""
-    files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    text = PAGE.read_text()
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    made = f"{before}{BEGIN}\n\n{make_tables(files)}\n\n{END}{after}"
-    if not check:
-        PAGE.write_text(made)
-    return made == text
+def _list_arms(one: dict[str, Any]) -> str:
+    row, rows = one["row"], []
+    for arm, found in row["arms"].items():
+        adds = found["adds"] or {"mean": None}
+        rows.append(
+            [
+                name_arm(arm),
+                format_number((found["oof"] or {}).get("mean")),
+                f"{format_number(found['test']['mean'])} {format_interval(found['test'])}",
+                f"{found['weight']:.2f}",
+                f"{format_number(adds['mean'], signed=True)} {format_interval(adds)}",
+            ]
+        )
+    headings = [f"{_name(one)}: arm", f"OOF {row['metric']}", "test", "weight", "adds on OOF"]
+    return f"{_source(one)}\n\n{_table(headings, rows, 1)}"
+
+
+def _source(one: dict[str, Any]) -> str:
+    return f"`{one['command']}` ({one['commit'][:7]}, {one['machine']['processor']})"
+
+
+def _group(studies: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    names = dict.fromkeys((one["study"]["study"], next(iter(one["study"]["arms"]))) for one in studies)
+    return [[s for s in studies if (s["study"]["study"], next(iter(s["study"]["arms"]))) == name] for name in names]
+
+
+def _make_study(files: list[dict[str, Any]]) -> str:
+    """One table of all files of a study: its arms may have run in several parts, each beside the control."""
+    merged: dict[tuple[str, str], Compared] = {}
+    for one in files:
+        for row in one["study"]["compared"]:
+            named: Compared = row | {"task": f"{one['bench']}/{row['task']}"}
+            merged.setdefault((named["task"], row["arm"]), named)
+    order = sorted(merged, key=lambda key: key[0])
+    first = files[0]["study"]
+    arms = {arm: values for one in files for arm, values in one["study"]["arms"].items()}
+    study: StudyFile = {
+        "schema": first["schema"], "study": first["study"], "about": first["about"], "arms": arms,
+        "preset": files[0]["preset"], "command": "", "compared": correct([merged[key] for key in order]),
+    }  # fmt: skip
+    rows = []
+    for arm in study["compared"]:
+        cells = [cell if isinstance(cell, str) else " ".join(filter(None, cell)) for cell in _arm_cells(arm, study)]
+        rows.append([f"{arm['task']}, {arm['metric']}", arm["arm"], *cells])
+    control = next(iter(arms))
+    hours = sum(one["cpu_s"] for one in files) / 3600
+    commits = ", ".join(sorted({one["commit"][:7] for one in files}))
+    return (
+        f"**{study['study']}**: {study['about']}\n\n{_table(HEADINGS, rows, 2)}\n\n"
+        f"Differences are from `{control}` over the same test rows and seeds (95 % bootstrap); p is corrected over this table. "
+        f"{hours:.1f} CPU hours, those of the control in every part. First command: {_source(files[0])}; commits: {commits}."
+    )
+
+
+def fill(text: str, ledger: Path = LEDGER) -> str:
+    """Return a page with the tables between its marks."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{make_tables(found[2], ledger)}\n\n{found[3]}", text)
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--check", action="store_true")
-    options = parser.parse_args()
-    for run in options.runs:
-        for path in collect(run):
-            print(path)
-    if not write_page(options.check) and options.check:
-        sys.exit("docs/results.md is not what results/*.json say; run python scripts/results_tables.py")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is stale")
+    check = parser.parse_args().check
+    stale = {page: made for page in PAGES if (made := fill(page.read_text())) != page.read_text()}
+    if not check:
+        for page, made in stale.items():
+            page.write_text(made)
+    elif stale:
+        names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+        sys.exit(f"{names}: not what the ledger says; run python -m scripts.results_tables")
 
 
 if __name__ == "__main__":

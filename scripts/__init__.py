@@ -1,0 +1,1 @@
+"""Run from a checkout as modules: `python -m scripts.reproduce`."""
