@@ -200,7 +200,7 @@ def test_the_page_word_for_word(cluster: tuple[Shell, int], shared: Path, quick:
     said = shell.type(find("python jobs/submit.py jobs/sweep.yaml"), quick)
     rows = json.loads((shared / "runs" / "sweep" / "comparison.json").read_text())["rows"]
     assert [(row["task"], row["variant"]) for row in rows] == [(TASK, "aligned"), (TASK, "unaligned")]
-    assert rows[0]["test"] == read_board(run)["tasks"][0]["test"]["mean"]
+    assert rows[0]["test"] == read_board(run)["tasks"][0]["used"]["test"]["mean"]
     assert rows[1]["change_test"] == rows[1]["test"] - rows[0]["test"]
     new = {name.partition("/")[0] for name in stage_folders(shared / "runs").keys() - trained.keys()}
     assert new == {"align", "trial", "finetune", "refit", "evaluate"}, "the warm-up is of both variants"
