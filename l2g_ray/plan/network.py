@@ -7,6 +7,7 @@ a plan is to start at once. `tests/test_plan_counts.py` compares the counts with
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pkgutil import resolve_name
@@ -113,7 +114,7 @@ def _read(tally: Tally, net: NetShape, x: Shape) -> None:
         tally.save(Shape(x.channels, known))
 
 
-class Costs:
+class Costs(ABC):
     """An embedder with Predictor 1, layer by layer. A subclass has a backbone's layers; `hidden`: its `predictor_width`."""
 
     hidden: int | None = None
@@ -133,9 +134,9 @@ class Costs:
         """Features a position."""
         return net.channels[-1]
 
+    @abstractmethod
     def add_layers(self, x: Shape) -> Shape:
         """Add the backbone's layers to `tally`, from one-hot to features."""
-        raise NotImplementedError
 
     def count(self, length_bp: int) -> Counted:
         """Costs for rows of `length_bp`."""
