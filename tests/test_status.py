@@ -109,6 +109,9 @@ def test_the_form_of_the_file_and_of_what_is_printed(run: Path) -> None:
     assert shown["tasks"][0] == seen | state | {"elapsed_s": shown["tasks"][0]["elapsed_s"]}
     change(run, news=1, tasks={"a": {"state": "running", "begun": 1.0, "news": 1}})  # of a later version
     assert read_status(run).tasks[0].status.begun == 1.0
+    least = {name: found[name] for name in ("host", "pid", "started", "at")}
+    (run / STATUS_FILE).write_text(json.dumps(least))  # of a version that knew less
+    assert (read_status(run).tasks, read_status(run).driver.host) == ([], found["host"])
 
 
 def test_a_killed_driver_is_not_taken_for_a_living_one(run: Path) -> None:

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,18 +64,18 @@ class _LastEvent:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Live:
     """The content of `status.json`; times in seconds since 1970."""
 
     host: str
     pid: int
-    process_started: str | None
-    links: dict[str, str]
+    process_started: str | None = None
+    links: dict[str, str] = field(default_factory=dict)
     started: float
-    doing: str
-    tasks: Mapping[str, TaskStatus]
-    last_event: _LastEvent | None
+    doing: str = ""
+    tasks: Mapping[str, TaskStatus] = field(default_factory=dict)
+    last_event: _LastEvent | None = None
     at: float
 
     def to_json(self) -> str:
@@ -86,10 +86,10 @@ class _Live:
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
         """Of the file's content, also of one that another version wrote."""
-        known = {one.name: found[one.name] for one in fields(cls)}
+        known = {one.name: found[one.name] for one in fields(cls) if one.name in found}
         names = {one.name for one in fields(TaskStatus)}
-        tasks = {n: TaskStatus(**{k: v for k, v in t.items() if k in names}) for n, t in known["tasks"].items()}
-        event = known["last_event"]
+        tasks = {n: TaskStatus(**{k: v for k, v in t.items() if k in names}) for n, t in found.get("tasks", {}).items()}
+        event = found.get("last_event")
         return cls(**known | {"tasks": tasks, "last_event": _LastEvent(**event) if event else None})
 
 
