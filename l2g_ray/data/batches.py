@@ -55,27 +55,16 @@ class InMemorySource:
 
 @dataclass(frozen=True)
 class Part:
-    """Which rows of a whole batch a worker or a micro-batch sees: `start` up to `stop` of `n_rows`.
+    """What a worker's batch, or a micro-batch, knows of the whole batch.
 
-    `n_labels` is how many labels the whole batch has (missing ones left out), what its mean loss is divided by.
-    `micro` counts the micro-batches of one worker, from 0.
+    n_own : rows of this part. by_worker : rows of each worker, all micro-batches together. n_labels : labels of the whole
+    batch (missing ones left out), what its mean loss is divided by. micro : counts the micro-batches, from 0.
     """
 
-    start: int
-    stop: int
-    n_rows: int
+    n_own: int
+    by_worker: tuple[int, ...]
     n_labels: int
     micro: int = 0
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether these are all rows."""
-        return self.stop - self.start == self.n_rows
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether these are no rows at all."""
-        return self.stop == self.start
 
 
 @dataclass(frozen=True)
@@ -86,8 +75,8 @@ class Batch:
     lengths_bp : (B,) int64, real positions of each row.
     labels : (B,) int64 codes for classification, (B, C) float32 with NaN = missing otherwise; (0,) without labels.
     row_index : (B,) int64, each row's place in the stream, from 0.
-    part : which rows of a larger batch these are; None for a batch of its own. A part without rows has one row of
-        length 0 in their place, all padding, since models want a row; `n_own` does not count it.
+    part : set where these are not all rows of a batch. A part without rows has one row of length 0 in their place, all
+        padding, since models want a row; `n_own` does not count it.
     """
 
     codes: torch.Tensor
@@ -106,12 +95,12 @@ class Batch:
     @property
     def n_whole(self) -> int:
         """Rows of the whole batch."""
-        return self.part.n_rows if self.part else len(self.codes)
+        return sum(self.part.by_worker) if self.part else len(self.codes)
 
     @property
     def n_own(self) -> int:
         """Rows of this part."""
-        return self.part.stop - self.part.start if self.part else len(self.codes)
+        return self.part.n_own if self.part else len(self.codes)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with codes and labels on another device; to a GPU they travel while the host goes on.
@@ -123,17 +112,14 @@ class Batch:
 
     def split(self, n: int) -> list[Batch]:
         """The same rows in `n` micro-batches of like size, in order; some are empty where there are fewer rows."""
-        whole = self.part or Part(0, len(self.codes), len(self.codes), count_labels(self.labels))
-        pieces = []
-        for i in range(n):
-            start, stop = cut_rows(self.n_own, i, n)
-            part = replace(whole, start=whole.start + start, stop=whole.start + stop, micro=i)
-            pieces.append(self._take(start, stop, part))
-        return pieces
+        whole = self.part or Part(self.n_own, (self.n_own,), count_labels(self.labels))
+        edges = [cut_rows(self.n_own, i, n) for i in range(n)]
+        return [self.take(start, stop, replace(whole, micro=i)) for i, (start, stop) in enumerate(edges)]
 
-    def _take(self, start: int, stop: int, part: Part) -> Batch:
+    def take(self, start: int, stop: int, part: Part) -> Batch:
+        """The rows from `start` up to `stop`, as a part of what `part` says."""
+        part, rows = replace(part, n_own=stop - start), slice(start, stop)
         if start < stop:
-            rows = slice(start, stop)
             return Batch(self.codes[rows], self.lengths_bp[rows], self.labels[rows], self.row_index[rows], part)
         codes = torch.full_like(self.codes[:1], N_CODE)
         return Batch(codes, torch.zeros_like(self.lengths_bp[:1]), self.labels[:1], self.row_index[:1], part)
@@ -178,51 +164,52 @@ def iter_batches(
     drop_last : leave out a last batch of one row, for which batch norm has no variance (training wants this). Larger
         unfilled batches stay. `count_batches` counts the same.
     max_batches : stop after so many.
-    worker : (rank, number of workers): only this worker's rows of every batch, as the whole batch would have them.
+    worker : (rank, number of workers): tables are this worker's share of the rows, and batches its share of `batch_size`. It
+        draws for itself.
 
     Raises
     ------
     UserError : a letter that is no nucleotide.
     """
-    rows = _shuffle(_number(tables), shuffle_window_rows, seed, epoch)
+    rank, n_workers = worker
+    start, stop = cut_rows(batch_size, rank, n_workers)
+    batch_size = stop - start
+    seeds = (seed, epoch, rank) if rank else (seed, epoch)
+    rows = _shuffle(_number(tables), shuffle_window_rows, seeds)
     if bucket_batches:
-        rows = _bucket(rows, batch_size, bucket_batches, seed, epoch)
+        rows = _bucket(rows, batch_size, bucket_batches, seeds)
     for index, table in enumerate(_cut(rows, batch_size)):
         if index == max_batches:
             return
-        if drop_last and table.num_rows == 1 < batch_size:
+        if drop_last and table.num_rows == 1 < batch_size and n_workers == 1:
             return
-        batch = make_part(table, kind, length_bp, worker)
-        yield _augment(batch, rc_augment, shift_bp, seed, epoch, index)
+        yield _augment(make_batch(table, kind, length_bp), rc_augment, shift_bp, seeds, index)
 
 
-def iter_evaluation_batches(
-    tables: Iterable[pa.Table], *, kind: Kind, batch_size: int, worker: tuple[int, int] = (0, 1)
-) -> Iterator[Batch]:
+def fill_steps(batches: Iterable[Batch], n: int) -> Iterator[Batch]:
+    """The first `n` batches, and where there are fewer, batches without rows: all workers take the same steps.
+
+    Raises ValueError where there is no batch at all.
+    """
+    last, done = None, 0
+    for last in itertools.islice(batches, n):
+        yield last
+        done += 1
+    if last is None:
+        raise ValueError("a worker has no rows; use fewer workers")
+    for _ in range(n - done):
+        yield last.take(0, 0, Part(0, (0,), 0))
+
+
+def iter_evaluation_batches(tables: Iterable[pa.Table], *, kind: Kind, batch_size: int) -> Iterator[Batch]:
     """All rows in order, as they are; the last batch may be smaller. L is each batch's longest sequence.
-
-    `worker` (rank, number of workers) gives that worker's rows of every batch.
 
     Raises
     ------
     UserError : a letter that is no nucleotide.
     """
     for table in _cut(_number(tables), batch_size):
-        yield make_part(table, kind, None, worker)
-
-
-def make_part(table: pa.Table, kind: Kind, length_bp: int | None, worker: tuple[int, int]) -> Batch:
-    """A worker's rows of the batch that `table` is, as wide as the whole batch. Only these rows are encoded."""
-    rank, n_workers = worker
-    if n_workers == 1:
-        return make_batch(table, kind, length_bp)
-    if length_bp is None:
-        length_bp = int(pc.max(pc.binary_length(table["sequence"])).as_py())
-    start, stop = cut_rows(table.num_rows, rank, n_workers)
-    labels = read_labels(table, kind)
-    # An empty part encodes some row too, for its width.
-    batch = make_batch(table.slice(min(start, table.num_rows - 1), max(1, stop - start)), kind, length_bp)
-    return batch._take(0, stop - start, Part(start, stop, table.num_rows, count_labels(labels)))
+        yield make_batch(table, kind)
 
 
 def make_batch(table: pa.Table, kind: Kind, length_bp: int | None = None) -> Batch:
@@ -256,9 +243,12 @@ def read_labels(table: pa.Table, kind: Kind) -> torch.Tensor:
 
 
 def _number(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Keep what a batch needs and add `row_index`."""
+    """Keep what a batch needs and add `row_index`, unless the rows have it."""
     start = 0
     for table in tables:
+        if "row_index" in table.column_names:
+            yield table
+            continue
         columns = [name for name in ("sequence", "label") if name in table.column_names]
         index = pa.array(np.arange(start, start + table.num_rows, dtype=np.int64))
         yield table.select(columns).append_column("row_index", index)
@@ -291,13 +281,13 @@ def _copy(table: pa.Table) -> pa.Table:
     return table.take(np.arange(table.num_rows))
 
 
-def _shuffle(tables: Iterable[pa.Table], window_rows: int, seed: int, epoch: int) -> Iterator[pa.Table]:
+def _shuffle(tables: Iterable[pa.Table], window_rows: int, seeds: tuple[int, ...]) -> Iterator[pa.Table]:
     windows = _cut(tables, window_rows)
     for window in itertools.count():
         table = next(windows, None)  # `enumerate` would keep it
         if table is None:
             return
-        order = np.random.default_rng([_SHUFFLE, seed, epoch, window]).permutation(table.num_rows)
+        order = np.random.default_rng([_SHUFFLE, *seeds, window]).permutation(table.num_rows)
         joined = table.combine_chunks()  # once, or each `take` would do it
         del table
         pa.default_memory_pool().release_unused()
@@ -307,7 +297,7 @@ def _shuffle(tables: Iterable[pa.Table], window_rows: int, seed: int, epoch: int
         del joined
 
 
-def _bucket(tables: Iterable[pa.Table], batch_size: int, n_batches: int, seed: int, epoch: int) -> Iterator[pa.Table]:
+def _bucket(tables: Iterable[pa.Table], batch_size: int, n_batches: int, seeds: tuple[int, ...]) -> Iterator[pa.Table]:
     """The same rows, in buckets of so many batches: batches of like length, in a shuffled order.
 
     The rest that fills no batch is taken before sorting, so that it is not always the longest rows.
@@ -319,23 +309,19 @@ def _bucket(tables: Iterable[pa.Table], batch_size: int, n_batches: int, seed: i
             continue
         n_whole = len(lengths) - len(lengths) % batch_size
         order = np.argsort(lengths[:n_whole], kind="stable").reshape(-1, batch_size)
-        generator = np.random.default_rng([_BUCKET, seed, epoch, bucket])
+        generator = np.random.default_rng([_BUCKET, *seeds, bucket])
         yield table.take(np.concatenate([generator.permutation(order).reshape(-1), np.arange(n_whole, len(lengths))]))
 
 
-def _augment(batch: Batch, rc_augment: bool, shift_bp: int, seed: int, epoch: int, index: int) -> Batch:
-    if not (rc_augment or shift_bp) or not batch.n_own:
+def _augment(batch: Batch, rc_augment: bool, shift_bp: int, seeds: tuple[int, ...], index: int) -> Batch:
+    if not (rc_augment or shift_bp):
         return batch
-    word = np.random.SeedSequence([_AUGMENT, seed, epoch, index]).generate_state(1, np.uint64)[0]
+    word = np.random.SeedSequence([_AUGMENT, *seeds, index]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(word >> np.uint64(1)))
-    codes, n_rows = batch.codes, batch.n_whole
-    # Both are drawn always, so that turning one off leaves the other as it was; and for the whole batch, so that a
-    # row's draw does not depend on the worker that has it.
-    flip = torch.rand(n_rows, generator=generator) < 0.5
-    offsets = torch.randint(-shift_bp, shift_bp + 1, (n_rows,), generator=generator)
-    if batch.part:
-        own = slice(batch.part.start, batch.part.stop)
-        flip, offsets = flip[own], offsets[own]
+    codes = batch.codes
+    # Both are drawn always, so that turning one off leaves the other as it was.
+    flip = torch.rand(len(codes), generator=generator) < 0.5
+    offsets = torch.randint(-shift_bp, shift_bp + 1, (len(codes),), generator=generator)
     if rc_augment:
         codes = torch.where(flip[:, None], reverse_complement(codes, batch.lengths_bp), codes)
     if shift_bp:

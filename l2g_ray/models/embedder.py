@@ -240,9 +240,18 @@ class EmbedderNet(Composed):
         mask = None if embedding.feature_mask is None else embedding.feature_mask[:, 0]
         return self.predictor.read(embedding.features.transpose(1, 2), mask)
 
-    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
-        return self.forward_one_hot(*self.encode(codes, lengths_bp))
+    @property
+    def leaves_unused(self) -> bool:
+        """Whether projection and LayerNorm take no part in a step on the task alone."""
+        return self.config.predictor_reads != "tokens"
+
+    def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor, pool: bool = False) -> Any:
+        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs); with `pool` to outputs and the mean
+        of each row's tokens (batch, width)."""
+        if not pool:
+            return self.forward_one_hot(*self.encode(codes, lengths_bp))
+        embedding = self.embedder(*self.encode(codes, lengths_bp))
+        return self.predict(embedding), embedding.pooled_tokens()
 
     def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """One-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import nn
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from l2g_ray.models.team import ALONE, Team
 
@@ -72,13 +68,6 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
         pooled = (n * means).sum(0) / total
         spread = (n * (variances + (means - pooled).square())).sum(0) / total
         return total, pooled, spread
-
-
-def join_team(model: nn.Module, team: Team) -> None:
-    """Let all batch norms of a model take their training statistics over all workers."""
-    for module in model.modules():
-        if isinstance(module, MaskedBatchNorm1d):
-            module.team = team
 
 
 def apply_mask(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -147,7 +136,7 @@ class MaskedMax(Composed):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """x (batch, channels, length), mask (batch, 1, length) or None, to (batch, channels)."""
         if mask is not None:
-            # A row without any position, which stands in for none (`Part.is_empty`), keeps its numbers: they must be finite.
+            # A row without any position, which stands in for none (`Part`), keeps its numbers: they must be finite.
             padding = (mask == 0) & (mask != 0).any(2, keepdim=True)
             x = x.masked_fill(padding, torch.finfo(x.dtype).min)
         highest: torch.Tensor = self.highest(x)
@@ -168,20 +157,13 @@ def drop(x: torch.Tensor, p: float) -> torch.Tensor:
     On a CPU the mask is 16 bits of numpy's SFC64 an element, seeded by torch's random state: ten times as fast as torch's
     Bernoulli draws, which take a tenth of a fine-tuning step.
     """
-    if has_torch_function_unary(x):  # as torch's own: `stages.parts` draws for the whole batch there
-        return handle_torch_function(drop, (x,), x, p)
     # Fake tensors, which only have shapes, and torch.compile cannot draw numbers outside of torch.
     plain = x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
-    if not plain or not 0 < round(p * 65536) < 65536:
+    limit, n = round(p * 65536), x.numel()
+    if not plain or not 0 < limit < 65536:
         return nn.functional.dropout(x, p)
-    return x * draw_kept(x.shape, p, x.dtype)
-
-
-def draw_kept(shape: Sequence[int], p: float, dtype: torch.dtype) -> torch.Tensor:
-    """What `drop` multiplies with: 0 with probability p, else 1 / (1 - p). Takes one number of torch's random state."""
-    limit, n = round(p * 65536), math.prod(shape)
     bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-n // 4)).view(np.uint16)
-    return torch.from_numpy(bits[:n] >= limit).view(*shape).to(dtype) * (65536 / (65536 - limit))
+    return x * (torch.from_numpy(bits[:n] >= limit).view(x.shape).to(x.dtype) * (65536 / (65536 - limit)))
 
 
 class Dropout(nn.Dropout):

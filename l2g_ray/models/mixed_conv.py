@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2g_ray.models.block_dft import correlate_blocks
+from l2g_ray.models.team import ALONE, Team
 
 FORMS = ("by_dilation", "naive", "dense", "fft", "blocks")
 
@@ -119,6 +120,7 @@ class MixedConv1d(nn.Module):
     divide.
     """
 
+    team: Team = ALONE
     bias: nn.Parameter | None
     tap_mask: Tensor
     placement: Tensor
@@ -205,8 +207,9 @@ class MixedConv1d(nn.Module):
     def coefficients(self) -> Tensor:
         """Mixture coefficients (|O|,), non-negative, sum 1; Gumbel noise (the CPU's global RNG) only in training."""
         if self.training:
-            # As F.gumbel_softmax, but drawn on the CPU, whose generator is the same on all workers of a team.
-            noise = -torch.empty(self.logits.shape, dtype=self.logits.dtype).exponential_().log()
+            # As F.gumbel_softmax, but drawn on the CPU, and alike on all workers of a team.
+            noise = torch.empty(self.logits.shape, dtype=self.logits.dtype)
+            noise = -noise.exponential_(generator=self.team.generator).log()
             scores = self.logits.log_softmax(-1) + noise.to(self.logits.device, non_blocking=True)
             return torch.softmax(scores / self.temperature, -1)
         return torch.softmax(self.logits / self.temperature, -1)

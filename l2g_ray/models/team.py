@@ -1,137 +1,131 @@
-"""Processes that train one model together, each on its rows of every batch, so that the numbers are those of one process.
+"""Processes that train one model together by DistributedDataParallel. Only torch is used; who starts them does not matter.
 
-The convention everywhere: a worker's loss is its share of the whole batch's loss, so shares add up (they are not
-averaged), and a gradient that crosses workers is the sum over all workers' shares. Only `torch.distributed` is used; who
-starts the processes does not matter.
+The convention everywhere: the mean of the workers' losses is the loss of the whole batch, as DistributedDataParallel
+averages gradients. A gradient that crosses workers is the sum over all workers' losses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.distributed.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
-# Gradients travel in flat pieces of so many bytes, all under way at once.
-BUCKET_BYTES = 25 * 2**20
+# Workers that wait for the first one may do so for long: it may wait for another suite that makes the same result. One
+# that died is noticed at once, by its broken connection and by Ray.
+COLLECTIVE_TIMEOUT = timedelta(hours=24)
+# torch 2.13 renamed the option. Buffers are alike without it: batch norm takes its statistics over all workers.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+)
 Shared = TypeVar("Shared")
-
-
-class _SumOverWorkers(torch.autograd.Function):
-    """All-reduce whose gradient is the all-reduced gradient: y is the same on all workers, and all their losses use it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        total = x.detach().clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process's place among `size` workers. All methods but `is_first` must be called by all workers alike."""
+    """This process's place among `size` workers. All methods must be called by all workers alike.
+
+    Parameters
+    ----------
+    prepare : wraps a model for training, with the options of DistributedDataParallel.
+    generator : seeded alike on all workers, for draws that belong to the whole batch; None: torch's global one.
+    host : the process group for numbers and objects of the host; None: the default group.
+    """
 
     rank: int = 0
     size: int = 1
+    prepare: Callable[..., nn.Module] = DistributedDataParallel
+    generator: torch.Generator | None = None
+    host: Any = None
 
     @classmethod
-    def joined(cls) -> Team:
-        """The team of the process group that this process is in; alone where there is none."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return cls()
-        return cls(distributed.get_rank(), distributed.get_world_size())
+    def joined(cls, prepare: Callable[..., nn.Module] = DistributedDataParallel) -> Team:
+        """Return the team of the process group that this process is in; `ALONE` where there is none, or no other."""
+        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+            return ALONE
+        # torch 2.13 deprecates these two in favour of a private module.
+        warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_", FutureWarning)
+        # By NCCL, numbers of the host would wait for the GPU.
+        host = None
+        if distributed.get_backend() != "gloo":
+            host = distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        return cls(distributed.get_rank(), distributed.get_world_size(), prepare, torch.Generator(), host)
 
     @property
     def is_first(self) -> bool:
         """Whether this worker writes the files of all."""
         return self.rank == 0
 
-    @property
-    def worker(self) -> tuple[int, int]:
-        """(rank, size), as `data.batches` takes it."""
-        return self.rank, self.size
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model to train with: all workers get the first one's parameters, and its backward pass averages
+        gradients. A model whose `leaves_unused` is true may leave parameters out of a step."""
+        if self.size == 1:
+            return model
+        for module in model.modules():
+            if hasattr(type(module), "team"):
+                module.team = self  # type: ignore[assignment]
+        unused = bool(getattr(model, "leaves_unused", False))
+        return self.prepare(model, find_unused_parameters=unused, **{_SYNC_BUFFERS: False})
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """Sum of x over the workers, of the same shape on each; carries gradients."""
-        return x if self.size == 1 else _SumOverWorkers.apply(x)  # type: ignore[no-untyped-call]
-
-    def sum_number(self, value: float, device: str = "cpu") -> float:
-        """Sum of a number over the workers, in float64."""
-        if self.size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=device)
-        distributed.all_reduce(total)
-        return float(total)
+        return x if self.size == 1 else functional.all_reduce(x)
 
     def stack(self, x: torch.Tensor) -> torch.Tensor:
-        """x (...) of all workers as (size, ...), in the order of ranks; carries gradients."""
-        if self.size == 1:
-            return x[None]
+        """x (...) of all workers as (size, ...), in the order of ranks; carries gradients.
+
+        By one all-reduce: the gradient of gloo's all-gather takes a collective a worker.
+        """
         place = torch.zeros(self.size, dtype=x.dtype, device=x.device)
         place[self.rank] = 1
         return self.sum(place.view(-1, *[1] * x.ndim) * x[None])
 
-    def gather_rows(self, x: torch.Tensor, start: int, n_rows: int) -> torch.Tensor:
-        """The whole (n_rows, D) of which this worker has the rows x (n, D) from `start`; carries gradients."""
+    def gather_rows(self, x: torch.Tensor, by_worker: Sequence[int]) -> torch.Tensor:
+        """Rows (sum of `by_worker`, ...) of all workers, of which this one has x (by_worker[rank], ...); carries gradients."""
         if self.size == 1:
             return x
-        before, after = x.new_zeros(start, *x.shape[1:]), x.new_zeros(n_rows - start - len(x), *x.shape[1:])
-        return self.sum(torch.cat([before, x, after]))
+        padded = torch.cat([x, x.new_zeros(max(by_worker) - len(x), *x.shape[1:])])
+        return torch.cat([rows[:n] for rows, n in zip(functional.all_gather(padded), by_worker, strict=True)])
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the workers; parameters without one are left alone."""
+    def gather_numbers(self, x: torch.Tensor) -> torch.Tensor:
+        """x (...) on the CPU of all workers as (size, ...)."""
+        found = [torch.empty_like(x) for _ in range(self.size)]
+        distributed.all_gather(found, x, group=self.host)
+        return torch.stack(found)
+
+    def gather(self, value: Shared) -> list[Shared]:
+        """The objects of all workers, in the order of ranks."""
         if self.size == 1:
-            return
-        under_way = []
-        for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            under_way.append((bucket, flat, distributed.all_reduce(flat, async_op=True)))
-        for bucket, flat, handle in under_way:
-            assert handle is not None
-            handle.wait()
-            for gradient, piece in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                gradient.copy_(piece.view_as(gradient))
+            return [value]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value, group=self.host)
+        return found
 
-    def copy_from_first(self, model: nn.Module) -> None:
-        """Give all workers the first one's parameters and buffers."""
-        if self.size > 1:
-            for tensor in model.state_dict().values():
-                distributed.broadcast(tensor, 0)
+    def sum_number(self, value: float) -> float:
+        """Sum of a number over the workers, in float64."""
+        return value if self.size == 1 else float(self.gather_numbers(torch.tensor(value, dtype=torch.float64)).sum())
 
     def share(self, value: Shared) -> Shared:
         """The first worker's value, on all workers."""
         if self.size == 1:
             return value
         box = [value if self.is_first else None]
-        distributed.broadcast_object_list(box, 0)
+        distributed.broadcast_object_list(box, 0, group=self.host)
         return box[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Until all workers are here."""
+        """Wait until all workers are here."""
         if self.size > 1:
-            distributed.barrier()
+            distributed.barrier(group=self.host)
 
 
 ALONE = Team()
-
-
-def _buckets(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The tensors in order, in lists of one type and of about `BUCKET_BYTES`."""
-    buckets: list[list[torch.Tensor]] = []
-    size = 0
-    for tensor in tensors:
-        n_bytes = tensor.numel() * tensor.element_size()
-        if not buckets or size + n_bytes > BUCKET_BYTES or buckets[-1][0].dtype != tensor.dtype:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(tensor)
-        size += n_bytes
-    return buckets

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,14 @@ from l2g_ray.store.results import Store
 
 
 def load_data(
-    prepared: PreparedTask, train: Source | None = None, valid: Source | None = None, fold: Fold | None = None
+    prepared: PreparedTask,
+    train: Source | None = None,
+    valid: Source | None = None,
+    fold: Fold | None = None,
+    selected: bool = False,
 ) -> TaskData:
     """Training and validation rows, streamed from the shards unless sources are given; with a fold, the rows of the other
-    folds and its own."""
+    folds and its own. `selected`: the sources have these rows already."""
     task = prepared.task
     outputs = prepared.manifest["splits"]["train"].get("outputs", {})
     means, sds = ([outputs.get(label, {}).get(name) for label in task.labels] for name in ("mean", "sd"))
@@ -40,7 +45,7 @@ def load_data(
     train = train or ShardSource(tuple(prepared.shard_paths("train")), prepared.n_rows("train"))
     valid = valid or ShardSource(tuple(prepared.shard_paths("valid")), prepared.n_rows("valid"))
     held_out = fold is not None and fold.of > 0
-    if fold is not None and held_out:
+    if fold is not None and held_out and not selected:
         inside = fold.read(prepared) == fold.number
         train, valid = SelectedRows((train, valid), ~inside), SelectedRows((train, valid), inside)
     return TaskData(
@@ -139,7 +144,7 @@ def _run_locked(
         fold = Fold(**job.args["fold"]) if "fold" in job.args else None
         context = Context(
             prepared,
-            load_data(prepared, train, valid, fold),
+            load_data(prepared, train, valid, fold, selected=team.size > 1),
             settings,
             read_reference(reference.folder, reference.values) if reference else None,
             runtime,
@@ -150,6 +155,8 @@ def _run_locked(
         )
         values = stage.load()(context, job.args)
         if fold is not None and stage.arm and team.is_first and "skipped" not in values:
+            if team.size > 1:  # the first worker has but its own rows
+                context = replace(context, data=load_data(prepared, fold=fold))
             predict_held_out(context)
     # A stage that trains counts its epochs itself, those before an interruption too.
     values = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu} | values

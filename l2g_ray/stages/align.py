@@ -6,16 +6,18 @@ What is said of MMD holds for the other distances of `stages.distances` as well.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from l2g_ray.atomic import replacing
 from l2g_ray.config import AlignSettings, Settings
 from l2g_ray.counts import group_size
 from l2g_ray.data.batches import Batch
-from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet, Embedding
+from l2g_ray.models.embedder import EmbedderConfig
 from l2g_ray.models.l2g import save_model
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.stages.context import (
@@ -34,9 +36,9 @@ from l2g_ray.stages.context import (
     with_dropout,
 )
 from l2g_ray.stages.distances import Distance, make_distance
-from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
+from l2g_ray.stages.loop import LoopSettings, Losses, Runtime, TrainResult, train
 from l2g_ray.stages.optim import make_optimizer, make_schedule
-from l2g_ray.stages.parts import Draws, kept_buffers
+from l2g_ray.stages.parts import kept_buffers, same_draws
 
 
 def alpha_at(epoch: int, alpha: float, task_only_epochs: int) -> float:
@@ -84,7 +86,7 @@ def train_aligned(
         ),
         runtime,
         batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),
-        losses=make_joint_losses(net, data, distance, stage, alpha, runtime.team),
+        losses=make_joint_losses(data, distance, stage, data.label_scale.to(runtime.device), alpha, runtime.team),
         validate=make_validate(net, data, runtime),
     )
 
@@ -137,107 +139,94 @@ def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_joint_losses(
-    net: EmbedderNet,
-    data: TaskData,
-    distance: Distance,
-    stage: AlignSettings,
-    alpha: float,
-    team: Team = ALONE,
-) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
+    data: TaskData, distance: Distance, stage: AlignSettings, scale: torch.Tensor, alpha: float, team: Team = ALONE
+) -> Losses:
     """One loss a group: batch norm sees each batch by itself, MMD sees all rows of the group together.
 
     Source rows are drawn anew each step, as many as target rows, with replacement; targets are masked means over
-    tokens after LayerNorm. Workers of a team compare the same source rows with the pooled tokens of all of
-    them, each counting its share of the result.
+    tokens after LayerNorm. Workers of a team compare the same source rows with the pooled tokens of all of them.
 
     Micro-batches, which are there because memory did not suffice for a group, are back-propagated one at a time. MMD
     needs all rows at once, so they are pooled without a graph first, and MMD's gradient is handed to each in its turn.
 
-    `net` is on the device where it trains.
+    `scale` (n_outputs,), that of the labels, is on the device where the model trains.
     """
-    scale = data.label_scale.to(next(net.parameters()).device)
 
     def align(pooled: list[torch.Tensor], classes: list[torch.Tensor | None], group: list[Batch]) -> torch.Tensor:
-        """This worker's share of MMD, from its own rows of each whole batch and their classes."""
+        """MMD, from this worker's own rows of each whole batch and their classes."""
+        parts = [batch.part for batch in group]
         whole = [
-            team.gather_rows(_widen(rows), batch.part.start, batch.part.n_rows) if batch.part else rows
-            for rows, batch in zip(pooled, group, strict=True)
+            team.gather_rows(_widen(x), part.by_worker) if part else x for x, part in zip(pooled, parts, strict=True)
         ]
         known = [
-            team.gather_rows(own, batch.part.start, batch.part.n_rows) if batch.part else own
-            for own, batch in zip(classes, group, strict=True)
+            team.gather_rows(own, part.by_worker) if part else own
+            for own, part in zip(classes, parts, strict=True)
             if own is not None
         ]
-        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
-        return distance(torch.cat(whole), torch.cat(known) if known else None, generator) / team.size
+        seed = torch.randint(2**31, (), generator=team.generator)
+        generator = torch.Generator().manual_seed(int(seed))
+        return distance(torch.cat(whole), torch.cat(known) if known else None, generator)
 
     def classify(batch: Batch) -> torch.Tensor | None:
         return distance.classify(batch.labels[: batch.n_own])
 
-    def embed(batch: Batch, draws: Draws) -> tuple[Embedding, torch.Tensor]:
-        """The embedding, and the predictor's outputs, whose dropout is drawn with the embedder's."""
-        with draws.of(batch):
-            embedding = net.embedder(*net.encode(batch.codes, batch.lengths_bp))
-            return embedding, net.predict(embedding)
-
     def task_loss(outputs: torch.Tensor, batch: Batch, n_rows: int) -> torch.Tensor:
         return (batch.n_whole / n_rows) * part_loss(data.task, outputs, batch, scale)
 
-    def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
+    def losses(model: nn.Module, group: list[Batch], epoch: int) -> list[Callable[[], torch.Tensor]]:
         alpha_e = alpha_at(epoch, alpha, stage.task_only_epochs)
-        n_rows, draws = count_rows(group), Draws()
         if any(batch.part and batch.part.micro for batch in group):
-            yield from in_turn(group, alpha_e, n_rows)
-            return
-        total = torch.zeros((), device=group[0].codes.device)
-        pooled = []
-        for batch in group:
-            embedding, outputs = embed(batch, draws)
-            total = total + task_loss(outputs, batch, n_rows)
-            pooled.append(embedding.pooled_tokens()[: batch.n_own])
-        loss = stage.beta * total
-        if alpha_e > 0:
-            loss = loss + alpha_e * align(pooled, [classify(batch) for batch in group], group)
-        yield loss
+            return in_turn(model, group, alpha_e)
+        return [partial(together, model, group, alpha_e)]
 
-    def in_turn(group: list[Batch], alpha_e: float, n_rows: int) -> Iterator[torch.Tensor]:
+    def together(model: nn.Module, group: list[Batch], alpha_e: float) -> torch.Tensor:
+        total, pooled, n_rows = torch.zeros((), device=group[0].codes.device), [], count_rows(group)
+        for batch in group:
+            if alpha_e > 0:
+                outputs, tokens = model(batch.codes, batch.lengths_bp, pool=True)
+                pooled.append(tokens[: batch.n_own])
+            else:
+                outputs = model(batch.codes, batch.lengths_bp)
+            total = total + task_loss(outputs, batch, n_rows)
+        loss = stage.beta * total
+        return loss + alpha_e * align(pooled, [classify(batch) for batch in group], group) if pooled else loss
+
+    def in_turn(model: nn.Module, group: list[Batch], alpha_e: float) -> list[Callable[[], torch.Tensor]]:
         """The same, one micro-batch's graph at a time."""
         gradients: list[torch.Tensor | None] = [None] * len(group)
         value: torch.Tensor | float = 0.0
-        before, after = torch.get_rng_state(), None
         if alpha_e > 0:
-            pooled, value = pool_first(group, alpha_e)
-            gradients = [rows.grad for rows in pooled]
-            after = torch.get_rng_state()
-            torch.set_rng_state(before)
-        draws = Draws()
-        for batch, gradient in zip(group, gradients, strict=True):
-            embedding, outputs = embed(batch, draws)
-            loss = stage.beta * task_loss(outputs, batch, n_rows)
-            if gradient is not None:
-                towards = (embedding.pooled_tokens()[: batch.n_own] * gradient).sum()
-                # Its gradient is MMD's, its value is not: the value is told once.
-                loss = loss + towards - towards.detach() + value
-                value = 0.0
-            yield loss
-        if after is not None:
-            torch.set_rng_state(after)
+            with same_draws(group[0].codes.device):
+                gradients, value = pool_first(model, group, alpha_e)
 
-    def pool_first(group: list[Batch], alpha_e: float) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Pooled tokens of each micro-batch with MMD's gradient, and this worker's share of MMD. Leaves the running
-        statistics of batch norms as they were."""
-        draws, pooled = Draws(), []
-        with torch.no_grad(), kept_buffers(net):
+        def one(batch: Batch, gradient: torch.Tensor | None, value: torch.Tensor | float) -> torch.Tensor:
+            if gradient is None:
+                return stage.beta * task_loss(model(batch.codes, batch.lengths_bp), batch, n_rows)
+            outputs, pooled = model(batch.codes, batch.lengths_bp, pool=True)
+            towards = (pooled[: batch.n_own] * gradient).sum()
+            # Its gradient is MMD's, its value is not: the value is told once.
+            return stage.beta * task_loss(outputs, batch, n_rows) + towards - towards.detach() + value
+
+        n_rows, values = count_rows(group), [value, *[0.0] * (len(group) - 1)]
+        return [partial(one, *of_batch) for of_batch in zip(group, gradients, values, strict=True)]
+
+    def pool_first(
+        model: nn.Module, group: list[Batch], alpha_e: float
+    ) -> tuple[list[torch.Tensor | None], torch.Tensor]:
+        """MMD's gradient for the pooled tokens of each micro-batch, and MMD. Leaves the running statistics of batch norms as
+        they were."""
+        pooled = []
+        with torch.no_grad(), kept_buffers(model):
             for batch in group:
-                embedding, _ = embed(batch, draws)
-                pooled.append(_widen(embedding.pooled_tokens()[: batch.n_own]).requires_grad_())
+                rows = model(batch.codes, batch.lengths_bp, pool=True)[1][: batch.n_own]
+                pooled.append(_widen(rows).requires_grad_())
         firsts = [i for i, batch in enumerate(group) if batch.part is None or batch.part.micro == 0]
         spans = list(zip(firsts, [*firsts[1:], len(group)], strict=True))
         joined = [torch.cat(pooled[a:b]) for a, b in spans]
         classes = [_join([classify(batch) for batch in group[a:b]]) for a, b in spans]
-        share = alpha_e * align(joined, classes, [group[i] for i in firsts])
-        share.backward()  # type: ignore[no-untyped-call]
-        return pooled, share.detach()
+        value = alpha_e * align(joined, classes, [group[i] for i in firsts])
+        value.backward()  # type: ignore[no-untyped-call]
+        return [rows.grad for rows in pooled], value.detach()
 
     return losses
 

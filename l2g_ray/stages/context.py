@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from torch import nn
 
 from l2g_ray.config import OneCycleSettings, Settings
 from l2g_ray.counts import count_batches, find_channels, use_rc
-from l2g_ray.data.batches import Batch, Source, iter_batches, iter_evaluation_batches
+from l2g_ray.data.batches import Batch, Source, fill_steps, iter_batches, iter_evaluation_batches
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.ensemble import predict_strands
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.team import ALONE, Team
-from l2g_ray.stages.loop import LoopSettings, Runtime, TrainResult, train
+from l2g_ray.sequence import send
+from l2g_ray.stages.loop import LoopSettings, Losses, Runtime, TrainResult, train
 from l2g_ray.stages.optim import compute_task_loss, make_optimizer, make_schedule
-from l2g_ray.stages.parts import Draws, RowsAtOnce
+from l2g_ray.stages.parts import RowsAtOnce
 from l2g_ray.tasks.metrics import signed_score
 from l2g_ray.tasks.schema import Task
 
@@ -142,10 +144,11 @@ def make_batches(
     max_batches: int | None = None,
     team: Team = ALONE,
 ) -> Callable[[int], Iterator[Batch]]:
-    """Epoch to shuffled, augmented training batches, or to this worker's rows of each."""
+    """Epoch to shuffled, augmented training batches; of a worker's own rows, as many batches as the whole has."""
+    n_batches = count_steps(data, batch_size, max_batches=max_batches)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        return iter_batches(
+        found = iter_batches(
             data.train.tables(),
             kind=data.task.kind,
             batch_size=batch_size,
@@ -157,9 +160,10 @@ def make_batches(
             shift_bp=settings.data.find_shift_bp(data.task.strand_specific) if augment else 0,
             bucket_batches=settings.data.bucket_batches,
             drop_last=True,
-            max_batches=max_batches,
-            worker=team.worker,
+            max_batches=n_batches,
+            worker=(team.rank, team.size),
         )
+        return found if team.size == 1 else fill_steps(found, n_batches)
 
     return batches
 
@@ -170,32 +174,32 @@ def count_steps(data: TaskData, batch_size: int, group: int = 1, max_batches: in
     return -(-min(n, max_batches or n) // group)
 
 
-def make_losses(
-    model: nn.Module, task: Task, scale: torch.Tensor
-) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
+def make_losses(task: Task, scale: torch.Tensor) -> Losses:
     """The plain task loss of a group, a batch (or a part of one) at a time, weighted by its rows (acceptance D5).
 
-    `model` is on the device where it trains; `scale` is moved there once.
+    `scale` (n_outputs,) is on the device where the model trains.
     """
-    scale = scale.to(next(model.parameters()).device)
-    reads_text = getattr(model, "reads_text", False)
 
-    def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
-        n_rows, draws = count_rows(group), Draws()
-        for batch in group:
-            with draws.of(batch):
-                outputs = model(batch.letters if reads_text else batch.codes, batch.lengths_bp)
-            yield (batch.n_whole / n_rows) * part_loss(task, outputs, batch, scale)
+    def losses(model: nn.Module, group: list[Batch], epoch: int) -> list[Callable[[], torch.Tensor]]:
+        n_rows = count_rows(group)
+        return [partial(loss, model, batch, batch.n_whole / n_rows) for batch in group]
+
+    def loss(model: nn.Module, batch: Batch, weight: float) -> torch.Tensor:
+        reads_text = getattr(model, "reads_text", False)
+        outputs = model(batch.letters if reads_text else batch.codes, batch.lengths_bp)
+        return weight * part_loss(task, outputs, batch, scale)
 
     return losses
 
 
 def part_loss(task: Task, outputs: torch.Tensor, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
-    """The task loss of a batch; of a part of one, its share, so that the shares of all parts add up to the whole's. `scale`
-    (n_outputs,) is on the outputs' device."""
-    n_labels = batch.part.n_labels if batch.part else None
+    """The task loss of a batch; of a part of one such that the mean over workers of the sum over their micro-batches is the
+    whole's."""
     own = slice(batch.n_own)
-    return compute_task_loss(task.kind, outputs[own], batch.labels[own], scale, n_labels)
+    if batch.part is None:
+        return compute_task_loss(task.kind, outputs, batch.labels, scale)
+    share = compute_task_loss(task.kind, outputs[own], batch.labels[own], scale, batch.part.n_labels)
+    return len(batch.part.by_worker) * share
 
 
 def count_rows(group: list[Batch]) -> int:
@@ -206,30 +210,27 @@ def count_rows(group: list[Batch]) -> int:
 def predict_source(
     model: nn.Module, source: Source, task: Task, runtime: Runtime, batch_size: int = 256, rc_average: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions (n, n_outputs) and labels of all rows in order, in evaluation mode.
+    """Predictions (n, n_outputs) and labels of all rows in order, in evaluation mode; of a team, of all workers' rows.
 
     `rc_average` means over both strands: probabilities for classification, values for regression (docs/method.md,
     "evaluate"). Batches that do not fit into memory go through in parts.
     """
     model.eval()
-    predictions, labels, team, at_once = [], [], runtime.team, RowsAtOnce(batch_size)
+    team, at_once = runtime.team, RowsAtOnce(batch_size)
+    found: list[tuple[np.ndarray, ...]] = []
 
     def predict(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         with runtime.autocast():
             return predict_strands(model, task.kind, codes, lengths_bp, rc_average)
 
     with torch.no_grad():
-        for batch in iter_evaluation_batches(
-            source.tables(), kind=task.kind, batch_size=batch_size, worker=team.worker
-        ):
-            batch = batch.to(runtime.device)
-            outputs, known = at_once.map(predict, batch.codes, batch.lengths_bp), batch.labels
-            if batch.part:
-                own, place = slice(batch.n_own), (batch.part.start, batch.part.n_rows)
-                outputs, known = (team.gather_rows(x[own], *place) for x in (outputs, known))
-            predictions.append(outputs.cpu().numpy())
-            labels.append(known.cpu().numpy())
-    return np.concatenate(predictions), np.concatenate(labels)
+        for batch in iter_evaluation_batches(source.tables(), kind=task.kind, batch_size=batch_size):
+            outputs = at_once.map(predict, send(batch.codes, runtime.device), batch.lengths_bp)
+            found.append((outputs.cpu().numpy(), batch.labels.numpy(), batch.row_index.numpy()))
+    found = [one for own in team.gather(found) for one in own]
+    predictions, labels, rows = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    order = slice(None) if team.size == 1 else rows.argsort()
+    return predictions[order], labels[order]
 
 
 def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:
@@ -339,6 +340,6 @@ def train_one_cycle(
         LoopSettings(epochs, steps, seed, clip_norm=stage.optim.clip_norm, keep_last=True, average_weights=True),
         runtime,
         batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),
-        losses=make_losses(net, data.task, data.label_scale),
+        losses=make_losses(data.task, data.label_scale.to(runtime.device)),
         validate=make_validate(net, data, runtime),
     )

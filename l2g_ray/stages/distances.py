@@ -312,20 +312,17 @@ def make_distance(
         tags = torch.cdist(reference.features, centres).argmin(1)
     if data.task.is_classification:
         return LabelledDistance(features, tags)
-    labels = read_labels(data, settings, seed)
+    labels = read_labels(data, settings, seed, team)
     centres = find_centres(standardise(labels, data.label_offset, data.label_scale), seed)
     return LabelledDistance(features, tags, team.share(centres), data.label_offset, data.label_scale)
 
 
-def read_labels(data: TaskData, settings: Settings, seed: int) -> Tensor:
-    """Labels (n, C) of up to `MAX_LABELS` training rows, in the order of the first epoch."""
-    kept, n = [], 0
-    for batch in make_batches(settings, data, settings.align.batch_size, seed, augment=False)(0):
-        kept.append(batch.labels)
-        n += len(batch.labels)
-        if n >= MAX_LABELS:
-            break
-    return torch.cat(kept)[:MAX_LABELS]
+def read_labels(data: TaskData, settings: Settings, seed: int, team: Team) -> Tensor:
+    """Labels (n, C) of up to `MAX_LABELS` training rows of all workers, in the order of the first epoch."""
+    size = settings.align.batch_size
+    batches = make_batches(settings, data, size, seed, augment=False, max_batches=-(-MAX_LABELS // size), team=team)(0)
+    own = [batch.labels[: batch.n_own] for batch in batches]
+    return torch.cat([labels for step in zip(*team.gather(own), strict=True) for labels in step])[:MAX_LABELS]
 
 
 def find_centres(points: Tensor, seed: int) -> Tensor:

@@ -137,7 +137,7 @@ def finetune(
         LoopSettings(stage.epochs, steps, seed, clip_norm=optim.clip_norm, keep_last=data.held_out),
         runtime,
         batches=make_batches(settings, data, trial.batch_size, seed, team=runtime.team),
-        losses=make_losses(model, data.task, data.label_scale),
+        losses=make_losses(data.task, data.label_scale.to(runtime.device)),
         validate=make_validate(model, data, runtime),
     )
     if isinstance(model, L2GModel) and trial.train_layers == "lora" and result.best_state:

@@ -52,7 +52,7 @@ def tune_genomic_lm(data: TaskData, settings: Settings, runtime: Runtime, seed: 
             LoopSettings(stage.epochs, steps, seed, clip_norm=stage.optim.clip_norm),
             replace(runtime, state_path=None if state is None else state.with_name(f"{lr:g}-{state.name}")),
             batches=make_batches(settings, data, batch_size, seed),
-            losses=make_losses(model, data.task, data.label_scale),
+            losses=make_losses(data.task, data.label_scale.to(runtime.device)),
             validate=make_validate(model, data, runtime),
         )
         if best is None or result.best_score > best.training.best_score:

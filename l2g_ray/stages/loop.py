@@ -4,7 +4,7 @@ Randomness is drawn anew from (seed, epoch) at the start of every epoch, so a ru
 is bit-equal to one that never stopped (acceptance D4). History is reported again on resume, so that a scheduler sees
 the same trial whether it was interrupted or not.
 
-Workers of a team each train on their rows of every batch; gradients are summed before the one optimiser step that all take.
+Workers of a team each train on their own rows; DistributedDataParallel averages their gradients, and all take the same steps.
 A step that runs out of memory is done again with its batches cut into micro-batches, whose gradients accumulate: the same
 effective batch, except that batch norm takes the statistics of each micro-batch.
 """
@@ -16,7 +16,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ from torch import nn
 from l2g_ray.atomic import replacing, write_json
 from l2g_ray.data.batches import Batch
 from l2g_ray.errors import UserError
-from l2g_ray.models.layers import join_team
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.stages.optim import Schedule, set_learning_rates
-from l2g_ray.stages.parts import copy_buffers, release_memory, restore_buffers, seed_epoch
+from l2g_ray.stages.parts import copy_buffers, join_counts, release_memory, restore_buffers, seed_epoch
 
 Report = Callable[[dict[str, Any]], None]
+# A model, a step's batches and the epoch, to what computes the losses whose sum is the step's. Each is back-propagated before
+# the next one is computed, so that memory holds one graph at a time.
+Losses = Callable[[nn.Module, list[Batch], int], Sequence[Callable[[], torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def train(
     runtime: Runtime,
     *,
     batches: Callable[[int], Iterable[Batch]],
-    losses: Callable[[list[Batch], int], Iterator[torch.Tensor]],
+    losses: Losses,
     validate: Callable[[], dict[str, float]],
     before_step: Callable[[], None] | None = None,
 ) -> TrainResult:
@@ -113,8 +115,7 @@ def train(
     Parameters
     ----------
     batches : epoch to batches, on the host; each step moves its own to the device.
-    losses : a group of batches and the epoch, to the partial losses whose sum is the group's loss; each is
-        back-propagated on its own, so that accumulation holds one graph at a time.
+    losses : see `Losses`. It gets `model`, or what wraps it for a team; the mean of the workers' losses is the step's.
     validate : the model as it is, in evaluation mode, to metrics; 'score' is maximised.
     before_step : called after the backward passes and before clipping (DASH scales its logits' gradients there).
 
@@ -134,18 +135,18 @@ def train(
     state = _load(runtime.state_path, model, optimizer)
     state.average = {name: value.to(runtime.device) for name, value in state.average.items()}
     state.micro_batches = max(state.micro_batches, read_micro_batches(runtime.state_path))
-    if team.size > 1:
-        team.copy_from_first(model)
-        join_team(model, team)
+    wrapped = team.wrap(model)
     for past in state.history:
         runtime.report(past)
     while state.epoch < settings.epochs and not state.stopped:
         epoch = state.epoch
         wall, cpu = time.perf_counter(), time.process_time()
         seed_epoch(settings.seed, epoch, team)
-        total, rows = _run_steps(model, optimizer, schedule, settings, runtime, batches, losses, before_step, state)
+        total, rows = _run_steps(
+            wrapped, model, optimizer, schedule, settings, runtime, batches, losses, before_step, state
+        )
         # Only here the host waits for the device: no step looks at its loss, so one that is not finite ends the epoch late.
-        loss = team.sum_number(float(total), runtime.device) / max(1, rows)
+        loss = team.sum_number(float(total)) / team.size / max(1, rows)
         loss = loss if math.isfinite(loss) else math.nan
         row: dict[str, Any] = {"epoch": epoch, "train_loss": loss, "score": -math.inf}
         row["train_s"] = time.perf_counter() - wall
@@ -156,7 +157,7 @@ def train(
             with torch.no_grad():
                 row |= {name: _to_plain(value) for name, value in validate().items()}
         row |= {"lr": optimizer.param_groups[0]["lr"], "wall_s": time.perf_counter() - wall}
-        row["cpu_s"] = team.sum_number(time.process_time() - cpu, runtime.device)
+        row["cpu_s"] = team.sum_number(time.process_time() - cpu)
         if state.micro_batches > 1:
             row["micro_batches"] = state.micro_batches
         if runtime.device == "cuda":
@@ -218,13 +219,14 @@ def measure_memory() -> dict[str, float]:
 
 
 def _run_steps(
+    wrapped: nn.Module,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     settings: LoopSettings,
     runtime: Runtime,
     batches: Callable[[int], Iterable[Batch]],
-    losses: Callable[[list[Batch], int], Iterator[torch.Tensor]],
+    losses: Losses,
     before_step: Callable[[], None] | None,
     state: _State,
 ) -> tuple[torch.Tensor, int]:
@@ -232,14 +234,14 @@ def _run_steps(
     and the rows."""
     model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    epoch, team = state.epoch, runtime.team
+    epoch = state.epoch
     total = torch.zeros((), dtype=torch.float64, device=runtime.device)
     rows, step = 0, epoch * settings.steps_per_epoch
     for group in group_batches(batches(epoch), settings.group):
         set_learning_rates(optimizer, schedule(step))
+        group = join_counts(group, runtime.team)
         n_rows = sum(batch.n_whole for batch in group)
-        value = _backward(model, optimizer, runtime, lambda pieces: losses(pieces, epoch), group, state)
-        team.sum_gradients(parameters)
+        value = _backward(wrapped, optimizer, runtime, lambda pieces: losses(wrapped, pieces, epoch), group, state)
         if before_step is not None:
             before_step()
         if settings.clip_norm is not None:
@@ -253,15 +255,16 @@ def _run_steps(
 
 
 def _backward(
-    model: nn.Module,
+    wrapped: nn.Module,
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
-    losses: Callable[[list[Batch]], Iterator[torch.Tensor]],
+    losses: Callable[[list[Batch]], Sequence[Callable[[], torch.Tensor]]],
     group: list[Batch],
     state: _State,
 ) -> torch.Tensor:
     """Gradients of a group of the host's and its loss (float64, on the device), in as many micro-batches as memory wants;
     `state` remembers how many."""
+    no_sync = getattr(wrapped, "no_sync", contextlib.nullcontext)
     while True:
         optimizer.zero_grad(set_to_none=True)
         pieces = group
@@ -269,15 +272,18 @@ def _backward(
             pieces = [piece for batch in group for piece in batch.split(state.micro_batches)]
             if runtime.team.size == 1:  # a team's workers must all take the same steps
                 pieces = [piece for piece in pieces if piece.n_own]
-        generator, buffers = torch.get_rng_state(), copy_buffers(model)
+        generator, buffers = torch.get_rng_state(), copy_buffers(wrapped)
         try:
             pieces = [piece.to(runtime.device) for piece in pieces]
             with runtime.autocast():
                 value = torch.zeros((), dtype=torch.float64, device=runtime.device)
-                for partial in losses(pieces):
-                    with torch.autocast(runtime.device, enabled=False):
-                        partial.backward()
-                    value = value + partial.detach().double()
+                for i, compute in enumerate(found := losses(pieces)):
+                    # Workers average what has accumulated, during the last backward pass.
+                    with contextlib.nullcontext() if i + 1 == len(found) else no_sync():
+                        loss = compute()
+                        with torch.autocast(runtime.device, enabled=False):
+                            loss.backward()
+                    value = value + loss.detach().double()
             return value
         except torch.OutOfMemoryError:
             smaller = _halve(max(len(batch.codes) for batch in group), state.micro_batches)
@@ -287,7 +293,7 @@ def _backward(
         # Outside of the handler, which keeps the failed step's tensors alive.
         state.micro_batches = smaller
         torch.set_rng_state(generator)
-        restore_buffers(model, buffers)
+        restore_buffers(wrapped, buffers)
         release_memory()
 
 

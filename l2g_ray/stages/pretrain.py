@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def pretrain(data: TaskData, settings: Settings, runtime: Runtime, seed: int) ->
         LoopSettings(stage.epochs, steps, seed, clip_norm=stage.optim.clip_norm, select_from_epoch=stage.epochs - 1),
         runtime,
         batches=make_batches(settings, data, stage.batch_size, seed),
-        losses=make_masked_losses(model),
+        losses=masked_losses,
         validate=_make_score(model, data, settings, runtime, seed),
     )
     if not math.isfinite(result.history[-1]["train_loss"]):
@@ -170,15 +171,14 @@ def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     return summarise(training)
 
 
-def make_masked_losses(model: MaskedLM) -> Callable[[list[Batch], int], Iterator[torch.Tensor]]:
-    """The loss of a group, a batch (or a micro-batch) at a time, weighted by its rows."""
+def masked_losses(model: nn.Module, group: list[Batch], epoch: int) -> list[Callable[[], torch.Tensor]]:
+    """The loss of a group, a batch (or a micro-batch) at a time, weighted by its rows; see `loop.Losses`."""
+    n_rows = count_rows(group)
+    return [partial(_masked_loss, model, batch, batch.n_own / n_rows) for batch in group]
 
-    def losses(group: list[Batch], epoch: int) -> Iterator[torch.Tensor]:
-        n_rows = count_rows(group)
-        for batch in group:
-            yield (batch.n_own / n_rows) * model(batch.letters, batch.lengths_bp)
 
-    return losses
+def _masked_loss(model: nn.Module, batch: Batch, weight: float) -> torch.Tensor:
+    return weight * model(batch.letters, batch.lengths_bp)
 
 
 def _make_score(

@@ -75,7 +75,7 @@ def search_architecture(
         LoopSettings(stage.epochs, steps, seed, clip_norm=stage.optim.clip_norm),
         runtime,
         batches=batches,
-        losses=make_losses(net, data.task, data.label_scale),
+        losses=make_losses(data.task, data.label_scale.to(runtime.device)),
         validate=make_validate(net, data, runtime),
         before_step=lambda: set_logit_gradients(mixed, stage),
     )

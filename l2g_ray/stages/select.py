@@ -51,7 +51,7 @@ def train_backbone(
         LoopSettings(stage.epochs, steps, seed, clip_norm=stage.optim.clip_norm),
         runtime,
         batches=make_batches(settings, data, stage.batch_size, seed, team=runtime.team),
-        losses=make_losses(net, data.task, data.label_scale),
+        losses=make_losses(data.task, data.label_scale.to(runtime.device)),
         validate=make_validate(net, data, runtime),
     )
 
