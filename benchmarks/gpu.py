@@ -345,7 +345,7 @@ def _train_in_loop(bench: Bench, name: str) -> None:
             epoch=epoch,
             rc_augment=True,
         ),
-        losses=make_losses(model, task, torch.ones(2)),
+        losses=make_losses(task, torch.ones(2, device=bench.device)),
         validate=lambda: {"score": 0.0},
     )
     seconds = result.history[-1]["train_s"] / steps

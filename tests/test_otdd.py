@@ -19,7 +19,7 @@ from l2g_ray.data.batches import iter_batches
 from l2g_ray.models.layers import MaskedBatchNorm1d
 from l2g_ray.models.team import ALONE
 from l2g_ray.stages.align import make_joint_losses, train_aligned
-from l2g_ray.stages.context import Reference, build_net, read_reference, with_dropout
+from l2g_ray.stages.context import Reference, build_net, read_reference
 from l2g_ray.stages.distances import (
     Gaussian,
     LabelledDistance,
@@ -276,13 +276,14 @@ def test_micro_batches_equal_the_group(micro_batches: int) -> None:
     distance = make_distance(data, settings, labelled_reference(), 0, ALONE, "cpu")
     found = []
     for parts in (group, pieces):
-        net = build_net(with_dropout(tiny_config(data, settings), 0.3), data, tiny_reference(), 0).train()
+        net = build_net(tiny_config(data, settings), data, tiny_reference(), 0).train()
         for module in net.modules():
             if isinstance(module, MaskedBatchNorm1d):
                 module.eval()
         torch.manual_seed(4)
         value = 0.0
-        for loss in make_joint_losses(net, data, distance, settings.align, alpha=1.0)(parts, 1):
+        for compute in make_joint_losses(data, distance, settings.align, torch.ones(2), alpha=1.0)(net, parts, 1):
+            loss = compute()
             loss.backward()
             value += float(loss.detach())
         found.append((value, [p.grad for p in net.parameters()]))

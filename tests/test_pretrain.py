@@ -48,7 +48,7 @@ from l2g_ray.plan.rows import Rows
 from l2g_ray.stages.context import TaskData, build_net
 from l2g_ray.stages.finetune import build_model
 from l2g_ray.stages.loop import Runtime, TrainResult
-from l2g_ray.stages.pretrain import MaskedLM, load_masked_lm, make_masked_losses, pretrain, split_words
+from l2g_ray.stages.pretrain import MaskedLM, load_masked_lm, masked_losses, pretrain, split_words
 from l2g_ray.store.results import Job, StageResult, make_key
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -221,9 +221,8 @@ def test_micro_batches_weigh_by_their_rows(reader: Path) -> None:
         return torch.where(special.bool(), ids, 4), torch.where(special.bool(), -100, ids)
 
     model.masking.torch_mask_tokens = mask_all
-    losses = make_masked_losses(model)
-    whole = sum(float(loss.detach()) for loss in losses([batch], 0))
-    parts = [float(loss.detach()) for loss in losses(batch.split(5), 0)]
+    whole = sum(float(compute().detach()) for compute in masked_losses(model, [batch], 0))
+    parts = [float(compute().detach()) for compute in masked_losses(model, batch.split(5), 0)]
     assert len(parts) == 5
     assert sum(parts) == pytest.approx(whole, rel=1e-5)
 

@@ -66,14 +66,13 @@ def test_d2_stage_two_leaves_language_model_and_head_alone(tiny_lm: Path) -> Non
     model = build_model(data, settings, tiny_reference(), config=config, embedder_state=state, seed=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     batch = next(iter(iter_batches(data.train.tables(), kind="binary", batch_size=16, seed=0, epoch=0)))
-    losses = make_joint_losses(
-        model.net, data, SampleDistance(mmd, tiny_reference().features), settings.align, alpha=1.0
-    )
+    distance = SampleDistance(mmd, tiny_reference().features)
+    losses = make_joint_losses(data, distance, settings.align, torch.ones(2), alpha=1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # every parameter of the whole model, the LM's too
     for _ in range(3):
         optimizer.zero_grad()
-        for loss in losses([batch], epoch=settings.align.task_only_epochs):
-            loss.backward()
+        for compute in losses(model.net, [batch], settings.align.task_only_epochs):
+            compute().backward()
         optimizer.step()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed
@@ -85,9 +84,13 @@ def test_d2_alpha_is_a_step_after_the_task_only_epochs() -> None:
     data, settings = toy_data(), tiny_settings(align__epochs=3, align__task_only_epochs=2)
     net = build_net(tiny_config(data, settings), data, tiny_reference(), 0).eval()
     batch = next(iter(iter_batches(data.train.tables(), kind="binary", batch_size=16, seed=0, epoch=0)))
-    joint = make_joint_losses(net, data, SampleDistance(mmd, tiny_reference().features), settings.align, alpha=1.0)
-    task_only = make_joint_losses(net, data, SampleDistance(mmd, tiny_reference().features), settings.align, alpha=0.0)
-    value = {e: (float(next(joint([batch], e))), float(next(task_only([batch], e)))) for e in (1, 2)}
+    distance = SampleDistance(mmd, tiny_reference().features)
+
+    def compute(alpha: float, epoch: int) -> float:
+        (loss,) = make_joint_losses(data, distance, settings.align, torch.ones(2), alpha)(net, [batch], epoch)
+        return float(loss())
+
+    value = {epoch: (compute(1.0, epoch), compute(0.0, epoch)) for epoch in (1, 2)}
     assert value[1][0] == value[1][1], "before the switch MMD takes no part"
     assert value[2][0] > value[2][1] + 1e-3
 
@@ -171,7 +174,7 @@ def test_d4_numbers_of_numpy_in_a_row_do_not_break_a_resume(tmp_path: Path) -> N
             LoopSettings(epochs, 1, 0),
             Runtime(state_path=tmp_path / "state.pt"),
             batches=lambda e: iter_batches([plant(8)], kind="binary", batch_size=8, seed=0, epoch=e),
-            losses=lambda batches, epoch: iter([loss]),
+            losses=lambda model, batches, epoch: [lambda: loss],
             validate=lambda: {"score": np.float64(epochs), "auc": np.float32(0.5), "n": np.int64(7)},
         ).history
 
@@ -215,7 +218,7 @@ def test_d5_accumulation_equals_the_large_batch() -> None:
             LoopSettings(2, 4, 0, group=group),
             Runtime(),
             batches=lambda e: iter_batches([table], kind="binary", batch_size=batch_size, seed=0, epoch=e),
-            losses=make_losses(model, make_task(), torch.ones(2)),
+            losses=make_losses(make_task(), torch.ones(2)),
             validate=lambda: {"score": 0.0},
         )
         return model.linear.weight.detach()
@@ -314,7 +317,7 @@ def test_a7_search_finds_the_field_that_a_distant_pair_needs(preset: str) -> Non
             LoopSettings(stage.epochs, 38, seed, clip_norm=stage.optim.clip_norm),
             Runtime(),
             batches=batches,
-            losses=make_losses(model, make_task(), torch.ones(2)),
+            losses=make_losses(make_task(), torch.ones(2)),
             validate=lambda: {"score": 0.0},
             before_step=lambda: set_logit_gradients(mixed, stage),
         )

@@ -229,7 +229,7 @@ def _write_shards(folder: Path, selection: Selection, rows_per_shard: int, prefi
     """Shards of equal size (they differ by one row at most); returns their names and the fingerprint of the rows."""
     folder.mkdir(parents=True)
     n_shards = -(-len(selection) // rows_per_shard)
-    edges = np.linspace(0, len(selection), n_shards + 1).round().astype(int)
+    edges = cut_shards(len(selection), n_shards)
     names = [f"{prefix}{shard:05d}.parquet" for shard in range(n_shards)]
     sequences, labels = hashlib.sha256(), hashlib.sha256()
     shard, row, writer = 0, 0, None
@@ -246,6 +246,11 @@ def _write_shards(folder: Path, selection: Selection, rows_per_shard: int, prefi
                 writer.close()
                 writer, shard = None, shard + 1
     return names, hashlib.sha256(sequences.digest() + labels.digest()).hexdigest()
+
+
+def cut_shards(n_rows: int, n_shards: int) -> np.ndarray:
+    """Number (n_shards + 1,) int64 of the first row of each shard, and of the row after the last."""
+    return np.linspace(0, n_rows, n_shards + 1).round().astype(np.int64)
 
 
 def _digest(batch: pa.RecordBatch, sequences: Any, labels: Any) -> None:

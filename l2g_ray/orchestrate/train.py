@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray import tune
 
-from l2g_ray.data.dataset import PreparedTask, read_shard
+from l2g_ray.data.dataset import PreparedTask, cut_shards, read_shard
+from l2g_ray.data.splits import Fold
 from l2g_ray.monitor.trial_logs import note_logs
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.memory import Held, Measured, limit_memory, memory_key, open_held
@@ -30,8 +33,8 @@ class RayDataSource:
 
     Parameters
     ----------
-    dataset : anything with Ray's `iter_batches`, whose order is the same at every pass (see `make_ray_dataset`).
-    n_rows : its rows; a shard cannot count itself cheaply.
+    dataset : anything with Ray's `iter_batches`; see `make_ray_dataset` and `make_shared_dataset`.
+    n_rows : rows of the dataset, all workers' shards together.
     rows_per_table : how many rows come over at once.
     """
 
@@ -46,8 +49,10 @@ class RayDataSource:
         return self._n_rows
 
     def tables(self) -> Iterator[pa.Table]:
-        """One pass over the rows, in order."""
-        yield from self._dataset.iter_batches(batch_size=self._rows_per_table, batch_format="pyarrow")
+        """One pass over the rows, in order; without those that fill up a shard."""
+        for table in self._dataset.iter_batches(batch_size=self._rows_per_table, batch_format="pyarrow"):
+            numbered = "row_index" in table.column_names
+            yield table.filter(pc.greater_equal(table["row_index"], 0)) if numbered else table
 
 
 def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
@@ -57,61 +62,103 @@ def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
     rows, and `ray.data.read_parquet` would wait for one, if only to look at the files. `preserve_order` is set on this
     dataset's own context, not on the process's.
     """
+    return _make_dataset([{"path": str(path)} for path in prepared.shard_paths(split)])
+
+
+def make_shared_dataset(prepared: PreparedTask, split: str, fold: Fold | None, n_workers: int) -> tuple[Any, int]:
+    """The Ray Dataset of train or valid that workers share, and its rows; with a fold, train is the other folds' rows.
+
+    It has the column row_index too, each row's number. Workers get equal shards (`streaming_split` would drop rows
+    otherwise): up to n_workers - 1 rows of number -1 fill them up.
+    """
+    splits = ("train", "valid") if fold is not None and fold.of else (split,)
+    sizes = np.concatenate([np.diff(cut_shards(prepared.n_rows(s), len(prepared.shard_paths(s)))) for s in splits])
+    paths = [path for s in splits for path in prepared.shard_paths(s)]
+    wanted = np.ones(sizes.sum(), bool)
+    if fold is not None and fold.of:
+        wanted = (fold.read(prepared) == fold.number) == (split == "valid")
+    items, start, first = [], 0, 0
+    for path, size in zip(paths, sizes, strict=True):
+        rows = np.flatnonzero(wanted[start : start + size])
+        if len(rows):
+            items.append({"path": str(path), "rows": rows.tolist(), "first": first, "fill": 0})
+        start, first = start + size, first + len(rows)
+    items[-1]["fill"] = -first % n_workers
+    return _make_dataset(items), first
+
+
+def _make_dataset(shards: list[dict[str, Any]]) -> Any:
     import ray.data
 
-    paths = [{"path": str(path)} for path in prepared.shard_paths(split)]
-    dataset = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
+    dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         _read_shards, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=READERS
     )
     dataset.context.execution_options.preserve_order = True
     return dataset
 
 
-def _read_shards(paths: pa.Table) -> pa.Table:
-    return pa.concat_tables([read_shard(Location(text), ["sequence", "label"]) for text in paths["path"].to_pylist()])
+def _read_shards(shards: pa.Table) -> pa.Table:
+    return pa.concat_tables([_read(**shard) for shard in shards.to_pylist()])
 
 
-# Workers that wait for the first one may do so for long: it may wait for another suite that makes the same result. One
-# that died is noticed at once, by its broken connection and by Ray.
-COLLECTIVE_TIMEOUT_S = 24 * 3600
+def _read(path: str, rows: list[int] | None = None, first: int = 0, fill: int = 0) -> pa.Table:
+    table = read_shard(Location(path), ["sequence", "label"])
+    if rows is None:
+        return table
+    index = np.concatenate([np.arange(first, first + len(rows)), np.full(fill, -1)])
+    return table.take([*rows, *rows[:1] * fill]).append_column("row_index", pa.array(index))
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """What each worker of a Train run gets; without a board its epochs go to Tune."""
+    """What each worker of a Train run gets; without a board its epochs go to Tune. `shared`: it reads its shard of the datasets
+    that the run has, otherwise all rows of `datasets`."""
 
     spec: JobSpec
     board: Any
     datasets: dict[str, ray.data.Dataset]
     rows: dict[str, int]
+    shared: bool
 
 
 def run_in_train(spec: JobSpec, slots: Slots, board: Any = None) -> None:
     """Run a job in Ray Train workers. Its epochs go to the event board; without one, this is a Tune trial, and they
     reach Tune through `TuneReportCallback`.
 
-    Each of `slots.workers` reads all rows and keeps its share of every batch, since a batch is drawn from a window of
-    rows. The first worker keeps the state in the job's work folder: workers that die are restarted by Ray Train, all of
-    them together, and go on from the last epoch; no Train checkpoint travels.
+    Of several workers each reads its share of the rows. The first worker keeps the state in the job's work folder: workers
+    that die are restarted by Ray Train, all of them together, and go on from the last epoch; no Train checkpoint travels.
     """
+    import ray.data
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from l2g_ray.data.dataset import open_prepared
+    from l2g_ray.models.team import COLLECTIVE_TIMEOUT
     from l2g_ray.stages.loop import read_micro_batches
 
     key = spec.job.key
     prepared = open_prepared(spec.site.prepared)
-    datasets = {split: make_ray_dataset(prepared, split) for split in ("train", "valid")}
+    shared, splits = slots.workers > 1, ("train", "valid")
+    if shared:
+        fold = Fold(**spec.job.args["fold"]) if "fold" in spec.job.args else None
+        made = {split: make_shared_dataset(prepared, split, fold, slots.workers) for split in splits}
+    else:
+        made = {split: (make_ray_dataset(prepared, split), prepared.n_rows(split)) for split in splits}
+    datasets, rows = ({split: found[i] for split, found in made.items()} for i in range(2))
     state = spec.site.open_store().work_folder(spec.job.stage, key) / "state.pt"
     while True:
         before = read_micro_batches(state)
         trainer = TorchTrainer(
             _train_worker,
-            # Each worker passes over the whole set by itself: no processes that part it among workers.
-            train_loop_config={"worker": _Worker(spec, board, datasets, {s: prepared.n_rows(s) for s in datasets})},
-            torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+            # One worker passes over the whole set by itself: no process that parts it among workers.
+            train_loop_config={"worker": _Worker(spec, board, {} if shared else datasets, rows, shared)},
+            datasets=datasets if shared else {},
+            # In the same order each time, so that a worker's rows are the same in each epoch.
+            dataset_config=ray.train.DataConfig(
+                execution_options=ray.data.ExecutionOptions(preserve_order=True), enable_shard_locality=False
+            ),
+            torch_config=TorchConfig(timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=slots.workers,
                 use_gpu=slots.gpus > 0,
@@ -137,19 +184,25 @@ def _train_worker(config: dict[str, _Worker]) -> None:
     import ray
     import ray.train
     import torch
-    from ray.train.torch import get_device
+    from ray.train.torch import get_device, prepare_model
 
     from l2g_ray.models.team import Team
     from l2g_ray.monitor.events import Epoch
     from l2g_ray.monitor.trial_logs import note_logs
     from l2g_ray.orchestrate.jobs import run_job
 
-    worker, team, device = config["worker"], Team.joined(), get_device()
+    def prepare(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        return prepare_model(model, parallel_strategy_kwargs=options)
+
+    worker, team, device = config["worker"], Team.joined(prepare), get_device()
     spec, name = worker.spec, worker.spec.name
     note_logs(spec.site.scratch, spec.note or name.key, name)  # it computes here, not in the trial's own process
     if device.type == "cuda":  # workers of one machine see all of its GPUs
         torch.cuda.set_device(device)
-    sources = {split: RayDataSource(worker.datasets[split], n) for split, n in worker.rows.items()}
+    datasets = (
+        {split: ray.train.get_dataset_shard(split) for split in worker.rows} if worker.shared else worker.datasets
+    )
+    sources = {split: RayDataSource(datasets[split], n) for split, n in worker.rows.items()}
     total = 0.0
 
     def report(row: dict[str, float]) -> None:
