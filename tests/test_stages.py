@@ -88,7 +88,7 @@ def test_d2_alpha_is_a_step_after_the_task_only_epochs() -> None:
 
     def compute(alpha: float, epoch: int) -> float:
         (loss,) = make_joint_losses(data, distance, settings.align, torch.ones(2), alpha)(net, [batch], epoch)
-        return float(loss())
+        return float(loss().detach())
 
     value = {epoch: (compute(1.0, epoch), compute(0.0, epoch)) for epoch in (1, 2)}
     assert value[1][0] == value[1][1], "before the switch MMD takes no part"

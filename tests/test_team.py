@@ -21,7 +21,7 @@ import torch
 from pyarrow.csv import write_csv
 from safetensors.torch import save_file
 from torch import distributed, multiprocessing, nn
-from toys import make_data, make_site, make_task, plant, tiny_config, tiny_reference, tiny_settings
+from toys import make_data, make_site, make_task, mixed_lengths, plant, tiny_config, tiny_reference, tiny_settings
 
 from l2g_ray.config import DataSettings, OptimSettings
 from l2g_ray.data.batches import Batch, InMemorySource, Part, cut_rows, fill_steps, iter_batches
@@ -64,14 +64,6 @@ WORKERS = 2
 # 45 rows in batches of 16: three steps an epoch, the last of 13 rows, which two workers cannot share equally.
 ROWS = 45
 TRIAL = FinetuneTrial(1e-3, 1e-3, 1e-4, 0.0, 16, "all", 0.0)
-
-
-def mixed_lengths(rows: int, seed: int = 0) -> pa.Table:
-    """Planted sequences of 24 to 60 bp, so that batches have padding."""
-    table = plant(rows, 60, seed)
-    stops = np.random.default_rng(seed).integers(24, 61, rows)
-    cut = [text[:stop] for text, stop in zip(table["sequence"].to_pylist(), stops, strict=True)]
-    return table.set_column(0, "sequence", pa.array(cut))
 
 
 def missing_labels(rows: int, seed: int = 0) -> pa.Table:

@@ -54,6 +54,14 @@ def plant(rows: int, length_bp: int = 60, seed: int = 0, shuffle_labels: bool = 
     return pa.table({"sequence": ["".join(r) for r in letters], "label": pa.array(labels, pa.int64())})
 
 
+def mixed_lengths(rows: int, seed: int = 0) -> pa.Table:
+    """Planted sequences of 24 to 60 bp, so that batches have padding."""
+    table = plant(rows, 60, seed)
+    stops = np.random.default_rng(seed).integers(24, 61, rows)
+    cut = [text[:stop] for text, stop in zip(table["sequence"].to_pylist(), stops, strict=True)]
+    return table.set_column(0, "sequence", pa.array(cut))
+
+
 def regression_table(rows: int, length_bp: int = 60, seed: int = 0) -> pa.Table:
     """Two outputs: GC content in percent, and minus three times the share of A."""
     rng = np.random.default_rng(seed)
