@@ -74,7 +74,10 @@ class Team:
             if hasattr(type(module), "team"):
                 module.team = self  # type: ignore[assignment]
         unused = bool(getattr(model, "leaves_unused", False))
-        return self.prepare(model, find_unused_parameters=unused, **{_SYNC_BUFFERS: False})
+        # Without devices: inputs that belong on the host, such as lengths, stay there.
+        return self.prepare(
+            model, device_ids=None, output_device=None, find_unused_parameters=unused, **{_SYNC_BUFFERS: False}
+        )
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """Sum of x over the workers, of the same shape on each; carries gradients."""
