@@ -17,7 +17,8 @@ from l2g_ray.orchestrate.memory import hold
 from l2g_ray.orchestrate.pipeline import Pipeline, TaskOutcome
 from l2g_ray.orchestrate.place import Place, raise_first_error
 from l2g_ray.orchestrate.spec import JobSpec, TaskSpec
-from l2g_ray.orchestrate.tasks import run_jobs, run_jobs_warm, warm_up
+from l2g_ray.orchestrate.tasks import run_jobs, run_jobs_warm
+from l2g_ray.orchestrate.warm import warm_up
 from l2g_ray.store.results import Job, StageResult
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from l2g_ray.errors import UserError
-from l2g_ray.monitor.events import Epoch, StageBegan, StageDone
-from l2g_ray.monitor.trial_logs import note_logs
+from l2g_ray.monitor.events import StageBegan, StageDone
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.memory import Held
 from l2g_ray.orchestrate.place import (
@@ -25,13 +20,10 @@ from l2g_ray.orchestrate.place import (
     raise_first_error,
 )
 from l2g_ray.orchestrate.spec import JobSpec
+from l2g_ray.orchestrate.warm import ask, run_warm
 from l2g_ray.redaction import redact
 from l2g_ray.stages.registry import find_stage
 from l2g_ray.store.results import Job, StageResult
-
-# A process is replaced after so many jobs, whatever a library may have kept in it.
-JOBS_PER_PROCESS = 64
-WARMED = 8
 
 
 def run_jobs_warm(
@@ -51,7 +43,7 @@ def run_jobs_warm(
     """
     import ray
 
-    remote = ray.remote(**_ask(runner, slots))(run_warm)
+    remote = ray.remote(**ask(runner, slots))(run_warm)
     errors: list[Exception | None] = [None] * len(specs)
     failures = [0] * len(specs)
     waiting = list(range(len(specs)))
@@ -75,77 +67,6 @@ def run_jobs_warm(
         else:
             on_end(index)
     return errors
-
-
-def _ask(runner: str, slots: Slots) -> dict[str, float]:
-    options: dict[str, float] = {"max_retries": 0, "max_calls": JOBS_PER_PROCESS}
-    if runner == "train":  # its workers ask for the slot
-        return options | {"num_cpus": 0}
-    options |= {"num_cpus": slots.cpus, "num_gpus": slots.gpus}
-    # A process stays with the GPU that it first saw, and Ray may give the next job another: there, one job a process.
-    return options | ({"max_calls": 1} if slots.gpus else {})
-
-
-def warm_up(slots: Slots) -> None:
-    """Have a process a slot, but not a whole large cluster, import what jobs need while the caller goes on."""
-    import ray
-
-    if not slots.gpus:  # see `_ask`
-        remote = ray.remote(**_ask("process", slots))(_import_all)
-        for _ in range(min(slots.count, WARMED)):
-            remote.remote()
-
-
-def _import_all() -> None:
-    import l2g_ray.orchestrate.jobs  # noqa: F401
-    from l2g_ray.stages.registry import STAGES
-
-    for stage in STAGES.values():
-        if stage.run:
-            stage.load()
-
-
-def run_warm(spec: JobSpec, runner: str, slots: Slots, held: Held, board: Any) -> None:
-    """Run one job, in this process or as a Ray Train run, and put its epochs on the board."""
-    import ray
-
-    name = spec.name
-    note_logs(spec.site.scratch, name.key, name)
-    told: list[Any] = []
-    try:
-        if runner == "train":
-            from l2g_ray.orchestrate.train import run_in_train
-
-            with _own_interrupts():
-                run_in_train(spec, slots, board)
-        else:
-            from l2g_ray.orchestrate.jobs import run_job
-            from l2g_ray.orchestrate.memory import open_held
-
-            sources = open_held(held)
-            run_job(
-                spec,
-                lambda row: told.append(board.put.remote(Epoch.from_row(name, row))),
-                sources.get("train"),
-                sources.get("valid"),
-            )
-    finally:
-        ray.get(told)  # on the board before the pipeline says that the stage is over
-        sources = {}
-        gc.collect()  # models hold cycles, and the next job may be far away
-
-
-@contextlib.contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Ray Train leaves its handler of SIGINT behind; the process goes on to other jobs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def find_runner(place: Place, stage: str) -> str:

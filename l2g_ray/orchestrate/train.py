@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from l2g_ray.monitor.trial_logs import note_logs
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.memory import Held, Measured, limit_memory, memory_key, open_held
 from l2g_ray.orchestrate.spec import HyperParameters, JobSpec, Site, TuneReport
+from l2g_ray.orchestrate.warm import run_streamed
 from l2g_ray.storage import Location
 from l2g_ray.store.results import Job
 
@@ -254,7 +256,7 @@ def _finish(
 ) -> Callable[..., Any]:
     # Tune registers functions by name, for all pipelines of a Ray job together: the same name would mix them up.
     trial.__name__ = trial.__qualname__ = f"trial_{uuid.uuid4().hex}"
-    # A Train run reserves its worker's resources itself; the trial that waits for it takes no slot.
+    # A Train run and a warm process ask for the slot themselves; the trial that waits for them takes none.
     own: Any = {"cpu": float(slots.cpus), "gpu": slots.gpus}
     if slots.packed:  # asked anew for each trial, when Tune makes it
 
@@ -262,11 +264,13 @@ def _finish(
             return tune.PlacementGroupFactory([{"CPU": float(slots.cpus), "GPU": share(config)}])
 
     # As a parameter, not in the closure: references in a pickled function are never let go.
-    return tune.with_resources(tune.with_parameters(trial, held=held), NEXT_TO_NOTHING if runner == "train" else own)
+    return tune.with_resources(
+        tune.with_parameters(trial, held=held), NEXT_TO_NOTHING if runner == "train" or not slots.gpus else own
+    )
 
 
 def run_reporting(spec: JobSpec, runner: str, slots: Slots, held: Held) -> None:
-    """Run one job, in this process or as a Ray Train run, and report its epochs to Tune."""
+    """Run one job, in a warm process, on a GPU in this one, or as a Ray Train run, and report its epochs to Tune."""
     spec, name = replace(spec, note=tune.get_context().get_trial_id()), spec.name
     note_logs(spec.site.scratch, spec.note, name)
     total, measured, kind = 0.0, Measured(spec.site.root), memory_key(spec.job)
@@ -285,7 +289,11 @@ def run_reporting(spec: JobSpec, runner: str, slots: Slots, held: Held) -> None:
 
     if runner == "train":
         run_in_train(spec, slots)
-    else:
+    elif not slots.gpus:
+        with contextlib.closing(run_streamed(spec, slots, held)) as rows:
+            for row in rows:
+                report(row)
+    else:  # a process stays with the GPU that it first saw
         from l2g_ray.orchestrate.jobs import run_job  # with torch, which the pipeline that sends this has no use for
 
         sources = open_held(held)
