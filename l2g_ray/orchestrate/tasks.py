@@ -20,7 +20,8 @@ from l2g_ray.orchestrate.place import (
     raise_first_error,
 )
 from l2g_ray.orchestrate.spec import JobSpec
-from l2g_ray.orchestrate.warm import ask, run_warm
+from l2g_ray.orchestrate.streamed import ask
+from l2g_ray.orchestrate.warm import run_warm
 from l2g_ray.redaction import redact
 from l2g_ray.stages.registry import find_stage
 from l2g_ray.store.results import Job, StageResult

@@ -19,7 +19,7 @@ from l2g_ray.monitor.trial_logs import note_logs
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots
 from l2g_ray.orchestrate.memory import Held, Measured, limit_memory, memory_key, open_held
 from l2g_ray.orchestrate.spec import HyperParameters, JobSpec, Site, TuneReport
-from l2g_ray.orchestrate.warm import run_streamed
+from l2g_ray.orchestrate.streamed import run_streamed
 from l2g_ray.storage import Location
 from l2g_ray.store.results import Job
 
