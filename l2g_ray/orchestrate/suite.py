@@ -30,6 +30,7 @@ from l2g_ray.orchestrate.cluster import (
     SuiteMetrics,
     SuiteStopped,
     connect,
+    describe_start,
     measure_slots,
     name_interrupt,
     read_nodes,
@@ -141,6 +142,7 @@ class _Run:
     def run(self) -> SuiteResult:
         """Connect, run, write; an interrupt marks the MLflow runs as killed and leaves all finished stages in place."""
         request = self.request
+        self.console.print(describe_start(), highlight=False, soft_wrap=True)
         ray = connect(request.verbose, request.cpus)
         with sigterm_interrupts():
             return self._run_connected(ray)
