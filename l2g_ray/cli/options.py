@@ -127,7 +127,7 @@ class InputFile(click.Path):
         """Return the path of a file."""
         if str(value) != _STREAM or ctx is None:
             return super().convert(value, param, ctx)
-        content = click.get_binary_stream("stdin")
+        content = sys.stdin.buffer
         start = content.read(4096)
         file = _make_folder(ctx) / f"stdin{_recognise(start)}"
         with file.open("wb") as copy:
@@ -160,7 +160,7 @@ def _pour(file: Path) -> None:
     if file.exists():  # not where the command failed
         sys.stdout.flush()
         with file.open("rb") as content:
-            shutil.copyfileobj(content, click.get_binary_stream("stdout"))
+            shutil.copyfileobj(content, sys.stdout.buffer)
 
 
 def _recognise(start: bytes) -> str:
