@@ -138,6 +138,7 @@ def explain(run: Path, as_json: bool, target: str | None, input: Path | None, **
       l2g-ray explain runs/demo-fast --task splice_junction --target exon_intron
       l2g-ray explain runs/demo-fast --task enhancer_grammar --target dev --database jaspar:insects
     """
+    from rich.console import Console
     from rich.markup import escape
 
     from l2g_ray.explain.explanation import explain_output, open_request
@@ -169,7 +170,8 @@ def explain(run: Path, as_json: bool, target: str | None, input: Path | None, **
     shown.print(escape(f"page: {page}"), soft_wrap=True)
     for explanation in explanations:
         for warning in explanation.warnings:
-            click.secho(f"WARNING: {explanation.output}: {warning}", err=True, fg="red", bold=True)
+            text = escape(f"WARNING: {explanation.output}: {warning}")
+            Console(stderr=True, highlight=False).print(f"[bold red]{text}[/bold red]", soft_wrap=True)
 
 
 class _Bar:
