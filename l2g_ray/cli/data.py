@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l2g_ray.cli.source import find_source, make_options, show_notes, with_source_flags
+from l2g_ray.api.requests import find_source, make_options
+from l2g_ray.cli.source import show_notes, with_source_flags
 from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:

@@ -104,74 +104,52 @@ def explain(run: Path, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from l2g_ray.explain.explanation import explain_output, open_request
-    from l2g_ray.explain.page import write_explanations, write_files
+    from l2g_ray.explain import page
     from l2g_ray.explain.request import ExplainRequest
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.results.explain_page import render_explanation
     from l2g_ray.results.terminal import print_fitted
 
     request = ExplainRequest(run=run, **{**options, "databases": options["databases"] or None})
-    console = Console(stderr=True, highlight=False)
-    opened = open_request(request)
-    explanations = []
-    for output in opened.outputs:
-        name = opened.predictor.task.labels[output]
-        with _Bar(console, name) as bar:
-            explanation = explain_output(request, opened, output, progress=bar.show)
-        write_files(explanation, opened.out)
-        explanations.append(explanation)
-    arm = opened.predictor.arm
-    page = write_explanations(opened.out, opened.predictor.task, arm, explanations)
+    with Bar("explaining", as_lines=True) as bar:
+        found = page.explain(request, bar.show)
     shown = Console(highlight=False)
-    click.echo(f"arm {arm.describe()}, model {arm.folder}")
-    for explanation in explanations:
+    click.echo(f"arm {found.arm.describe()}, model {found.arm.folder}")
+    for explanation in found.explanations:
         print_fitted(shown, render_explanation(explanation.summary()))
-    click.echo(f"page: {page}")
-    for explanation in explanations:
+    click.echo(f"page: {found.page}")
+    for explanation in found.explanations:
         for warning in explanation.warnings:
             click.secho(f"WARNING: {explanation.output}: {warning}", err=True, fg="red", bold=True)
-
-
-class _Bar:
-    """What is under way: a bar on a terminal, else a line when something begins and at each quarter."""
-
-    def __init__(self, console: Any, title: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.console, self.title = console, title
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self.row: Any = None
-        self.told: set[tuple[str, int]] = set()
-
-    def __enter__(self) -> _Bar:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """Take a step."""
-        if self.bar is not None:
-            if self.row is None:
-                self.row = self.bar.add_task(what, total=total)
-            self.bar.update(self.row, description=f"{self.title}: {what}", completed=done, total=total)
-            return
-        quarter = 4 * done // max(total, 1)
-        if (what, quarter) not in self.told:
-            self.told.add((what, quarter))
-            self.console.print(f"{self.title}: {what}, {done:,} of {total:,}" if done else f"{self.title}: {what}")
 
 
 VANILLA = "vanilla"
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run")
 @with_arm
+@click.option(
+    "--input",
+    "-i",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Embed the sequences of this FASTA, CSV, TSV or Parquet file, instead of the run's rows.",
+)
+@click.option(
+    "--output",
+    "-o",
+    "target_file",
+    help="With --input: CSV, TSV or Parquet to write, with the columns id, embedding_0, embedding_1, ...",
+)
+@click.option(
+    "--layer",
+    type=click.Choice(["backbone", "tokens", "language_model"]),
+    help="With --input: whose output; tokens are what the embedder gives the language model.  "
+    "[default: language_model, of embedder_only tokens]",
+)
+@click.option("--per-token", is_flag=True, help="With --input: a row for each token, instead of their mean.")
+@click.option("--sequence-column", help="Column of --input that holds the sequences.")
 @click.option(
     "--split",
     type=click.Choice(["valid", "train", "test"]),
@@ -180,7 +158,8 @@ VANILLA = "vanilla"
     help="Whose rows; test only when named.",
 )
 @click.option(
-    "--output", help="Which label of a multilabel task, or which output of a regression.  [default: the first]"
+    "--target",
+    help="Label of a multilabel task, or output of a regression, that colours the picture.  [default: the first]",
 )
 @click.option("--metric", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True)
 @click.option("--max-rows", type=click.IntRange(min=2), default=5000, show_default=True, help="Of more, a sample.")
@@ -197,11 +176,84 @@ VANILLA = "vanilla"
 )
 @with_device()
 def embed(
+    run: str,
+    task: str | None,
+    arm: str,
+    source: Path | None,
+    target_file: str | None,
+    layer: str | None,
+    per_token: bool,
+    sequence_column: str | None,
+    device: str,
+    batch_size: int | None,
+    **options: Any,
+) -> None:
+    """Embeddings: of new sequences as a table, or of a finished RUN's rows before and after each stage as a picture.
+
+    With --input and --output, the mean over the tokens of each sequence, from the arm that the run predicts with; an
+    ensemble is represented by the one of l2g and embedder_only with the larger weight. Where an arm has several fold
+    models, the first one is used.
+
+    Without --input, silhouette scores and principal components (SVG, PNG), the embeddings (NPZ) and a summary (JSON): of
+    the arm l2g each of its stages and the control, of embedder_only its own two, of average its members. Those that the
+    arm predicts from carry a star.
+
+    \b
+    Examples:
+      l2g-ray embed runs/demo-fast --task splice_junction --input new.fa --output embeddings.parquet
+      l2g-ray embed runs/demo-fast --task splice_junction
+      l2g-ray embed runs/demo-fast --task splice_junction --vanilla runs/baseline
+    """
+    from l2g_ray.errors import UserError
+
+    if source is None:
+        if layer is not None or per_token or sequence_column is not None:
+            raise UserError("--layer, --per-token and --sequence-column need --input, a file of new sequences")
+        if target_file is not None:  # the name of this option before --target
+            if options["target"] is not None:
+                raise UserError("--output names the file for --input; leave it out, or add --input")
+            click.echo("note: --output is the file for --input now; name the label with --target", err=True)
+            options["target"] = target_file
+        _embed_rows(Path(run), task, arm, device=device, batch_size=batch_size, **options)
+        return
+    if target_file is None:
+        raise UserError("--input needs --output, a CSV, TSV or Parquet file to write")
+    _embed_file(run, task, arm, source, Path(target_file), layer, per_token, sequence_column, device, batch_size)
+
+
+def _embed_file(
+    run: str,
+    task: str | None,
+    arm: str,
+    source: Path,
+    target: Path,
+    layer: str | None,
+    per_token: bool,
+    sequence_column: str | None,
+    device: str,
+    batch_size: int | None,
+) -> None:
+    from l2g_ray.api.predictor import open_arm
+    from l2g_ray.explain.vectors import SequenceEmbedder, embed_file
+    from l2g_ray.monitor.bars import Bar
+
+    with open_arm(run, task, arm) as found:
+        embedder = SequenceEmbedder(found, layer, device, batch_size)
+    with Bar("embedding") as bar:
+        n = embed_file(
+            embedder, source, target, per_token=per_token, sequence_column=sequence_column, progress=bar.update
+        )
+    model = f"task '{embedder.predictor.task.name}', arm {embedder.predictor.arm.describe()}, layer {embedder.layer}"
+    click.echo(f"{n:,} sequences embedded by {model}, in {target}")
+
+
+def _embed_rows(
     run: Path,
     task: str | None,
     arm: str,
+    *,
     split: str,
-    output: str | None,
+    target: str | None,
     metric: str,
     max_rows: int,
     seed: int,
@@ -211,21 +263,7 @@ def embed(
     device: str,
     batch_size: int | None,
 ) -> None:
-    """Embeddings of a finished RUN before and after each stage: silhouette scores and a picture.
-
-    Of the arm l2g each of its stages and the control, of embedder_only its own two, of average its members: those that the
-    arm predicts from carry a star. For an ensemble stands the one of l2g and embedder_only with the larger weight. Where
-    an arm has several fold models, the first one is shown.
-
-    Writes the embeddings (NPZ), a summary (JSON) and principal components (SVG, PNG).
-
-    \b
-    Examples:
-      l2g-ray embed runs/demo-fast --task splice_junction
-      l2g-ray embed runs/demo-fast --task splice_junction --vanilla runs/baseline
-    """
     from rich.console import Console
-    from rich.progress import Progress
 
     from l2g_ray.data.dataset import open_prepared
     from l2g_ray.data.table_writer import refuse_overwrite
@@ -241,6 +279,7 @@ def embed(
         write_embeddings,
     )
     from l2g_ray.explain.request import find_prepared
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.predict import BATCH_SIZE, choose_device
     from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.run_folder import choose_member, find_arm
@@ -265,7 +304,7 @@ def embed(
         notes.append(
             "the run has no arm of vanilla fine-tuning; `l2g-ray baseline vanilla TASK` makes one, for --vanilla"
         )
-    rows = read_rows(prepared, split, output, max_rows, seed)
+    rows = read_rows(prepared, split, target, max_rows, seed)
     folder = out or task_folder / "embeddings" / chosen.name
     read = [
         prepared.folder,
@@ -274,9 +313,7 @@ def embed(
         *(task_folder / name for name in ("task.json", "stages.json")),
     ]
     refuse_overwrite(read, list_files(folder))
-    console = Console(stderr=True, highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("embedding", total=len(points) * len(rows.ids))
+    with Bar("embedding", len(points) * len(rows.ids)) as bar:
         predicts_from = ARM_POINTS[chosen.name][1]
         facts: dict[str, Any] = {"task": prepared.task.name, **chosen.facts(), "predicts_from": predicts_from}
         facts |= {"notes": notes, "vanilla": str(beside.folder) if beside else None}
@@ -288,7 +325,7 @@ def embed(
             folder,
             facts,
             metric,
-            lambda done: progress.update(shown, completed=done),
+            bar.update,
             device=where,
             batch_size=batch_size or BATCH_SIZE,
         )

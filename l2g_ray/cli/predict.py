@@ -62,35 +62,26 @@ def predict(
     batch_size: int | None,
     keep_columns: bool,
 ) -> None:
-    """Predictions of a finished RUN (a folder, here or in s3://), with label names and probabilities. Streams; Ray need not run.
+    """Predict new sequences with a finished RUN: a folder, here or in s3://, or a model of MLflow, models:/NAME/VERSION.
+
+    The output has label names and probabilities. Files are streamed; Ray need not run.
 
     \b
     Example:
       l2g-ray predict runs/demo-fast --task splice_junction --input new.fa --output predictions.csv
     """
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+    from l2g_ray.api.predictor import load
+    from l2g_ray.monitor.bars import Bar
+    from l2g_ray.predict import predict_file
 
-    from l2g_ray.predict import fetch_arm, load_predictor, predict_file
-    from l2g_ray.run_folder import find_arm
-    from l2g_ray.storage import Location
-
-    where = Location(run)
-    if where.is_remote:
-        with fetch_arm(where, task, arm) as found:
-            predictor = load_predictor(found, device, batch_size)
-    else:
-        predictor = load_predictor(find_arm(where.local, task, arm), device, batch_size)
-    console = Console(stderr=True, highlight=False)
-    columns = (SpinnerColumn(), TextColumn("{task.completed} sequences"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("predicting", total=None)
+    predictor = load(run, task, arm, device=device, batch_size=batch_size).model
+    with Bar("predicting") as bar:
         rows = predict_file(
             predictor,
             source,
             target,
             sequence_column=sequence_column,
             keep_columns=keep_columns,
-            progress=lambda done: progress.update(shown, completed=done),
+            progress=bar.update,
         )
     click.echo(f"{rows} predictions of task '{predictor.task.name}' by arm {predictor.arm.describe()} in {target}")

@@ -79,7 +79,7 @@ def ablate(
 
 def find_tasks_and_sources(names: tuple[str, ...], data_dir: Path | None) -> tuple[list[Any], dict[str, Any]]:
     """Tasks, and where the rows of each are. Raises UserError for an unknown one, or two of the same name."""
-    from l2g_ray.cli.source import find_source
+    from l2g_ray.api.requests import find_source
 
     tasks: list[Any] = []
     sources: dict[str, Any] = {}

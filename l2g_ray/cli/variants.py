@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,6 @@ import click
 from l2g_ray.cli.predict import with_arm, with_device
 
 if TYPE_CHECKING:
-    from l2g_ray.explain.mutagenesis import Mutagenesis
     from l2g_ray.predict import Predictor
 
 
@@ -77,62 +75,35 @@ def variants(
       l2g-ray variants runs/demo-fast --task enhancer_grammar --vcf new.vcf.gz --genome hg38.fa --output scores.tsv
       l2g-ray variants runs/demo-fast --task enhancer_grammar --pairs pairs.csv --output scores.csv
     """
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    from l2g_ray.data.genome import Genome
     from l2g_ray.data.readers import strip_suffixes
-    from l2g_ray.data.table_writer import SUFFIXES
-    from l2g_ray.errors import UserError
-    from l2g_ray.explain.variants import VCF_SUFFIXES, Policy, score_pairs, score_vcf
+    from l2g_ray.explain.effects import score_variants
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.predict import load_predictor
     from l2g_ray.run_folder import find_arm
 
-    if (vcf is None) == (pairs is None):
-        raise UserError("give either --vcf with --genome, or --pairs")
-    if vcf is not None and fasta is None:
-        raise UserError("--vcf needs --genome, the FASTA file that the variants were called on")
-    if pairs is not None and (fasta is not None or window_bp is not None or strand == "-"):
-        raise UserError("--pairs takes the sequences as they are; leave out --genome, --window-bp and --strand -")
-    for target in targets:
-        if not target.name.endswith((*SUFFIXES, *VCF_SUFFIXES)):
-            raise UserError(f"{target}: the output must end in {', '.join((*SUFFIXES, *VCF_SUFFIXES))}")
-        if not target.absolute().parent.is_dir():
-            raise UserError(f"{target}: no such folder; make it first")
+    if not targets and (named := vcf or pairs):
+        stem = named.name.partition(".vcf")[0] if vcf is not None else strip_suffixes(named.name)
+        suffixes = (".tsv", ".vcf") if vcf is not None else (".tsv",)
+        targets = tuple(Path(f"{stem}.scores{suffix}") for suffix in suffixes)
     predictor = load_predictor(find_arm(run, task, arm), device, batch_size)
-    if window_bp is not None and window_bp > predictor.length_bp:
-        raise UserError(f"--window-bp {window_bp:,}: this model reads up to {predictor.length_bp:,} bp; lower it")
-    if strand == "auto":
-        strand = "both" if predictor.strand_averaged else "+"
-    if predictor.task.strand_specific and strand == "both":
-        click.echo("warning: this task belongs to one strand; the mean over both mixes two questions", err=True)
-    if not targets:
-        stem = vcf.name.partition(".vcf")[0] if vcf is not None else strip_suffixes(pairs.name)  # type: ignore[union-attr]
-        targets = tuple(
-            Path(f"{stem}.scores{suffix}") for suffix in ((".tsv", ".vcf") if vcf is not None else (".tsv",))
+    with Bar("scoring") as bar:
+        found = score_variants(
+            predictor,
+            vcf=vcf,
+            genome=fasta,
+            pairs=pairs,
+            targets=targets,
+            on_mismatch=on_mismatch,
+            at_edge=at_edge,
+            strand=strand,
+            window_bp=window_bp,
+            progress=bar.update,
         )
-    console = Console(stderr=True, highlight=False)
-    columns = (SpinnerColumn(), TextColumn("{task.completed} rows"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("scoring", total=None)
-        if pairs is not None:
-            n = score_pairs(predictor, pairs, targets, strand == "both", lambda d: progress.update(shown, completed=d))
-            told, notes = f"{n:,} pairs scored", []
-        else:
-            policy = Policy(window_bp or predictor.length_bp, on_mismatch, at_edge, strand)
-            with Genome(fasta) as genome:  # type: ignore[arg-type]
-                tally = score_vcf(
-                    predictor,
-                    vcf,  # type: ignore[arg-type]
-                    genome,
-                    policy,
-                    targets,
-                    lambda d: progress.update(shown, completed=d),
-                )
-            told, notes = f"{tally.scored:,} alleles of {tally.rows:,} rows scored", tally.describe()
-    model = f"task '{predictor.task.name}', arm {predictor.arm.describe()}, strand {strand}"
-    click.echo(f"{told} by {model}, in {', '.join(map(str, targets))}")
-    for note in notes:
+    model = f"task '{predictor.task.name}', arm {predictor.arm.describe()}, strand {found.strand}"
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{found.scored} by {model}, in {', '.join(map(str, targets))}")
+    for note in found.notes:
         click.echo(f"  {note}")
 
 
@@ -180,8 +151,9 @@ def mutate(
     """
     from l2g_ray.data.table_writer import refuse_overwrite
     from l2g_ray.errors import UserError, how_to_install
-    from l2g_ray.explain.mutagenesis import list_files, write_mutagenesis
+    from l2g_ray.explain.mutagenesis import choose_outputs, list_files, mutate_sequence, parse_region, write_mutagenesis
     from l2g_ray.explain.scores import scored_outputs
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.names import safe_name, safe_names
     from l2g_ray.predict import load_predictor
     from l2g_ray.run_folder import find_arm
@@ -194,9 +166,9 @@ def mutate(
         raise UserError("give either --sequence or --sequences")
     chosen = find_arm(run, task, arm)
     predictor = load_predictor(chosen, device, batch_size)
-    outputs = _choose(predictor, output)
+    outputs = choose_outputs(predictor.task, output, "--output")
     name, sequence = _read(predictor, text, source, identity, sequence_column)
-    bounds = _parse_region(region, len(sequence))
+    bounds = parse_region(region, len(sequence))
     both = predictor.strand_averaged if strand == "auto" else strand == "both"
     folder = out or chosen.task_folder / "mutagenesis" / chosen.name / safe_name(name, otherwise="sequence")
     # Outputs of one sequence, made one after the other, do not share a folder either.
@@ -205,53 +177,21 @@ def mutate(
     places = [folder / names[i] if each else folder for i in outputs]
     refuse_overwrite([source, chosen.folder], [path for place in places for path in list_files(place)])
     click.echo(f"arm {chosen.describe()}")
-    for found, place in zip(_run(predictor.read(both), sequence, outputs, bounds), places, strict=True):
+    with Bar("scoring mutants") as bar:
+        mutants = mutate_sequence(
+            predictor,
+            sequence,
+            outputs,
+            region=bounds,
+            both_strands=both,
+            progress=lambda done, total: bar.show("scoring mutants", done, total),
+        )
+    for found, place in zip(mutants, places, strict=True):
         facts = {**predictor.facts(), "id": name, "length_bp": len(sequence)}
         write_mutagenesis(found, place, facts | {"strand": "both" if both else "+"})
         strongest = found.strongest(3)
         shown = ", ".join(f"{c['from']}{c['position']}{c['to']} {c['difference']:+.3g}" for c in strongest)
         click.echo(f"{found.output}: {found.reference:.4g}; largest changes in {found.quantity}: {shown}; in {place}")
-
-
-def _run(predictor: Predictor, sequence: str, outputs: list[int], bounds: tuple[int, int]) -> list[Mutagenesis]:
-    import pyarrow as pa
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from l2g_ray.explain.mutagenesis import count_mutants, mutate
-    from l2g_ray.sequence import encode
-
-    console = Console(stderr=True, highlight=False)
-    total = count_mutants(*encode(pa.array([sequence], pa.large_string())), bounds)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("scoring mutants", total=total)
-        return mutate(
-            predictor.forward,
-            predictor.task,
-            sequence,
-            outputs,
-            both_strands=predictor.strands_apart,
-            batch_size=predictor.batch_size,
-            region=bounds,
-            progress=lambda done: progress.update(shown, completed=done),
-        )
-
-
-def _choose(predictor: Predictor, output: str | None) -> list[int]:
-    from l2g_ray.errors import UserError, nearest
-    from l2g_ray.explain.scores import scored_outputs
-
-    labels = list(predictor.task.labels)
-    if output is not None:
-        if output not in labels:
-            raise UserError(
-                f"--output '{output}': no such output of task '{predictor.task.name}' ({nearest(output, labels)})"
-            )
-        return [labels.index(output)]
-    chosen = scored_outputs(predictor.task)
-    if len(chosen) > 10:
-        raise UserError(f"task '{predictor.task.name}' has {len(chosen)} outputs; choose one with --output")
-    return chosen
 
 
 def _read(
@@ -279,14 +219,3 @@ def _read(
         where, row = str(source), ids.index(name) + 1
         raw = table["sequence"].slice(row - 1, 1)
     return str(name), predictor.clean(raw, where, row)[0].as_py()
-
-
-def _parse_region(region: str | None, length_bp: int) -> tuple[int, int]:
-    from l2g_ray.errors import UserError
-
-    if region is None:
-        return 0, length_bp
-    found = re.fullmatch(r"(\d+)-(\d+)", region)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]) <= length_bp:
-        raise UserError(f"--region {region}: give START-END within 1-{length_bp}, the sequence's length")
-    return int(found[1]) - 1, int(found[2])

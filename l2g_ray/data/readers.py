@@ -188,8 +188,8 @@ def iter_tables(
 
 
 def name_input(source: str | Path | Location | pa.Table) -> str:
-    """Return what messages call an input: a file's path, or "the table" for one in memory."""
-    return "the table" if isinstance(source, pa.Table) else str(source)
+    """Return what messages call an input: a file's path, or "the input" for a table in memory."""
+    return "the input" if isinstance(source, pa.Table) else str(source)
 
 
 def _slice(table: pa.Table, batch_rows: int) -> Iterator[pa.Table]:

@@ -252,11 +252,11 @@ def read_rows(prepared: PreparedTask, split: str, output: str | None, max_rows: 
 def _read_labels(task: Task, table: pa.Table, output: str | None) -> tuple[np.ndarray | None, np.ndarray | None, str]:
     if task.is_classification:
         if output is not None:
-            raise UserError(f"--output: task '{task.name}' has one label, its classes; leave the option out")
+            raise UserError(f"--target: task '{task.name}' has one label, its classes; leave the option out")
         return np.array(task.labels)[table["label"].to_numpy()], None, "class"
     name = output or task.labels[0]
     if name not in task.labels:
-        raise UserError(f"--output '{name}': no such output of task '{task.name}' ({nearest(name, task.labels)})")
+        raise UserError(f"--target '{name}': no such output of task '{task.name}' ({nearest(name, task.labels)})")
     flat = table["label"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     column = flat.reshape(-1, task.n_outputs)[:, task.labels.index(name)]
     if task.kind == "regression":
