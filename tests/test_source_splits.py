@@ -19,8 +19,8 @@ from source_files import (
     write,
 )
 
+from l2g_ray.api.requests import make_options
 from l2g_ray.cli.main import main
-from l2g_ray.cli.source import make_options
 from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import PreparedTask, open_prepared
 from l2g_ray.data.prepare import check_raw, prepare

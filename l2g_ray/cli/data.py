@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from l2g_ray.api.requests import find_source, make_options
 from l2g_ray.cli import complete
 from l2g_ray.cli.options import (
     group,
@@ -20,7 +21,7 @@ from l2g_ray.cli.options import (
     with_out,
     with_quiet,
 )
-from l2g_ray.cli.source import find_source, make_options, show_notes, with_source_flags
+from l2g_ray.cli.source import show_notes, with_source_flags
 from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:

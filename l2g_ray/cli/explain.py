@@ -10,9 +10,11 @@ import click
 
 from l2g_ray.arms import ENSEMBLE
 from l2g_ray.cli.options import (
+    OutputFile,
     command,
+    echo_summary,
+    is_quiet,
     option,
-    progress_console,
     table_console,
     with_input,
     with_json,
@@ -141,79 +143,56 @@ def explain(run: Path, as_json: bool, target: str | None, input: Path | None, **
     from rich.console import Console
     from rich.markup import escape
 
-    from l2g_ray.explain.explanation import explain_output, open_request
-    from l2g_ray.explain.page import write_explanations, write_files
+    from l2g_ray.explain import page
     from l2g_ray.explain.request import ExplainRequest
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.results.explain_page import render_explanation
     from l2g_ray.results.terminal import print_fitted
 
     databases = options.pop("databases") or None
     request = ExplainRequest(run=run, output=target, sequences=input, databases=databases, **options)
-    console = progress_console()
-    opened = open_request(request)
-    explanations = []
-    for output in opened.outputs:
-        name = opened.predictor.task.labels[output]
-        with _Bar(console, name) as bar:
-            explanation = explain_output(request, opened, output, progress=bar.show)
-        write_files(explanation, opened.out)
-        explanations.append(explanation)
-    arm = opened.predictor.arm
-    page = write_explanations(opened.out, opened.predictor.task, arm, explanations)
+    with Bar("explaining", as_lines=True, quiet=is_quiet()) as bar:
+        found = page.explain(request, bar.show)
     shown = table_console(as_json)
-    shown.print(escape(f"arm {arm.describe()}, model {arm.folder}"), soft_wrap=True)
+    shown.print(escape(f"arm {found.arm.describe()}, model {found.arm.folder}"), soft_wrap=True)
     if as_json:
-        click.echo(json.dumps([explanation.summary() for explanation in explanations], indent=1))
+        click.echo(json.dumps([explanation.summary() for explanation in found.explanations], indent=1))
     else:
-        for explanation in explanations:
+        for explanation in found.explanations:
             print_fitted(shown, render_explanation(explanation.summary()))
-    shown.print(escape(f"page: {page}"), soft_wrap=True)
-    for explanation in explanations:
+    shown.print(escape(f"page: {found.page}"), soft_wrap=True)
+    for explanation in found.explanations:
         for warning in explanation.warnings:
             text = escape(f"WARNING: {explanation.output}: {warning}")
             Console(stderr=True, highlight=False).print(f"[bold red]{text}[/bold red]", soft_wrap=True)
-
-
-class _Bar:
-    """Progress: a bar on a terminal, elsewhere a line at the start of each step and at each quarter."""
-
-    def __init__(self, console: Any, title: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.console, self.title = console, title
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self.row: Any = None
-        self.told: set[tuple[str, int]] = set()
-
-    def __enter__(self) -> _Bar:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """Show how much of a step is done."""
-        if self.bar is not None:
-            if self.row is None:
-                self.row = self.bar.add_task(what, total=total)
-            self.bar.update(self.row, description=f"{self.title}: {what}", completed=done, total=total)
-            return
-        quarter = 4 * done // max(total, 1)
-        if (what, quarter) not in self.told:
-            self.told.add((what, quarter))
-            self.console.print(f"{self.title}: {what}, {done:,} of {total:,}" if done else f"{self.title}: {what}")
 
 
 VANILLA = "vanilla"
 
 
 @command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run")
 @with_arm
+@with_input("Embed the sequences of this FASTA, CSV, TSV or Parquet file, instead of the run's rows.")
+@option(
+    "--output",
+    "-o",
+    "target_file",
+    type=OutputFile(),
+    metavar="FILE",
+    help="With --input: CSV, TSV or Parquet to write, with the columns id, embedding_0, embedding_1, ... Use - for a TSV on "
+    "standard output.",
+)
+@option(
+    "--layer",
+    type=click.Choice(["backbone", "tokens", "language_model"]),
+    show_default="language_model, of embedder_only tokens",
+    help="With --input: layer whose output is written. Tokens are the embedder's output, which the language model reads.",
+)
+@option("--per-token", is_flag=True, help="With --input: write a row per token instead of the mean.")
+@option(
+    "--sequence-column", metavar="NAME", show_default="the task's", help="Column of the input that holds the sequences."
+)
 @option(
     "--split",
     type=click.Choice(["valid", "train", "test"]),
@@ -222,11 +201,9 @@ VANILLA = "vanilla"
 )
 @option(
     "--target",
-    "output",
     metavar="NAME",
-    former=("--output",),
     show_default="the first",
-    help="Label of a multilabel task, or output of a regression.",
+    help="Label of a multilabel task, or output of a regression, that colours the picture.",
 )
 @option(
     "--metric",
@@ -250,11 +227,83 @@ VANILLA = "vanilla"
 @with_device()
 @with_quiet
 def embed(
+    run: str,
+    task: str | None,
+    arm: str,
+    input: Path | None,
+    target_file: Path | None,
+    layer: str | None,
+    per_token: bool,
+    sequence_column: str | None,
+    device: str,
+    batch_size: int | None,
+    **options: Any,
+) -> None:
+    """Embed new sequences with a finished RUN, or compare embeddings of its rows before and after each stage.
+
+    With --input, writes the mean over the tokens of each sequence to --output. Of an ensemble, the one of l2g and
+    embedder_only with the larger weight is used; of several fold models, the first.
+
+    Without --input, writes silhouette scores and principal components (SVG, PNG), the embeddings (NPZ) and a summary
+    (JSON). The arm l2g has its stages and the embedder-only control, embedder_only its two stages, average its members. A
+    star marks the embeddings that the arm predicts from.
+
+    \b
+    Examples:
+      l2g-ray embed runs/demo-fast --task splice_junction --input new.fa --output embeddings.parquet
+      l2g-ray embed runs/demo-fast --task splice_junction
+      l2g-ray embed runs/demo-fast --task splice_junction --vanilla runs/baseline
+    """
+    from l2g_ray.errors import UserError
+
+    if input is None:
+        if layer is not None or per_token or sequence_column is not None:
+            raise UserError("--layer, --per-token and --sequence-column need --input, a file of new sequences")
+        if target_file is not None:  # the name of this option before --target
+            if options["target"] is not None:
+                raise UserError("--output names the file for --input; leave it out, or add --input")
+            click.echo("note: --output is the file for --input now; name the label with --target", err=True)
+            options["target"] = str(target_file)
+        _embed_rows(Path(run), task, arm, device=device, batch_size=batch_size, **options)
+        return
+    if target_file is None:
+        raise UserError("--input needs --output, a CSV, TSV or Parquet file to write")
+    _embed_file(run, task, arm, input, target_file, layer, per_token, sequence_column, device, batch_size)
+
+
+def _embed_file(
+    run: str,
+    task: str | None,
+    arm: str,
+    source: Path,
+    target: Path,
+    layer: str | None,
+    per_token: bool,
+    sequence_column: str | None,
+    device: str,
+    batch_size: int | None,
+) -> None:
+    from l2g_ray.api.predictor import open_arm
+    from l2g_ray.explain.vectors import SequenceEmbedder, embed_file
+    from l2g_ray.monitor.bars import Bar
+
+    with open_arm(run, task, arm) as found:
+        embedder = SequenceEmbedder(found, layer, device, batch_size)
+    with Bar("embedding", quiet=is_quiet()) as bar:
+        n = embed_file(
+            embedder, source, target, per_token=per_token, sequence_column=sequence_column, progress=bar.update
+        )
+    model = f"task '{embedder.predictor.task.name}', arm {embedder.predictor.arm.describe()}, layer {embedder.layer}"
+    echo_summary(f"{n:,} sequences embedded by {model}, in {target}")
+
+
+def _embed_rows(
     run: Path,
     task: str | None,
     arm: str,
+    *,
     split: str,
-    output: str | None,
+    target: str | None,
     metric: str,
     max_rows: int,
     seed: int,
@@ -264,21 +313,7 @@ def embed(
     device: str,
     batch_size: int | None,
 ) -> None:
-    """Compare embeddings of a finished RUN before and after each stage: silhouette scores and a picture.
-
-    The arm l2g has its stages and the embedder-only control, embedder_only its two stages, average its members. A star
-    marks the embeddings that the arm predicts from. Of an ensemble, the one of l2g and embedder_only with the larger
-    weight is shown. Of several fold models, the first is shown.
-
-    Writes the embeddings (NPZ), a summary (JSON) and principal components (SVG, PNG).
-
-    \b
-    Examples:
-      l2g-ray embed runs/demo-fast --task splice_junction
-      l2g-ray embed runs/demo-fast --task splice_junction --vanilla runs/baseline
-    """
     from rich.console import Console
-    from rich.progress import Progress
 
     from l2g_ray.data.dataset import open_prepared
     from l2g_ray.data.table_writer import refuse_overwrite
@@ -294,6 +329,7 @@ def embed(
         write_embeddings,
     )
     from l2g_ray.explain.request import find_prepared
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.predict import BATCH_SIZE, choose_device
     from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.run_folder import choose_member, find_arm
@@ -318,7 +354,7 @@ def embed(
         notes.append(
             "the run has no arm of vanilla fine-tuning; `l2g-ray baseline vanilla TASK` makes one, for --vanilla"
         )
-    rows = read_rows(prepared, split, output, max_rows, seed)
+    rows = read_rows(prepared, split, target, max_rows, seed)
     folder = out or task_folder / "embeddings" / chosen.name
     read = [
         prepared.folder,
@@ -327,9 +363,7 @@ def embed(
         *(task_folder / name for name in ("task.json", "stages.json")),
     ]
     refuse_overwrite(read, list_files(folder))
-    console = progress_console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("embedding", total=len(points) * len(rows.ids))
+    with Bar("embedding", len(points) * len(rows.ids), quiet=is_quiet()) as bar:
         predicts_from = ARM_POINTS[chosen.name][1]
         facts: dict[str, Any] = {"task": prepared.task.name, **chosen.facts(), "predicts_from": predicts_from}
         facts |= {"notes": notes, "vanilla": str(beside.folder) if beside else None}
@@ -341,7 +375,7 @@ def embed(
             folder,
             facts,
             metric,
-            lambda done: progress.update(shown, completed=done),
+            bar.update,
             device=where,
             batch_size=batch_size or BATCH_SIZE,
         )

@@ -179,11 +179,9 @@ def echo_summary(text: str) -> None:
     click.echo(text, err=click.get_current_context().meta.get(_PIPED, False))
 
 
-def progress_console() -> Console:
-    """Return the console for progress: stderr, silent with --quiet. It honours NO_COLOR."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, quiet=click.get_current_context().meta.get(_QUIET, False))
+def is_quiet() -> bool:
+    """Return whether the command has --quiet."""
+    return bool(click.get_current_context().meta.get(_QUIET))
 
 
 def table_console(as_json: bool = False, width: int = 110) -> Console:
@@ -197,7 +195,7 @@ def table_console(as_json: bool = False, width: int = 110) -> Console:
 def run_console(as_json: bool = False, width: int = 110) -> Console:
     """Return the console for what a run prints on its way: as `table_console`, and silent with --quiet."""
     console = table_console(as_json, width)
-    console.quiet = click.get_current_context().meta.get(_QUIET, False)
+    console.quiet = is_quiet()
     return console
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from l2g_ray.api.requests import find_source
 from l2g_ray.cli import complete
 from l2g_ray.cli.options import (
     command,
@@ -22,7 +23,7 @@ from l2g_ray.cli.options import (
     with_seeds,
     with_set,
 )
-from l2g_ray.cli.source import find_source, with_source_flags
+from l2g_ray.cli.source import with_source_flags
 from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:

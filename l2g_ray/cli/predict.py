@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from l2g_ray.cli import complete
-from l2g_ray.cli.options import InputFile, OutputFile, command, echo_summary, option, progress_console, with_quiet
+from l2g_ray.cli.options import InputFile, OutputFile, command, echo_summary, is_quiet, option, with_quiet
 from l2g_ray.run_folder import ARM_CHOICES, BEST
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -89,7 +89,7 @@ def predict(
     batch_size: int | None,
     keep_columns: bool,
 ) -> None:
-    """Predict sequences with the model of a finished RUN, a local folder or s3://...
+    """Predict sequences with a finished RUN: a local folder, s3://... or a model in MLflow, models:/NAME/VERSION.
 
     The output has a row per sequence, in order, with label names and probabilities. The input is streamed. Ray is not
     started.
@@ -99,28 +99,18 @@ def predict(
       l2g-ray predict runs/demo-fast --task splice_junction --input new.fa --output predictions.csv
       zcat new.fa.gz | l2g-ray predict runs/demo-fast --task splice_junction -i - -o - | head
     """
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+    from l2g_ray.api.predictor import load
+    from l2g_ray.monitor.bars import Bar
+    from l2g_ray.predict import predict_file
 
-    from l2g_ray.predict import fetch_arm, load_predictor, predict_file
-    from l2g_ray.run_folder import find_arm
-    from l2g_ray.storage import Location
-
-    where = Location(run)
-    if where.is_remote:
-        with fetch_arm(where, task, arm) as found:
-            predictor = load_predictor(found, device, batch_size)
-    else:
-        predictor = load_predictor(find_arm(where.local, task, arm), device, batch_size)
-    console = progress_console()
-    columns = (SpinnerColumn(), TextColumn("{task.completed} sequences"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("predicting", total=None)
+    predictor = load(run, task, arm, device=device, batch_size=batch_size).model
+    with Bar("predicting", quiet=is_quiet()) as bar:
         rows = predict_file(
             predictor,
             source,
             target,
             sequence_column=sequence_column,
             keep_columns=keep_columns,
-            progress=lambda done: progress.update(shown, completed=done),
+            progress=bar.update,
         )
     echo_summary(f"{rows} predictions of task '{predictor.task.name}' by arm {predictor.arm.describe()} in {target}")

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l2g_ray.cli.options import option
-from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from l2g_ray.data.dataset import PreparedTask
-    from l2g_ray.data.raw import RawTask, SourceOptions
     from l2g_ray.tasks.schema import Task
 
 _SPLITS = ["auto", "given", "random", "chromosome", "group", "folds"]
@@ -156,7 +153,6 @@ _SPLIT: list[tuple[str, str, dict[str, Any]]] = [
 _FLAGS = [(*one, "Data") for one in _DATA] + [(*one, "Splits") for one in _SPLIT]
 # Keeps the fields apart from the commands' own parameters, such as --name.
 _PREFIX = "source_"
-_LISTS = {"labels", "na_values", "test_chromosomes", "valid_chromosomes"}
 
 
 def with_source_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,70 +170,9 @@ def with_source_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def make_options(flags: dict[str, Any]) -> SourceOptions:
-    """Return the options of these flags. Raises UserError for values that contradict each other."""
-    from pydantic import ValidationError
-
-    from l2g_ray.data.raw import SourceOptions
-    from l2g_ray.tasks.catalogue import describe_invalid
-
-    given = {key: value for key, value in flags.items() if _is_given(value)}
-    for key in _LISTS & set(given):
-        given[key] = tuple(part.strip() for part in given[key].split(",") if part.strip())
-    if "split" not in given and (given.get("test_chromosomes") or given.get("valid_chromosomes")):
-        given["split"] = "chromosome"
-    for flag, field in (("--folds", "folds"), ("--fold", "fold")):
-        if field in given and given.get("split") != "folds":
-            raise UserError(f"flags: {flag} has no effect without --split folds; add it, or leave {flag} out")
-    try:
-        return SourceOptions.model_validate(given)
-    except ValidationError as error:
-        raise UserError(f"flags: {describe_invalid(error, SourceOptions)}") from None
-
-
-def find_source(names: tuple[str, ...], flags: dict[str, Any], data_dir: Path | None) -> RawTask | PreparedTask:
-    """Return what `names` mean: a user's files or folder, a prepared folder, or BENCH/TASK of the catalogue.
-
-    Raises UserError for anything else.
-    """
-    from l2g_ray.data.dataset import open_prepared
-    from l2g_ray.data.sources import open_source
-    from l2g_ray.data.sources.official import find_raw
-    from l2g_ray.storage import as_location
-    from l2g_ray.tasks.catalogue import find_tasks, list_benches
-
-    options = make_options(flags)
-    first = as_location(names[0])
-    if len(names) > 1 or first.exists():
-        if len(names) == 1 and (first / "task.json").exists():
-            _refuse_flags(flags, names[0])
-            return open_prepared(first)
-        return open_source(names, options)
-    bench, _, name = names[0].partition("/")
-    if name and bench in list_benches():
-        (task,) = find_tasks(bench, [name])
-        return find_raw(task, data_dir, options)
-    raise UserError(
-        f"'{names[0]}' is neither a file or folder nor BENCH/TASK of the catalogue; see `l2g-ray tasks`, "
-        "or give a table, FASTA or BED, or a folder with train and test files"
-    )
-
-
 def show_notes(task: Task, console: Console) -> None:
     """Print the notes of a task: how its labels were read, and how to change that."""
     from rich.markup import escape
 
     for note in task.notes:
         console.print(escape(f"note: {note}"), soft_wrap=True)
-
-
-def _refuse_flags(flags: dict[str, Any], folder: str) -> None:
-    given = [flag for flag, field, *_ in _FLAGS if _is_given(flags.get(field))]
-    if given:
-        raise UserError(
-            f"{folder}: is already prepared, so {given[0]} has no effect; leave it out, or prepare the data again"
-        )
-
-
-def _is_given(value: Any) -> bool:
-    return value is not None and value is not False and value != ()

@@ -120,7 +120,7 @@ def ablate(
 
 def find_tasks_and_sources(names: tuple[str, ...], data_dir: Path | None) -> tuple[list[Any], dict[str, Any]]:
     """Return tasks, and the rows' source of each. Raises UserError for an unknown task, or two of the same name."""
-    from l2g_ray.cli.source import find_source
+    from l2g_ray.api.requests import find_source
 
     tasks: list[Any] = []
     sources: dict[str, Any] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -32,7 +31,7 @@ from l2g_ray.cli.options import (
     with_set,
     with_verbose,
 )
-from l2g_ray.cli.source import find_source, show_notes, with_source_flags
+from l2g_ray.cli.source import show_notes, with_source_flags
 
 EXIT_INTERRUPTED = 130
 COMMON = [
@@ -131,15 +130,9 @@ def suite(bench: str, tasks: str | None, **options: Any) -> None:
     Example:
       l2g-ray suite --bench nt --data-dir data --tasks H3,enhancers --seeds 3
     """
-    from l2g_ray.data.sources.official import find_raw
-    from l2g_ray.tasks.catalogue import find_tasks
+    from l2g_ray.api.requests import request_suite, split_list
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
-    chosen = find_tasks(bench, names)
-    sources = {task.name: find_raw(task, options["data_dir"]) for task in chosen}
-    chosen = [sources[task.name].task for task in chosen]  # a source can add to the task: DeepSEA's label names
-    default = f"{bench}-{Path(options['preset']).stem}" + (f"-{'-'.join(t.name for t in chosen)}" if names else "")
-    _run(bench, chosen, sources, default[:80], options)
+    _run(request_suite(bench, split_list(tasks) if tasks else None, **name_options(options)), options["as_json"])
 
 
 @command("run")
@@ -161,24 +154,21 @@ def run_one(source: tuple[str, ...], source_flags: dict[str, Any], **options: An
       l2g-ray run peaks.bed --genome hg38.fa --window-bp 200 --test-chromosomes chr8,chr9
       l2g-ray run enhancers.fa background.fa   # one class per file
     """
-    found = find_source(source, source_flags, options["data_dir"])
-    task = found.task
-    name = f"{task.bench}-{task.name}-{Path(options['preset']).stem}"
-    _run(task.bench, [task], {task.name: found}, name, options)
+    from l2g_ray.api.requests import request_task
+
+    _run(request_task(source, source_flags, **name_options(options)), options["as_json"])
 
 
-def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: str, options: dict[str, Any]) -> None:
-    as_json = options["as_json"]
+def _run(request: Any, as_json: bool) -> None:
     console = run_console(as_json)
     with loading(console):
         from l2g_ray.orchestrate.suite import run_suite
 
-    request = make_request(bench, chosen, sources, default_name, options)
     result = run_stoppable(lambda: run_suite(request, console))
     shown = table_console(as_json)
     show_result(result, shown, table=not as_json)
-    if len(chosen) == 1:
-        show_notes(chosen[0], shown)
+    if len(request.tasks) == 1:
+        show_notes(request.tasks[0], shown)
     if as_json:
         click.echo(json.dumps(result.board, indent=1))
     if result.failures:
@@ -209,43 +199,29 @@ def make_request(
 
     Raises UserError for an invalid setting.
     """
+    from l2g_ray.api import requests
+
+    return requests.make_request(bench, chosen, sources, default_name, suffix=suffix, **name_options(options))
+
+
+# Options that `api.requests.make_request` has under the same names.
+_SAME_NAMES = (
+    "preset", "data_dir", "language_model", "seeds", "out", "name", "replace", "experiment", "cpus", "gpus_per_trial",
+    "workers_per_trial", "slots", "keep_duplicates", "register", "verbose",
+)  # fmt: skip
+
+
+def name_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the common options under the names that `api.requests.make_request` has for them."""
     from l2g_ray.places import show_command
     from l2g_ray.presets import parse_assignments
-    from l2g_ray.request import SuiteRequest
-    from l2g_ray.storage import Location
-    from l2g_ray.store.shared import work_folder
 
-    assignments = parse_assignments(options["assignments"])
-    if options["language_model"] is not None:
-        assignments["model.language_model"] = options["language_model"]
-    if options["keep_duplicates"]:
-        assignments["data.keep_duplicates"] = True
-    if options.get("trained_arms") is not None:  # only where the command has the option
-        names = [name.strip() for name in options["trained_arms"].split(",") if name.strip()]
-        assignments["arms"] = "all" if names == ["all"] else names
-    if options["seeds"] is not None:
-        assignments["seeds"] = options["seeds"]
-    out = Location(options["out"])
-    return SuiteRequest(
-        name="-".join(part for part in (options["name"], suffix) if part) if options["name"] else default_name,
-        bench=bench,
-        tasks=chosen,
-        sources=sources,
-        preset=options["preset"],
-        assignments=assignments,
-        out=work_folder(out) if out.is_remote else out.local,
-        remote=out if out.is_remote else None,
-        data_dir=options["data_dir"],
-        command=show_command(*sys.argv[1:]),
-        experiment=options["experiment"],
-        replace=options["replace"],
-        register=options["register"],
-        verbose=options["verbose"],
-        cpus=options["cpus"],
-        gpus_per_trial=options["gpus_per_trial"],
-        workers_per_trial=options["workers_per_trial"],
-        slots=options["slots"],
-    )
+    return {
+        **{name: options[name] for name in _SAME_NAMES},
+        "settings": parse_assignments(options["assignments"]),
+        "arms": options.get("trained_arms"),  # only some commands have the option
+        "command": show_command(*sys.argv[1:]),
+    }
 
 
 def show_result(result: Any, console: Any, table: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,8 @@ from l2g_ray.cli.options import (
     OutputFile,
     command,
     echo_summary,
+    is_quiet,
     option,
-    progress_console,
     with_input,
     with_out,
     with_quiet,
@@ -22,7 +21,6 @@ from l2g_ray.cli.options import (
 from l2g_ray.cli.predict import with_arm, with_device
 
 if TYPE_CHECKING:
-    from l2g_ray.explain.mutagenesis import Mutagenesis
     from l2g_ray.predict import Predictor
 
 
@@ -103,13 +101,10 @@ def variants(
       l2g-ray variants runs/demo-fast --task enhancer_grammar --input new.vcf.gz --genome hg38.fa --output scores.tsv
       l2g-ray variants runs/demo-fast --task enhancer_grammar --input pairs.csv --output scores.csv
     """
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    from l2g_ray.data.genome import Genome
     from l2g_ray.data.readers import strip_suffixes
-    from l2g_ray.data.table_writer import SUFFIXES
     from l2g_ray.errors import UserError
-    from l2g_ray.explain.variants import VCF_SUFFIXES, Policy, score_pairs, score_vcf
+    from l2g_ray.explain.effects import score_variants
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.predict import load_predictor
     from l2g_ray.run_folder import find_arm
 
@@ -120,43 +115,28 @@ def variants(
         raise UserError(
             f"{input}: a table holds whole sequences; leave out --genome, --window-bp and --strand -, or give a VCF"
         )
-    for target in targets:
-        if not target.name.endswith((*SUFFIXES, *VCF_SUFFIXES)):
-            raise UserError(f"{target}: the output must end in {', '.join((*SUFFIXES, *VCF_SUFFIXES))}")
-        if not target.absolute().parent.is_dir():
-            raise UserError(f"{target}: no such folder; create it first")
-    predictor = load_predictor(find_arm(run, task, arm), device, batch_size)
-    if window_bp is not None and window_bp > predictor.length_bp:
-        raise UserError(f"--window-bp {window_bp:,}: this model reads up to {predictor.length_bp:,} bp; lower it")
-    if strand == "auto":
-        strand = "both" if predictor.strand_averaged else "+"
-    if predictor.task.strand_specific and strand == "both":
-        click.echo("warning: this task is strand-specific; the mean over both strands has no clear meaning", err=True)
     if not targets:
         stem = strip_suffixes(input.name) if are_pairs else input.name.partition(".vcf")[0]
         targets = tuple(Path(f"{stem}.scores{suffix}") for suffix in ((".tsv",) if are_pairs else (".tsv", ".vcf")))
-    console = progress_console()
-    columns = (SpinnerColumn(), TextColumn("{task.completed} rows"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("scoring", total=None)
-        if are_pairs:
-            n = score_pairs(predictor, input, targets, strand == "both", lambda d: progress.update(shown, completed=d))
-            told, notes = f"{n:,} pairs scored", []
-        else:
-            policy = Policy(window_bp or predictor.length_bp, on_mismatch, at_edge, strand)
-            with Genome(fasta) as genome:  # type: ignore[arg-type]
-                tally = score_vcf(
-                    predictor,
-                    input,
-                    genome,
-                    policy,
-                    targets,
-                    lambda d: progress.update(shown, completed=d),
-                )
-            told, notes = f"{tally.scored:,} alleles of {tally.rows:,} rows scored", tally.describe()
-    model = f"task '{predictor.task.name}', arm {predictor.arm.describe()}, strand {strand}"
-    echo_summary(f"{told} by {model}, in {', '.join(map(str, targets))}")
-    for note in notes:
+    predictor = load_predictor(find_arm(run, task, arm), device, batch_size)
+    with Bar("scoring", quiet=is_quiet()) as bar:
+        found = score_variants(
+            predictor,
+            vcf=None if are_pairs else input,
+            genome=fasta,
+            pairs=input if are_pairs else None,
+            targets=targets,
+            on_mismatch=on_mismatch,
+            at_edge=at_edge,
+            strand=strand,
+            window_bp=window_bp,
+            progress=bar.update,
+        )
+    model = f"task '{predictor.task.name}', arm {predictor.arm.describe()}, strand {found.strand}"
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    echo_summary(f"{found.scored} by {model}, in {', '.join(map(str, targets))}")
+    for note in found.notes:
         echo_summary(f"  {note}")
 
 
@@ -207,8 +187,9 @@ def mutate(
     """
     from l2g_ray.data.table_writer import refuse_overwrite
     from l2g_ray.errors import UserError, how_to_install
-    from l2g_ray.explain.mutagenesis import list_files, write_mutagenesis
+    from l2g_ray.explain.mutagenesis import choose_outputs, list_files, mutate_sequence, parse_region, write_mutagenesis
     from l2g_ray.explain.scores import scored_outputs
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.names import safe_name, safe_names
     from l2g_ray.predict import load_predictor
     from l2g_ray.run_folder import find_arm
@@ -221,9 +202,9 @@ def mutate(
         raise UserError("give either --sequence or --input")
     chosen = find_arm(run, task, arm)
     predictor = load_predictor(chosen, device, batch_size)
-    outputs = _choose(predictor, target)
+    outputs = choose_outputs(predictor.task, target, "--target")
     name, sequence = _read(predictor, text, input, identity, sequence_column)
-    bounds = _parse_region(region, len(sequence))
+    bounds = parse_region(region, len(sequence))
     both = predictor.strand_averaged if strand == "auto" else strand == "both"
     folder = out or chosen.task_folder / "mutagenesis" / chosen.name / safe_name(name, otherwise="sequence")
     # Calls for different outputs of one sequence do not share a folder either.
@@ -232,7 +213,16 @@ def mutate(
     places = [folder / names[i] if each else folder for i in outputs]
     refuse_overwrite([input, chosen.folder], [path for place in places for path in list_files(place)])
     click.echo(f"arm {chosen.describe()}")
-    for found, place in zip(_run(predictor.read(both), sequence, outputs, bounds), places, strict=True):
+    with Bar("scoring mutants", quiet=is_quiet()) as bar:
+        mutants = mutate_sequence(
+            predictor,
+            sequence,
+            outputs,
+            region=bounds,
+            both_strands=both,
+            progress=lambda done, total: bar.show("scoring mutants", done, total),
+        )
+    for found, place in zip(mutants, places, strict=True):
         facts = {**predictor.facts(), "id": name, "length_bp": len(sequence)}
         write_mutagenesis(found, place, facts | {"strand": "both" if both else "+"})
         strongest = found.strongest(3)
@@ -251,46 +241,6 @@ def _holds_pairs(path: Path) -> bool:
         return kind is not None
     with open_lines(as_location(path)) as lines:
         return not next(iter(lines), "").startswith("#")
-
-
-def _run(predictor: Predictor, sequence: str, outputs: list[int], bounds: tuple[int, int]) -> list[Mutagenesis]:
-    import pyarrow as pa
-    from rich.progress import Progress
-
-    from l2g_ray.explain.mutagenesis import count_mutants, mutate
-    from l2g_ray.sequence import encode
-
-    console = progress_console()
-    total = count_mutants(*encode(pa.array([sequence], pa.large_string())), bounds)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("scoring mutants", total=total)
-        return mutate(
-            predictor.forward,
-            predictor.task,
-            sequence,
-            outputs,
-            both_strands=predictor.strands_apart,
-            batch_size=predictor.batch_size,
-            region=bounds,
-            progress=lambda done: progress.update(shown, completed=done),
-        )
-
-
-def _choose(predictor: Predictor, target: str | None) -> list[int]:
-    from l2g_ray.errors import UserError, nearest
-    from l2g_ray.explain.scores import scored_outputs
-
-    labels = list(predictor.task.labels)
-    if target is not None:
-        if target not in labels:
-            raise UserError(
-                f"--target '{target}': task '{predictor.task.name}' has no such output ({nearest(target, labels)})"
-            )
-        return [labels.index(target)]
-    chosen = scored_outputs(predictor.task)
-    if len(chosen) > 10:
-        raise UserError(f"task '{predictor.task.name}' has {len(chosen)} outputs; choose one with --target")
-    return chosen
 
 
 def _read(
@@ -318,14 +268,3 @@ def _read(
         where, row = str(source), ids.index(name) + 1
         raw = table["sequence"].slice(row - 1, 1)
     return str(name), predictor.clean(raw, where, row)[0].as_py()
-
-
-def _parse_region(region: str | None, length_bp: int) -> tuple[int, int]:
-    from l2g_ray.errors import UserError
-
-    if region is None:
-        return 0, length_bp
-    found = re.fullmatch(r"(\d+)-(\d+)", region)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]) <= length_bp:
-        raise UserError(f"--region {region}: give START-END within 1-{length_bp}, the sequence's length")
-    return int(found[1]) - 1, int(found[2])

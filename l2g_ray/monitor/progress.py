@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
+from l2g_ray.monitor.bars import NotebookLive, make_live
 from l2g_ray.monitor.events import End, Epoch, Failure, News, Note, StageBegan, StageDone, Winner
 from l2g_ray.monitor.outline import Outline, Step
 from l2g_ray.monitor.status import TaskStatus
@@ -61,7 +62,7 @@ class _TaskView:
 class _Shown:
     """A context that shows its `live` view, where the console is a terminal."""
 
-    live: Live | None
+    live: Live | NotebookLive | None
 
     def __enter__(self) -> Self:
         if self.live is not None:
@@ -92,9 +93,7 @@ class Progress(_Shown):
         self.begun = time.monotonic()
         self.training_since: float | None = None
         self.epoch = time.time() - self.begun  # of the monotonic clock, in seconds since 1970
-        self.live = (
-            Live(console=console, refresh_per_second=4, get_renderable=self.render) if console.is_terminal else None
-        )
+        self.live = make_live(console, self.render)
 
     def update(self, event: News) -> None:
         """Take one event of the board."""
@@ -240,11 +239,7 @@ class ReadingProgress(_Shown):
         self.console, self.title = console, title
         self.doing, self.rows = "", 0
         self.begun = self.told = time.monotonic()
-        self.live = (
-            Live(console=console, refresh_per_second=4, get_renderable=self._line, transient=True)
-            if console.is_terminal
-            else None
-        )
+        self.live = make_live(console, self._line, transient=True)
 
     def advance(self, doing: str, rows: int) -> None:
         """So many more rows are through; a new `doing` begins to count anew."""
