@@ -276,7 +276,7 @@ def test_cli_prepare_and_inspect(tmp_path: Path, cli: Call) -> None:
         assert text in shown
     assert json.loads(cli("data", "inspect", tmp_path / "out", "--json")) == prepared.manifest
     for arguments, text in (
-        (("prepare", tmp_path / "out", "--out", tmp_path / "x"), "is prepared already; look at it with"),
+        (("prepare", tmp_path / "out", "--out", tmp_path / "x"), "is already prepared; show it with"),
         (("prepare", path, "--out", tmp_path / "x", "--folds", "-1", "--split", "folds"), "folds"),
         (("inspect", tmp_path), "no such file; give a folder that l2g-ray has prepared"),
     ):

@@ -69,7 +69,8 @@ def _describe(settings: BaseModel, indent: str = "") -> Iterator[str]:
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
             yield ""
-        yield from (f"{indent}# {line}" for line in textwrap.wrap(field.description or "", 100 - len(indent)))
+        lines = textwrap.wrap(field.description or "", 100 - len(indent), break_on_hyphens=False)
+        yield from (f"{indent}# {line}" for line in lines)
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:"
             yield from _describe(value, f"{indent}  ")

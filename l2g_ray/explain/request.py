@@ -209,7 +209,7 @@ def open_candidates(predictor: Predictor, task_folder: Path, wanted: int) -> Can
 
     Raises UserError where the run's data is not there any more.
     """
-    prepared = find_prepared(task_folder, "give --sequences FILE")
+    prepared = find_prepared(task_folder, "give sequences with --input")
     splits = ["valid"] if prepared.n_rows("valid") >= 4 * wanted else ["valid", "train"]
     tables = [prepared.table(split, ["id", "sequence"]) for split in splits]
     return _encode(predictor, pa.concat_tables(tables), f"{' and '.join(splits)} of the run's data")
