@@ -267,12 +267,12 @@ def test_cli_prepare_and_inspect(tmp_path: Path, cli: Call) -> None:
     table = make_table(label=[i % 2 for i in range(N_ROWS)], chrom=[f"chr{i % 3}" for i in range(N_ROWS)])
     path = write(tmp_path / "peaks.csv", table)
     said = cli("data", "prepare", path, "--out", tmp_path / "out", "--test-chromosomes", "chr1", "--labels", "no,yes")
-    assert "parted by: chromosome" in said
+    assert "split by: chromosome" in said
     prepared = open_prepared(tmp_path / "out")
     assert prepared.task.labels == ("no", "yes")
     assert prepared.n_rows("test") == 20
     shown = cli("data", "inspect", tmp_path / "out")
-    for text in ("no ", "yes ", "peaks.csv", "parted by: chromosome"):
+    for text in ("no ", "yes ", "peaks.csv", "split by: chromosome"):
         assert text in shown
     assert json.loads(cli("data", "inspect", tmp_path / "out", "--json")) == prepared.manifest
     for arguments, text in (

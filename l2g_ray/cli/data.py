@@ -322,9 +322,9 @@ def _describe_labels(facts: dict[str, Any]) -> str:
     if "classes" in facts:
         return ", ".join(f"{label} {n:,}" for label, n in facts["classes"].items())
     outputs = facts["outputs"]
-    told = [
+    parts = [
         f"{label} {o['mean']:.3g} ± {o['sd']:.3g}" + (f", {o['missing']:,} missing" if o["missing"] else "")
         for label, o in list(outputs.items())[:4]
         if o["mean"] is not None
     ]
-    return "; ".join(told) + (f"; {len(outputs) - 4:,} more" if len(outputs) > 4 else "")
+    return "; ".join(parts) + (f"; {len(outputs) - 4:,} more" if len(outputs) > 4 else "")

@@ -208,7 +208,7 @@ def _show_plans(
             return ""
         return "yes" if amount.memory_bytes + context <= machine.memory_bytes else "NO"
 
-    def tell(task: TaskPlan, expected: Amount, most: Amount) -> dict[str, Any]:
+    def weigh(task: TaskPlan, expected: Amount, most: Amount) -> dict[str, Any]:
         hours = [machine.hours(a.flops, task.precision, utilisation) + a.start_s / 3600 for a in (expected, most)]
         return {"expected": asdict(expected), "most": asdict(most), "hours": hours, "fits": fits(most)}
 
@@ -217,16 +217,16 @@ def _show_plans(
             "task": task.task,
             "rows": asdict(task.rows),
             "precision": task.precision,
-            "stages": {stage.stage: tell(task, stage.expected, stage.most) for stage in task.stages},
-            "total": tell(task, task.total("expected"), task.total("most")),
+            "stages": {stage.stage: weigh(task, stage.expected, stage.most) for stage in task.stages},
+            "total": weigh(task, task.total("expected"), task.total("most")),
             "prepared_bytes": task.prepared_bytes,
             "output_bytes": task.output_bytes,
             "disk_bytes": task.disk_bytes,
         }
 
-    told = [describe(task) for task in plans]
+    described = [describe(task) for task in plans]
     known = [task for task in plans if task.rows.known]
-    sums = [t for t in told if t["rows"]["known"]]
+    sums = [t for t in described if t["rows"]["known"]]
     total: dict[str, Any] = {
         which: asdict(add_amounts(task.total(which) for task in known)) for which in ("expected", "most")
     } | {"hours": tuple(sum(t["total"]["hours"][i] for t in sums) for i in (0, 1))}
@@ -236,14 +236,14 @@ def _show_plans(
             "device": asdict(machine),
             "utilisation": utilisation,
             "price_per_hour": price,
-            "tasks": told,
+            "tasks": described,
             "total": total | {"disk_bytes": disk_bytes},
             "notes": notes,
         }
         click.echo(json.dumps(report, indent=1))
         return
     console = table_console(width=140)
-    for task, one in zip(plans, told, strict=True):
+    for task, one in zip(plans, described, strict=True):
         rows = task.rows
         counted = f"{rows.train:,} train, {rows.valid:,} valid, {rows.test:,} test" if rows.known else rows.origin
         lengths = f"{rows.max_bp:,} bp" if not rows.is_padded else f"{rows.min_bp:,} to {rows.max_bp:,} bp"
@@ -272,11 +272,11 @@ def _show_plans(
         console.print(f"! {note}", soft_wrap=True)
 
 
-def _sum_stage(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def _sum_stage(described: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """A stage over all tasks."""
     from l2g_ray.plan.costs import Amount, add_amounts
 
-    stages = [t["stages"][name] for t in told if name in t["stages"]]
+    stages = [t["stages"][name] for t in described if name in t["stages"]]
     summed: dict[str, Any] = {
         which: asdict(add_amounts(Amount(**s[which]) for s in stages)) for which in ("expected", "most")
     }
@@ -290,7 +290,7 @@ def _show_run(
     from l2g_ray.plan.finished import render_spent, show_seconds, sum_stages
     from l2g_ray.results.terminal import print_fitted
 
-    told = {task.name: _describe_run(task, machine, utilisation) for task in finished}
+    described = {task.name: _describe_run(task, machine, utilisation) for task in finished}
     unique = {(one.stage, one.key or task.name): one for task in finished for one in task.trials}
     seconds = {name: sum(getattr(one, name) or 0.0 for one in unique.values()) for name in ("wall_s", "cpu_s", "gpu_s")}
     paid_s = seconds["gpu_s"] or seconds["cpu_s"]
@@ -302,7 +302,7 @@ def _show_run(
             "utilisation": utilisation,
             "tasks": {
                 task.name: {
-                    "stages": told[task.name],
+                    "stages": described[task.name],
                     "trials": [asdict(one) for one in task.trials],
                     "why_no_plan": task.why_no_plan,
                 }
@@ -315,7 +315,7 @@ def _show_run(
         return
     console = table_console(width=140)
     for task in finished:
-        print_fitted(console, render_spent(task.name, told[task.name]))
+        print_fitted(console, render_spent(task.name, described[task.name]))
         if task.why_no_plan:
             console.print(f"! {task.name}: no plan to compare with: {task.why_no_plan}", soft_wrap=True)
     shown = ", ".join(f"{name[:-2]} {show_seconds(value)}" for name, value in seconds.items())

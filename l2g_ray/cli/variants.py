@@ -231,7 +231,7 @@ def mutate(
 
 
 def _holds_pairs(path: Path) -> bool:
-    """Whether a file is a table of pairs; otherwise it is a VCF. Text files are told apart by the header of a VCF."""
+    """Return whether a file is a table of pairs; otherwise it is a VCF. A text file that starts with # is a VCF."""
     from l2g_ray.data.readers import recognise
     from l2g_ray.data.text import open_lines
     from l2g_ray.storage import as_location

@@ -57,17 +57,15 @@ __all__ = [
 
 
 class Settings(Section):
-    """Everything that a run can be told.
+    """All settings of a run.
 
-    `folds`: every arm is trained once a fold of train and valid rows, on the rows of the other folds, and predicts with the
-    mean of these models (0: once, on train, and validation stands in for out-of-fold rows). `arms`: what is trained, a list
-    or 'all', see `l2g_ray.arms`. `ensemble`: how the arms' predictions become one: weights by ridge regression (stack) or by greedy
-    selection, all alike (mean), or the best arm alone.
+    `folds`: for each fold of the training and validation rows, every arm is trained on the rows of the other folds; it
+    predicts with the mean of these models. With 0, an arm is trained once on the training split, and the ensemble's weights
+    come from the validation split. `arms`: see `l2g_ray.arms`.
     """
 
     preset: str = "fast"
     """Name of the preset or of the file of settings."""
-    # What to know before the scores are read; a warning of every row of the leaderboard.
     caution: str = ""
     """Warning in every row of the leaderboard."""
     seed: int = Field(default=0, ge=0)
@@ -127,7 +125,7 @@ class Settings(Section):
 
     @property
     def reference_init(self) -> str:
-        """Whose weights the text of stage 2 goes through (both readings of "random" in the paper, Fig. 5)."""
+        """Weights of the embedding layer for the text of `align` (both readings of "random" in the paper, Fig. 5)."""
         pretrained = self.align.reference_weights == "pretrained"
         return "pretrained" if pretrained else self.model.language_model_init
 
@@ -139,7 +137,7 @@ class Settings(Section):
 
 
 def known_keys() -> Iterator[str]:
-    """Every dotted key of `Settings`."""
+    """Yield every dotted key of `Settings`."""
     yield from _model_keys(Settings, "")
 
 
@@ -161,7 +159,7 @@ def check_keys(keys: Iterable[str], where: str = "") -> None:
 
 
 def resolve_precision(name: str, device: str) -> str:
-    """'auto' is bf16 on a GPU, else fp32 (on a CPU with avx512_bf16, autocast was slower than fp32 at these sizes)."""
+    """Return the precision: 'auto' is bf16 on a GPU, else fp32 (with avx512_bf16, autocast was slower at these sizes)."""
     if name != "auto":
         return name
     return "bf16" if device == "cuda" else "fp32"

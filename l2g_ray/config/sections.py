@@ -32,10 +32,8 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Splits, leakage, augmentation (docs/method.md, "Data"), and how rows reach a trial.
 
-    `shift_bp` 'auto' is 0 where the label belongs to one strand, since such tasks are cut at the same place (a promoter's
-    start, a splice site) and a shift moves what the label depends on; 3 elsewhere.
-    `bucket_batches` sorts by length within so many batches, so that little is padded (0: not at all; nothing changes
-    for sequences of one length). `residence`: rows in the object store, streamed from shards, or by what fits.
+    `shift_bp` 'auto' is 0 for strand-specific tasks: their sequences are cut at the same place (a promoter's start, a splice
+    site), and a shift moves what the label depends on.
     """
 
     valid_fraction: float = Field(default=0.1, gt=0, lt=0.5)
@@ -77,7 +75,6 @@ class ModelSettings(Section):
     """Number of layers of the language model that are used, from the first; null uses all."""
     positions: Literal["none", "lm"] = "none"
     """Position embeddings added to the tokens: none, or those of the language model (lm)."""
-    # embedder: no language model at all, the embedder with its own predictor in its place.
     combine: Literal["lm_only", "skip", "embedder"] = "skip"
     """What predicts: the language model (lm_only), the sum with the embedder's own predictor (skip), or the embedder
     alone (embedder)."""
@@ -87,8 +84,6 @@ class ModelSettings(Section):
     """Use causal convolutions, as the official code does."""
     predictor_reads: Literal["tokens", "backbone"] = "tokens"
     """What the embedder's own predictor reads: the tokens after projection and LayerNorm, or the backbone's output."""
-    # What the predictors read of the tokens: their mean; their mean and max; or all of them, each place with its own weights.
-    # auto: by_position where the label belongs to one strand (such sequences are cut at the same place), else mean_max.
     pooling: Literal["auto", "mean", "mean_max", "by_position"] = "auto"
     """What predictors read of the tokens: their mean, mean and max, or all with weights by position; auto is
     by_position for strand-specific tasks and mean_max for others."""
@@ -117,7 +112,7 @@ class ModelSettings(Section):
 
 
 class OptimSettings(Section):
-    """One optimiser and its schedule. `decay` names the shape after the linear warm-up."""
+    """One optimizer and its schedule."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """Optimizer."""
@@ -144,8 +139,7 @@ class OptimSettings(Section):
 
 
 class PretrainSettings(Section):
-    """Continued pre-training of the language model on the training sequences, written as words of `word_bp` letters and
-    masked. Of sequences longer than `window_bp` a window is read, at another place in each epoch."""
+    """Continued pre-training of the language model on the training sequences, written as words and masked."""
 
     enabled: bool = False
     """Run this stage."""
@@ -164,8 +158,7 @@ class PretrainSettings(Section):
 
 
 class SelectSettings(Section):
-    """Selection of the backbone and of its kernel size (docs/method.md, "select"): candidates are all `backbones` with each of
-    `kernel_sizes` in every layer, or with the backbone's own kernels where there are none."""
+    """Selection of the backbone and of its kernel size (docs/method.md, "select"): every backbone with every kernel size."""
 
     backbones: tuple[str, ...] = ("resnet", "unet")
     """Backbones to compare."""
@@ -187,13 +180,7 @@ class SelectSettings(Section):
 
 
 class SearchSettings(Section):
-    """DASH (docs/method.md, "search"). `form`: how the mixed convolutions are computed; 'auto' measures the fastest once a machine.
-
-    `optim` trains the weights, and the same optimiser the logits, at `logit_lr` and without AdamW's decay. In the first
-    `warm_fraction` of the epochs all operations weigh the same and the logits stay; then the temperature goes from
-    `temperature` to `last_temperature`, geometrically by epoch. `weight_std`: of the initial weights; null is the
-    convolutions' own rule.
-    """
+    """DASH (docs/method.md, "search"). AdamW does not decay the logits."""
 
     enabled: bool = True
     """Run this stage; otherwise the selected candidate's kernels are used."""
@@ -242,7 +229,7 @@ class SearchSettings(Section):
 class AlignSettings(Section):
     """Embedder pre-training: L = alpha_e MMD + beta task (paper, "Embedder Pre-training")."""
 
-    # Off: fine-tuning begins with a new embedder (vanilla cross-modal fine-tuning).
+    # Off: vanilla cross-modal fine-tuning.
     enabled: bool = True
     """Run this stage; otherwise fine-tuning starts with an untrained embedder."""
     epochs: int = Field(default=100, ge=1)
@@ -268,7 +255,6 @@ class AlignSettings(Section):
     """File of the text: Parquet, CoNLL or plain text."""
     per_class: int = Field(default=350, ge=1)
     """Largest number of text vectors per class of the labelled text."""
-    # Whose embedding layer the text goes through: with a random language model, the random one or the pre-trained one.
     reference_weights: Literal["model", "pretrained"] = "model"
     """Embedding layer that the text goes through: that of the model as trained (model), or always the pretrained one."""
     optim: OptimSettings = OptimSettings()
@@ -316,7 +302,6 @@ class FinetuneSettings(Section):
     """Choices of the language model's dropout."""
     batch_size: tuple[int, ...] = (32, 64)
     """Choices of the rows per batch."""
-    # lora: the weights stay, and low-rank additions to them train.
     train_layers: tuple[Literal["all", "top_half", "norms", "lora", "none"], ...] = ("all", "top_half")
     """Choices of the language model's layers that train; lora trains low-rank additions and keeps the weights."""
     lora_rank: int = Field(default=8, ge=1)
@@ -341,8 +326,7 @@ class FinetuneSettings(Section):
 
 
 class OneCycleSettings(Section):
-    """One cycle of the learning rate, averaged weights, no early stopping. `epochs` is their number, or the least and the
-    most, between which `steps` optimiser steps decide."""
+    """One cycle of the learning rate, averaged weights, no early stopping."""
 
     epochs: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (8, 12)
     """Number of epochs, or a range [least, most] within which `steps` decides."""
@@ -373,7 +357,7 @@ class EmbedderOnlySettings(OneCycleSettings):
 
 
 class EvaluateSettings(Section):
-    """The one look at the test split."""
+    """Evaluation on the test split, which is read once."""
 
     batch_size: int = Field(default=256, ge=1)
     """Rows per batch."""
@@ -384,10 +368,9 @@ class EvaluateSettings(Section):
 
 
 class BaselinesSettings(Section):
-    """Simple models: the baselines of the leaderboard, and the arms without an embedder (`stages.baseline`, `stages.cnn`).
+    """Simple models: the baselines of the leaderboard, and the arms without an embedder.
 
-    `boosting_rounds`: trees an output of `kmer_boosting`. `cnn_steps`: optimiser steps of `cnn`, in whole epochs; null: as
-    `counts.CNN_SCHEDULES` has it.
+    `cnn_steps` null: the schedule of `counts.CNN_SCHEDULES`.
     """
 
     names: tuple[str, ...] = ("majority", "kmer_linear")
@@ -398,10 +381,8 @@ class BaselinesSettings(Section):
     """Trees per output of kmer_boosting."""
     cnn_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps of cnn, rounded to whole epochs; null is the default of the task's kind."""
-    # More rows than this are drawn from at random.
     max_train_rows: int = Field(default=100_000, ge=1)
     """Largest number of training rows; of more, a random sample is used."""
-    # A hub id or folder of a model that reads DNA by its own tokenizer; words: overlapping k-mers with blanks (DNABERT).
     genomic_model: str | None = None
     """Hugging Face id or folder of a model that reads DNA with its own tokenizer."""
     genomic_words_bp: int = Field(default=0, ge=0, le=12)
@@ -422,13 +403,7 @@ class BaselinesSettings(Section):
 
 
 class ClusterSettings(Section):
-    """What a run bears with; no result depends on it.
-
-    `stall_limit_s`: a trial that ends no epoch for so long (or, where a stage has none, does not end) is taken to hang;
-    its process is ended and begun again from the last epoch, twice at most. None: no limit. `storage_wait_s`: how long a
-    trial waits for storage that refuses writes. `scale_wait_s`: how long a suite with --slots waits for a cluster's
-    first machine.
-    """
+    """Limits and waiting times on a cluster. No result depends on them."""
 
     stall_limit_s: float | None = Field(default=None, gt=0)
     """Seconds without a finished epoch after which a trial's process is restarted from the last epoch, at most twice;

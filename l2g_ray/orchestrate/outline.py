@@ -12,9 +12,9 @@ from l2g_ray.plan.encoder import read_shape
 from l2g_ray.plan.plan import plan_task
 from l2g_ray.plan.rows import rows_of_manifest
 
-# Only the ratio of stages counts, so any GPU stands for all.
+# Only the ratio of stages counts, so any GPU will do.
 _GPU = "RTX A6000"
-# What the plan calls a stage that events call otherwise.
+# Names in the plan that differ from those in events.
 _PLANNED = {"finetune": "trials", "embedder": "embedder_only"}
 
 
