@@ -133,6 +133,7 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
     assert said.code == 0, said.err
     assert "all 16 rows of the valid split; silhouette: euclidean" in said.out
     summary = json.loads((run / "planted" / "embeddings" / "l2g" / "embeddings.json").read_text())
+    assert json.loads(cli("embed", run, "--task", "planted", "--arm", "l2g", "--json").out) == summary
     found = {(e["point"], e["layer"]) for e in summary["embeddings"]}
     points = ("before training", "after align", "after finetune")
     assert found == {(p, la) for p in points for la in ("backbone", "tokens", "language_model")} | {

@@ -41,7 +41,7 @@ OPTIONS = {
     if isinstance(option, Option)
 }
 # Commands that print a table, or a listing of values.
-TABLES = """suite run ablate baseline scale status plan explain tasks data:prepare data:inspect data:check data:list config:show"""
+TABLES = """suite run ablate baseline scale status plan explain embed tasks data:prepare data:inspect data:check data:list config:show"""
 # Commands that show progress.
 LONG = """suite run ablate baseline scale predict explain variants mutate embed data:prepare data:check"""
 
@@ -313,3 +313,27 @@ def test_config_show_prints_each_setting_below_its_sentence(cli: Cli) -> None:
     for key, text in DESCRIPTIONS.items():
         assert f"{' '.join(str(text).split())} {key.rpartition('.')[2]}:" in plain, key
     assert yaml.safe_load(shown) == json.loads(cli("config", "show", "--preset", "paper", "--json").out)
+
+
+# ---- JSON and --quiet ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("command", "key"), [("ablate", "study"), ("baseline", "baseline")])
+def test_listings_are_json(cli: Cli, command: str, key: str) -> None:
+    plain, said = cli(command, "--list").out, cli(command, "--list", "--json")
+    assert said.err == ""
+    names = [one[key] for one in json.loads(said.out)]
+    assert names
+    assert all(name in plain for name in names)
+
+
+def test_data_commands_print_json_alone(cli: Cli, tmp_path: Path) -> None:
+    rows = [f"{'ACGT'[i % 4]}{'CGTA'[i // 4 % 4]}{'GTAC'[i // 16 % 4]}ACGTACGTTTGACA,{i % 2}" for i in range(64)]
+    file, prepared = tmp_path / "all.csv", tmp_path / "prepared"
+    file.write_text("\n".join(["sequence,label", *rows]))
+    said = cli("data", "prepare", file, "--out", prepared, "--json")
+    manifest = json.loads(said.out)
+    assert manifest == json.loads(cli("data", "inspect", prepared, "--json").out)
+    assert "Split" in said.err  # the table is still shown
+    checked = cli("data", "check", file, "--out", tmp_path / "check", "--json", "--quiet")
+    assert json.loads(checked.out) == json.loads((tmp_path / "check" / "check.json").read_text())

@@ -225,6 +225,7 @@ VANILLA = "vanilla"
 @option("--data", type=click.Path(path_type=Path), metavar="FOLDER", help="Prepared data, where it was moved.")
 @with_out("Folder for the embeddings.", show_default="embeddings/ARM in the task's folder")
 @with_device()
+@with_json
 @with_quiet
 def embed(
     run: str,
@@ -237,6 +238,7 @@ def embed(
     sequence_column: str | None,
     device: str,
     batch_size: int | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Embed new sequences with a finished RUN, or compare embeddings of its rows before and after each stage.
@@ -264,8 +266,10 @@ def embed(
                 raise UserError("--output names the file for --input; leave it out, or add --input")
             click.echo("note: --output is the file for --input now; name the label with --target", err=True)
             options["target"] = str(target_file)
-        _embed_rows(Path(run), task, arm, device=device, batch_size=batch_size, **options)
+        _embed_rows(Path(run), task, arm, device=device, batch_size=batch_size, as_json=as_json, **options)
         return
+    if as_json:
+        raise UserError("--json prints silhouette scores of the run's rows; leave it out, or --input")
     if target_file is None:
         raise UserError("--input needs --output, a CSV, TSV or Parquet file to write")
     _embed_file(run, task, arm, input, target_file, layer, per_token, sequence_column, device, batch_size)
@@ -312,8 +316,9 @@ def _embed_rows(
     out: Path | None,
     device: str,
     batch_size: int | None,
+    as_json: bool,
 ) -> None:
-    from rich.console import Console
+    from rich.markup import escape
 
     from l2g_ray.data.dataset import open_prepared
     from l2g_ray.data.table_writer import refuse_overwrite
@@ -382,8 +387,9 @@ def _embed_rows(
     n, total = len(rows.ids), rows.total
     sample = f"all {n:,}" if n == total else f"a sample (seed {seed}) of {n:,} of the {total:,}"
     where = "TEST split, opened for this picture only" if split == "test" else f"{split} split"
-    click.echo(f"arm {chosen.describe()}: predicts from what carries a star")
-    click.echo(f"{sample} rows of the {where}; silhouette: {metric}, exact on these rows")
+    shown = table_console(as_json)
+    shown.print(escape(f"arm {chosen.describe()}: a star marks the embeddings that it predicts from"), soft_wrap=True)
+    shown.print(f"{sample} rows of the {where}; silhouette: {metric}, exact on these rows", soft_wrap=True)
     listing = Listing(
         [Column("", words=True), Column("Point", words=True), Column("Layer", words=True), Column("Silhouette")]
     )
@@ -391,10 +397,13 @@ def _embed_rows(
         score = "–" if entry["silhouette"] is None else f"{entry['silhouette']:+.3f}"
         star = "*" if entry["point"] in predicts_from else ""
         listing.add(star, entry["point"], LAYER_NAMES[entry["layer"]], score)
-    print_fitted(Console(highlight=False), listing)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        print_fitted(shown, listing)
     for note in notes:
-        click.echo(f"note: {note}")
-    click.echo(f"in {folder}")
+        shown.print(escape(f"note: {note}"), soft_wrap=True)
+    shown.print(escape(f"in {folder}"), soft_wrap=True)
 
 
 def _find_vanilla(task_folder: Path, run: Path | None) -> Arm | None:
