@@ -118,7 +118,8 @@ def prepare(
         with ReadingProgress(console, raw.task.name) as progress:
             prepared = prepare_raw(raw, target, chosen, rows_per_shard, progress.advance)
         manifests.append(prepared.manifest)
-        _show(prepared, table_console(as_json))
+        if not as_json:
+            _show(prepared, table_console())
     if as_json:
         click.echo(json.dumps(manifests if every_fold else manifests[0], indent=1))
 

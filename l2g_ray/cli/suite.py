@@ -132,7 +132,8 @@ def suite(bench: str, tasks: str | None, **options: Any) -> None:
     """
     from l2g_ray.api.requests import request_suite, split_list
 
-    _run(request_suite(bench, split_list(tasks) if tasks else None, **name_options(options)), options["as_json"])
+    names = split_list(tasks) if tasks else None
+    _run(lambda: request_suite(bench, names, **name_options(options)), options["as_json"])
 
 
 @command("run")
@@ -156,12 +157,13 @@ def run_one(source: tuple[str, ...], source_flags: dict[str, Any], **options: An
     """
     from l2g_ray.api.requests import request_task
 
-    _run(request_task(source, source_flags, **name_options(options)), options["as_json"])
+    _run(lambda: request_task(source, source_flags, **name_options(options)), options["as_json"])
 
 
-def _run(request: Any, as_json: bool) -> None:
+def _run(make: Callable[[], Any], as_json: bool) -> None:
     console = run_console(as_json)
     with loading(console):
+        request = make()
         from l2g_ray.orchestrate.suite import run_suite
 
     result = run_stoppable(lambda: run_suite(request, console))
