@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,7 @@ def test_a_second_run_trains_nothing_and_says_so(run: Path, out: Path, sources: 
     said = execute(sources.command("planted", out))
     assert stage_folders(out) == before
     assert "begins" not in said
+    assert "starting Ray on this machine..." in said
     assert "planted: select has one candidate, resnet: nothing to train" in said
     for stage in ("embedder", "align", "finetune", "refit", "evaluate"):
         assert f"planted: {stage} is there already" in said
@@ -419,8 +421,13 @@ def test_a_second_run_trains_nothing_and_says_so(run: Path, out: Path, sources: 
 
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     said = execute(sources.command("planted", out))
-    assert "Nothing to do: all of it was there already." in said
+    assert "Nothing to do: all results exist." in said
+    assert "starting Ray" not in said
     assert "report.html" in said
+    asked = [*sources.command("planted", out), "--json"]
+    printed = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=300)
+    assert json.loads(printed.stdout) == json.loads((own / "leaderboard.json").read_text())
+    assert "Nothing to do: all results exist." in printed.stderr
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == files
 
 
