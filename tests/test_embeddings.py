@@ -163,10 +163,10 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
         assert starred == set(ARM_POINTS[arm][1])
     test = cli("embed", run, "--task", "planted", "--split", "test", "--max-rows", 10, "--out", tmp_path / "test")
     assert "a sample (seed 0) of 10 of the 40 rows of the TEST split, opened for this picture only" in test.out
-    values = cli("embed", run, "--task", "composition", "--output", "a")
+    values = cli("embed", run, "--task", "composition", "--target", "a")
     assert values.code == 0, values.err
     assert "–" in values.out
-    assert "no such output" in cli("embed", run, "--task", "composition", "--output", "b").err
+    assert "no such output" in cli("embed", run, "--task", "composition", "--target", "b").err
 
     # An arm of vanilla fine-tuning: in another run, in this one, or of other rows.
     assert "no arm of vanilla fine-tuning" in said.out
