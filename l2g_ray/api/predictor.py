@@ -64,7 +64,7 @@ def load(
     Examples
     --------
     >>> import l2g_ray as l2g
-    >>> predictor = l2g.load(folder)
+    >>> predictor = l2g.load("runs/toy")
     >>> predictor.labels
     ('0', '1')
     """
@@ -104,9 +104,9 @@ class Predictor:
     Examples
     --------
     >>> import l2g_ray as l2g
-    >>> predictor = l2g.load(folder)
+    >>> predictor = l2g.load("runs/toy")
     >>> predictor
-    Predictor(task='planted', kind='binary', labels=('0', '1'), arm='embedder_only', length_bp=40)
+    Predictor(task='planted', kind='binary', labels=('0', '1'), arm='ensemble', length_bp=40)
     """
 
     def __init__(self, model: StoredPredictor, batch_size: int | None = None) -> None:
@@ -177,7 +177,7 @@ class Predictor:
         Examples
         --------
         >>> import l2g_ray as l2g
-        >>> predictor = l2g.load(folder)
+        >>> predictor = l2g.load("runs/toy")
         >>> predictor.predict(["ACGTACGTAC", "TTGACTCATT"]).columns.tolist()
         ['prediction', 'probability_0', 'probability_1']
         """
@@ -226,7 +226,7 @@ class Predictor:
         Examples
         --------
         >>> import l2g_ray as l2g
-        >>> predictor = l2g.load(folder)
+        >>> predictor = l2g.load("runs/toy")
         >>> predictor.embed(["ACGTACGTAC", "TTGACTCATT"], layer="tokens").shape
         (2, 16)
         """
@@ -276,7 +276,7 @@ class Predictor:
         Examples
         --------
         >>> import l2g_ray as l2g
-        >>> predictor = l2g.load(folder)
+        >>> predictor = l2g.load("runs/toy")
         >>> found = predictor.explain(["ACGTACGTAC" * 4], motifs=False, references=2)
         >>> found.contributions["1"].shape
         (1, 40)
@@ -341,7 +341,7 @@ class Predictor:
         Examples
         --------
         >>> import l2g_ray as l2g
-        >>> predictor = l2g.load(folder)
+        >>> predictor = l2g.load("runs/toy")
         >>> pairs = {"ref": ["ACGTACGTAC"], "alt": ["ACGTTCGTAC"]}
         >>> predictor.variants(pairs=pairs).columns.tolist()
         ['ref_1', 'alt_1', 'diff_1', 'log_odds_diff_1']
@@ -398,7 +398,7 @@ class Predictor:
         Examples
         --------
         >>> import l2g_ray as l2g
-        >>> predictor = l2g.load(folder)
+        >>> predictor = l2g.load("runs/toy")
         >>> predictor.mutate("ACGTACGTAC", region="3-4").columns.tolist()
         ['output', 'position', 'base', 'A', 'C', 'G', 'T']
         """

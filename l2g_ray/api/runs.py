@@ -37,7 +37,7 @@ class Run:
     Examples
     --------
     >>> import l2g_ray as l2g
-    >>> run = l2g.Run(finished)
+    >>> run = l2g.Run("runs/toy")
     >>> run.tasks
     ['planted']
     """
@@ -75,7 +75,7 @@ class Run:
         Examples
         --------
         >>> import l2g_ray as l2g
-        >>> l2g.Run(finished).best().task
+        >>> l2g.Run("runs/toy").best().task
         'planted'
         """
         from l2g_ray.api.predictor import load
@@ -150,9 +150,12 @@ def run(
     Examples
     --------
     >>> import l2g_ray as l2g
-    >>> done = l2g.run(table, preset="smoke", settings=small, out=out, name="toy", cpus=2, quiet=True)
-    >>> done.leaderboard[["task", "metric"]].values.tolist()
-    [['planted', 'mcc']]
+    >>> options = {"preset": "smoke", "arms": "embedder_only", "language_model": "tiny-lm", "name": "toy"}
+    >>> done = l2g.run("planted.csv", settings={"search.enabled": False}, quiet=True, **options)
+    >>> done
+    Run('runs/toy', tasks=['planted'])
+    >>> done.leaderboard["metric"].tolist()
+    ['mcc']
     """
     names = [source] if isinstance(source, str | Path) else list(source)
     request = request_task(
