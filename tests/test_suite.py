@@ -479,6 +479,6 @@ def test_trials_as_train_runs_give_the_same_numbers(run: Path, out: Path, source
 def test_a_gpu_that_is_not_there_is_refused_at_once(sources: Sources, tmp_path: Path) -> None:
     command = [*sources.command("planted", tmp_path / "out"), "--gpus-per-trial", "64"]
     said = execute([*command, "--name", "impossible"], expected=2)
-    assert said == ""
+    assert said.splitlines()[-1] == "starting Ray on this machine..."
     assert not (tmp_path / "out" / "impossible").exists()
     assert not (tmp_path / "out" / "stages").exists()
