@@ -320,7 +320,7 @@ def test_explain_writes_only_where_it_is_asked_to(
     (tmp_path / "new.fa").write_text("".join(f">{i + 1}\n{dna}\n" for i, dna in enumerate(DNA)))
     written = predictor.explain(tmp_path / "new.fa", out=tmp_path / "out", motifs=False, references=2)
     assert written.page == tmp_path / "out" / "explain.html"
-    options = ("--sequences", tmp_path / "new.fa", "--no-motifs", "--references", 2, "--out", tmp_path / "other")
+    options = ("--input", tmp_path / "new.fa", "--no-motifs", "--references", 2, "--out", tmp_path / "other")
     assert cli("explain", run, *options).code == 0
     other = pd.read_csv(tmp_path / "other" / "present" / "sequences.csv", dtype={"id": str}).set_index("id")["value"]
     np.testing.assert_allclose(other, values, rtol=1e-4)
@@ -329,7 +329,7 @@ def test_explain_writes_only_where_it_is_asked_to(
 
 
 def test_options_of_files_have_the_names_of_the_command_line() -> None:
-    assert {flag.removeprefix("--").replace("-", "_"): field for flag, field, _ in _FLAGS} == FILE_OPTIONS
+    assert {flag.removeprefix("--").replace("-", "_"): field for flag, field, *_ in _FLAGS} == FILE_OPTIONS
     assert take_file_options({"label_column": "y", "split_seed": 3}) == {"label_columns": ("y",), "seed": 3}
     with pytest.raises(l2g.UserError, match=r"run: no option 'test_chromosome' \(did you mean 'test_chromosomes'\?\)"):
         l2g.run("new.csv", test_chromosome="chr8")
