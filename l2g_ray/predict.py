@@ -18,7 +18,7 @@ import torch
 
 import l2g_ray
 from l2g_ray.data.checks import clean_sequences
-from l2g_ray.data.readers import iter_tables
+from l2g_ray.data.readers import iter_tables, name_input
 from l2g_ray.data.table_writer import TableWriter, refuse_overwrite
 from l2g_ray.errors import UserError
 from l2g_ray.models.ensemble import Ensemble, predict_strands
@@ -236,31 +236,38 @@ def predict_file(
     """
     refuse_overwrite([source], [target])
     with TableWriter(target, predictor.facts()) as writer:
-        for table in _predicted(predictor, source, sequence_column, keep_columns, progress):
+        for table in iter_predictions(
+            predictor, source, sequence_column=sequence_column, keep_columns=keep_columns, progress=progress
+        ):
             writer.write(table)
         if not writer.rows:
             raise UserError("the input has no sequences; give a file with at least one")
     return writer.rows
 
 
-def _predicted(
+def iter_predictions(
     predictor: Predictor,
-    source: Path,
-    sequence_column: str | None,
-    keep_columns: bool,
-    progress: Callable[[int], None],
+    source: Path | pa.Table,
+    *,
+    sequence_column: str | None = None,
+    keep_columns: bool = False,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[pa.Table]:
+    """Yield predictions of a file, or of a table in memory, at most `STREAM_ROWS` rows at a time.
+
+    `sequence_column` is the task's by default. Columns and errors are those of `predict_file`.
+    """
     done = 0
     column = sequence_column or predictor.task.sequence_column
     for table in iter_tables(source, batch_rows=STREAM_ROWS, sequence_column=column, keep_names=keep_columns):
         sequences = table[column].cast(pa.large_string()) if keep_columns else table["sequence"]
-        outputs = predictor.predict_array(sequences, source, done + 1)
+        outputs = predictor.predict_array(sequences, name_input(source), done + 1)
         done += len(table)
         progress(done)
         made = prediction_columns(predictor.task, outputs)
         kept = table.column_names if keep_columns else ["id"]
         if clash := next((name for name in kept if name in made), None):
             raise UserError(
-                f"{source}: has a column '{clash}', as the predictions will; rename it, or leave out --keep-columns"
+                f"{name_input(source)}: has a column '{clash}', as the predictions will; rename it, or leave out --keep-columns"
             )
         yield pa.table({**{name: table[name] for name in kept}, **made})

@@ -24,7 +24,7 @@ def make_pictures(run: Path, target: Path) -> list[Path]:
     name, sequence = choose_sequence(run / MUTATED)
     command = [sys.executable, "-m", "l2g_ray.cli.main"]
     place = run / MUTATED / "mutagenesis" / "l2g" / name
-    options = ["--arm", "l2g", "--sequence", sequence, "--output", "developmental", "--out", str(place)]
+    options = ["--arm", "l2g", "--sequence", sequence, "--target", "developmental", "--out", str(place)]
     subprocess.run([*command, "mutate", str(run), "--task", MUTATED, *options], check=True)
     vanilla = run.parent / f"{run.name}-vanilla"
     options = ["--out", str(vanilla.parent), "--name", vanilla.name]
@@ -34,12 +34,12 @@ def make_pictures(run: Path, target: Path) -> list[Path]:
     )
     explained = run / MUTATED / "explain" / "pictures"
     rows = ["--top", "1200", "--pick", "random", "--references", "10", "--database", "jaspar:insects"]
-    options = ["--arm", "embedder_only", "--output", "developmental", *rows, "--out", str(explained)]
+    options = ["--arm", "embedder_only", "--target", "developmental", *rows, "--out", str(explained)]
     subprocess.run([*command, "explain", str(run), "--task", MUTATED, *options], check=True)
     junctions = run / EMBEDDED / "explain" / "pictures"
-    rows = ["--sequences", str(DEMO / EMBEDDED / "valid.parquet"), "--top", "60", "--references", "10", "--no-motifs"]
+    rows = ["--input", str(DEMO / EMBEDDED / "valid.parquet"), "--top", "60", "--references", "10", "--no-motifs"]
     for output in ("exon_intron", "intron_exon"):
-        options = ["--arm", "l2g", "--output", output, *rows, "--out", str(junctions / output)]
+        options = ["--arm", "l2g", "--target", output, *rows, "--out", str(junctions / output)]
         subprocess.run([*command, "explain", str(run), "--task", EMBEDDED, *options], check=True)
     subprocess.run([*command, "report", str(run), "--no-mlflow"], check=True)
     stored = {

@@ -153,7 +153,7 @@ def estimate(parts: list[Part], options: argparse.Namespace) -> dict[Part, float
 
     What a part trains is not counted again in those that follow.
     """
-    from l2g_ray.cli.source import find_source
+    from l2g_ray.api.requests import find_source
     from l2g_ray.plan.rows import count_rows
     from l2g_ray.presets import resolve
 

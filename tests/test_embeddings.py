@@ -133,6 +133,7 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
     assert said.code == 0, said.err
     assert "all 16 rows of the valid split; silhouette: euclidean" in said.out
     summary = json.loads((run / "planted" / "embeddings" / "l2g" / "embeddings.json").read_text())
+    assert json.loads(cli("embed", run, "--task", "planted", "--arm", "l2g", "--json").out) == summary
     found = {(e["point"], e["layer"]) for e in summary["embeddings"]}
     points = ("before training", "after align", "after finetune")
     assert found == {(p, la) for p in points for la in ("backbone", "tokens", "language_model")} | {
@@ -163,10 +164,10 @@ def test_command_on_a_run(cli: Cli, suite_of_three: Path, tmp_path: Path) -> Non
         assert starred == set(ARM_POINTS[arm][1])
     test = cli("embed", run, "--task", "planted", "--split", "test", "--max-rows", 10, "--out", tmp_path / "test")
     assert "a sample (seed 0) of 10 of the 40 rows of the TEST split, opened for this picture only" in test.out
-    values = cli("embed", run, "--task", "composition", "--output", "a")
+    values = cli("embed", run, "--task", "composition", "--target", "a")
     assert values.code == 0, values.err
     assert "–" in values.out
-    assert "no such output" in cli("embed", run, "--task", "composition", "--output", "b").err
+    assert "no such output" in cli("embed", run, "--task", "composition", "--target", "b").err
 
     # An arm of vanilla fine-tuning: in another run, in this one, or of other rows.
     assert "no arm of vanilla fine-tuning" in said.out

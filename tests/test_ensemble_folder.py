@@ -161,7 +161,7 @@ def test_variants_read_the_strand_that_they_name(cli: Cli, run: Path, tmp_path: 
     assert min(np.abs(np.diff(values))) > 1e-4
     for options, strand in (([], "both"), (["--strand", "+"], "+"), (["--strand", "-"], "-")):
         target = tmp_path / f"out{len(options)}{strand}.tsv"
-        said = cli("variants", run, "--vcf", vcf, "--genome", genome, "--output", target, *options)
+        said = cli("variants", run, "--input", vcf, "--genome", genome, "--output", target, *options)
         assert said.code == 0, said.err
         assert f"arm ensemble of {SHARES}, strand {strand}," in said.out
         wanted = combine(run, [window], strand)[0, 1]
@@ -209,7 +209,7 @@ def test_an_arm_without_contributions_is_refused(cli: Cli, run: Path, fasta: Pat
     task = shutil.copytree(run, tmp_path / "planted")
     shutil.copytree(task / "arms" / "l2g", task / "arms" / "kmer_boosting")
     save_model(Baseline(BaselineConfig("boosting", "short", 2, 40)), task / "arms" / "kmer_boosting", "kmer_boosting")
-    said = cli("explain", task, "--sequences", fasta, "--arm", "kmer_boosting")
+    said = cli("explain", task, "--input", fasta, "--arm", "kmer_boosting")
     assert (said.code, "the arm kmer_boosting has no contributions of bases; choose with" in said.err) == (2, True)
     assert not (task / "explain").exists()
 
@@ -230,7 +230,7 @@ def test_an_ensemble_of_what_cannot_be_explained(tmp_path: Path) -> None:
 
 def test_explain_takes_an_arm_and_says_which(cli: Cli, run: Path, fasta: Path, tmp_path: Path) -> None:
     task = shutil.copytree(run, tmp_path / "planted")
-    common = ("--sequences", fasta, "--references", 2, "--no-motifs")
+    common = ("--input", fasta, "--references", 2, "--no-motifs")
     said = cli("explain", task, *common)
     assert said.code == 0, said.err
     told = "embedder_only (30% of the ensemble, its largest arm with contributions of bases)"

@@ -79,7 +79,7 @@ def test_captum_warns_where_sums_do_not_hold(cli: Cli, tmp_path: Path) -> None:
     run = write_model(tmp_path / "task")
     texts, _ = plant_sites(6)
     (tmp_path / "new.csv").write_text("name,seq\n" + "".join(f"{i},{text[:40]}\n" for i, text in enumerate(texts)))
-    arguments = ["explain", run, "--sequences", tmp_path / "new.csv", "--sequence-column", "seq", "--no-motifs"]
+    arguments = ["explain", run, "--input", tmp_path / "new.csv", "--sequence-column", "seq", "--no-motifs"]
     random = ["--top", 4, "--pick", "random"]
     said = cli(*arguments, *random, "--method", "deeplift", "--references", 3, "--out", tmp_path / "out")
     assert said.code == 0, said.err
@@ -103,11 +103,11 @@ def test_mistakes_are_one_sentence(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "broken.meme").write_text("MOTIF a\nletter-probability matrix: w= 3\n0.2 0.3 0.4 0.1\nx\n")
     (tmp_path / "broken.yaml").write_text("title: [\n")
     pq.write_table(pa.table({"id": ["a"], "motif": ["m"]}), tmp_path / "short.parquet")
-    given = ["--sequences", tmp_path / "new.fa"]
+    given = ["--input", tmp_path / "new.fa"]
     for options, part in {
-        (): "no readable task.json and stages.json of a finished task.*give --sequences FILE",
+        (): "no readable task.json and stages.json of a finished task.*give sequences with --input",
         (*given, "--arm", "l2g"): "has no arm 'l2g'; choose with --arm one of those it has: embedder_only, best",
-        (*given, "--output", "absend"): r"--output 'absend' is no output \(did you mean 'absent'\?\)",
+        (*given, "--target", "absend"): r"--target 'absend' is no output \(did you mean 'absent'\?\)",
         (*given, "--database", "jaspar:insect"): "no group 'insect'; did you mean 'insects'",
         (*given, "--database", tmp_path / "no.meme"): "no motif in it",
         (*given, "--database", tmp_path / "broken.meme"): r"broken\.meme, row 4: motif 'a' has 1 rows.*says 3",
@@ -116,8 +116,8 @@ def test_mistakes_are_one_sentence(cli: Cli, tmp_path: Path) -> None:
         (*given, "--known", tmp_path / "broken.yaml"): "no list of motifs",
         (*given, "--truth", tmp_path / "short.parquet"): "no column start",
         (*given, "--truth", tmp_path / "new.fa"): "this is not a parquet file",
-        ("--sequences", tmp_path / "long.fa"): "41 bp long, this model reads up to 40 bp",
-        ("--sequences", tmp_path / "away.fa"): "away.fa",
+        ("--input", tmp_path / "long.fa"): "41 bp long, this model reads up to 40 bp",
+        ("--input", tmp_path / "away.fa"): "away.fa",
         (*given, "--out", tmp_path / "new.fa" / "x"): "cannot be made",
     }.items():
         said = cli("explain", run, *options)
@@ -151,7 +151,7 @@ def test_a_window_longer_than_the_sequences_is_named_with_values_that_fit(cli: C
     generator = np.random.default_rng(0)
     texts = ["".join(generator.choice(list("ACGT"), 23)) for _ in range(3)]
     (tmp_path / "short.fa").write_text("".join(f">s{i}\n{text}\n" for i, text in enumerate(texts)))
-    given = ["--sequences", tmp_path / "short.fa", "--references", "2", "--out", tmp_path / "out"]
+    given = ["--input", tmp_path / "short.fa", "--references", "2", "--out", tmp_path / "out"]
     said = cli("explain", run, *given)
     assert said.code == 0, said.err
     told = " ".join(said.out.split())

@@ -89,7 +89,7 @@ def test_a_stage_that_cannot_end_fails_its_task_and_says_how_to_go_on(
     faults = plant(tmp_path, {"stage": "align", "kind": "hang"})
     said = Driver(command(sources, out, cluster__stall_limit_s=4), **faults).finish(expected=1)
     last = said.splitlines()[-1]
-    assert last == "1 task failed: mend what stands above and run the same command again; finished stages are kept"
+    assert last == "1 task failed: fix the errors above and run the same command again; finished stages are kept"
     assert (
         "composition failed: composition, stage align: alpha-1 seed-0 failed: no epoch ended within 4 s (cluster.stall_limit_s)"
         in said

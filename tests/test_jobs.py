@@ -221,7 +221,7 @@ def test_the_page_word_for_word(cluster: tuple[Shell, int], shared: Path, quick:
     # What the README has beside the page.
     (line,) = [line for line in SHORT if line.startswith("ray job submit ")]
     said = shell.type(line, one_task)
-    assert "Nothing to do: all of it was there already." in said
+    assert "Nothing to do: all results exist." in said
     shell.type("l2g-ray status /shared/runs")
     typed = {line for line in [*COMMANDS, *SHORT] if not line.startswith("export ")}
     assert shell.said.keys() == typed

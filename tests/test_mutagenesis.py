@@ -70,7 +70,7 @@ def test_command(cli: Cli, tmp_path: Path) -> None:
     run = write_model(tmp_path / "toy", make_task("regression"))
     fasta = tmp_path / "some.fa"
     fasta.write_text(f">one\n{SEQUENCES[0]}\n>two\n{SEQUENCES[1].lower()}\n")
-    said = cli("mutate", run, "--sequences", fasta, "--id", "two")
+    said = cli("mutate", run, "--input", fasta, "--id", "two")
     assert said.code == 0, said.err
     for output in ("gc", "a"):
         folder = run / "mutagenesis" / "embedder_only" / "two" / output
@@ -82,11 +82,11 @@ def test_command(cli: Cli, tmp_path: Path) -> None:
         assert [line[1] for line in lines[1:]] == list(SEQUENCES[1])
         stored = np.load(folder / "matrix.npz")
         np.testing.assert_allclose(np.array([line[2:] for line in lines[1:]], float), stored["differences"], rtol=1e-4)
-    assert "2 sequences; choose one with --id" in cli("mutate", run, "--sequences", fasta).err
-    assert "no sequence 'tow' (did you mean 'two'?)" in cli("mutate", run, "--sequences", fasta, "--id", "tow").err
+    assert "2 sequences; choose one with --id" in cli("mutate", run, "--input", fasta).err
+    assert "no sequence 'tow' (did you mean 'two'?)" in cli("mutate", run, "--input", fasta, "--id", "tow").err
     assert (
         "--region 5-99: give START-END within 1-8"
         in cli("mutate", run, "--sequence", SEQUENCES[1], "--region", "5-99").err
     )
-    assert "--output 'cg'" in cli("mutate", run, "--sequence", SEQUENCES[1], "--output", "cg").err
+    assert "--target 'cg'" in cli("mutate", run, "--sequence", SEQUENCES[1], "--target", "cg").err
     assert "at base 2 is no nucleotide" in cli("mutate", run, "--sequence", "AXC").err

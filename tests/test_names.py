@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_explain_writes_each_output_into_a_folder_of_its_own(cli: Cli, run: Path, tmp_path: Path) -> None:
     (tmp_path / "new.fa").write_text(f">s\n{SEQUENCE}\n>t\n{SEQUENCE[::-1]}\n")
-    said = cli("explain", run, "--sequences", tmp_path / "new.fa", "--no-motifs", "--out", tmp_path / "out")
+    said = cli("explain", run, "--input", tmp_path / "new.fa", "--no-motifs", "--out", tmp_path / "out")
     assert said.code == 0, said.err
     outputs = json.loads((tmp_path / "out" / "explain.json").read_text())["outputs"]
     folders = {one["output"]: one["folder"] for one in outputs}
@@ -81,8 +81,8 @@ def test_mutate_keeps_outputs_and_sequences_apart(cli: Cli, run: Path, tmp_path:
     (tmp_path / "new.fa").write_text(f">a/b\n{SEQUENCE}\n>a:b\n{SEQUENCE[::-1]}\n")
     expected = [("a/b", "<1h"), ("a/b", ">1h"), ("a:b", "<1h")]
     for name, label in expected:
-        options = ["--id", name, "--output", label, "--region", "1-2"]
-        said = cli("mutate", run, "--sequences", tmp_path / "new.fa", *options)
+        options = ["--id", name, "--target", label, "--region", "1-2"]
+        said = cli("mutate", run, "--input", tmp_path / "new.fa", *options)
         assert said.code == 0, said.err
     found = [json.loads(path.read_text()) for path in run.glob("mutagenesis/*/*/*/mutagenesis.json")]
     assert sorted((one["id"], one["output"]) for one in found) == expected
@@ -91,7 +91,7 @@ def test_mutate_keeps_outputs_and_sequences_apart(cli: Cli, run: Path, tmp_path:
 def test_fields_of_a_vcf_differ(cli: Cli, run: Path, tmp_path: Path) -> None:
     (tmp_path / "g.fa").write_text(f">chr1\n{SEQUENCE * 10}\n")
     (tmp_path / "v.vcf").write_text("chr1\t50\t.\tC\tT\n")
-    command = ["variants", run, "--vcf", tmp_path / "v.vcf", "--genome", tmp_path / "g.fa"]
+    command = ["variants", run, "--input", tmp_path / "v.vcf", "--genome", tmp_path / "g.fa"]
     said = cli(*command, "--output", tmp_path / "o.vcf", "--output", tmp_path / "o.tsv")
     assert said.code == 0, said.err
     lines = (tmp_path / "o.vcf").read_text().splitlines()

@@ -90,9 +90,9 @@ def test_variants(cli: Cli, run: Path, tmp_path: Path, way: Callable[[Path], Pat
     vcf = tmp_path / "in" / "my.vcf"
     vcf.parent.mkdir()
     vcf.write_text(f"chr1\t50\t.\t{CONTIG[49]}\tT\n")
-    refused(cli, vcf, "variants", run, "--vcf", vcf, "--genome", genome, "--output", way(vcf))
+    refused(cli, vcf, "variants", run, "--input", vcf, "--genome", genome, "--output", way(vcf))
     pairs = write_table(tmp_path / "pairs" / "my.csv", ref=SEQUENCES, alt=SEQUENCES[::-1])
-    refused(cli, pairs, "variants", run, "--pairs", pairs, "--output", way(pairs))
+    refused(cli, pairs, "variants", run, "--input", pairs, "--output", way(pairs))
 
 
 def test_the_genome_is_an_input_too(cli: Cli, run: Path, tmp_path: Path) -> None:
@@ -100,14 +100,14 @@ def test_the_genome_is_an_input_too(cli: Cli, run: Path, tmp_path: Path) -> None
     genome.write_text(f">chr1\n{CONTIG}\n")
     vcf.write_text(f"chr1\t50\t.\t{CONTIG[49]}\tT\n")
     link.symlink_to(genome)
-    refused(cli, genome, "variants", run, "--vcf", vcf, "--genome", genome, "--output", link)
+    refused(cli, genome, "variants", run, "--input", vcf, "--genome", genome, "--output", link)
 
 
 def test_two_outputs_of_one_place(cli: Cli, run: Path, tmp_path: Path) -> None:
     pairs = write_table(tmp_path / "my.csv", ref=SEQUENCES, alt=SEQUENCES[::-1])
     twice = ["--output", tmp_path / "o.csv", "--output", tmp_path / "." / "x" / ".." / "o.csv"]
     (tmp_path / "x").mkdir()
-    said = cli("variants", run, "--pairs", pairs, *twice)
+    said = cli("variants", run, "--input", pairs, *twice)
     assert said.code == 2
     assert "is given as an output twice" in said.err
 
@@ -117,7 +117,7 @@ def test_mutate(cli: Cli, run: Path, tmp_path: Path) -> None:
     source = tmp_path / "out" / "matrix.tsv"
     source.parent.mkdir()
     source.write_text(f"id\tsequence\nx\t{SEQUENCES[0]}\n")
-    refused(cli, source, "mutate", run, "--sequences", source, "--out", tmp_path / "out")
+    refused(cli, source, "mutate", run, "--input", source, "--out", tmp_path / "out")
     config = run / "model" / "config.json"
     for kind in ("svg", "png"):
         (tmp_path / "linked").mkdir(exist_ok=True)
@@ -130,13 +130,13 @@ def test_explain(cli: Cli, run: Path, tmp_path: Path) -> None:
     command = ["explain", run, "--no-motifs", "--out", tmp_path / "out"]
     source = tmp_path / "new.fa"
     source.write_text("".join(f">s{i}\n{text}\n" for i, text in enumerate(SEQUENCES)))
-    assert cli(*command, "--sequences", source).code == 0
+    assert cli(*command, "--input", source).code == 0
     (written,) = tmp_path.glob("out/*/sequences.csv")
-    refused(cli, written, *command, "--sequences", written)
+    refused(cli, written, *command, "--input", written)
     own = tmp_path / "other" / written.parent.name / "mine.txt"
     own.parent.mkdir(parents=True)
     own.write_text("mine")
-    said = cli("explain", run, "--no-motifs", "--out", tmp_path / "other", "--sequences", source)
+    said = cli("explain", run, "--no-motifs", "--out", tmp_path / "other", "--input", source)
     assert said.code == 2
     assert "holds other files, which would be replaced" in said.err
     assert own.read_text() == "mine"
@@ -244,6 +244,6 @@ def test_the_other_output_of_a_task(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("logomaker")
     run = write_model(tmp_path / "toy", make_task("regression"))
     for output in ("gc", "a"):
-        assert cli("mutate", run, "--sequence", SEQUENCES[0], "--output", output).code == 0
+        assert cli("mutate", run, "--sequence", SEQUENCES[0], "--target", output).code == 0
     found = sorted(path.parent.name for path in run.glob("mutagenesis/*/sequence/*/mutagenesis.json"))
     assert found == ["a", "gc"]

@@ -52,7 +52,7 @@ def check_logged(run: Path) -> Tree:
 
 def test_all_is_there_and_nothing_is_written(again: Cli, finished: Path) -> None:
     files = {path: path.stat().st_mtime_ns for path in finished.parent.rglob("*") if path.is_file()}
-    assert "Nothing to do: all of it was there already." in again()
+    assert "Nothing to do: all results exist." in again()
     assert {path: path.stat().st_mtime_ns for path in finished.parent.rglob("*") if path.is_file()} == files
 
 

@@ -134,7 +134,7 @@ def test_variants_take_each_arm_and_name_it(cli: Cli, run: Path, tmp_path: Path)
         targets = [tmp_path / f"{arm}.tsv", tmp_path / f"{arm}.vcf"]
         options = [] if arm == "average" else ["--arm", arm]
         out = [part for target in targets for part in ("--output", target)]
-        said = cli("variants", run, "--vcf", vcf, "--genome", genome, "--on-mismatch", "skip", *out, *options)
+        said = cli("variants", run, "--input", vcf, "--genome", genome, "--on-mismatch", "skip", *out, *options)
         assert said.code == 0, said.err
         assert f"task 'planted', arm {arm}" in said.out
         found[arm] = pd.read_csv(targets[0], sep="\t")["alt_present"][0]
@@ -164,7 +164,7 @@ def test_explain_takes_each_arm_and_names_it(cli: Cli, run: Path, fasta: Path, t
     values = {}
     for arm in ("average", "l2g", "embedder_only"):
         options = [] if arm == "average" else ["--arm", arm]
-        said = cli("explain", task, "--sequences", fasta, "--references", 2, "--no-motifs", *options)
+        said = cli("explain", task, "--input", fasta, "--references", 2, "--no-motifs", *options)
         assert said.code == 0, said.err
         assert f"arm {arm}" in said.out
         folder = task / "explain" / arm
@@ -222,9 +222,9 @@ def test_a_gpu_that_is_not_there_is_one_sentence(cli: Cli, run: Path, fasta: Pat
     table.write_text(f"ref,alt\n{DNA[0]},{DNA[1]}\n")
     for command in (
         ("predict", run, "--input", fasta, "--output", tmp_path / "out.csv"),
-        ("variants", run, "--pairs", table, "--output", tmp_path / "out.csv"),
+        ("variants", run, "--input", table, "--output", tmp_path / "out.csv"),
         ("mutate", run, "--sequence", DNA[0]),
-        ("explain", run, "--sequences", fasta, "--out", tmp_path / "explained"),
+        ("explain", run, "--input", fasta, "--out", tmp_path / "explained"),
         ("embed", run),
     ):
         said = cli(*command, "--device", "cuda")
@@ -246,7 +246,7 @@ def test_the_batch_size_reaches_the_model(
     )
     for command in (
         ("predict", task, "--input", fasta, "--output", tmp_path / "out.csv"),
-        ("variants", task, "--pairs", table, "--output", tmp_path / "out.csv"),
+        ("variants", task, "--input", table, "--output", tmp_path / "out.csv"),
         ("mutate", task, "--sequence", DNA[0]),
     ):
         for size in (2, 3):

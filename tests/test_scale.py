@@ -40,7 +40,7 @@ def test_speedup_and_efficiency_are_against_the_first() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workers", "2,1"], "--workers 2,1: give growing whole numbers"),
+        (["--workers", "2,1"], "--workers 2,1: give increasing whole numbers"),
         (["--workers", "1,x"], "--workers 1,x: give growing"),
         (["--workers", "0"], "--workers 0: give growing"),
         (["--workers", "1,4", "--batch-size", "2"], "--batch-size 2 is less than 4 workers"),

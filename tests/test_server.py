@@ -177,10 +177,10 @@ def test_the_ui_answers_on_a_runs_store_and_leaves_nothing(
     browser.write_text(f"#!/bin/sh\necho $1 > {opened}\n")
     browser.chmod(0o700)
     served = start_server(
-        tmp_path, ".", "--open", command="ui", ready="Ctrl-C ends it", env={"BROWSER": f"{browser} %s"}
+        tmp_path, ".", "--open", command="ui", ready="Ctrl-C stops it", env={"BROWSER": f"{browser} %s"}
     )
     page = f"{served.url}/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=l2g-ray"
-    assert f"MLflow UI: {page} (Ctrl-C ends it)" in served.out.read_text()
+    assert f"MLflow UI: {page} (Ctrl-C stops it)" in served.out.read_text()
     limit = time.monotonic() + 10
     while not (opened.exists() and opened.read_text()) and time.monotonic() < limit:  # the browser is another process
         time.sleep(0.1)

@@ -19,8 +19,8 @@ from source_files import (
     write,
 )
 
+from l2g_ray.api.requests import make_options
 from l2g_ray.cli.main import main
-from l2g_ray.cli.source import make_options
 from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import PreparedTask, open_prepared
 from l2g_ray.data.prepare import check_raw, prepare
@@ -267,16 +267,16 @@ def test_cli_prepare_and_inspect(tmp_path: Path, cli: Call) -> None:
     table = make_table(label=[i % 2 for i in range(N_ROWS)], chrom=[f"chr{i % 3}" for i in range(N_ROWS)])
     path = write(tmp_path / "peaks.csv", table)
     said = cli("data", "prepare", path, "--out", tmp_path / "out", "--test-chromosomes", "chr1", "--labels", "no,yes")
-    assert "parted by: chromosome" in said
+    assert "split by: chromosome" in said
     prepared = open_prepared(tmp_path / "out")
     assert prepared.task.labels == ("no", "yes")
     assert prepared.n_rows("test") == 20
     shown = cli("data", "inspect", tmp_path / "out")
-    for text in ("no ", "yes ", "peaks.csv", "parted by: chromosome"):
+    for text in ("no ", "yes ", "peaks.csv", "split by: chromosome"):
         assert text in shown
     assert json.loads(cli("data", "inspect", tmp_path / "out", "--json")) == prepared.manifest
     for arguments, text in (
-        (("prepare", tmp_path / "out", "--out", tmp_path / "x"), "is prepared already; look at it with"),
+        (("prepare", tmp_path / "out", "--out", tmp_path / "x"), "is already prepared; show it with"),
         (("prepare", path, "--out", tmp_path / "x", "--folds", "-1", "--split", "folds"), "folds"),
         (("inspect", tmp_path), "no such file; give a folder that l2g-ray has prepared"),
     ):

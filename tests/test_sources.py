@@ -24,7 +24,7 @@ from source_files import (
     write_text,
 )
 
-from l2g_ray.cli.source import find_source, make_options
+from l2g_ray.api.requests import find_source, make_options
 from l2g_ray.config import DataSettings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.prepare import prepare

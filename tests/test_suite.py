@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,7 @@ def test_a_second_run_trains_nothing_and_says_so(run: Path, out: Path, sources: 
     said = execute(sources.command("planted", out))
     assert stage_folders(out) == before
     assert "begins" not in said
+    assert "starting Ray on this machine..." in said
     assert "planted: select has one candidate, resnet: nothing to train" in said
     for stage in ("embedder", "align", "finetune", "refit", "evaluate"):
         assert f"planted: {stage} is there already" in said
@@ -419,8 +421,13 @@ def test_a_second_run_trains_nothing_and_says_so(run: Path, out: Path, sources: 
 
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     said = execute(sources.command("planted", out))
-    assert "Nothing to do: all of it was there already." in said
+    assert "Nothing to do: all results exist." in said
+    assert "starting Ray" not in said
     assert "report.html" in said
+    asked = [*sources.command("planted", out), "--json"]
+    printed = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=300)
+    assert json.loads(printed.stdout) == json.loads((own / "leaderboard.json").read_text())
+    assert "Nothing to do: all results exist." in printed.stderr
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == files
 
 
@@ -472,6 +479,6 @@ def test_trials_as_train_runs_give_the_same_numbers(run: Path, out: Path, source
 def test_a_gpu_that_is_not_there_is_refused_at_once(sources: Sources, tmp_path: Path) -> None:
     command = [*sources.command("planted", tmp_path / "out"), "--gpus-per-trial", "64"]
     said = execute([*command, "--name", "impossible"], expected=2)
-    assert said == ""
+    assert said.splitlines()[-1] == "starting Ray on this machine..."
     assert not (tmp_path / "out" / "impossible").exists()
     assert not (tmp_path / "out" / "stages").exists()

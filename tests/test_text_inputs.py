@@ -36,7 +36,7 @@ def piped(tmp_path: Path) -> Path:
 def test_ids_with_bars_stay_whole(cli: Cli, run: Path, piped: Path, tmp_path: Path) -> None:
     assert cli("predict", run, "--input", piped, "--output", tmp_path / "out.csv").code == 0
     assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == IDS
-    said = cli("mutate", run, "--sequences", piped, "--id", IDS[1], "--out", tmp_path / "mutated")
+    said = cli("mutate", run, "--input", piped, "--id", IDS[1], "--out", tmp_path / "mutated")
     assert said.code == 0, said.err
     assert json.loads(next((tmp_path / "mutated").rglob("*.json")).read_text())["id"] == IDS[1]
     predictor = load_predictor(run / "model")
@@ -77,7 +77,7 @@ def test_quotes_in_a_tsv_lose_no_prediction(cli: Cli, run: Path, tmp_path: Path)
     assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == ["o0", "o1", "o2", "o3"]
     pairs = [f"{note}\t{SEQUENCES[i]}\t{SEQUENCES[i + 1]}" for i, note in enumerate(notes)]
     path = write_text(tmp_path / "pairs.tsv", "\n".join(["note\tref\talt", *pairs, ""]))
-    assert "4 pairs scored" in cli("variants", run, "--pairs", path, "--output", tmp_path / "pairs.csv").out
+    assert "4 pairs scored" in cli("variants", run, "--input", path, "--output", tmp_path / "pairs.csv").out
     text = path.read_text().replace("\t", ",").replace("ref", "sequence")
     said = cli("predict", run, "--input", write_text(tmp_path / "in.csv", text), "--output", tmp_path / "o.csv")
     assert (said.code, "in.csv, row 1: a quote does not enclose a whole cell" in said.err) == (2, True)
@@ -93,6 +93,6 @@ def test_a_missing_sequence_is_not_predicted(cli: Cli, run: Path, tmp_path: Path
     said = cli("predict", run, "--input", path, "--output", tmp_path / "out.csv")
     assert (said.code, f"in.csv, row 2: the sequence is missing: '{word}' means no value" in said.err) == (2, True)
     pairs = write_text(tmp_path / "pairs.csv", f"ref,alt\n{SEQUENCES[0]},{word}\n")
-    said = cli("variants", run, "--pairs", pairs, "--output", tmp_path / "out.csv")
+    said = cli("variants", run, "--input", pairs, "--output", tmp_path / "out.csv")
     assert (said.code, "column 'alt', row 1: the sequence is missing" in said.err) == (2, True)
     assert not (tmp_path / "out.csv").exists()

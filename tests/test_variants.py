@@ -171,7 +171,7 @@ def test_a_vcf_with_everything_in_it(cli: Cli, run: Path, fasta: Path, tmp_path:
     ]  # fmt: skip
     vcf = tmp_path / "in.vcf.gz"
     vcf.write_bytes(gzip.compress("".join(lines).encode()))
-    base = ["variants", run, "--vcf", vcf, "--genome", fasta]
+    base = ["variants", run, "--input", vcf, "--genome", fasta]
     table, copy = tmp_path / "out.parquet", tmp_path / "out.vcf.gz"
 
     stopped = cli(*base, "--output", table)
@@ -231,7 +231,7 @@ def test_edges_may_be_left_out_and_a_file_without_scores_leaves_nothing(
 ) -> None:
     vcf = tmp_path / "bare.vcf"
     vcf.write_text(line("chr1", 1, CONTIGS["chr1"][0], "N"))
-    base = ["variants", run, "--vcf", vcf, "--genome", fasta, "--output", tmp_path / "o.csv"]
+    base = ["variants", run, "--input", vcf, "--genome", fasta, "--output", tmp_path / "o.csv"]
     assert cli(*base).code == 0
     assert pd.read_csv(tmp_path / "o.csv")["padded_bp"].tolist() == [19]
     (tmp_path / "o.csv").unlink()
@@ -246,14 +246,14 @@ def test_pairs_need_no_genome(cli: Cli, run: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.csv"
     one, two = CONTIGS["chr1"][:40], CONTIGS["chr1"][40:75].lower()
     pairs.write_text(f"id,ref,alt\na,{one},{two}\nb,{two},{two}\n")
-    said = cli("variants", run, "--pairs", pairs, "--output", tmp_path / "o.tsv")
+    said = cli("variants", run, "--input", pairs, "--output", tmp_path / "o.tsv")
     assert said.code == 0, said.err
     frame = pd.read_csv(tmp_path / "o.tsv", sep="\t")
     expected = load_predictor(find_model(run)).predict([one, two])["probability_present"].to_numpy()
     np.testing.assert_allclose(frame["ref_present"], expected, atol=1e-6)
     np.testing.assert_allclose(frame["diff_present"], [expected[1] - expected[0], 0], atol=1e-6)
     pairs.write_text(f"ref,alt\n{one},{one}A\n")
-    assert "pairs.csv, column 'alt', row 1: the sequence is 41 bp long" in cli("variants", run, "--pairs", pairs).err
+    assert "pairs.csv, column 'alt', row 1: the sequence is 41 bp long" in cli("variants", run, "--input", pairs).err
     pairs.write_text(f"ref,other\n{one},{one}\n")
-    assert "no column 'alt'" in cli("variants", run, "--pairs", pairs).err
-    assert "give either --vcf with --genome, or --pairs" in cli("variants", run).err
+    assert "no column 'alt'" in cli("variants", run, "--input", pairs).err
+    assert "Missing option '--input'" in cli("variants", run).err

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from l2g_ray.cli import complete
+from l2g_ray.cli.options import command, group, option, table_console, with_json, with_preset, with_set
 from l2g_ray.errors import UserError
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
-@click.group()
+
+@group()
 def config() -> None:
-    """Show or check settings."""
+    """Show and check settings."""
 
 
 @config.command()
-@click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper.")
-@click.option("--task", "task_name", metavar="BENCH/TASK", help="With this task's own settings.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE")
-def show(preset: str, task_name: str | None, assignments: tuple[str, ...]) -> None:
-    """The resolved settings of a preset, as YAML."""
-    import yaml
+@with_preset
+@option(
+    "--task",
+    "task_name",
+    metavar="BENCH/TASK",
+    group="Data",
+    shell_complete=complete.tasks,
+    help="Include the task-specific settings of this task.",
+)
+@with_set
+@with_json
+def show(preset: str, task_name: str | None, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Print the settings of a preset as YAML, each with its description.
 
+    \b
+    Example:
+      l2g-ray config show --preset paper > mine.yaml      # edit it, then: l2g-ray run my_data --preset mine.yaml
+    """
     from l2g_ray.presets import parse_assignments, resolve
     from l2g_ray.tasks.catalogue import find_tasks
 
@@ -34,14 +51,41 @@ def show(preset: str, task_name: str | None, assignments: tuple[str, ...]) -> No
         bench, _, name = task_name.partition("/")
         task = find_tasks(bench, [name])[0]
         settings = resolve(preset, task.overrides, given).for_task(task.strand_specific)
+    if as_json:
+        click.echo(settings.model_dump_json(indent=1))
+        return
     click.echo(f"# l2g-ray suite --bench BENCH --preset {preset}")
-    click.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), nl=False)
+    click.echo("\n".join(_describe(settings)))
+
+
+def _describe(settings: BaseModel, indent: str = "") -> Iterator[str]:
+    """Yield the lines of a YAML file, with each key's description as a comment above it."""
+    import textwrap
+
+    import yaml
+    from pydantic import BaseModel
+
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield ""
+        lines = textwrap.wrap(field.description or "", 100 - len(indent), break_on_hyphens=False)
+        yield from (f"{indent}# {line}" for line in lines)
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:"
+            yield from _describe(value, f"{indent}  ")
+        else:
+            dumped: Any = settings.model_dump(mode="json", include={name})
+            # Lists on one line, as in --set.
+            text = yaml.safe_dump(dumped[name], default_flow_style=True, width=10_000, sort_keys=False)
+            shown = text.removesuffix("...\n").strip()
+            yield f"{indent}{name}: {shown}"
 
 
 @config.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def validate(file: Path) -> None:
-    """Check a YAML file of settings, as `config show` prints it; `--preset FILE` runs with it."""
+    """Check a YAML file of settings, as `config show` prints it. `--preset FILE` uses it."""
     from l2g_ray.presets import read_preset
     from l2g_ray.presets import validate as validate_settings
 
@@ -51,13 +95,11 @@ def validate(file: Path) -> None:
     click.echo(f"{file}: valid")
 
 
-@click.command()
-@click.argument("bench", required=False)
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@command()
+@click.argument("bench", required=False, shell_complete=complete.benches)
+@with_json
 def tasks(bench: str | None, as_json: bool) -> None:
-    """The catalogue: all benchmarks, or the tasks of BENCH."""
-    from rich.console import Console
-
+    """List all benchmarks of the catalogue with their tasks, or the tasks of BENCH."""
     from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.tasks.catalogue import list_benches, load_bench
 
@@ -68,10 +110,10 @@ def tasks(bench: str | None, as_json: bool) -> None:
         }
         click.echo(json.dumps(listed, indent=1))
         return
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = table_console()
     for found in benches:
-        headings = ("Task", "Kind", "Labels", "Metric", "Up to bp", "Strand")
-        columns = [Column(heading, words=heading != "Up to bp") for heading in headings]
+        headings = ("Task", "Kind", "Labels", "Metric", "Longest (bp)", "Strand")
+        columns = [Column(heading, words=heading != "Longest (bp)") for heading in headings]
         listing = Listing(columns, title=f"{found.name}: {found.title}")
         for task in found.tasks.values():
             labels = ", ".join(task.labels[:4]) + (", ..." if len(task.labels) > 4 else "")

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from l2g_ray.cli.source import find_source, make_options, show_notes, with_source_flags
+from l2g_ray.api.requests import find_source, make_options
+from l2g_ray.cli import complete
+from l2g_ray.cli.options import (
+    group,
+    option,
+    run_console,
+    table_console,
+    with_data_dir,
+    with_json,
+    with_keep_duplicates,
+    with_out,
+    with_quiet,
+)
+from l2g_ray.cli.source import show_notes, with_source_flags
 from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,15 +31,22 @@ if TYPE_CHECKING:
     from l2g_ray.data.dataset import PreparedTask
     from l2g_ray.data.raw import RawTask
 
-_DATA_DIR = click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files.")
+with_max_length = option(
+    "--max-length-bp",
+    type=int,
+    metavar="BP",
+    group="Data",
+    show_default="20000",
+    help="Longest sequence that is accepted.",
+)
 
 
-@click.group()
+@group()
 def data() -> None:
-    """Prepare, inspect, check and list data.
+    """Check, prepare, inspect and list data.
 
     \b
-    Begin with:
+    Start with:
       l2g-ray data check my_data        # train.csv, test.csv with sequence,label
       l2g-ray data prepare my_data --out prepared/my_data
       l2g-ray run prepared/my_data
@@ -35,23 +54,46 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("source", nargs=-1, required=True)
-@click.option("--out", required=True, help="Folder (or s3://, gs://) for shards and task.json; replaced as a whole.")
+@click.argument("source", nargs=-1, required=True, shell_complete=complete.sources)
+@option(
+    "--out",
+    required=True,
+    metavar="FOLDER|s3://...",
+    group="Output",
+    help="Folder for shards and task.json. An existing one is replaced.",
+)
 @with_source_flags
-@_DATA_DIR
-@click.option("--valid-fraction", type=float, help="Share of train for validation, where none is given [0.1].")
-@click.option("--max-length-bp", type=int, help="Longest sequence that is accepted [20000].")
-@click.option("--rows-per-shard", type=click.IntRange(1), default=10_000, show_default=True, help="At most.")
-@click.option("--keep-duplicates", is_flag=True, help="Keep train rows that stand in test; the leaderboard says so.")
+@with_data_dir
+@option(
+    "--valid-fraction",
+    type=float,
+    metavar="SHARE",
+    group="Splits",
+    show_default="0.1",
+    help="Share of the training rows for validation, where the data has no validation split.",
+)
+@with_max_length
+@option(
+    "--rows-per-shard",
+    type=click.IntRange(1),
+    default=10_000,
+    metavar="N",
+    group="Output",
+    help="Largest number of rows per shard.",
+)
+@with_keep_duplicates
+@with_json
+@with_quiet
 def prepare(
     source: tuple[str, ...],
     out: str,
     source_flags: dict[str, Any],
     data_dir: Path | None,
     rows_per_shard: int,
+    as_json: bool,
     **settings: Any,
 ) -> None:
-    """Check SOURCE, part it, drop what leaks, and write Parquet shards and task.json.
+    """Validate SOURCE, split it, remove leakage, and write Parquet shards and task.json.
 
     \b
     Examples:
@@ -64,53 +106,67 @@ def prepare(
     from l2g_ray.monitor.progress import ReadingProgress
     from l2g_ray.storage import as_location
 
-    console = _console()
+    console = run_console(as_json)
     chosen = _settings(settings, source_flags)
-    make_options(source_flags)  # whatever does not go together is said before anything is read
+    make_options(source_flags)  # contradictions are reported before anything is read
     every_fold = source_flags["split"] == "folds" and source_flags["fold"] is None
     folds: list[int | None] = list(range(source_flags["folds"] or 5)) if every_fold else [None]
+    manifests = []
     for fold in folds:
         raw = _need_raw(find_source(source, source_flags | ({} if fold is None else {"fold": fold}), data_dir), source)
         target = as_location(out) if fold is None else as_location(out) / f"fold-{fold}"
         with ReadingProgress(console, raw.task.name) as progress:
             prepared = prepare_raw(raw, target, chosen, rows_per_shard, progress.advance)
-        _show(prepared, console)
+        manifests.append(prepared.manifest)
+        if not as_json:
+            _show(prepared, table_console())
+    if as_json:
+        click.echo(json.dumps(manifests if every_fold else manifests[0], indent=1))
 
 
 @data.command()
-@click.argument("folder")
-@click.option("--json", "as_json", is_flag=True, help="The whole manifest, for programs.")
+@click.argument("folder", type=click.Path())
+@with_json
 def inspect(folder: str, as_json: bool) -> None:
-    """What a prepared FOLDER holds: task, splits, lengths, labels, source, how it was parted."""
+    """Show a prepared FOLDER: task, splits, lengths, labels, source, and how it was split."""
     from l2g_ray.data.dataset import open_prepared
 
     prepared = open_prepared(folder)
     if as_json:
         click.echo(json.dumps(prepared.manifest, indent=1))
         return
-    _show(prepared, _console())
+    _show(prepared, table_console())
 
 
 @data.command()
-@click.argument("source", nargs=-1)
-@click.option(
-    "--bench", "benches", multiple=True, help="All sets of a benchmark that are in --data-dir; 'all' for all."
+@click.argument("source", nargs=-1, shell_complete=complete.sources)
+@option(
+    "--bench",
+    "benches",
+    multiple=True,
+    metavar="NAME",
+    group="Data",
+    shell_complete=complete.benches,
+    help="Instead of SOURCE: all data sets of a benchmark in --data-dir, or 'all'. Repeatable.",
 )
 @with_source_flags
-@_DATA_DIR
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for check.html and check.json [data-check].")
-@click.option("--max-length-bp", type=int, help="Longest sequence that is accepted [20000].")
+@with_data_dir
+@with_out("Folder for check.html and check.json.", default=Path("data-check"))
+@with_max_length
+@with_json
+@with_quiet
 def check(
     source: tuple[str, ...],
     benches: tuple[str, ...],
     source_flags: dict[str, Any],
     data_dir: Path | None,
-    out: Path | None,
+    out: Path,
+    as_json: bool,
     **settings: Any,
 ) -> None:
-    """Leakage, near-duplicates, conflicting labels, balance and shifts of SOURCE, or of whole benchmarks.
+    """Check SOURCE, or whole benchmarks, for leakage, near-duplicates, conflicting labels, balance and shifts.
 
-    Nothing is dropped or changed. A table here; check.html and check.json with everything in --out.
+    Nothing is removed or changed. Prints a table; check.html and check.json in --out have all details.
 
     \b
     Examples:
@@ -127,7 +183,7 @@ def check(
 
     if bool(source) == bool(benches):
         raise UserError("give a SOURCE, or a benchmark with --bench")
-    console = _console()
+    console, shown = run_console(as_json), table_console(as_json)
     chosen = _settings(settings, source_flags)
     found = {"": find_source(source, source_flags, data_dir)} if source else _find_benches(benches, data_dir)
     checks: dict[str, dict[str, Any]] = {}
@@ -138,22 +194,24 @@ def check(
         with ReadingProgress(console, name or one.task.name) as progress:
             checks[name or one.task.name] = check_raw(one, chosen, progress.advance)
         for note in one.notes:
-            console.print(f"[yellow]! {escape(note)}[/yellow]", soft_wrap=True)
-    if len(checks) == 1:
+            shown.print(f"[yellow]! {escape(note)}[/yellow]", soft_wrap=True)
+    page = write_check_page(out, checks)
+    if as_json:
+        click.echo(page.with_suffix(".json").read_text(), nl=False)
+    elif len(checks) == 1:
         ((name, only),) = checks.items()
-        print_fitted(console, render_check(only, name))
-        show_notes(next(iter(found.values())).task, console)
+        print_fitted(shown, render_check(only, name))
+        show_notes(next(iter(found.values())).task, shown)
     else:
-        print_fitted(console, render_summary(checks))
-    page = write_check_page(out or Path("data-check"), checks)
-    console.print(f"page  {page}   numbers  {page.with_suffix('.json')}", soft_wrap=True)
+        print_fitted(shown, render_summary(checks))
+    shown.print(f"page  {page}   numbers  {page.with_suffix('.json')}", soft_wrap=True)
 
 
 @data.command("list")
-@_DATA_DIR
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@with_data_dir
+@with_json
 def list_sets(data_dir: Path | None, as_json: bool) -> None:
-    """The data sets of the catalogue, and where each comes from: a folder of yours, the package, the hub, a URL."""
+    """List the data sets of the catalogue and their origin: a local folder, the package, the hub or a URL."""
     from l2g_ray.data.sources.official import find_folder
     from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.tasks.catalogue import list_benches, load_bench
@@ -176,18 +234,12 @@ def list_sets(data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    headings = ("Data set", "Kind", "Here", "From", "Licence")
+    headings = ("Data set", "Kind", "Local", "Origin", "Licence")
     listing = Listing([Column(heading, words=True) for heading in headings], title="Data sets of the catalogue")
     for row in rows:
         here = "yes" if row["here"] else "no"
         listing.add(f"{row['bench']}/{row['task']}", row["kind"], here, row["from"], row["licence"] or "not stated")
-    print_fitted(_console(), listing)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    print_fitted(table_console(), listing)
 
 
 def _settings(values: dict[str, Any], flags: dict[str, Any]) -> DataSettings:
@@ -211,7 +263,7 @@ def _need_raw(found: RawTask | PreparedTask, source: tuple[str, ...]) -> RawTask
 
     if isinstance(found, PreparedTask):
         raise UserError(
-            f"{source[0]}: is prepared already; look at it with `{show_command('data', 'inspect', source[0])}`"
+            f"{source[0]}: is already prepared; show it with `{show_command('data', 'inspect', source[0])}`"
         )
     return found
 
@@ -223,7 +275,7 @@ def _find_benches(benches: tuple[str, ...], data_dir: Path | None) -> dict[str, 
     wanted = list_benches() if "all" in benches else list(benches)
     tasks = [task for bench in wanted for task in find_tasks(bench) if find_folder(task, data_dir) is not None]
     if not tasks:
-        raise UserError(f"no data of {', '.join(benches)} here; give the folder that holds it with --data-dir")
+        raise UserError(f"no data of {', '.join(benches)} found; give its folder with --data-dir")
     return {f"{task.bench}/{task.name}": find_raw(task, data_dir) for task in tasks}
 
 
@@ -256,7 +308,7 @@ def _show(prepared: PreparedTask, console: Console) -> None:
         )
     print_fitted(console, listing)
     made, valid = manifest["made"], manifest["valid"]["made"]
-    console.print(f"parted by: {made['rule']}; validation: {valid}", soft_wrap=True)
+    console.print(f"split by: {made['rule']}; validation: {valid}", soft_wrap=True)
     files = ", ".join(sorted({source["file"] for source in manifest["source"].values()}))
     console.print(escape(f"source: {files}" + (f"; {task.source}" if task.source else "")), soft_wrap=True)
     if task.licence:
@@ -271,9 +323,9 @@ def _describe_labels(facts: dict[str, Any]) -> str:
     if "classes" in facts:
         return ", ".join(f"{label} {n:,}" for label, n in facts["classes"].items())
     outputs = facts["outputs"]
-    told = [
+    parts = [
         f"{label} {o['mean']:.3g} ± {o['sd']:.3g}" + (f", {o['missing']:,} missing" if o["missing"] else "")
         for label, o in list(outputs.items())[:4]
         if o["mean"] is not None
     ]
-    return "; ".join(told) + (f"; {len(outputs) - 4:,} more" if len(outputs) > 4 else "")
+    return "; ".join(parts) + (f"; {len(outputs) - 4:,} more" if len(outputs) > 4 else "")

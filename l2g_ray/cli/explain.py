@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l2g_ray.arms import ENSEMBLE
+from l2g_ray.cli.options import (
+    OutputFile,
+    command,
+    echo_summary,
+    is_quiet,
+    option,
+    table_console,
+    with_input,
+    with_json,
+    with_out,
+    with_quiet,
+    with_target,
+)
 from l2g_ray.cli.predict import with_arm, with_device
 
 if TYPE_CHECKING:
@@ -17,191 +30,284 @@ if TYPE_CHECKING:
 _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift", "mutagenesis")
 
 
-@click.command()
+@command()
 @click.argument("run", type=click.Path(path_type=Path))
 @with_arm
-@click.option(
-    "--output",
-    help="Class or output to explain, or how its name begins.  [default: all of up to four; of a binary task the second]",
+@with_target(
+    "Class or output to explain, or the start of its name. By default all, if there are at most four; of a binary task "
+    "the second class."
 )
-@click.option(
-    "--sequences",
-    type=click.Path(path_type=Path),
-    help="FASTA, CSV, TSV or Parquet.  [default: validation rows of the run, and training rows where these are few]",
+@with_input(
+    "Sequences: FASTA, CSV, TSV or Parquet. By default validation rows of the run, and training rows where these are few.",
+    former=("--sequences",),
 )
-@click.option("--sequence-column", help="Column of that file that holds the sequences.")
-@click.option(
-    "--top", type=click.IntRange(min=1), default=500, show_default=True, help="How many of them to explain, by --pick."
+@option(
+    "--sequence-column", metavar="NAME", show_default="the task's", help="Column of the input that holds the sequences."
 )
-@click.option(
+@option(
+    "--top", type=click.IntRange(min=1), default=500, metavar="N", help="Number of sequences to explain, see --pick."
+)
+@option(
     "--pick",
     type=click.Choice(["highest", "random"]),
     default="highest",
-    show_default=True,
-    help="Those with the highest value, or any: among the highest, motifs of middling strength are few.",
+    help="Explain the sequences with the highest predicted value, or a random sample, which shows moderate motifs too.",
 )
-@click.option(
+@option(
     "--method",
     type=click.Choice(_METHODS),
     default=_METHODS[0],
-    show_default=True,
-    help="How contributions are computed; only the default adds up. Of arms that are linear in k-mers they are exact.",
+    help="How contributions are computed. Only the default adds up to the prediction. Contributions of arms that are "
+    "linear in k-mers are exact.",
 )
-@click.option(
+@option(
     "--references",
     "n_references",
     type=click.IntRange(1, 1000),
     default=20,
-    show_default=True,
-    help="Dinucleotide shuffles of each sequence to compare it with.",
+    metavar="N",
+    help="Dinucleotide shuffles that each sequence is compared with.",
 )
-@click.option(
+@option(
     "--steps",
     type=click.IntRange(min=2),
     default=50,
-    show_default=True,
-    help="Of integrated-gradients: points of a path; of gradient-shap: draws a reference.",
+    metavar="N",
+    help="Points per path of integrated-gradients, or draws per reference of gradient-shap.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the references, and of --pick random.")
-@click.option("--rc-average", is_flag=True, help="Explain the mean prediction over both strands.")
-@click.option("--motifs/--no-motifs", "with_motifs", default=True, show_default=True, help="Look for motifs.")
-@click.option(
+@option("--seed", type=int, default=0, metavar="N", help="Seed of the references and of --pick random.")
+@option("--rc-average", is_flag=True, help="Explain the mean prediction over both strands.")
+@option("--motifs/--no-motifs", "with_motifs", default=True, help="Find motifs.")
+@option(
     "--core-bp",
     type=click.IntRange(min=5),
-    help="TF-MoDISco's window.  [default: 21, or 15 where sequences are shorter than 200 bp]",
+    metavar="BP",
+    show_default="21, or 15 where sequences are shorter than 200 bp",
+    help="Core window of TF-MoDISco.",
 )
-@click.option("--flank-bp", type=click.IntRange(min=1), help="On either side of it.  [default: 10, or 5]")
-@click.option(
-    "--min-seqlets", type=click.IntRange(min=1), default=100, show_default=True, help="Of a sign, for any motif."
+@option(
+    "--flank-bp",
+    type=click.IntRange(min=1),
+    metavar="BP",
+    show_default="10, or 5 where sequences are shorter than 200 bp",
+    help="Flank on each side of the core window.",
 )
-@click.option("--max-seqlets", type=click.IntRange(min=1), default=20_000, show_default=True, help="Of a sign.")
-@click.option(
+@option(
+    "--min-seqlets",
+    type=click.IntRange(min=1),
+    default=100,
+    metavar="N",
+    help="Fewest seqlets per sign from which motifs are made.",
+)
+@option(
+    "--max-seqlets",
+    type=click.IntRange(min=1),
+    default=20_000,
+    metavar="N",
+    help="Most seqlets per sign that are used.",
+)
+@option(
     "--database",
     "databases",
     multiple=True,
-    help="Known motifs to name the found ones by: jaspar:GROUP or a MEME file; several allowed.  "
-    "[default: jaspar:vertebrates]",
+    metavar="jaspar:GROUP|FILE",
+    show_default="jaspar:vertebrates",
+    help="Known motifs for names: a group of JASPAR or a MEME file. Repeatable.",
 )
-@click.option(
+@option(
     "--known",
-    help="Motifs to expect: a file with one name a line, or a shipped list (deepstarr/deepstarr:developmental).",
+    metavar="FILE|LIST",
+    help="Motifs to expect: a file with one name per line, or a shipped list (deepstarr/deepstarr:developmental).",
 )
-@click.option(
-    "--truth", type=click.Path(path_type=Path), help="Parquet of planted sites: id, motif, start, end, strand, output."
+@option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Parquet file of planted sites: id, motif, start, end, strand, output.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: explain/ARM in the task's folder]")
+@with_out("Folder for the page and its files.", show_default="explain/ARM in the task's folder")
 @with_device("Pairs of a sequence and a reference", "what takes about 1 GB")
-def explain(run: Path, **options: Any) -> None:
-    """What a finished RUN's model has learned: contributions, motifs, names, logos, and a page.
+@with_json
+@with_quiet
+def explain(run: Path, as_json: bool, target: str | None, input: Path | None, **options: Any) -> None:
+    """Explain the model of a finished RUN: contributions of bases, motifs, their names, logos, and a page.
 
-    For an ensemble stands its arm with the largest weight of cnn, embedder_only and l2g; where none of these has weight, of
+    Of an ensemble, the arm with the largest weight is explained: one of cnn, embedder_only and l2g, otherwise one of
     gapped_kmer and positional_kmer.
 
     \b
     Examples:
-      l2g-ray explain runs/demo-fast --task splice_junction --output exon_intron
-      l2g-ray explain runs/demo-fast --task enhancer_grammar --output dev --database jaspar:insects
+      l2g-ray explain runs/demo-fast --task splice_junction --target exon_intron
+      l2g-ray explain runs/demo-fast --task enhancer_grammar --target dev --database jaspar:insects
     """
     from rich.console import Console
+    from rich.markup import escape
 
-    from l2g_ray.explain.explanation import explain_output, open_request
-    from l2g_ray.explain.page import write_explanations, write_files
+    from l2g_ray.explain import page
     from l2g_ray.explain.request import ExplainRequest
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.results.explain_page import render_explanation
     from l2g_ray.results.terminal import print_fitted
 
-    request = ExplainRequest(run=run, **{**options, "databases": options["databases"] or None})
-    console = Console(stderr=True, highlight=False)
-    opened = open_request(request)
-    explanations = []
-    for output in opened.outputs:
-        name = opened.predictor.task.labels[output]
-        with _Bar(console, name) as bar:
-            explanation = explain_output(request, opened, output, progress=bar.show)
-        write_files(explanation, opened.out)
-        explanations.append(explanation)
-    arm = opened.predictor.arm
-    page = write_explanations(opened.out, opened.predictor.task, arm, explanations)
-    shown = Console(highlight=False)
-    click.echo(f"arm {arm.describe()}, model {arm.folder}")
-    for explanation in explanations:
-        print_fitted(shown, render_explanation(explanation.summary()))
-    click.echo(f"page: {page}")
-    for explanation in explanations:
+    databases = options.pop("databases") or None
+    request = ExplainRequest(run=run, output=target, sequences=input, databases=databases, **options)
+    with Bar("explaining", as_lines=True, quiet=is_quiet()) as bar:
+        found = page.explain(request, bar.show)
+    shown = table_console(as_json)
+    shown.print(escape(f"arm {found.arm.describe()}, model {found.arm.folder}"), soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps([explanation.summary() for explanation in found.explanations], indent=1))
+    else:
+        for explanation in found.explanations:
+            print_fitted(shown, render_explanation(explanation.summary()))
+    shown.print(escape(f"page: {found.page}"), soft_wrap=True)
+    for explanation in found.explanations:
         for warning in explanation.warnings:
-            click.secho(f"WARNING: {explanation.output}: {warning}", err=True, fg="red", bold=True)
-
-
-class _Bar:
-    """What is under way: a bar on a terminal, else a line when something begins and at each quarter."""
-
-    def __init__(self, console: Any, title: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.console, self.title = console, title
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self.row: Any = None
-        self.told: set[tuple[str, int]] = set()
-
-    def __enter__(self) -> _Bar:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """Take a step."""
-        if self.bar is not None:
-            if self.row is None:
-                self.row = self.bar.add_task(what, total=total)
-            self.bar.update(self.row, description=f"{self.title}: {what}", completed=done, total=total)
-            return
-        quarter = 4 * done // max(total, 1)
-        if (what, quarter) not in self.told:
-            self.told.add((what, quarter))
-            self.console.print(f"{self.title}: {what}, {done:,} of {total:,}" if done else f"{self.title}: {what}")
+            text = escape(f"WARNING: {explanation.output}: {warning}")
+            Console(stderr=True, highlight=False).print(f"[bold red]{text}[/bold red]", soft_wrap=True)
 
 
 VANILLA = "vanilla"
 
 
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@command()
+@click.argument("run")
 @with_arm
-@click.option(
+@with_input("Embed the sequences of this FASTA, CSV, TSV or Parquet file, instead of the run's rows.")
+@option(
+    "--output",
+    "-o",
+    "target_file",
+    type=OutputFile(),
+    metavar="FILE",
+    help="With --input: CSV, TSV or Parquet to write, with the columns id, embedding_0, embedding_1, ... Use - for a TSV on "
+    "standard output.",
+)
+@option(
+    "--layer",
+    type=click.Choice(["backbone", "tokens", "language_model"]),
+    show_default="language_model, of embedder_only tokens",
+    help="With --input: layer whose output is written. Tokens are the embedder's output, which the language model reads.",
+)
+@option("--per-token", is_flag=True, help="With --input: write a row per token instead of the mean.")
+@option(
+    "--sequence-column", metavar="NAME", show_default="the task's", help="Column of the input that holds the sequences."
+)
+@option(
     "--split",
     type=click.Choice(["valid", "train", "test"]),
     default="valid",
-    show_default=True,
-    help="Whose rows; test only when named.",
+    help="Split whose rows are embedded. The test split is read only when it is named here.",
 )
-@click.option(
-    "--output", help="Which label of a multilabel task, or which output of a regression.  [default: the first]"
+@option(
+    "--target",
+    metavar="NAME",
+    show_default="the first",
+    help="Label of a multilabel task, or output of a regression, that colours the picture.",
 )
-@click.option("--metric", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True)
-@click.option("--max-rows", type=click.IntRange(min=2), default=5000, show_default=True, help="Of more, a sample.")
-@click.option("--seed", default=0, show_default=True, help="Of the sample.")
-@click.option(
+@option(
+    "--metric",
+    type=click.Choice(["euclidean", "cosine"]),
+    default="euclidean",
+    help="Distance of the silhouette scores.",
+)
+@option(
+    "--max-rows", type=click.IntRange(min=2), default=5000, metavar="N", help="Largest number of rows, by a sample."
+)
+@option("--seed", default=0, metavar="N", help="Seed of the sample.")
+@option(
     "--vanilla",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="A finished run of `l2g-ray baseline vanilla TASK`, to show vanilla fine-tuning of it.  [default: RUN itself]",
+    show_default="RUN itself",
+    help="A finished run of `l2g-ray baseline vanilla TASK`, to compare with vanilla fine-tuning.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="The prepared rows, where they were moved.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: embeddings/ARM in the task's folder]"
-)
+@option("--data", type=click.Path(path_type=Path), metavar="FOLDER", help="Prepared data, where it was moved.")
+@with_out("Folder for the embeddings.", show_default="embeddings/ARM in the task's folder")
 @with_device()
+@with_json
+@with_quiet
 def embed(
+    run: str,
+    task: str | None,
+    arm: str,
+    input: Path | None,
+    target_file: Path | None,
+    layer: str | None,
+    per_token: bool,
+    sequence_column: str | None,
+    device: str,
+    batch_size: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Embed new sequences with a finished RUN, or compare embeddings of its rows before and after each stage.
+
+    With --input, writes the mean over the tokens of each sequence to --output. Of an ensemble, the one of l2g and
+    embedder_only with the larger weight is used; of several fold models, the first.
+
+    Without --input, writes silhouette scores and principal components (SVG, PNG), the embeddings (NPZ) and a summary
+    (JSON). The arm l2g has its stages and the embedder-only control, embedder_only its two stages, average its members. A
+    star marks the embeddings that the arm predicts from.
+
+    \b
+    Examples:
+      l2g-ray embed runs/demo-fast --task splice_junction --input new.fa --output embeddings.parquet
+      l2g-ray embed runs/demo-fast --task splice_junction
+      l2g-ray embed runs/demo-fast --task splice_junction --vanilla runs/baseline
+    """
+    from l2g_ray.errors import UserError
+
+    if input is None:
+        if layer is not None or per_token or sequence_column is not None:
+            raise UserError("--layer, --per-token and --sequence-column need --input, a file of new sequences")
+        if target_file is not None:  # the name of this option before --target
+            if options["target"] is not None:
+                raise UserError("--output names the file for --input; leave it out, or add --input")
+            click.echo("note: --output is the file for --input now; name the label with --target", err=True)
+            options["target"] = str(target_file)
+        _embed_rows(Path(run), task, arm, device=device, batch_size=batch_size, as_json=as_json, **options)
+        return
+    if as_json:
+        raise UserError("--json prints silhouette scores of the run's rows; leave it out, or --input")
+    if target_file is None:
+        raise UserError("--input needs --output, a CSV, TSV or Parquet file to write")
+    _embed_file(run, task, arm, input, target_file, layer, per_token, sequence_column, device, batch_size)
+
+
+def _embed_file(
+    run: str,
+    task: str | None,
+    arm: str,
+    source: Path,
+    target: Path,
+    layer: str | None,
+    per_token: bool,
+    sequence_column: str | None,
+    device: str,
+    batch_size: int | None,
+) -> None:
+    from l2g_ray.api.predictor import open_arm
+    from l2g_ray.explain.vectors import SequenceEmbedder, embed_file
+    from l2g_ray.monitor.bars import Bar
+
+    with open_arm(run, task, arm) as found:
+        embedder = SequenceEmbedder(found, layer, device, batch_size)
+    with Bar("embedding", quiet=is_quiet()) as bar:
+        n = embed_file(
+            embedder, source, target, per_token=per_token, sequence_column=sequence_column, progress=bar.update
+        )
+    model = f"task '{embedder.predictor.task.name}', arm {embedder.predictor.arm.describe()}, layer {embedder.layer}"
+    echo_summary(f"{n:,} sequences embedded by {model}, in {target}")
+
+
+def _embed_rows(
     run: Path,
     task: str | None,
     arm: str,
+    *,
     split: str,
-    output: str | None,
+    target: str | None,
     metric: str,
     max_rows: int,
     seed: int,
@@ -210,22 +316,9 @@ def embed(
     out: Path | None,
     device: str,
     batch_size: int | None,
+    as_json: bool,
 ) -> None:
-    """Embeddings of a finished RUN before and after each stage: silhouette scores and a picture.
-
-    Of the arm l2g each of its stages and the control, of embedder_only its own two, of average its members: those that the
-    arm predicts from carry a star. For an ensemble stands the one of l2g and embedder_only with the larger weight. Where
-    an arm has several fold models, the first one is shown.
-
-    Writes the embeddings (NPZ), a summary (JSON) and principal components (SVG, PNG).
-
-    \b
-    Examples:
-      l2g-ray embed runs/demo-fast --task splice_junction
-      l2g-ray embed runs/demo-fast --task splice_junction --vanilla runs/baseline
-    """
-    from rich.console import Console
-    from rich.progress import Progress
+    from rich.markup import escape
 
     from l2g_ray.data.dataset import open_prepared
     from l2g_ray.data.table_writer import refuse_overwrite
@@ -241,6 +334,7 @@ def embed(
         write_embeddings,
     )
     from l2g_ray.explain.request import find_prepared
+    from l2g_ray.monitor.bars import Bar
     from l2g_ray.predict import BATCH_SIZE, choose_device
     from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.run_folder import choose_member, find_arm
@@ -265,7 +359,7 @@ def embed(
         notes.append(
             "the run has no arm of vanilla fine-tuning; `l2g-ray baseline vanilla TASK` makes one, for --vanilla"
         )
-    rows = read_rows(prepared, split, output, max_rows, seed)
+    rows = read_rows(prepared, split, target, max_rows, seed)
     folder = out or task_folder / "embeddings" / chosen.name
     read = [
         prepared.folder,
@@ -274,9 +368,7 @@ def embed(
         *(task_folder / name for name in ("task.json", "stages.json")),
     ]
     refuse_overwrite(read, list_files(folder))
-    console = Console(stderr=True, highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("embedding", total=len(points) * len(rows.ids))
+    with Bar("embedding", len(points) * len(rows.ids), quiet=is_quiet()) as bar:
         predicts_from = ARM_POINTS[chosen.name][1]
         facts: dict[str, Any] = {"task": prepared.task.name, **chosen.facts(), "predicts_from": predicts_from}
         facts |= {"notes": notes, "vanilla": str(beside.folder) if beside else None}
@@ -288,15 +380,16 @@ def embed(
             folder,
             facts,
             metric,
-            lambda done: progress.update(shown, completed=done),
+            bar.update,
             device=where,
             batch_size=batch_size or BATCH_SIZE,
         )
     n, total = len(rows.ids), rows.total
     sample = f"all {n:,}" if n == total else f"a sample (seed {seed}) of {n:,} of the {total:,}"
     where = "TEST split, opened for this picture only" if split == "test" else f"{split} split"
-    click.echo(f"arm {chosen.describe()}: predicts from what carries a star")
-    click.echo(f"{sample} rows of the {where}; silhouette: {metric}, exact on these rows")
+    shown = table_console(as_json)
+    shown.print(escape(f"arm {chosen.describe()}: a star marks the embeddings that it predicts from"), soft_wrap=True)
+    shown.print(f"{sample} rows of the {where}; silhouette: {metric}, exact on these rows", soft_wrap=True)
     listing = Listing(
         [Column("", words=True), Column("Point", words=True), Column("Layer", words=True), Column("Silhouette")]
     )
@@ -304,10 +397,13 @@ def embed(
         score = "–" if entry["silhouette"] is None else f"{entry['silhouette']:+.3f}"
         star = "*" if entry["point"] in predicts_from else ""
         listing.add(star, entry["point"], LAYER_NAMES[entry["layer"]], score)
-    print_fitted(Console(highlight=False), listing)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        print_fitted(shown, listing)
     for note in notes:
-        click.echo(f"note: {note}")
-    click.echo(f"in {folder}")
+        shown.print(escape(f"note: {note}"), soft_wrap=True)
+    shown.print(escape(f"in {folder}"), soft_wrap=True)
 
 
 def _find_vanilla(task_folder: Path, run: Path | None) -> Arm | None:

@@ -14,6 +14,7 @@ import traceback
 import click
 
 from l2g_ray import __version__
+from l2g_ray.cli.options import SETTINGS, Group
 from l2g_ray.errors import ClusterLost, UserError
 from l2g_ray.redaction import redact
 
@@ -22,12 +23,12 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 
-# Ray and MLflow send statistics of use to their makers only where a user has said so.
-NOT_TOLD = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+# Ray and MLflow send usage statistics only where the user has turned them on.
+NO_STATISTICS = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-class _Lazy(click.Group):
-    """Finds a command's module by its name when it is called, not before."""
+class _Lazy(Group):
+    """Imports a command's module when the command is called, not before."""
 
     MODULES = {  # noqa: RUF012 - a constant table
         "suite": "l2g_ray.cli.suite:suite",
@@ -50,28 +51,28 @@ class _Lazy(click.Group):
         "config": "l2g_ray.cli.config:config",
     }
     SUMMARIES = {  # noqa: RUF012
-        "suite": "All tasks of a benchmark, side by side on a Ray cluster.",
-        "run": "One task of the catalogue, or files of your own.",
-        "status": "Where a suite stands, from any shell.",
-        "plan": "What a run will take, before it starts; what a finished one took.",
-        "ablate": "What a part of the method adds: the same tasks with and without it.",
-        "baseline": "Simple models and other methods on the same splits.",
+        "suite": "Run all tasks of a benchmark in parallel on a Ray cluster.",
+        "run": "Run one task of the catalogue, or your own files.",
+        "status": "Show the progress of a suite, from any shell.",
+        "plan": "Estimate time, memory and disk of a run, or show what a finished one took.",
+        "ablate": "Compare the same tasks with and without parts of the method.",
+        "baseline": "Run simple models and other methods on the same splits.",
         "scale": "Measure how training scales over workers, and trials over slots.",
-        "predict": "Predictions of a finished run for a FASTA, CSV or Parquet file.",
-        "explain": "What a model has learned: contributions that add up, motifs, their names.",
-        "variants": "Scores of both alleles of variants, and their difference.",
-        "mutate": "Every base of a sequence changed into every other, and what that does.",
-        "embed": "Embeddings before and after each stage, and how well they separate.",
-        "report": "The report of a finished run anew, with what was made of it since.",
-        "data": "Prepare, inspect, check and list data.",
-        "ui": "The MLflow UI on a run's store.",
-        "server": "The MLflow tracking server of a team: start, health, backup.",
-        "tasks": "The catalogue of benchmarks and tasks.",
-        "config": "Show or check settings.",
+        "predict": "Predict sequences of a FASTA, CSV, TSV or Parquet file.",
+        "explain": "Compute contributions of bases, find motifs and name them.",
+        "variants": "Score both alleles of variants.",
+        "mutate": "Score every single-base change of a sequence.",
+        "embed": "Compare embeddings before and after each stage.",
+        "report": "Write the report of a finished run again, with later results.",
+        "data": "Check, prepare, inspect and list data.",
+        "ui": "Open the MLflow UI on a run's store.",
+        "server": "Run the MLflow tracking server of a team.",
+        "tasks": "List benchmarks and tasks.",
+        "config": "Show and check settings.",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which a person meets them."""
+        """Return the names, those of a first session first."""
         return list(self.MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -84,25 +85,25 @@ class _Lazy(click.Group):
         return getattr(importlib.import_module(module), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Summaries from the table above, without importing anything."""
+        """Write the summaries above, without importing a command."""
         with formatter.section("Commands"):
             formatter.write_dl(list(self.SUMMARIES.items()))
 
 
-@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="l2g-ray")
+@click.command(cls=_Lazy, context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="l2g-ray", message="%(prog)s %(version)s", help="Print the version.")
 def main() -> None:
     """Turn a text language model into a genomics predictor: search, align, fine-tune, evaluate.
 
     \b
-    Begin with:
+    Start with:
       l2g-ray suite --bench demo
     """
 
 
 def run() -> None:
-    """Entry point: a user's mistake is one sentence and exit code 2, an interrupt is 130."""
-    for name, value in NOT_TOLD.items():
+    """Run the command line: a user's mistake is one sentence and exit code 2, an interrupt is 130."""
+    for name, value in NO_STATISTICS.items():
         os.environ.setdefault(name, value)
     try:
         main.main(prog_name="l2g-ray", standalone_mode=False)
@@ -113,23 +114,25 @@ def run() -> None:
         click.echo(f"error: {error}", err=True)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(EXIT_FAILED)  # Ray would take a minute to find nobody to say goodbye to
+        os._exit(EXIT_FAILED)  # Ray's own shutdown waits a minute for the lost cluster
     except click.ClickException as error:
         click.echo(redact(_describe(error)), err=True)
         sys.exit(EXIT_USER_ERROR)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; finished stages are kept, the same command goes on from here", err=True)
+        click.echo("interrupted; finished stages are kept, and the same command resumes", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except Exception as error:
-        if "No usable temporary directory" in str(error):  # Python's words; it has tried /tmp and others too
+        if "No usable temporary directory" in str(error):  # Python's message; it has tried /tmp and others too
             place = os.environ.get("TMPDIR") or "/tmp"
-            click.echo(f"error: {place}: no temporary files can be written; set TMPDIR to a folder with room", err=True)
+            click.echo(
+                f"error: {place}: no temporary files can be written; set TMPDIR to a folder with free space", err=True
+            )
             sys.exit(EXIT_USER_ERROR)
-        # What nobody foresaw; an exception of a library may quote an address with its login.
+        # Unexpected. A library's exception may quote an address with its login.
         click.echo(redact(traceback.format_exc()), err=True, nl=False)
-        click.echo("failed by the error above; what is finished is kept, the same command goes on from here", err=True)
+        click.echo("failed with the error above; finished stages are kept, and the same command resumes", err=True)
         sys.exit(EXIT_FAILED)
 
 
@@ -137,9 +140,13 @@ def _describe(error: click.ClickException) -> str:
     message = error.format_message()
     if "\n" in message:  # called without a command: click's message is the help
         return message
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        message = f"No such option '{error.option_name}'. Did you mean '{error.possibilities[0]}'?"
     context = getattr(error, "ctx", None)
-    hint = f"; see `{context.command_path} --help`" if context is not None else ""
-    return f"error: {message.rstrip('.')}{hint}"
+    if context is None:
+        return f"error: {message.rstrip('.')}"
+    help = f"see `{context.command_path} --help`"
+    return f"error: {message} {help.capitalize()}" if message.endswith("?") else f"error: {message.rstrip('.')}; {help}"
 
 
 if __name__ == "__main__":

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from l2g_ray.cli.source import find_source, with_source_flags
+from l2g_ray.api.requests import find_source
+from l2g_ray.cli import complete
+from l2g_ray.cli.options import (
+    command,
+    option,
+    table_console,
+    with_data_dir,
+    with_json,
+    with_language_model,
+    with_preset,
+    with_runs,
+    with_seeds,
+    with_set,
+)
+from l2g_ray.cli.source import with_source_flags
 from l2g_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,32 +35,64 @@ if TYPE_CHECKING:
 DEFAULT_GPU = "RTX A6000"
 
 
-@click.command()
-@click.argument("source", nargs=-1)
-@click.option("--bench", metavar="NAME", help="Benchmark: see `l2g-ray tasks`.")
-@click.option("--tasks", metavar="A,B", help="Only these tasks of the benchmark.")
-@with_source_flags
-@click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files.")
-@click.option("--language-model", metavar="MODEL", help="Hub id, local folder, or 'minilm'.")
-@click.option("--seeds", type=click.IntRange(1), help="Refits of the winner, each with its own seed.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting. Repeatable.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), help="Where prepared data may be already [runs]."
+@command()
+@click.argument("source", nargs=-1, shell_complete=complete.sources)
+@option(
+    "--bench",
+    metavar="NAME",
+    group="Data",
+    shell_complete=complete.benches,
+    help="Instead of SOURCE: a benchmark, see `l2g-ray tasks`.",
 )
-@click.option("--gpu", metavar="NAME", help=f"Device to plan for, or 'cpu' for one core [{DEFAULT_GPU}].")
-@click.option("--price-per-hour", type=click.FloatRange(0), help="Of the device, in any currency.")
-@click.option("--utilisation", type=click.FloatRange(0, 1, min_open=True), help="Share of the device's peak [0.25].")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@option(
+    "--tasks",
+    metavar="A,B",
+    group="Data",
+    show_default="all",
+    shell_complete=complete.bench_tasks,
+    help="Tasks of the benchmark to plan.",
+)
+@with_source_flags
+@with_preset
+@with_data_dir
+@with_language_model
+@with_seeds
+@with_set
+@with_runs
+@option(
+    "--device",
+    metavar="NAME",
+    group="Cluster",
+    former=("--gpu",),
+    shell_complete=complete.machines,
+    show_default=f"{DEFAULT_GPU}; of a finished run on a CPU, 'cpu'",
+    help="GPU model to plan for, or 'cpu' for one core.",
+)
+@option(
+    "--price-per-hour",
+    type=click.FloatRange(0),
+    metavar="NUMBER",
+    group="Cluster",
+    help="Price of the device per hour, in any currency.",
+)
+@option(
+    "--utilisation",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    group="Cluster",
+    show_default="0.25",
+    help="Share of the device's peak performance that training reaches.",
+)
+@with_json
 def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, **options: Any) -> None:
-    """What a run will take, before anything starts; of a finished RUN, what it took.
+    """Estimate time, memory and disk of a run, or show what a finished RUN took.
 
-    Nothing is prepared, loaded or trained: rows are counted, and the models' shapes are.
+    Counts rows and operations of the models. Nothing is prepared, loaded or trained.
 
     \b
     Examples:
-      l2g-ray plan --bench nt --preset paper --data-dir data --gpu "RTX A6000" --price-per-hour 0.8
-      l2g-ray plan my_data --language-model minilm --gpu cpu
+      l2g-ray plan --bench nt --preset paper --data-dir data --device "RTX A6000" --price-per-hour 0.8
+      l2g-ray plan my_data --language-model minilm --device cpu
       l2g-ray plan runs/demo-fast          # a finished run
     """
     from l2g_ray.plan.costs import find_machine, read_known
@@ -56,16 +101,16 @@ def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, *
     if bool(source) == bool(options["bench"]):
         raise UserError("give a SOURCE, a finished run's folder, or a benchmark with --bench")
     if options["tasks"] and not options["bench"]:
-        raise UserError("--tasks: only with --bench; leave it out, or name the benchmark")
+        raise UserError("--tasks needs --bench; add it, or leave --tasks out")
     utilisation = options["utilisation"] or read_known().utilisation
     price = options["price_per_hour"]
     if len(source) == 1 and is_run(Path(source[0])):
         finished = read_run(Path(source[0]))
         on_gpu = any(one.gpu_s for task in finished for one in task.trials)
-        machine = find_machine(options["gpu"] or (DEFAULT_GPU if on_gpu else "cpu"))
+        machine = find_machine(options["device"] or (DEFAULT_GPU if on_gpu else "cpu"))
         _show_run(finished, machine, utilisation, price, as_json)
         return
-    machine = find_machine(options["gpu"] or DEFAULT_GPU)
+    machine = find_machine(options["device"] or DEFAULT_GPU)
     plans, notes = _plan_all(source, source_flags, options, machine)
     _show_plans(plans, notes, machine, utilisation, price, as_json)
 
@@ -89,7 +134,7 @@ def _plan_all(
         settings = resolve(options["preset"], task.overrides, assignments).for_task(task.strand_specific)
         rows = _rows(task, found, settings, options["out"])
         if rows is None:
-            notes.append(f"{task.name}: neither rows nor lengths are known; give the data's folder with --data-dir")
+            notes.append(f"{task.name}: number and length of rows are unknown; give the data's folder with --data-dir")
             continue
         if not rows.known:
             notes.append(f"{task.name}: {rows.origin}, not in the total; give the data's folder with --data-dir")
@@ -122,7 +167,7 @@ def _find(source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any
     return [(one.task, one)]
 
 
-def _rows(task: Task, found: Any, settings: Settings, out: Path) -> Any:
+def _rows(task: Task, found: Any, settings: Settings, out: str) -> Any:
     from l2g_ray.data.dataset import PreparedTask, open_prepared
     from l2g_ray.orchestrate.identity import prepared_folder
     from l2g_ray.plan.rows import assume_rows, count_rows
@@ -137,16 +182,10 @@ def _rows(task: Task, found: Any, settings: Settings, out: Path) -> Any:
     return count_rows(found, settings.data)
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-
-
 def _assumed(machine: Machine, utilisation: float) -> str:
     return (
-        f"Times are of one {machine.name if machine.is_gpu else 'CPU core'} with one trial at a time, at "
-        f"{utilisation:.0%} of its peak, an assumption (--utilisation). {machine.source}."
+        f"Times are for one {machine.name if machine.is_gpu else 'CPU core'} that runs one trial at a time and reaches "
+        f"{utilisation:.0%} of its peak performance (assumed; change with --utilisation). {machine.source}."
     )
 
 
@@ -169,7 +208,7 @@ def _show_plans(
             return ""
         return "yes" if amount.memory_bytes + context <= machine.memory_bytes else "NO"
 
-    def tell(task: TaskPlan, expected: Amount, most: Amount) -> dict[str, Any]:
+    def weigh(task: TaskPlan, expected: Amount, most: Amount) -> dict[str, Any]:
         hours = [machine.hours(a.flops, task.precision, utilisation) + a.start_s / 3600 for a in (expected, most)]
         return {"expected": asdict(expected), "most": asdict(most), "hours": hours, "fits": fits(most)}
 
@@ -178,16 +217,16 @@ def _show_plans(
             "task": task.task,
             "rows": asdict(task.rows),
             "precision": task.precision,
-            "stages": {stage.stage: tell(task, stage.expected, stage.most) for stage in task.stages},
-            "total": tell(task, task.total("expected"), task.total("most")),
+            "stages": {stage.stage: weigh(task, stage.expected, stage.most) for stage in task.stages},
+            "total": weigh(task, task.total("expected"), task.total("most")),
             "prepared_bytes": task.prepared_bytes,
             "output_bytes": task.output_bytes,
             "disk_bytes": task.disk_bytes,
         }
 
-    told = [describe(task) for task in plans]
+    described = [describe(task) for task in plans]
     known = [task for task in plans if task.rows.known]
-    sums = [t for t in told if t["rows"]["known"]]
+    sums = [t for t in described if t["rows"]["known"]]
     total: dict[str, Any] = {
         which: asdict(add_amounts(task.total(which) for task in known)) for which in ("expected", "most")
     } | {"hours": tuple(sum(t["total"]["hours"][i] for t in sums) for i in (0, 1))}
@@ -197,14 +236,14 @@ def _show_plans(
             "device": asdict(machine),
             "utilisation": utilisation,
             "price_per_hour": price,
-            "tasks": told,
+            "tasks": described,
             "total": total | {"disk_bytes": disk_bytes},
             "notes": notes,
         }
         click.echo(json.dumps(report, indent=1))
         return
-    console = _console()
-    for task, one in zip(plans, told, strict=True):
+    console = table_console(width=140)
+    for task, one in zip(plans, described, strict=True):
         rows = task.rows
         counted = f"{rows.train:,} train, {rows.valid:,} valid, {rows.test:,} test" if rows.known else rows.origin
         lengths = f"{rows.max_bp:,} bp" if not rows.is_padded else f"{rows.min_bp:,} to {rows.max_bp:,} bp"
@@ -219,12 +258,12 @@ def _show_plans(
         start = total["expected"]["start_s"] / 3600
         console.print(
             f"time    {show_hours(expected)} expected, {show_hours(most)} at most{cost}; "
-            f"{show_hours(start)} of it is start-up of trials",
+            f"including {show_hours(start)} to start trials",
             soft_wrap=True,
         )
         kept_bytes = disk_bytes - sum(task.total().scratch_bytes for task in known)
         console.print(
-            f"disk    {show_bytes(kept_bytes)} in the end; {show_bytes(disk_bytes)} at most, with the training states of "
+            f"disk    {show_bytes(kept_bytes)} when finished; {show_bytes(disk_bytes)} at most, with the training states of "
             "all tasks at once",
             soft_wrap=True,
         )
@@ -233,11 +272,11 @@ def _show_plans(
         console.print(f"! {note}", soft_wrap=True)
 
 
-def _sum_stage(told: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def _sum_stage(described: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """A stage over all tasks."""
     from l2g_ray.plan.costs import Amount, add_amounts
 
-    stages = [t["stages"][name] for t in told if name in t["stages"]]
+    stages = [t["stages"][name] for t in described if name in t["stages"]]
     summed: dict[str, Any] = {
         which: asdict(add_amounts(Amount(**s[which]) for s in stages)) for which in ("expected", "most")
     }
@@ -251,7 +290,7 @@ def _show_run(
     from l2g_ray.plan.finished import render_spent, show_seconds, sum_stages
     from l2g_ray.results.terminal import print_fitted
 
-    told = {task.name: _describe_run(task, machine, utilisation) for task in finished}
+    described = {task.name: _describe_run(task, machine, utilisation) for task in finished}
     unique = {(one.stage, one.key or task.name): one for task in finished for one in task.trials}
     seconds = {name: sum(getattr(one, name) or 0.0 for one in unique.values()) for name in ("wall_s", "cpu_s", "gpu_s")}
     paid_s = seconds["gpu_s"] or seconds["cpu_s"]
@@ -263,7 +302,7 @@ def _show_run(
             "utilisation": utilisation,
             "tasks": {
                 task.name: {
-                    "stages": told[task.name],
+                    "stages": described[task.name],
                     "trials": [asdict(one) for one in task.trials],
                     "why_no_plan": task.why_no_plan,
                 }
@@ -274,18 +313,18 @@ def _show_run(
         }
         click.echo(json.dumps(report, indent=1))
         return
-    console = _console()
+    console = table_console(width=140)
     for task in finished:
-        print_fitted(console, render_spent(task.name, told[task.name]))
+        print_fitted(console, render_spent(task.name, described[task.name]))
         if task.why_no_plan:
-            console.print(f"! {task.name}: no plan beside it: {task.why_no_plan}", soft_wrap=True)
+            console.print(f"! {task.name}: no plan to compare with: {task.why_no_plan}", soft_wrap=True)
     shown = ", ".join(f"{name[:-2]} {show_seconds(value)}" for name, value in seconds.items())
     cost = (
         ""
         if price is None
         else f"; {total['price']:,.2f} at {price:g} an hour of {'GPU' if seconds['gpu_s'] else 'CPU'}"
     )
-    console.print(f"took    {shown}{cost} (what tasks share is counted once)", soft_wrap=True)
+    console.print(f"took    {shown}{cost} (shared stages are counted once)", soft_wrap=True)
     console.print(_assumed(machine, utilisation), soft_wrap=True)
 
 

@@ -8,49 +8,76 @@ from typing import Any
 
 import click
 
+from l2g_ray.cli import complete
+from l2g_ray.cli.options import InputFile, OutputFile, command, echo_summary, is_quiet, option, with_quiet
 from l2g_ray.run_folder import ARM_CHOICES, BEST
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def with_arm(command: Callable[..., Any]) -> Callable[..., Any]:
+def with_arm(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--task` and `--arm`."""
-    arm = click.option(
+    arm = option(
         "--arm",
         type=click.Choice(ARM_CHOICES),
         default=BEST,
-        show_default=True,
-        help="Which of the run's models; best: what the run predicts with, its ensemble (of an earlier version: the arm "
-        "that was best on validation; average: of l2g and embedder_only).",
+        help="Model of the run. 'best' is the model that the run predicts with: its ensemble or, in runs of earlier "
+        "versions, the arm that was best on validation. 'average' is the mean of l2g and embedder_only.",
     )
-    return click.option("--task", help="Which task's model, where the run has several.")(arm(command))
+    task = option(
+        "--task",
+        metavar="NAME",
+        shell_complete=complete.run_tasks,
+        help="Task of the run. Required where the run has several.",
+    )
+    return task(arm(function))
 
 
 def with_device(what: str = "Sequences", default: str = "256") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--device` and `--batch-size`; the latter counts `what`, and `default` says how many without it."""
-    device = click.option(
+    """`--device` and `--batch-size`; the latter counts `what`, and `default` describes its default."""
+    device = option(
         "--device",
         type=click.Choice(DEVICES),
         default=DEVICES[0],
-        show_default=True,
-        help="Where the model computes; auto: on a GPU if there is one.",
+        help="Device that computes. 'auto' is a GPU if there is one.",
     )
-    batch_size = click.option(
+    batch_size = option(
         "--batch-size",
         type=click.IntRange(min=1),
-        help=f"{what} at once; halved where they do not fit into memory.  [default: {default}]",
+        metavar="N",
+        show_default=default,
+        help=f"{what} per batch; halved until a batch fits into memory.",
     )
-    return lambda command: device(batch_size(command))
+    return lambda function: device(batch_size(function))
 
 
-@click.command()
+@command()
 @click.argument("run")
-@click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="FASTA, CSV, TSV or Parquet.")
-@click.option("--output", "target", required=True, type=click.Path(path_type=Path), help="CSV, TSV or Parquet.")
+@option(
+    "--input",
+    "-i",
+    "source",
+    required=True,
+    type=InputFile(),
+    metavar="FILE",
+    help="Sequences: FASTA, CSV, TSV or Parquet. Use - for standard input.",
+)
+@option(
+    "--output",
+    "-o",
+    "target",
+    required=True,
+    type=OutputFile(),
+    metavar="FILE",
+    help="Predictions: CSV, TSV or Parquet. Use - for a TSV on standard output.",
+)
 @with_arm
-@click.option("--sequence-column", help="Column of the input that holds the sequences.")
-@click.option("--keep-columns", is_flag=True, help="Write all columns of the input too, before the predictions.")
+@option(
+    "--sequence-column", metavar="NAME", show_default="the task's", help="Column of the input that holds the sequences."
+)
+@option("--keep-columns", is_flag=True, help="Write all columns of the input, followed by the predictions.")
 @with_device()
+@with_quiet
 def predict(
     run: str,
     source: Path,
@@ -62,35 +89,28 @@ def predict(
     batch_size: int | None,
     keep_columns: bool,
 ) -> None:
-    """Predictions of a finished RUN (a folder, here or in s3://), with label names and probabilities. Streams; Ray need not run.
+    """Predict sequences with a finished RUN: a local folder, s3://... or a model in MLflow, models:/NAME/VERSION.
+
+    The output has a row per sequence, in order, with label names and probabilities. The input is streamed. Ray is not
+    started.
 
     \b
-    Example:
+    Examples:
       l2g-ray predict runs/demo-fast --task splice_junction --input new.fa --output predictions.csv
+      zcat new.fa.gz | l2g-ray predict runs/demo-fast --task splice_junction -i - -o - | head
     """
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+    from l2g_ray.api.predictor import load
+    from l2g_ray.monitor.bars import Bar
+    from l2g_ray.predict import predict_file
 
-    from l2g_ray.predict import fetch_arm, load_predictor, predict_file
-    from l2g_ray.run_folder import find_arm
-    from l2g_ray.storage import Location
-
-    where = Location(run)
-    if where.is_remote:
-        with fetch_arm(where, task, arm) as found:
-            predictor = load_predictor(found, device, batch_size)
-    else:
-        predictor = load_predictor(find_arm(where.local, task, arm), device, batch_size)
-    console = Console(stderr=True, highlight=False)
-    columns = (SpinnerColumn(), TextColumn("{task.completed} sequences"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        shown = progress.add_task("predicting", total=None)
+    predictor = load(run, task, arm, device=device, batch_size=batch_size).model
+    with Bar("predicting", quiet=is_quiet()) as bar:
         rows = predict_file(
             predictor,
             source,
             target,
             sequence_column=sequence_column,
             keep_columns=keep_columns,
-            progress=lambda done: progress.update(shown, completed=done),
+            progress=bar.update,
         )
-    click.echo(f"{rows} predictions of task '{predictor.task.name}' by arm {predictor.arm.describe()} in {target}")
+    echo_summary(f"{rows} predictions of task '{predictor.task.name}' by arm {predictor.arm.describe()} in {target}")

@@ -8,30 +8,27 @@ from typing import TYPE_CHECKING
 
 import click
 
+from l2g_ray.cli.options import command, option, table_console, with_json
+
 if TYPE_CHECKING:
     from l2g_ray.monitor.status import SuiteStatus
 
 
-@click.command()
+@command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
+@option(
     "--study",
     "studies",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="The folder of an ablation (with study.json) to show too; may be given several times.",
+    metavar="FOLDER",
+    help="Folder of an ablation (with study.json) to include. Repeatable.",
 )
-@click.option(
-    "--mlflow/--no-mlflow",
-    default=True,
-    show_default=True,
-    help="Put report and figures into the suite's MLflow run too.",
-)
+@option("--mlflow/--no-mlflow", default=True, help="Log report and figures to the suite's MLflow run.")
 def report(run: Path, studies: tuple[Path, ...], mlflow: bool) -> None:
-    """Make the report of a finished RUN anew: one HTML file that opens anywhere, and its figures.
+    """Write the report of a finished RUN again: one HTML file that opens anywhere, and its figures.
 
-    A suite writes its report when it ends. Made again, it also has what `explain`, `mutate` and `embed` have left
-    since, and ablations.
+    A suite writes its report when it ends. The new one adds results of `explain`, `mutate` and `embed`, and ablations.
 
     \b
     Examples:
@@ -49,14 +46,14 @@ def report(run: Path, studies: tuple[Path, ...], mlflow: bool) -> None:
 STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "unsent": "yellow"}
 
 
-@click.command()
+@command()
 @click.argument("run", type=click.Path(path_type=Path), default=Path("runs"))
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@with_json
 def status(run: Path, as_json: bool) -> None:
-    """Where the suite in RUN stands: tasks, stages, trials, whether its driver lives, and what to do next.
+    """Show the progress of the suite in RUN: tasks, stages, trials, whether its driver is alive, and what to do next.
 
-    RUN is a suite's folder, or the folder of all runs. Works from any shell that sees the folder, while the suite runs
-    and after its end, however it ended. Neither Ray nor MLflow is asked.
+    RUN is a suite's folder, or the folder of all runs. Works from any shell that can read the folder, during the suite
+    and after it ended, failed or was killed. Needs neither Ray nor MLflow.
 
     \b
     Examples:
@@ -75,15 +72,11 @@ def status(run: Path, as_json: bool) -> None:
 
 
 def _show(found: SuiteStatus) -> None:
-    import sys
-
-    from rich.console import Console
     from rich.markup import escape
 
     from l2g_ray.results.terminal import Column, Listing, print_fitted
 
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 110, highlight=False)
+    console = table_console()
     state, driver = found.state, found.driver
     style = STYLES.get(state, "red")
     elapsed = f", {_clock(found.elapsed_s)}" if found.elapsed_s is not None else ""

@@ -11,11 +11,12 @@ from typing import Any
 
 import click
 
+from l2g_ray.cli.options import Group, command, group, option
 from l2g_ray.errors import UserError
 
 
 def find_store(run: Path) -> str:
-    """Return the tracking URI that a suite's folder, or the folder above it, belongs to."""
+    """Return the tracking URI of a suite's folder, or of the folder that holds it."""
     from l2g_ray.places import STORE_FILE, find_run_store, sqlite_file, sqlite_uri
     from l2g_ray.tracking.store import follow_folder
 
@@ -34,51 +35,60 @@ def find_store(run: Path) -> str:
 
 
 def _refuse_missing(uri: str) -> None:
-    """Refuse a file that is not there: MLflow's server would make an empty store in its place."""
+    """Refuse a missing file: MLflow's server would create an empty store."""
     from l2g_ray.places import sqlite_file
 
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(
-            f"there is no MLflow store at {file}; run the suite's command again to log it anew, or name another store "
+            f"there is no MLflow store at {file}; run the suite's command again to log it, or name another store "
             "with MLFLOW_TRACKING_URI"
         )
 
 
 def _has_browser() -> bool:
-    """Whether a page can be opened for the person: a terminal on a machine with a screen."""
+    """Return whether a browser can be opened: on a terminal of a machine with a screen."""
     screen = sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
     return sys.stdout.isatty() and screen
 
 
-@click.command()
+with_port = option("--port", default=5000, type=click.IntRange(1, 65535), metavar="N", help="Port to listen on.")
+
+
+@command()
 @click.argument("run", type=click.Path(path_type=Path), default=Path("runs"))
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--open/--no-open", "opens", default=None, help="Open the page in a browser; by default on a screen.")
+@option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on.")
+@with_port
+@option(
+    "--open/--no-open",
+    "opens",
+    default=None,
+    show_default="open, on a machine with a screen",
+    help="Open the page in a browser.",
+)
 def ui(run: Path, host: str, port: int, opens: bool | None) -> None:
-    """The MLflow UI on the store of RUN (a run's folder, or the folder of all runs), at the table of its runs."""
+    """Open the MLflow UI on the store of RUN, a run's folder or the folder of all runs, at the table of its runs."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or find_store(run)
     _refuse_missing(uri)
     from l2g_ray.redaction import redact
     from l2g_ray.server.process import find_runs_page
 
     if uri.startswith(("http://", "https://")):
-        click.echo(f"this run's store is a server with its own UI: {find_runs_page(uri)}")
+        click.echo(f"this run's store is an MLflow server, see its UI: {find_runs_page(uri)}")
         return
     from l2g_ray.server.process import run_mlflow
     from l2g_ray.server.settings import QUIET, check_port
 
     check_port(host, port)
     options = ["--host", host, "--port", str(port), "--workers", "1"]
-    # Not on the command line, where a password in it would stand in the list of processes.
+    # Not on the command line: the list of processes would show a password in it.
     environment = QUIET | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": uri}
     url = f"http://{host}:{port}"
-    click.echo(f"MLflow starts on {redact(uri)}")
+    click.echo(f"starting MLflow on {redact(uri)}...")
 
     def introduce() -> None:
         page = find_runs_page(url)
-        click.echo(f"MLflow UI: {page} (Ctrl-C ends it)")
+        click.echo(f"MLflow UI: {page} (Ctrl-C stops it)")
         if _has_browser() if opens is None else opens:
             webbrowser.open(page)
 
@@ -88,26 +98,26 @@ def ui(run: Path, host: str, port: int, opens: bool | None) -> None:
 
 DEFAULT_STORE = "sqlite:///mlflow-server/mlflow.db"
 DEFAULT_ARTIFACTS = "mlflow-server/artifacts"
-with_store = click.option(
+with_store = option(
     "--store",
     default=DEFAULT_STORE,
-    show_default=True,
     envvar="MLFLOW_BACKEND_STORE_URI",
+    show_envvar=True,
     metavar="URI",
-    help="sqlite:///PATH or postgresql://USER@HOST/DATABASE. Or in MLFLOW_BACKEND_STORE_URI.",
+    help="Database: sqlite:///PATH or postgresql://USER@HOST/DATABASE.",
 )
-with_artifacts = click.option(
+with_artifacts = option(
     "--artifacts",
     default=DEFAULT_ARTIFACTS,
-    show_default=True,
     envvar="MLFLOW_ARTIFACTS_DESTINATION",
+    show_envvar=True,
     metavar="FOLDER|s3://...",
-    help="Where files are kept; clients need no access to it.",
+    help="Storage of files. Clients need no access to it.",
 )
 
 
-class _StartByDefault(click.Group):
-    """`l2g-ray server --port 5001` is `l2g-ray server start --port 5001`."""
+class _StartByDefault(Group):
+    """Runs `l2g-ray server --port 5001` as `l2g-ray server start --port 5001`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
@@ -115,25 +125,39 @@ class _StartByDefault(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_StartByDefault)
+@group(cls=_StartByDefault)
 def server() -> None:
-    """The MLflow tracking server of a team: start, health, backup.
+    """Run the MLflow tracking server of a team: start, health, backup.
 
-    Without a subcommand it starts. docs/server.md has logins, PostgreSQL, object stores and upgrades.
+    Without a subcommand, the server starts. docs/server.md describes logins, PostgreSQL, object stores and upgrades.
     """
 
 
 @server.command()
 @with_store
 @with_artifacts
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-@click.option(
-    "--allowed-hosts", metavar="A,B", help="Names by which clients call this machine; needed beyond localhost."
+@option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.")
+@with_port
+@option(
+    "--allowed-hosts",
+    metavar="A,B",
+    help="Host names that clients use for this machine. Required unless --host is local.",
 )
-@click.option("--basic-auth", "auth_file", type=click.Path(path_type=Path), metavar="FILE.ini", help="Ask for logins.")
-@click.option("--workers", type=click.IntRange(1, 64), help="Processes that answer; 1 with SQLite, 4 otherwise.")
-@click.option("--upgrade", is_flag=True, help="Bring the tables of an older MLflow up to date first.")
+@option(
+    "--basic-auth",
+    "auth_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Require logins, by this INI file of MLflow.",
+)
+@option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    show_default="1 with SQLite, otherwise 4",
+    help="Server processes.",
+)
+@option("--upgrade", is_flag=True, help="Migrate the tables of an older MLflow first.")
 def start(
     store: str,
     artifacts: str,
@@ -144,7 +168,7 @@ def start(
     workers: int | None,
     upgrade: bool,
 ) -> None:
-    """Start the server, and keep it until Ctrl-C.
+    """Start the server. Ctrl-C stops it.
 
     \b
     Examples:
@@ -158,7 +182,7 @@ def start(
 
     if store in sys.argv and redact(store) != store and ":" in store.partition("://")[2].partition("@")[0]:
         click.echo(
-            "note: a password in --store stands in the list of processes; export MLFLOW_BACKEND_STORE_URI instead",
+            "note: the list of processes shows the password in --store; export MLFLOW_BACKEND_STORE_URI instead",
             err=True,
         )
     names = split_hosts(allowed_hosts)
@@ -178,7 +202,7 @@ def start(
     if not run_mlflow(
         settings.options(), settings.environment(os.environ), settings.probe_url, introduce, settings.mask
     ):
-        click.echo("error: MLflow ended by itself; its last words stand above", err=True)
+        click.echo("error: MLflow ended unexpectedly; its last messages are above", err=True)
         sys.exit(1)
     click.echo("MLflow stopped")
 
@@ -186,9 +210,9 @@ def start(
 @server.command()
 @click.argument("url", required=False)
 def health(url: str | None) -> None:
-    """Whether the server at URL answers: exit code 0 if it does, 1 if not.
+    """Check whether the server at URL answers: exit code 0 if it does, otherwise 1.
 
-    URL is that of MLFLOW_TRACKING_URI, else http://127.0.0.1:5000, when not given.
+    URL defaults to MLFLOW_TRACKING_URI, or to http://127.0.0.1:5000.
     """
     from l2g_ray.server.process import check_health
 
@@ -202,9 +226,9 @@ def health(url: str | None) -> None:
 @with_artifacts
 @click.argument("folder", type=click.Path(path_type=Path))
 def backup(folder: Path, **options: Any) -> None:
-    """Copy an SQLite store and its artifacts into the new FOLDER; the server may go on.
+    """Copy an SQLite store and its artifacts to the new FOLDER. The server can keep running.
 
-    PostgreSQL has pg_dump for this.
+    For PostgreSQL, use pg_dump.
     """
     from l2g_ray.server.process import back_up
 

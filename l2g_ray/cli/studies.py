@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from functools import partial
@@ -11,7 +12,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l2g_ray.arms import BASELINES
-from l2g_ray.cli.suite import EXPERIMENT, make_request, run_stoppable, show_result, with_common
+from l2g_ray.cli import complete
+from l2g_ray.cli.options import (
+    command,
+    loading,
+    option,
+    run_console,
+    table_console,
+    with_cpus,
+    with_experiment,
+    with_json,
+    with_out,
+    with_quiet,
+    with_set,
+    with_verbose,
+)
+from l2g_ray.cli.suite import make_request, run_stoppable, show_result, with_common
 from l2g_ray.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -21,12 +37,32 @@ if TYPE_CHECKING:
 FIGURE_5 = ("weights", "loss", "embedder")
 
 
-@click.command()
-@click.argument("tasks", nargs=-1)
-@click.option("--study", "studies", multiple=True, metavar="NAME", help="A study, or 'all' for the paper's three.")
-@click.option("--vary", metavar="KEY=A;B;C", help="A study of your own: an arm for each value of a setting.")
-@click.option("--arms", metavar="A,B", help="Only these arms; the first is the control.")
-@click.option("--list", "as_list", is_flag=True, help="Show the studies and their arms.")
+@command()
+@click.argument("tasks", nargs=-1, shell_complete=complete.sources)
+@option(
+    "--study",
+    "studies",
+    multiple=True,
+    metavar="NAME",
+    group="Training",
+    shell_complete=complete.studies,
+    help="A study, or 'all' for the three of the paper. Repeatable.",
+)
+@option(
+    "--vary",
+    metavar="KEY=A;B;C",
+    group="Training",
+    shell_complete=complete.assignments,
+    help="Instead of --study: one arm per value of a setting.",
+)
+@option(
+    "--arms",
+    metavar="A,B",
+    group="Training",
+    show_default="all",
+    help="Arms of the study to run. The others are compared with the first.",
+)
+@option("--list", "as_list", is_flag=True, help="List the studies and their arms.")
 @with_common
 def ablate(
     tasks: tuple[str, ...],
@@ -36,10 +72,10 @@ def ablate(
     as_list: bool,
     **options: Any,
 ) -> None:
-    """What a part of the method adds: the same tasks with and without it.
+    """Compare the same tasks with and without parts of the method.
 
-    TASKS are BENCH/TASK of the catalogue, or folders of your own. The arms run side by side as one suite, stages that
-    they share are computed once, and each arm is compared with the study's first over the same test rows.
+    TASKS are BENCH/TASK of the catalogue, or your own folders. The arms run in parallel as one suite, shared stages are
+    computed once, and each arm is compared with the study's first arm on the same test rows.
 
     \b
     Examples:
@@ -47,15 +83,16 @@ def ablate(
       l2g-ray ablate nt/H3 nt/enhancers nt/promoter_tata --study all --seeds 3 --data-dir data
       l2g-ray ablate demo/splice_junction --vary "model.target_tokens=8;16;32"
     """
-    from rich.console import Console
-
     from l2g_ray.results.comparison import render_study
     from l2g_ray.results.terminal import print_fitted
-    from l2g_ray.studies.study import run_study
 
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    as_json = options["as_json"]
+    console = run_console(as_json)
+    with loading(console):
+        from l2g_ray.studies.study import run_study
+
     if as_list:
-        _list_studies(console)
+        _list_studies(as_json)
         return
     if not tasks:
         raise UserError("give at least one task, for example demo/splice_junction; `l2g-ray tasks` lists them")
@@ -63,30 +100,34 @@ def ablate(
     if arms is not None:
         chosen = [_keep(study, [arm.strip() for arm in arms.split(",") if arm.strip()]) for study in chosen]
     found, sources = find_tasks_and_sources(tasks, options["data_dir"])
-    failed = False
+    failed, shown, found_studies = False, table_console(as_json), []
     for study in chosen:
         name = f"ablate-{study.name}-{'-'.join(task.name for task in found)}"[:80]
         request = make_request("ablation", found, {}, name, options, suffix=study.name if len(chosen) > 1 else "")
         result = run_stoppable(partial(run_study, request, study, sources, console))
-        show_result(result.suite, console, table=False)
-        console.print()
-        print_fitted(console, render_study(result.study))
-        console.print(f"study        {result.suite.folder / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
+        show_result(result.suite, shown, table=False)
+        shown.print()
+        if not as_json:
+            print_fitted(shown, render_study(result.study))
+        shown.print(f"study        {result.suite.folder / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
+        found_studies.append(result.study)
         failed = failed or bool(result.suite.failures)
+    if as_json:
+        click.echo(json.dumps(found_studies, indent=1))
     if failed:
         sys.exit(1)
 
 
 def find_tasks_and_sources(names: tuple[str, ...], data_dir: Path | None) -> tuple[list[Any], dict[str, Any]]:
-    """Tasks, and where the rows of each are. Raises UserError for an unknown one, or two of the same name."""
-    from l2g_ray.cli.source import find_source
+    """Return tasks, and the rows' source of each. Raises UserError for an unknown task, or two of the same name."""
+    from l2g_ray.api.requests import find_source
 
     tasks: list[Any] = []
     sources: dict[str, Any] = {}
     for name in names:
         found = find_source((name,), {}, data_dir)
         if found.task.name in sources:
-            raise UserError(f"{name}: a task named '{found.task.name}' is there already; give it once")
+            raise UserError(f"{name}: a task named '{found.task.name}' is already given; give it once")
         tasks.append(found.task)
         sources[found.task.name] = found
     return tasks, sources
@@ -116,31 +157,37 @@ def _keep(study: Study, wanted: list[str]) -> Study:
     if unknown:
         raise UserError(f"study {study.name} has no arm '{unknown[0]}': {nearest(unknown[0], list(study.arms))}")
     if len(wanted) < 2:
-        raise UserError("--arms: give at least two arms; the first is the control")
+        raise UserError("--arms: give at least two arms; the others are compared with the first")
     return replace(study, arms={arm: study.arms[arm] for arm in wanted})
 
 
-def _list_studies(console: Any) -> None:
+def _list_studies(as_json: bool) -> None:
     from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.studies.study import read_studies
 
-    headings = ("Study", "Arms (the first is the control)", "About")
+    studies = list(read_studies().values())
+    if as_json:
+        listed = [{"study": one.name, "arms": list(one.arms), "about": one.about} for one in studies]
+        click.echo(json.dumps(listed, indent=1))
+        return
+    headings = ("Study", "Arms (compared with the first)", "About")
     listing = Listing([Column(heading, words=True) for heading in headings])
-    for study in read_studies().values():
+    for study in studies:
         listing.add(study.name, ", ".join(study.arms), study.about)
-    print_fitted(console, listing)
+    print_fitted(table_console(), listing)
 
 
-@click.command()
+@command()
 @click.argument("names", required=False)
-@click.argument("tasks", nargs=-1)
-@click.option("--list", "as_list", is_flag=True, help="Show the baselines.")
+@click.argument("tasks", nargs=-1, shell_complete=complete.sources)
+@option("--list", "as_list", is_flag=True, help="List the baselines.")
 @with_common
 def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options: Any) -> None:
-    """Simple models and other methods on the same rows, metrics and seeds.
+    """Run simple models and other methods on the same rows, metrics and seeds.
 
-    NAMES are baselines separated by commas, or 'simple' or 'all'. Simple models (k-mers, one-hot, boosted trees) are fitted
-    here and now; methods that are L2G with other settings (CNN only, ORCA, vanilla, frozen) run beside it as arms.
+    NAMES are baselines separated by commas, or 'simple' or 'all'. Simple models (k-mers, one-hot, boosted trees) are
+    fitted in this process. Methods that are L2G with other settings (CNN only, ORCA, vanilla, frozen) run as arms of a
+    suite, next to L2G.
 
     \b
     Examples:
@@ -148,16 +195,17 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
       l2g-ray baseline simple nt/H3 nt/enhancers --data-dir data
       l2g-ray baseline cnn_only,vanilla,kmer_linear demo/splice_junction
     """
-    from rich.console import Console
-
     from l2g_ray.results.comparison import render_study
     from l2g_ray.results.terminal import print_fitted
-    from l2g_ray.studies.simple import run_simple
-    from l2g_ray.studies.study import Study, read_baseline_arms, run_study
 
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    as_json = options["as_json"]
+    console, shown = run_console(as_json), table_console(as_json)
+    with loading(console):
+        from l2g_ray.studies.simple import run_simple
+        from l2g_ray.studies.study import Study, read_baseline_arms, run_study
+
     if as_list:
-        _list(console)
+        _list(as_json)
         return
     simple, arms = _choose_baselines(names)
     if not tasks:
@@ -174,20 +222,24 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
     request = make_request("baseline", found, sources, default, options)
     if not arms:
         result = run_simple(request, simple, console)
-        console.print()
-        print_fitted(console, render_study(result))
-        console.print(
-            f"table        {request.out / request.name / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True
-        )
+        shown.print()
+        if not as_json:
+            print_fitted(shown, render_study(result))
+        shown.print(f"table        {request.out / request.name / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
+        if as_json:
+            click.echo(json.dumps(result, indent=1))
         return
     known = read_baseline_arms()
-    study = Study("baseline", "L2G beside other methods", {"l2g": {}} | {arm: known[arm]["set"] for arm in arms})
+    study = Study("baseline", "L2G and other methods", {"l2g": {}} | {arm: known[arm]["set"] for arm in arms})
     request.assignments["baselines.names"] = simple
     ran = run_stoppable(lambda: run_study(request, study, sources, console))
-    show_result(ran.suite, console, table=False)
-    console.print()
-    print_fitted(console, render_study(ran.study))
-    console.print(f"study        {ran.suite.folder / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
+    show_result(ran.suite, shown, table=False)
+    shown.print()
+    if not as_json:
+        print_fitted(shown, render_study(ran.study))
+    shown.print(f"study        {ran.suite.folder / 'study.json'} (.csv, .md, .svg, .png)", soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(ran.study, indent=1))
     if ran.suite.failures:
         sys.exit(1)
 
@@ -207,19 +259,22 @@ def _choose_baselines(text: str | None) -> tuple[list[str], list[str]]:
     return [name for name in given if name in BASELINES], [name for name in given if name in arms]
 
 
-def _list(console: Any) -> None:
+def _list(as_json: bool) -> None:
     from l2g_ray.results.terminal import Column, Listing, print_fitted
     from l2g_ray.studies.study import read_baseline_arms
 
-    listing = Listing([Column("Baseline", words=True), Column("What it is", words=True)])
     abouts = {name: kind.about for name, kind in BASELINES.items()}
     abouts |= {name: arm["about"] for name, arm in read_baseline_arms().items()}
+    if as_json:
+        click.echo(json.dumps([{"baseline": name, "about": about} for name, about in abouts.items()], indent=1))
+        return
+    listing = Listing([Column("Baseline", words=True), Column("About", words=True)])
     for name, about in abouts.items():
         listing.add(name, about)
-    print_fitted(console, listing)
+    print_fitted(table_console(), listing)
 
 
-# Two workers on two cores end within two minutes. Given flags stand above it.
+# Two workers on two cores end within two minutes. Given options override it.
 QUICK: dict[str, Any] = {
     "rows": 128,
     "batch_size": 32,
@@ -231,44 +286,103 @@ QUICK_SETTINGS = {"model.language_model_layers": 2, "model.target_tokens": 16}
 FULL: dict[str, Any] = {"rows": 2048, "batch_size": 64, "epochs": 4, "trials": 8, "preset": "fast"}
 
 
-@click.command()
-@click.option("--workers", default="1,2", show_default=True, metavar="N,N", help="Workers of one trial, to compare.")
-@click.option("--slots", metavar="N,N", help="Trials at once, to compare [as --workers].")
-@click.option("--trials", type=click.IntRange(1), help=f"Trials in all, for each number of slots [{FULL['trials']}].")
-@click.option("--rows", type=click.IntRange(8), help=f"Training rows of one worker [{FULL['rows']}].")
-@click.option("--batch-size", type=click.IntRange(2), help=f"Batch of one worker [{FULL['batch_size']}].")
-@click.option("--length-bp", type=click.IntRange(20), default=200, show_default=True, help="Of each sequence.")
-@click.option("--epochs", type=click.IntRange(2), help=f"Of which the first is not counted [{FULL['epochs']}].")
-@click.option("--language-model", default="minilm", show_default=True, metavar="MODEL", help="As for a suite.")
-@click.option("--preset", metavar="NAME", help=f"Widths and so on: smoke, fast or paper [{FULL['preset']}].")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting. Repeatable.")
-@click.option("--gpus-per-worker", type=click.FloatRange(0), help="1 where the cluster has GPUs.")
-@click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are kept."
+@command()
+@option("--workers", default="1,2", metavar="N,N", group="Cluster", help="Numbers of workers per trial to compare.")
+@option(
+    "--slots",
+    metavar="N,N",
+    group="Cluster",
+    show_default="as --workers",
+    help="Numbers of concurrent trials to compare.",
 )
-@click.option("--name", default="scaling", show_default=True, help="Name of the folder in it.")
-@EXPERIMENT
-@click.option("--quick", is_flag=True, help="Few rows and a small model: two minutes on two cores.")
-@click.option("-v", "--verbose", is_flag=True, help="Show Ray's own messages too.")
+@option(
+    "--trials",
+    type=click.IntRange(1),
+    metavar="N",
+    group="Training",
+    show_default=str(FULL["trials"]),
+    help="Trials in total, for each number of slots.",
+)
+@option(
+    "--rows",
+    type=click.IntRange(8),
+    metavar="N",
+    group="Data",
+    show_default=str(FULL["rows"]),
+    help="Training rows per worker.",
+)
+@option(
+    "--batch-size",
+    type=click.IntRange(2),
+    metavar="N",
+    group="Training",
+    show_default=str(FULL["batch_size"]),
+    help="Rows of a batch per worker.",
+)
+@option(
+    "--length-bp", type=click.IntRange(20), default=200, metavar="BP", group="Data", help="Length of each sequence."
+)
+@option(
+    "--epochs",
+    type=click.IntRange(2),
+    metavar="N",
+    group="Training",
+    show_default=str(FULL["epochs"]),
+    help="Epochs of each trial. The first is not measured.",
+)
+@option(
+    "--language-model",
+    default="minilm",
+    metavar="MODEL",
+    group="Training",
+    help="Language model: a Hugging Face id, a local folder, or 'minilm'.",
+)
+@option(
+    "--preset",
+    metavar="NAME|FILE",
+    group="Training",
+    show_default=FULL["preset"],
+    shell_complete=complete.presets,
+    help="Settings to start from: smoke, fast, paper, or a YAML file.",
+)
+@with_set
+@option(
+    "--gpus-per-worker",
+    type=click.FloatRange(0),
+    metavar="NUMBER",
+    group="Cluster",
+    show_default="1 on a cluster with GPUs",
+    help="GPUs that a worker takes.",
+)
+@with_cpus
+@with_out("Folder in which runs are stored.", default=Path("runs"))
+@option("--name", default="scaling", metavar="NAME", group="Output", help="Name of the folder within --out.")
+@with_experiment
+@option("--quick", is_flag=True, group="Training", help="Use few rows and a small model: two minutes on two cores.")
+@with_json
+@with_quiet
+@with_verbose
 def scale(**options: Any) -> None:
-    """Measure how fine-tuning scales: several workers on one model, and several trials at once.
+    """Measure how fine-tuning scales: several workers on one model, and several concurrent trials.
 
-    Strong scaling shares one batch among the workers, weak scaling gives each a batch of its own. On random sequences:
-    only time is measured. Leaves a table, a plot and JSON in OUT/NAME, and an MLflow run.
+    Strong scaling splits one batch over the workers, weak scaling gives each worker a full batch. Sequences are random:
+    only time is measured. Writes a table, a plot and JSON to OUT/NAME, and an MLflow run.
 
     \b
     Examples:
       l2g-ray scale --quick
       l2g-ray scale --workers 1,2,4,8 --language-model FacebookAI/roberta-base --length-bp 500
     """
-    from rich.console import Console
-
-    from l2g_ray.models.language_model import locate
     from l2g_ray.presets import parse_assignments, resolve
     from l2g_ray.results.comparison import render_scaling
     from l2g_ray.results.terminal import print_fitted
-    from l2g_ray.studies.scale import ScaleRequest, measure_scaling, record_scaling
+
+    as_json = options["as_json"]
+    console, shown = run_console(as_json, width=130), table_console(as_json, width=130)
+    with loading(console):
+        from l2g_ray.models.locate import locate
+        from l2g_ray.orchestrate.cluster import describe_start
+        from l2g_ray.studies.scale import ScaleRequest, measure_scaling, record_scaling
     from l2g_ray.tasks.schema import NAME_PATTERN
 
     if not NAME_PATTERN.fullmatch(options["name"]):
@@ -282,7 +396,6 @@ def scale(**options: Any) -> None:
     assignments |= {"model.language_model": options["language_model"], "align.source": "vocabulary"}
     settings = resolve(chosen["preset"], None, assignments)
     locate(settings.model.language_model)
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
     request = ScaleRequest(
         workers=workers,
         slots=slots,
@@ -299,13 +412,17 @@ def scale(**options: Any) -> None:
         verbose=options["verbose"],
         command=shlex.join(["l2g-ray", *sys.argv[1:]]),
     )
+    console.print(describe_start(), soft_wrap=True)
     found = measure_scaling(request, lambda line: console.print(line, soft_wrap=True))
     folder = options["out"] / options["name"]
     uri = record_scaling(found, options["out"], folder, options["experiment"])
-    console.print()
-    print_fitted(console, render_scaling(found))
-    console.print(f"table, plot, JSON  {folder}", soft_wrap=True)
-    console.print(f"MLflow             {uri}", soft_wrap=True)
+    shown.print()
+    if not as_json:
+        print_fitted(shown, render_scaling(found))
+    shown.print(f"table, plot, JSON  {folder}", soft_wrap=True)
+    shown.print(f"MLflow             {uri}", soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
 
 
 def _read_sizes(flag: str, text: str) -> tuple[int, ...]:
@@ -314,5 +431,5 @@ def _read_sizes(flag: str, text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
-        raise UserError(f"{flag} {text}: give growing whole numbers from 1, for example {flag} 1,2,4")
+        raise UserError(f"{flag} {text}: give increasing whole numbers from 1, for example {flag} 1,2,4")
     return sizes

@@ -2,153 +2,183 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from l2g_ray.arms import ARMS
-from l2g_ray.cli.source import find_source, show_notes, with_source_flags
+from l2g_ray.cli import complete
+from l2g_ray.cli.options import (
+    command,
+    loading,
+    option,
+    run_console,
+    table_console,
+    with_cpus,
+    with_data_dir,
+    with_experiment,
+    with_json,
+    with_keep_duplicates,
+    with_language_model,
+    with_options,
+    with_preset,
+    with_quiet,
+    with_runs,
+    with_seeds,
+    with_set,
+    with_verbose,
+)
+from l2g_ray.cli.source import show_notes, with_source_flags
 
 EXIT_INTERRUPTED = 130
-EXPERIMENT = click.option(
-    "--experiment",
-    envvar="MLFLOW_EXPERIMENT_NAME",
-    show_envvar=True,
-    default="l2g_ray",
-    show_default=True,
-    metavar="NAME",
-    help="MLflow experiment.",
-)
 COMMON = [
-    click.option("--preset", default="fast", show_default=True, metavar="NAME", help="smoke, fast or paper."),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="Folder that holds the benchmarks' files."),
-    click.option("--language-model", metavar="MODEL", help="Hub id, local folder, or 'minilm'."),
-    click.option(
-        "--seeds", type=click.IntRange(1), help="How often every arm is trained, each time with its own seed."
+    with_preset,
+    with_data_dir,
+    with_language_model,
+    with_seeds,
+    with_set,
+    with_runs,
+    option(
+        "--name",
+        metavar="NAME",
+        group="Output",
+        show_default="made of benchmark and preset",
+        help="Name of the run and of its folder.",
     ),
-    click.option(
-        "--set",
-        "assignments",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="One setting, e.g. finetune.trials=8. Repeatable.",
+    option(
+        "--replace",
+        is_flag=True,
+        group="Output",
+        help="Replace a finished run of this name that had other data or settings.",
     ),
-    click.option("--out", default="runs", show_default=True, metavar="FOLDER|s3://...", help="Where runs are kept."),
-    click.option("--name", help="Name of the run; made of benchmark and preset by default."),
-    click.option(
-        "--replace", is_flag=True, help="Replace a finished run of this name that had other data or settings."
-    ),
-    EXPERIMENT,
-    click.option("--cpus", type=click.IntRange(1), help="Cores of a local cluster; all by default."),
-    click.option(
+    with_experiment,
+    with_cpus,
+    option(
         "--gpus-per-trial",
         type=click.FloatRange(0),
-        help="By default 1 where the cluster has GPUs, and less once a trial of the kind has been measured.",
+        metavar="NUMBER",
+        group="Cluster",
+        show_default="1 on a cluster with GPUs, less once a trial of the kind has been measured",
+        help="GPUs that a trial takes.",
     ),
-    click.option(
+    option(
         "--workers-per-trial",
         type=click.IntRange(1),
         default=1,
-        show_default=True,
+        metavar="N",
+        group="Cluster",
         help="Processes that train one model together, each with its share of every batch and its own GPU.",
     ),
-    click.option(
+    option(
         "--slots",
         type=click.IntRange(1),
-        help="Trials to plan for on a cluster that grows by itself: as many as it may get. Counted when not given.",
+        metavar="N",
+        group="Cluster",
+        show_default="counted",
+        help="Trials to run at once on a cluster that grows: as many as its largest size has room for.",
     ),
-    click.option(
-        "--keep-duplicates", is_flag=True, help="Keep train rows that stand in test; the leaderboard says so."
-    ),
-    click.option("--register", is_flag=True, help="Register each task's model in MLflow."),
-    click.option("-v", "--verbose", is_flag=True, help="Show Ray's own messages too."),
+    with_keep_duplicates,
+    option("--register", is_flag=True, group="Output", help="Register each task's model in MLflow."),
+    with_json,
+    with_quiet,
+    with_verbose,
 ]
 
 
-ARMS_OPTION = click.option(
+with_trained_arms = option(
     "--arms",
     "trained_arms",
     metavar="all|A,B",
-    help=f"What to train: {', '.join(ARMS)}.",
+    group="Training",
+    show_default="the preset's",
+    shell_complete=complete.arms,
+    help=f"Arms to train: {', '.join(ARMS)}.",
 )
 
 
-def with_common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that runs suites."""
-    for option in reversed(COMMON):
-        command = option(command)
-    return command
+with_common = with_options(COMMON)
 
 
-@click.command()
-@click.option("--bench", required=True, metavar="NAME", help="Benchmark: see `l2g-ray tasks`.")
-@click.option("--tasks", metavar="A,B", help="Only these tasks.")
-@ARMS_OPTION
+@command()
+@option(
+    "--bench",
+    required=True,
+    metavar="NAME",
+    group="Data",
+    shell_complete=complete.benches,
+    help="Benchmark, see `l2g-ray tasks`.",
+)
+@option(
+    "--tasks",
+    metavar="A,B",
+    group="Data",
+    show_default="all",
+    shell_complete=complete.bench_tasks,
+    help="Tasks of the benchmark to run.",
+)
+@with_trained_arms
 @with_common
 def suite(bench: str, tasks: str | None, **options: Any) -> None:
-    """All tasks of a benchmark, side by side on a Ray cluster.
+    """Run all tasks of a benchmark in parallel on a Ray cluster.
 
-    A second run of the same command trains nothing; a run that was stopped goes on.
+    Finished results are reused: the same command resumes a stopped run, and trains nothing after a finished one.
 
     \b
     Example:
       l2g-ray suite --bench nt --data-dir data --tasks H3,enhancers --seeds 3
     """
-    from l2g_ray.data.sources.official import find_raw
-    from l2g_ray.tasks.catalogue import find_tasks
+    from l2g_ray.api.requests import request_suite, split_list
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
-    chosen = find_tasks(bench, names)
-    sources = {task.name: find_raw(task, options["data_dir"]) for task in chosen}
-    chosen = [sources[task.name].task for task in chosen]  # a source may know more: DeepSEA's label names
-    default = f"{bench}-{Path(options['preset']).stem}" + (f"-{'-'.join(t.name for t in chosen)}" if names else "")
-    _run(bench, chosen, sources, default[:80], options)
+    names = split_list(tasks) if tasks else None
+    _run(lambda: request_suite(bench, names, **name_options(options)), options["as_json"])
 
 
-@click.command("run")
-@click.argument("source", nargs=-1, required=True)
+@command("run")
+@click.argument("source", nargs=-1, required=True, shell_complete=complete.sources)
 @with_source_flags
-@ARMS_OPTION
+@with_trained_arms
 @with_common
 def run_one(source: tuple[str, ...], source_flags: dict[str, Any], **options: Any) -> None:
-    """One task: BENCH/TASK of the catalogue, or files of your own.
+    """Run one task: BENCH/TASK of the catalogue, or your own files.
 
-    SOURCE is a folder with train and test files; one table, FASTA or BED file, which is then parted; or several FASTA
-    or BED files, a class each. It is checked and prepared first, as `l2g-ray data prepare` does.
+    SOURCE is a folder with train and test files; a single table, FASTA or BED file, which is split into train,
+    validation and test; or several FASTA or BED files, one per class. It is checked and prepared first, as `l2g-ray data
+    prepare` does.
 
     \b
     Examples:
       l2g-ray run demo/splice_junction
       l2g-ray run my_data                      # train.csv, test.csv with sequence,label
       l2g-ray run peaks.bed --genome hg38.fa --window-bp 200 --test-chromosomes chr8,chr9
-      l2g-ray run enhancers.fa background.fa   # a class each
+      l2g-ray run enhancers.fa background.fa   # one class per file
     """
-    found = find_source(source, source_flags, options["data_dir"])
-    task = found.task
-    name = f"{task.bench}-{task.name}-{Path(options['preset']).stem}"
-    _run(task.bench, [task], {task.name: found}, name, options)
+    from l2g_ray.api.requests import request_task
+
+    _run(lambda: request_task(source, source_flags, **name_options(options)), options["as_json"])
 
 
-def _run(bench: str, chosen: list[Any], sources: dict[str, Any], default_name: str, options: dict[str, Any]) -> None:
-    from rich.console import Console
+def _run(make: Callable[[], Any], as_json: bool) -> None:
+    console = run_console(as_json)
+    with loading(console):
+        request = make()
+        from l2g_ray.orchestrate.suite import run_suite
 
-    from l2g_ray.orchestrate.suite import run_suite
-
-    request = make_request(bench, chosen, sources, default_name, options)
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     result = run_stoppable(lambda: run_suite(request, console))
-    show_result(result, console)
-    if len(chosen) == 1:
-        show_notes(chosen[0], console)
+    shown = table_console(as_json)
+    show_result(result, shown, table=not as_json)
+    if len(request.tasks) == 1:
+        show_notes(request.tasks[0], shown)
+    if as_json:
+        click.echo(json.dumps(result.board, indent=1))
     if result.failures:
         sys.exit(1)
 
 
 def run_stoppable(call: Callable[[], Any]) -> Any:
-    """What `call` returns; a suite that is stopped from outside says how it stands, and ends with exit code 130."""
+    """Return what `call` returns. Of a suite that was stopped, print its state and exit with code 130."""
     from l2g_ray.orchestrate.cluster import SuiteStopped, sigterm_interrupts
 
     try:
@@ -167,51 +197,37 @@ def make_request(
     options: dict[str, Any],
     suffix: str = "",
 ) -> Any:
-    """A `SuiteRequest` from the common options. `suffix` is added to a given --name: several suites of one command.
+    """Return the `SuiteRequest` of the common options. `suffix` is added to --name where one command runs several suites.
 
-    Raises UserError for a setting that cannot be.
+    Raises UserError for an invalid setting.
     """
+    from l2g_ray.api import requests
+
+    return requests.make_request(bench, chosen, sources, default_name, suffix=suffix, **name_options(options))
+
+
+# Options that `api.requests.make_request` has under the same names.
+_SAME_NAMES = (
+    "preset", "data_dir", "language_model", "seeds", "out", "name", "replace", "experiment", "cpus", "gpus_per_trial",
+    "workers_per_trial", "slots", "keep_duplicates", "register", "verbose",
+)  # fmt: skip
+
+
+def name_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the common options under the names that `api.requests.make_request` has for them."""
     from l2g_ray.places import show_command
     from l2g_ray.presets import parse_assignments
-    from l2g_ray.request import SuiteRequest
-    from l2g_ray.storage import Location
-    from l2g_ray.store.shared import work_folder
 
-    assignments = parse_assignments(options["assignments"])
-    if options["language_model"] is not None:
-        assignments["model.language_model"] = options["language_model"]
-    if options["keep_duplicates"]:
-        assignments["data.keep_duplicates"] = True
-    if options.get("trained_arms") is not None:  # only where the command has the option
-        names = [name.strip() for name in options["trained_arms"].split(",") if name.strip()]
-        assignments["arms"] = "all" if names == ["all"] else names
-    if options["seeds"] is not None:
-        assignments["seeds"] = options["seeds"]
-    out = Location(options["out"])
-    return SuiteRequest(
-        name="-".join(part for part in (options["name"], suffix) if part) if options["name"] else default_name,
-        bench=bench,
-        tasks=chosen,
-        sources=sources,
-        preset=options["preset"],
-        assignments=assignments,
-        out=work_folder(out) if out.is_remote else out.local,
-        remote=out if out.is_remote else None,
-        data_dir=options["data_dir"],
-        command=show_command(*sys.argv[1:]),
-        experiment=options["experiment"],
-        replace=options["replace"],
-        register=options["register"],
-        verbose=options["verbose"],
-        cpus=options["cpus"],
-        gpus_per_trial=options["gpus_per_trial"],
-        workers_per_trial=options["workers_per_trial"],
-        slots=options["slots"],
-    )
+    return {
+        **{name: options[name] for name in _SAME_NAMES},
+        "settings": parse_assignments(options["assignments"]),
+        "arms": options.get("trained_arms"),  # only some commands have the option
+        "command": show_command(*sys.argv[1:]),
+    }
 
 
 def show_result(result: Any, console: Any, table: bool = True) -> None:
-    """The end of a suite in the terminal: leaderboard (with `table`), failures, and where everything is."""
+    """Print the end of a suite: leaderboard (with `table`), failures, and paths of the results."""
     from rich.markup import escape
 
     from l2g_ray.places import show_command
@@ -226,13 +242,15 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     for task, reason in result.failures.items():
         console.print(f"[red]{task} failed[/red]: {escape(reason)}", soft_wrap=True)
     if result.relogged:
-        console.print("Nothing to train: all of it was there already, and was logged anew in MLflow.")
+        console.print("Nothing to train: all results exist, and were logged in MLflow again.")
     elif not result.fresh:
-        console.print("Nothing to do: all of it was there already.")
+        console.print("Nothing to do: all results exist.")
     elif sentence := describe_slots(result.board):
         console.print(sentence, soft_wrap=True)
     if result.stored is not None:
-        console.print(f"stored in    {redact(str(result.stored))}   (below: this machine's copy)", soft_wrap=True)
+        console.print(
+            f"stored in    {redact(str(result.stored))}   (the paths below are this machine's copy)", soft_wrap=True
+        )
     folder = result.folder
     models = [choose_arm(path) for path in sorted(folder.glob("[!.]*")) if list_arms(path)]
     console.print(f"report       {folder / 'report.html'}", soft_wrap=True)
@@ -243,7 +261,7 @@ def show_result(result: Any, console: Any, table: bool = True) -> None:
     console.print(f"took         {result.wall_s:.1f} s")
     if n_failed := len(result.failures):
         console.print(
-            f"{n_failed} task{'s' if n_failed > 1 else ''} failed: mend what stands above and run the same command again; "
+            f"{n_failed} task{'s' if n_failed > 1 else ''} failed: fix the errors above and run the same command again; "
             "finished stages are kept",
             soft_wrap=True,
         )

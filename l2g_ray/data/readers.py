@@ -129,9 +129,11 @@ def strip_suffixes(name: str) -> str:
 
 
 def read_table(
-    path: str | Path | Location, sequence_column: str = "sequence", sequence_flag: str = "--sequence-column"
+    path: str | Path | Location | pa.Table,
+    sequence_column: str = "sequence",
+    sequence_flag: str = "--sequence-column",
 ) -> pa.Table:
-    """All rows of a file. `sequence_flag` is what a message tells to name the column by.
+    """Return all rows of a file, or of a table in memory. Messages name `sequence_flag` as the option for the column.
 
     Returns
     -------
@@ -147,22 +149,26 @@ def read_table(
 
 
 def iter_tables(
-    path: str | Path | Location,
+    path: str | Path | Location | pa.Table,
     batch_rows: int = 10_000,
     sequence_column: str = "sequence",
     header: Header = whole_header,
     sequence_flag: str = "--sequence-column",
     keep_names: bool = False,
 ) -> Iterator[pa.Table]:
-    """The rows of a file in order, in tables of at most `batch_rows`, without reading the file whole.
+    """Yield the rows of a file in order, in tables of at most `batch_rows`, without reading the whole file.
 
-    `keep_names`: columns in the order and under the names of the file, after `id` where it has none. `header` takes a FASTA header apart, into id and label or None. Returns and raises as `read_table`; a fault further
-    down is raised when the stream reaches it.
+    A table in memory is read like a file with the same columns. `keep_names`: columns keep the order and the names of the
+    file, after `id` where it has none. `header` splits a FASTA header into id and label or None. Returns and raises as
+    `read_table`; a fault further down is raised when the stream reaches it.
     """
-    location = as_location(path)
-    where = str(location)
-    kind = _check_file(location)
+    if isinstance(path, pa.Table):
+        where, kind = name_input(path), "memory"
+    else:
+        location = as_location(path)
+        where, kind = str(location), _check_file(location)
     streams: dict[str, Callable[[], Iterator[pa.Table]]] = {
+        "memory": lambda: _slice(path, batch_rows),
         "parquet": lambda: _iter_parquet(location, batch_rows),
         "csv": lambda: iter_delimited(location, ",", batch_rows),
         "tsv": lambda: iter_delimited(location, "\t", batch_rows),
@@ -177,7 +183,17 @@ def iter_tables(
                 yield _arrange(table, where, sequence_column, first_row, keep_names)
                 first_row += table.num_rows
     if first_row == 1:
-        raise UserError(f"{where}: the file has no rows; give at least one sequence")
+        what = "it has" if kind == "memory" else "the file has"
+        raise UserError(f"{where}: {what} no rows; give at least one sequence")
+
+
+def name_input(source: str | Path | Location | pa.Table) -> str:
+    """Return what messages call an input: a file's path, or "the input" for a table in memory."""
+    return "the input" if isinstance(source, pa.Table) else str(source)
+
+
+def _slice(table: pa.Table, batch_rows: int) -> Iterator[pa.Table]:
+    yield from (table.slice(start, batch_rows) for start in range(0, max(len(table), 1), batch_rows))
 
 
 def _check_file(location: Location) -> str:

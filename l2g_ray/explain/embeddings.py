@@ -14,27 +14,22 @@ import torch
 
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError, nearest
+from l2g_ray.explain.vectors import LAYERS, WITH_TOKENS, Point, embed, take_first
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
 from l2g_ray.models.ensemble import AverageModel
 from l2g_ray.models.l2g import L2GConfig, L2GModel, load_model
 from l2g_ray.models.language_model import LanguageModel, load_transformer
-from l2g_ray.models.layers import masked_mean
 from l2g_ray.places import find_place
-from l2g_ray.predict import BATCH_SIZE, CPU, naming_memory
+from l2g_ray.predict import BATCH_SIZE, CPU
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, VERMILION, _new_figure, _styled, save
 from l2g_ray.run_folder import Arm, list_arms
-from l2g_ray.sequence import encode
 from l2g_ray.stages.evaluate import read_evaluated_rows
-from l2g_ray.stages.parts import RowsAtOnce
 from l2g_ray.tasks.schema import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LAYERS = ("backbone", "tokens", "language_model")
 BEFORE, ALIGNED, FINETUNED, ALONE = "before training", "after align", "after finetune", "embedder only"
-# Arms with tokens: those of which one stands for an ensemble.
-WITH_TOKENS = ("l2g", "embedder_only")
 # Of an arm: the points to show, and those of them that it predicts from. An average predicts from its members; beside L2G
 # stands its control.
 ARM_POINTS = {
@@ -42,15 +37,6 @@ ARM_POINTS = {
     "embedder_only": ((BEFORE, ALONE), (ALONE,)),
     "average": ((BEFORE, ALIGNED, FINETUNED, ALONE), (FINETUNED, ALONE)),
 }
-
-
-@dataclass(frozen=True)
-class Point:
-    """A model at one moment of its training. `language_model` is None where that is not known or not asked."""
-
-    name: str
-    net: EmbedderNet
-    language_model: LanguageModel | None
 
 
 def load_points(
@@ -66,7 +52,7 @@ def load_points(
     models = {name: load_model(arms[name].folder) for name in WITH_TOKENS if name in arms}
     if n_folds := max((len(model.members) for model in models.values() if isinstance(model, AverageModel)), default=0):
         say(f"an arm is the mean of {n_folds} fold models; the first one is shown")
-    finetuned, alone = (_take_first(models.get(name)) for name in WITH_TOKENS)
+    finetuned, alone = (take_first(models.get(name)) for name in WITH_TOKENS)
     if not isinstance(finetuned, L2GModel) and (arm != "embedder_only" or alone is None):
         raise UserError(f"{task_folder}: has no L2G model; give the folder of a task that l2g-ray has finished")
     net = finetuned.net if isinstance(finetuned, L2GModel) else alone
@@ -98,7 +84,7 @@ def load_point(name: str, arm: Arm, prepared: PreparedTask) -> Point:
 
     Raises UserError where it is no L2G model, or was trained on other rows.
     """
-    model = _take_first(load_model(arm.folder))
+    model = take_first(load_model(arm.folder))
     if not isinstance(model, L2GModel):
         raise UserError(f"{arm.folder}: is no L2G model; give a run of `l2g-ray baseline vanilla TASK`")
     try:
@@ -114,11 +100,6 @@ def load_point(name: str, arm: Arm, prepared: PreparedTask) -> Point:
             "run `l2g-ray baseline vanilla` on the same data"
         )
     return Point(name, model.net, model.language_model)
-
-
-def _take_first(model: torch.nn.Module | None) -> torch.nn.Module | None:
-    """The model itself, or the first of the fold models whose mean it is."""
-    return model.members[0] if isinstance(model, AverageModel) else model
 
 
 def _describe(settings: dict[str, Any]) -> dict[str, Any]:
@@ -186,42 +167,6 @@ def _load_stage(folder: str | None, stage: str, say: Callable[[str], None]) -> E
     net = load_model(Path(folder))
     assert isinstance(net, EmbedderNet)
     return net
-
-
-def embed(
-    point: Point,
-    sequences: pa.Array | pa.ChunkedArray,
-    batch_size: int = BATCH_SIZE,
-    progress: Callable[[int], None] = lambda done: None,
-    device: torch.device = CPU,
-) -> dict[str, np.ndarray]:
-    """Masked means over positions (n, width) float32, by layer; 'language_model' only where the point has one.
-
-    Computed on `device`, `batch_size` sequences at once, halved where they do not fit into memory.
-    """
-    parts: dict[str, list[np.ndarray]] = {}
-    at_once, done = RowsAtOnce(batch_size), 0
-    net = point.net.to(device)
-    language_model = None if point.language_model is None else point.language_model.to(device)
-
-    def compute(size: int) -> dict[str, np.ndarray]:
-        codes, lengths = (torch.from_numpy(x).to(device) for x in encode(sequences.slice(done, size)))
-        embedding = net.embedder(*net.encode(codes, lengths))
-        found = {"backbone": embedding.pooled_features(), "tokens": embedding.pooled_tokens()}
-        if language_model is not None:
-            hidden = language_model(embedding.tokens, embedding.token_mask)
-            mask = None if embedding.token_mask is None else embedding.token_mask[..., None]
-            found["language_model"] = masked_mean(hidden, mask, 1)
-        return {layer: values.float().cpu().numpy() for layer, values in found.items()}
-
-    with torch.inference_mode(), naming_memory(device, net.config.length_bp):
-        while done < len(sequences):
-            found = at_once.attempt(compute, len(sequences) - done)
-            for layer, values in found.items():
-                parts.setdefault(layer, []).append(values)
-            done += len(found["tokens"])
-            progress(done)
-    return {layer: np.concatenate(values) for layer, values in parts.items()}
 
 
 def measure_silhouette(values: np.ndarray, classes: np.ndarray, metric: str = "euclidean") -> float | None:
@@ -307,11 +252,11 @@ def read_rows(prepared: PreparedTask, split: str, output: str | None, max_rows: 
 def _read_labels(task: Task, table: pa.Table, output: str | None) -> tuple[np.ndarray | None, np.ndarray | None, str]:
     if task.is_classification:
         if output is not None:
-            raise UserError(f"--output: task '{task.name}' has one label, its classes; leave the option out")
+            raise UserError(f"--target: task '{task.name}' has one label, its classes; leave the option out")
         return np.array(task.labels)[table["label"].to_numpy()], None, "class"
     name = output or task.labels[0]
     if name not in task.labels:
-        raise UserError(f"--output '{name}': no such output of task '{task.name}' ({nearest(name, task.labels)})")
+        raise UserError(f"--target '{name}': no such output of task '{task.name}' ({nearest(name, task.labels)})")
     flat = table["label"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     column = flat.reshape(-1, task.n_outputs)[:, task.labels.index(name)]
     if task.kind == "regression":

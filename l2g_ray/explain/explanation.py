@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from l2g_ray.arms import ARMS, ENSEMBLE
 from l2g_ray.data.table_writer import refuse_overwrite
@@ -62,12 +63,12 @@ _BY_GRADIENTS, _EXACT = (
 
 @dataclass(frozen=True)
 class Opened:
-    """What a request resolves to: the predictor of its model, the outputs to explain, and where files go."""
+    """What a request resolves to: the predictor of its model, the outputs to explain, and the folder to write to, if any."""
 
     predictor: Predictor
     outputs: list[int]
     candidates: Candidates
-    out: Path
+    out: Path | None
 
 
 def open_request(request: ExplainRequest) -> Opened:
@@ -97,6 +98,12 @@ def open_request(request: ExplainRequest) -> Opened:
         candidates = open_candidates(predictor, arm.task_folder, request.top)
     if request.truth is not None:
         databases.read_sites(request.truth, candidates.ids)
+    out = _choose_folder(request, arm, predictor.task, outputs) if request.writes else None
+    return Opened(predictor, outputs, candidates, out)
+
+
+def _choose_folder(request: ExplainRequest, arm: Arm, task: Task, outputs: Sequence[int]) -> Path:
+    """The folder to write to, made. Raises UserError where files that it must keep are in the way."""
     out = request.out or arm.task_folder / "explain" / arm.name
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -104,13 +111,14 @@ def open_request(request: ExplainRequest) -> Opened:
         raise UserError(f"{out}: cannot be made ({error.strerror}); name another folder with --out") from None
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: may not be written to; name another folder with --out")
-    own = [out / folder_names(predictor.task)[output] for output in outputs]
+    own = [out / folder_names(task)[output] for output in outputs]
     files = [Path(name) for name in (*(request.databases or ()), request.known) if name and Path(name).exists()]
-    refuse_overwrite([arm.folder, request.sequences, request.truth, *files], [*own, *(out / name for name in PAGES)])
+    sequences = None if isinstance(request.sequences, pa.Table) else request.sequences
+    refuse_overwrite([arm.folder, sequences, request.truth, *files], [*own, *(out / name for name in PAGES)])
     for place in own:
         if place.exists() and not (place / ARRAYS).exists():
             raise UserError(f"{place}: holds other files, which would be replaced; name another folder with --out")
-    return Opened(predictor, outputs, candidates, out)
+    return out
 
 
 def find_explained(run: Path, task: str | None = None, arm: str = BEST) -> Arm:

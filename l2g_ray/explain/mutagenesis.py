@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 
-from l2g_ray.errors import UserError
+from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.logos import plot_logo
-from l2g_ray.explain.scores import Model, score_codes
+from l2g_ray.explain.scores import Model, score_codes, scored_outputs
+from l2g_ray.predict import Predictor
 from l2g_ray.results.figures import GREY, _new_figure, _styled, save
 from l2g_ray.sequence import ALPHABET, N_CODE, encode
 from l2g_ray.tasks.schema import Task
@@ -114,6 +117,12 @@ class Mutagenesis:
         means = self.differences.sum(1) / (N_BASES - 1)
         return np.where(present, -means[:, None], 0.0)
 
+    def table(self) -> pd.DataFrame:
+        """A row for each position, counted from 1: `position`, `base`, and the differences for A, C, G and T."""
+        positions = range(self.first + 1, self.first + len(self.sequence) + 1)
+        columns = dict(zip(ALPHABET, self.differences.T, strict=True))
+        return pd.DataFrame({"position": positions, "base": list(self.sequence), **columns})
+
     def strongest(self, n: int = 10) -> list[dict[str, Any]]:
         """The n changes with the largest differences, by size; positions counted from 1."""
         order = np.argsort(-np.abs(self.differences), axis=None, kind="stable")[:n]
@@ -167,6 +176,69 @@ def mutate(
     ]
 
 
+def mutate_sequence(
+    predictor: Predictor,
+    sequence: str,
+    outputs: list[int],
+    *,
+    region: tuple[int, int] | None = None,
+    both_strands: bool | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Mutagenesis]:
+    """Saturation mutagenesis of one clean sequence by a predictor.
+
+    Parameters
+    ----------
+    outputs : indices into the task's labels; see `choose_outputs`.
+    region : see `parse_region`; the whole sequence by default.
+    both_strands : predict means over both strands; by default as the model does.
+    progress : gets the number of scored mutants, and of how many.
+    """
+    codes, lengths_bp = encode(pa.array([sequence], pa.large_string()))
+    total = count_mutants(codes, lengths_bp, region)
+    reader = predictor.read(predictor.strand_averaged if both_strands is None else both_strands)
+    return mutate(
+        reader.forward,
+        reader.task,
+        sequence,
+        outputs,
+        both_strands=reader.strands_apart,
+        batch_size=reader.batch_size,
+        region=region,
+        progress=lambda done: progress(done, total),
+    )
+
+
+def choose_outputs(task: Task, name: str | None, option: str) -> list[int]:
+    """Indices of the outputs to score: the named one, else those of `scored_outputs` where these are at most ten.
+
+    Raises UserError for an unknown name, or too many outputs; messages name the `option`.
+    """
+    labels = list(task.labels)
+    if name is not None:
+        if name not in labels:
+            raise UserError(f"{option} '{name}': no such output of task '{task.name}' ({nearest(name, labels)})")
+        return [labels.index(name)]
+    chosen = scored_outputs(task)
+    if len(chosen) > MOST_OUTPUTS:
+        raise UserError(f"task '{task.name}' has {len(chosen)} outputs; choose one with {option}")
+    return chosen
+
+
+def parse_region(region: str | None, length_bp: int) -> tuple[int, int]:
+    """Read START-END, counted from 1 and both included, as start and end counted from 0, the end excluded.
+
+    The whole sequence when None. Raises UserError for anything outside of the sequence.
+    """
+    if region is None:
+        return 0, length_bp
+    found = re.fullmatch(r"(\d+)-(\d+)", region)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]) <= length_bp:
+        raise UserError(f"--region {region}: give START-END within 1-{length_bp}, the sequence's length")
+    return int(found[1]) - 1, int(found[2])
+
+
+MOST_OUTPUTS = 10
 SCHEMA = 1
 SUMMARY, MATRIX, ARRAYS = "mutagenesis.json", "matrix.tsv", "matrix.npz"
 PICTURES = ("heatmap", "logo")
@@ -183,10 +255,7 @@ def write_mutagenesis(found: Mutagenesis, folder: Path, facts: dict[str, Any]) -
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lines = ["\t".join(["position", "base", *ALPHABET])]
-        for i, (base, row) in enumerate(zip(found.sequence, found.differences, strict=True)):
-            lines.append("\t".join([str(found.first + i + 1), base, *(f"{value:.6g}" for value in row)]))
-        (folder / MATRIX).write_text("\n".join(lines) + "\n")
+        found.table().to_csv(folder / MATRIX, sep="\t", index=False, float_format="%.6g", lineterminator="\n")
         np.savez_compressed(
             folder / ARRAYS,
             differences=found.differences,

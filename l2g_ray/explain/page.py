@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,10 @@ import pandas as pd
 from l2g_ray.errors import UserError
 from l2g_ray.explain.attribution import Attributions
 from l2g_ray.explain.databases import Comparison, Site
-from l2g_ray.explain.explanation import ARRAYS
+from l2g_ray.explain.explanation import ARRAYS, explain_output, open_request
 from l2g_ray.explain.logos import draw_logo, plot_logo, to_information
 from l2g_ray.explain.motifs import format_meme, save_hdf5
-from l2g_ray.explain.request import Explanation
+from l2g_ray.explain.request import ExplainRequest, Explanation
 from l2g_ray.results.explain_page import MotifPictures, Picture, Section, Table, write_page
 from l2g_ray.results.figures import BLUE, GREY, ORANGE, _new_figure, _styled
 from l2g_ray.run_folder import Arm
@@ -27,6 +28,59 @@ from l2g_ray.tasks.schema import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What one call explained: the arm, an `Explanation` for each output, and the page, where files were written."""
+
+    arm: Arm
+    explanations: list[Explanation]
+    page: Path | None
+
+    @property
+    def motifs(self) -> pd.DataFrame:
+        """A row for each motif: `output`, then the columns of `Explanation.motif_table`."""
+        return self._join([e.motif_table() for e in self.explanations])
+
+    @property
+    def sequences(self) -> pd.DataFrame:
+        """A row for each output and sequence: `output`, then the columns of `Explanation.sequence_table`."""
+        return self._join([e.sequence_table() for e in self.explanations])
+
+    @property
+    def contributions(self) -> dict[str, np.ndarray]:
+        """By output the contribution of each base (n, length), in the order of `sequences`; 0 beyond a sequence's end."""
+        return {e.output: e.attributions.contributions for e in self.explanations}
+
+    def _join(self, frames: list[pd.DataFrame]) -> pd.DataFrame:
+        for frame, explanation in zip(frames, self.explanations, strict=True):
+            frame.insert(0, "output", explanation.output)
+        filled = [frame for frame in frames if len(frame)] or frames[:1]
+        return pd.concat(filled, ignore_index=True)
+
+
+def explain(
+    request: ExplainRequest, progress: Callable[[str, int, int], None] = lambda what, done, total: None
+) -> Explained:
+    """Explain the outputs that are asked for and, if the request says so, write their files and the page.
+
+    `progress` gets what is computed, how much is done, and of how much. Raises UserError as `open_request`.
+    """
+    opened = open_request(request)
+    task, arm = opened.predictor.task, opened.predictor.arm
+    explanations = []
+    for output in opened.outputs:
+        found = explain_output(request, opened, output, progress=_named(progress, task.labels[output]))
+        if opened.out is not None:
+            write_files(found, opened.out)
+        explanations.append(found)
+    page = None if opened.out is None else write_explanations(opened.out, task, arm, explanations)
+    return Explained(arm, explanations, page)
+
+
+def _named(progress: Callable[[str, int, int], None], output: str) -> Callable[[str, int, int], None]:
+    return lambda what, done, total: progress(f"{output}: {what}", done, total)
 
 
 def write_files(explanation: Explanation, out: Path) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from l2g_ray.data.dataset import PreparedTask, open_prepared
-from l2g_ray.data.readers import read_table
+from l2g_ray.data.readers import name_input, read_table
 from l2g_ray.errors import UserError
 from l2g_ray.explain import databases
 from l2g_ray.explain.attribution import (
@@ -35,14 +35,17 @@ _MATCHES_SHOWN = 5
 
 @dataclass(frozen=True)
 class ExplainRequest:
-    """What a person asked for; see `l2g-ray explain --help`. `databases` are tried in order, None means JASPAR's
-    vertebrates if it is installed."""
+    """What to explain; see `l2g-ray explain --help`.
+
+    `sequences` is a file, or a table in memory. `databases` are tried in order, None means JASPAR's vertebrates if it is
+    installed. Nothing is written without `writes`.
+    """
 
     run: Path
     task: str | None = None
     arm: str = BEST
     output: str | None = None
-    sequences: Path | None = None
+    sequences: Path | pa.Table | None = None
     sequence_column: str | None = None
     top: int = 500
     pick: str = "highest"
@@ -62,6 +65,7 @@ class ExplainRequest:
     out: Path | None = None
     device: str = "cpu"
     batch_size: int | None = None
+    writes: bool = True
 
 
 @dataclass(frozen=True)
@@ -194,10 +198,10 @@ class Candidates:
         return Candidates([self.ids[row] for row in rows], self.codes[rows, :width], lengths_bp, self.source)
 
 
-def read_candidates(predictor: Predictor, path: Path, sequence_column: str | None) -> Candidates:
-    """The sequences of a file. Raises UserError as `Predictor.clean`."""
-    table = read_table(path, sequence_column=sequence_column or predictor.task.sequence_column)
-    return _encode(predictor, table, str(path))
+def read_candidates(predictor: Predictor, source: Path | pa.Table, sequence_column: str | None) -> Candidates:
+    """Read the sequences of a file, or of a table in memory. Raises UserError as `Predictor.clean`."""
+    table = read_table(source, sequence_column=sequence_column or predictor.task.sequence_column)
+    return _encode(predictor, table, name_input(source))
 
 
 def open_candidates(predictor: Predictor, task_folder: Path, wanted: int) -> Candidates:
@@ -205,7 +209,7 @@ def open_candidates(predictor: Predictor, task_folder: Path, wanted: int) -> Can
 
     Raises UserError where the run's data is not there any more.
     """
-    prepared = find_prepared(task_folder, "give --sequences FILE")
+    prepared = find_prepared(task_folder, "give sequences with --input")
     splits = ["valid"] if prepared.n_rows("valid") >= 4 * wanted else ["valid", "train"]
     tables = [prepared.table(split, ["id", "sequence"]) for split in splits]
     return _encode(predictor, pa.concat_tables(tables), f"{' and '.join(splits)} of the run's data")

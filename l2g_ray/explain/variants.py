@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from l2g_ray.data.genome import Genome
-from l2g_ray.data.readers import COLUMNS, VcfHeader, VcfRow, iter_tables, open_vcf
+from l2g_ray.data.readers import COLUMNS, VcfHeader, VcfRow, iter_tables, name_input, open_vcf
 from l2g_ray.data.table_writer import SUFFIXES, TableWriter, WholeFile, refuse_overwrite
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.scores import Scores, score_sequences, scored_outputs
@@ -224,6 +224,7 @@ def score_vcf(
     policy: Policy,
     targets: Sequence[Path],
     progress: Callable[[int], None] = lambda rows: None,
+    collect: Callable[[pa.Table], object] = lambda table: None,
 ) -> Tally:
     """Score every alternative allele of a VCF into tables (.csv, .tsv, .parquet) and VCFs (.vcf, .vcf.gz).
 
@@ -252,6 +253,7 @@ def score_vcf(
                 tally.add(found)
                 alleles += found
             table = tabulate_alleles(predictor, alleles, policy.strand == "both")
+            collect(table)
             for writer in tables:
                 writer.write(table)
             for copy in copies:
@@ -268,10 +270,11 @@ def score_vcf(
 
 def score_pairs(
     predictor: Predictor,
-    source: Path,
+    source: Path | pa.Table,
     targets: Sequence[Path],
     both_strands: bool,
     progress: Callable[[int], None] = lambda rows: None,
+    collect: Callable[[pa.Table], object] = lambda table: None,
 ) -> int:
     """Score the columns `ref` and `alt` (sequences) of a table into tables: `id` and the effect columns; returns rows.
 
@@ -280,20 +283,23 @@ def score_pairs(
     for target in targets:
         if _is_vcf(target):
             raise UserError(f"{target}: pairs of sequences have no positions, so no VCF; write {', '.join(SUFFIXES)}")
-    refuse_overwrite([source], targets)
+    where = name_input(source)
+    refuse_overwrite([] if isinstance(source, pa.Table) else [source], targets)
     done = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(TableWriter(t, predictor.facts())) for t in targets]
         for table in iter_tables(source, CHUNK_ROWS, sequence_column="ref", sequence_flag="'ref'"):
             if "alt" not in table.column_names:
-                raise UserError(f"{source}: no column 'alt' ({nearest('alt', table.column_names)}); rename the column")
+                raise UserError(f"{where}: no column 'alt' ({nearest('alt', table.column_names)}); rename the column")
             pairs = [
-                predictor.clean(table[column], f"{source}, column '{name}'", done + 1).to_pylist()
+                predictor.clean(table[column], f"{where}, column '{name}'", done + 1).to_pylist()
                 for name, column in (("ref", "sequence"), ("alt", "alt"))
             ]
             effects = _effects(predictor, pairs[0], pairs[1], both_strands)
+            scored = pa.table({"id": table["id"], **effects})
+            collect(scored)
             for writer in writers:
-                writer.write(pa.table({"id": table["id"], **effects}))
+                writer.write(scored)
             done += len(table)
             progress(done)
     return done

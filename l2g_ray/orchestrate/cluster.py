@@ -129,6 +129,12 @@ class Slots:
     packed: bool = False
 
 
+def describe_start() -> str:
+    """Return what `connect` is about to do, which takes seconds."""
+    address = os.environ.get("RAY_ADDRESS")
+    return f"joining the Ray cluster at {address}..." if address else "starting Ray on this machine..."
+
+
 def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine. Returns the `ray` module.
 

@@ -22,6 +22,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.models.locate import locate
 from l2g_ray.monitor.environment import describe_environment
 from l2g_ray.monitor.events import Event, Recorded, SlotLog, SlotTimes, SlotUse
+from l2g_ray.monitor.outline import Step
 from l2g_ray.monitor.progress import Progress, ReadingProgress, describe_event
 from l2g_ray.monitor.status import SUITE_FILE, StatusWriter
 from l2g_ray.orchestrate.cluster import (
@@ -30,6 +31,7 @@ from l2g_ray.orchestrate.cluster import (
     SuiteMetrics,
     SuiteStopped,
     connect,
+    describe_start,
     measure_slots,
     name_interrupt,
     read_nodes,
@@ -48,6 +50,7 @@ from l2g_ray.orchestrate.identity import (
     resolve_task,
 )
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
+from l2g_ray.orchestrate.outline import outline_task
 from l2g_ray.orchestrate.ray_private import find_dashboard
 from l2g_ray.orchestrate.reporting import count_parameters, log_if_gone, read_details, write_events
 from l2g_ray.orchestrate.spec import Site, TaskSpec
@@ -141,6 +144,7 @@ class _Run:
     def run(self) -> SuiteResult:
         """Connect, run, write; an interrupt marks the MLflow runs as killed and leaves all finished stages in place."""
         request = self.request
+        self.console.print(describe_start(), highlight=False, soft_wrap=True)
         ray = connect(request.verbose, request.cpus)
         with sigterm_interrupts():
             return self._run_connected(ray)
@@ -267,7 +271,8 @@ class _Run:
         storage = StorageWatch(self.request.remote or self.request.out, self._say)
         metrics_by_task = {name: task.task.metric for name, task in self.prepared.items()}
         metrics = SuiteMetrics(self.request.name, metrics_by_task)
-        with Progress(self.console, metrics_by_task, self.request.name) as progress:
+        outlines = {site.task: self._outline(site) for site in sites}
+        with Progress(self.console, metrics_by_task, self.request.name, outlines) as progress:
             try:
                 start_tasks()
                 while running:
@@ -312,6 +317,9 @@ class _Run:
             remote=self.remote_stages,
             data_dir=self.request.data_dir.resolve() if self.request.data_dir else None,
         )
+
+    def _outline(self, site: Site) -> list[Step]:
+        return outline_task(self.prepared[site.task], site.settings, site.device == "cuda", site.precision)
 
     def _order(self, slots: Slots) -> tuple[list[str], int]:
         """Names in the order in which tasks start, and how many run at once; see `plan.order`."""

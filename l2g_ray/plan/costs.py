@@ -132,7 +132,7 @@ def find_machine(name: str) -> Machine:
         hint = nearest(name.lower(), lowered)
         for low, key in lowered.items():
             hint = hint.replace(f"'{low}'", f"'{key}'")
-        raise UserError(f"--gpu {name}: no such device in the table; {hint}")
+        raise UserError(f"--device {name}: not in the table of devices; {hint}")
     return known[found]
 
 

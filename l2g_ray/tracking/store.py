@@ -267,6 +267,31 @@ def upload_model(client: MlflowClient, experiment_id: str, run_id: str, folder: 
     return f"{MODELS}{logged.model_id}"
 
 
+def download_model(uri: str, folder: Path, home: Path) -> Path:
+    """Copy a model that `upload_model` stored into `folder`, and return the model's own folder there.
+
+    `uri` is models:/NAME/VERSION, models:/NAME@ALIAS or models:/ID, in the store that `resolve_uri` finds.
+
+    Raises UserError where there is no such store or model, or a model that is not one of l2g_ray.
+    """
+    import mlflow
+    import yaml
+
+    store = resolve_uri(None, home)
+    file = sqlite_file(store)
+    if file is not None and not file.is_file():
+        raise UserError(f"{uri}: {file} is no MLflow store; set MLFLOW_TRACKING_URI to the store that has the model")
+    with speaking_to(store):
+        copy = Path(
+            mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=store, registry_uri=store)
+        )
+    try:
+        flavours = yaml.safe_load((copy / "MLmodel").read_text())["flavors"]
+        return copy / flavours["python_function"]["artifacts"]["model"]["path"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        raise UserError(f"{uri}: is no model of l2g_ray; give one that a run registered") from None
+
+
 def register_model(
     client: MlflowClient, uri: str, name: str, model_uri: str, run_id: str, tags: Mapping[str, Any]
 ) -> None:

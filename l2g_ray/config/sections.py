@@ -1,75 +1,61 @@
-"""Settings of every stage, validated before anything starts; presets are YAML files in `presets/`.
-
-Precedence, weakest first: the preset, the task's overrides for it, command-line `--set key.path=value`.
-"""
+"""The sections of the settings: one for each stage, and those of data, model, evaluation, baselines and cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from l2g_ray.arms import ARMS, BASELINES
-from l2g_ray.errors import UserError, nearest
+from l2g_ray.arms import BASELINES
+from l2g_ray.config.backbones import BACKBONES
+from l2g_ray.errors import nearest
 
 # `data.shift_bp: auto` for tasks whose label belongs to both strands (the official code shifts by as much).
 AUTO_SHIFT_BP = 3
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """What is known of an embedder's backbone without torch; its widths are `<name>_channels` of `ModelSettings`, if it has layers.
-
-    `net`: `module:class` of the network. `costs`: `module:class` of its layers as formulas, for plans. `kernel_size`: of all
-    `n_layers` layers before any search.
-    """
-
-    net: str
-    costs: str
-    kernel_size: int
-    n_layers: int
-
-
-BACKBONES = {
-    "resnet": Backbone("l2g_ray.models.backbones:ResNet", "l2g_ray.plan.network:ResNetCosts", 3, 9),
-    "unet": Backbone("l2g_ray.models.backbones:UNet", "l2g_ray.plan.network:UNetCosts", 3, 18),
-    "deepsea": Backbone("l2g_ray.models.backbones:DeepSEA", "l2g_ray.plan.network:DeepSEACosts", 8, 3),
-    "orca": Backbone("l2g_ray.models.backbones:Orca", "l2g_ray.plan.network:OrcaCosts", 1, 0),
-}
-
-
-def _refuse_unknown(what: str, names: tuple[str, ...], known: Mapping[str, Any]) -> tuple[str, ...]:
+def refuse_unknown(what: str, names: tuple[str, ...], known: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names. Raises ValueError for one that is not in `known`."""
     for name in names:
         if name not in known:
             raise ValueError(f"unknown {what} '{name}': {nearest(name, known)}")
     return names
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Section(BaseModel):
+    """A group of settings; the docstring of each is what `config show` prints."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class DataSettings(_Settings):
+class DataSettings(Section):
     """Splits, leakage, augmentation (docs/method.md, "Data"), and how rows reach a trial.
 
-    `shift_bp` 'auto' is 0 where the label belongs to one strand, since such tasks are cut at the same place (a promoter's
-    start, a splice site) and a shift moves what the label depends on; 3 elsewhere.
-    `bucket_batches` sorts by length within so many batches, so that little is padded (0: not at all; nothing changes
-    for sequences of one length). `residence`: rows in the object store, streamed from shards, or by what fits.
+    `shift_bp` 'auto' is 0 for strand-specific tasks: their sequences are cut at the same place (a promoter's start, a splice
+    site), and a shift moves what the label depends on.
     """
 
     valid_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the training rows used for validation where the data has no validation split."""
     split_seed: int = 0
+    """Seed of random splits and folds."""
     keep_duplicates: bool = False
+    """Keep training rows that overlap with the test split; by default they are removed."""
     max_length_bp: int = Field(default=20_000, gt=0)
+    """Longest sequence in bp that is accepted."""
     channels: Literal[4, 5] = 4
+    """Input channels: 4 encodes N as zeros, 5 gives N a channel."""
     rc_augment: Literal["auto", "on", "off"] = "auto"
+    """Replace half of the training sequences by their reverse complement; auto is off for strand-specific tasks."""
     shift_bp: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Largest random shift in bp during training; auto is 0 for strand-specific tasks and 3 for others."""
     shuffle_window_rows: int = Field(default=50_000, gt=0)
+    """Rows of a window, within which training rows are shuffled in each epoch."""
     bucket_batches: int = Field(default=50, ge=0)
+    """Number of batches within which rows are sorted by length to reduce padding; 0 turns it off."""
     residence: Literal["auto", "memory", "stream"] = "auto"
+    """How rows reach a trial: from Ray's object store (memory), from shards (stream), or by size (auto)."""
 
     def find_shift_bp(self, strand_specific: bool) -> int:
         """Return the largest shift in bp for a task, with 'auto' resolved."""
@@ -78,26 +64,39 @@ class DataSettings(_Settings):
         return self.shift_bp
 
 
-class ModelSettings(_Settings):
+class ModelSettings(Section):
     """The embedder and the language model (docs/method.md, "Network")."""
 
     language_model: str = "FacebookAI/roberta-base"
+    """Language model: a Hugging Face id, a local folder, or minilm."""
     language_model_init: Literal["pretrained", "random"] = "pretrained"
+    """Initial weights of the language model."""
     language_model_layers: int | None = Field(default=None, ge=1)
+    """Number of layers of the language model that are used, from the first; null uses all."""
     positions: Literal["none", "lm"] = "none"
-    # embedder: no language model at all, the embedder with its own predictor in its place.
+    """Position embeddings added to the tokens: none, or those of the language model (lm)."""
     combine: Literal["lm_only", "skip", "embedder"] = "skip"
+    """What predicts: the language model (lm_only), the sum with the embedder's own predictor (skip), or the embedder
+    alone (embedder)."""
     target_tokens: int = Field(default=32, ge=1, le=512)
+    """Largest number of tokens that a sequence becomes."""
     causal: bool = False
+    """Use causal convolutions, as the official code does."""
     predictor_reads: Literal["tokens", "backbone"] = "tokens"
-    # What the predictors read of the tokens: their mean; their mean and max; or all of them, each place with its own weights.
-    # auto: by_position where the label belongs to one strand (such sequences are cut at the same place), else mean_max.
+    """What the embedder's own predictor reads: the tokens after projection and LayerNorm, or the backbone's output."""
     pooling: Literal["auto", "mean", "mean_max", "by_position"] = "auto"
+    """What predictors read of the tokens: their mean, mean and max, or all with weights by position; auto is
+    by_position for strand-specific tasks and mean_max for others."""
     resnet_channels: tuple[int | None, int | None, int | None] = (128, 256, None)
+    """Channels of the ResNet's three blocks; null is the width of the language model."""
     resnet_pool: Literal[1, 2] = 1
+    """Factor by which the ResNet shortens a sequence after its first and second block; 1 keeps the length."""
     resnet_tokens: Literal["full", "strided"] = "strided"
+    """Number of the ResNet's tokens: target_tokens (strided), or all that the language model reads (full)."""
     unet_channels: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512)
+    """Channels of the UNet's five levels."""
     deepsea_channels: tuple[int, int, int] = (320, 480, 960)
+    """Channels of DeepSEA's three layers."""
 
     @model_validator(mode="after")
     def _pools_what_is_read(self) -> ModelSettings:
@@ -112,77 +111,109 @@ class ModelSettings(_Settings):
         return self.pooling
 
 
-class OptimSettings(_Settings):
-    """One optimiser and its schedule. `decay` names the shape after the linear warm-up."""
+class OptimSettings(Section):
+    """One optimizer and its schedule."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    """Optimizer."""
     lr: float = Field(default=1e-3, gt=0)
+    """Largest learning rate; fine-tuning searches its own instead."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
     nesterov: bool = False
+    """Use Nesterov momentum with SGD."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of Adam's and AdamW's moments."""
     weight_decay: float = Field(default=1e-2, ge=0)
+    """Weight decay; fine-tuning searches its own instead."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises linearly to lr."""
     decay: Literal["linear", "cosine", "step", "none"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
     step_epochs: tuple[int, ...] = ()
+    """Epochs after which decay=step lowers the learning rate."""
     step_factor: float = Field(default=0.2, gt=0, le=1)
+    """Factor by which decay=step lowers the learning rate."""
     clip_norm: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; null turns clipping off."""
 
 
-class PretrainSettings(_Settings):
-    """Continued pre-training of the language model on the training sequences, written as words of `word_bp` letters and
-    masked. Of sequences longer than `window_bp` a window is read, at another place in each epoch."""
+class PretrainSettings(Section):
+    """Continued pre-training of the language model on the training sequences, written as words and masked."""
 
     enabled: bool = False
+    """Run this stage."""
     epochs: int = Field(default=3, ge=1)
+    """Number of epochs."""
     batch_size: int = Field(default=32, ge=2)
+    """Rows per batch."""
     word_bp: int = Field(default=6, ge=1, le=12)
+    """Letters per word in which sequences are written."""
     window_bp: int = Field(default=600, ge=12)
+    """Length of the window in bp read from a longer sequence, at another place in each epoch."""
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens that are masked."""
     optim: OptimSettings = OptimSettings(lr=5e-5, betas=(0.9, 0.999), decay="linear")
+    """Optimizer and schedule of pre-training."""
 
 
-class SelectSettings(_Settings):
-    """Selection of the backbone and of its kernel size (docs/method.md, "select"): candidates are all `backbones` with each of
-    `kernel_sizes` in every layer, or with the backbone's own kernels where there are none."""
+class SelectSettings(Section):
+    """Selection of the backbone and of its kernel size (docs/method.md, "select"): every backbone with every kernel size."""
 
     backbones: tuple[str, ...] = ("resnet", "unet")
+    """Backbones to compare."""
     kernel_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Kernel sizes to compare for each backbone, the same in every layer; empty uses the backbone's default."""
     epochs: int = Field(default=1, ge=1)
+    """Number of epochs per candidate."""
     batch_size: int = Field(default=64, ge=2)
+    """Rows per batch."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the embedder (ResNet only)."""
     optim: OptimSettings = OptimSettings()
+    """Optimizer and schedule of the candidates."""
 
     @field_validator("backbones")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _refuse_unknown("backbone", names, BACKBONES)
+        return refuse_unknown("backbone", names, BACKBONES)
 
 
-class SearchSettings(_Settings):
-    """DASH (docs/method.md, "search"). `form`: how the mixed convolutions are computed; 'auto' measures the fastest once a machine.
-
-    `optim` trains the weights, and the same optimiser the logits, at `logit_lr` and without AdamW's decay. In the first
-    `warm_fraction` of the epochs all operations weigh the same and the logits stay; then the temperature goes from
-    `temperature` to `last_temperature`, geometrically by epoch. `weight_std`: of the initial weights; null is the
-    convolutions' own rule.
-    """
+class SearchSettings(Section):
+    """DASH (docs/method.md, "search"). AdamW does not decay the logits."""
 
     enabled: bool = True
+    """Run this stage; otherwise the selected candidate's kernels are used."""
     form: Literal["auto", "by_dilation", "naive", "dense", "fft", "blocks"] = "auto"
+    """How mixed convolutions are computed, with equal results; auto measures the fastest once per machine."""
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9, 11)
+    """Kernel sizes that each layer chooses from."""
     dilations: tuple[int, ...] = (1, 3, 5, 7)
+    """Dilations that each layer chooses from."""
     epochs: int = Field(default=80, ge=1)
+    """Number of epochs."""
     warm_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the epochs in which all operations have equal weight and only weights train."""
     batch_size: int = Field(default=128, ge=2)
+    """Rows per batch."""
     batch_fraction: float = Field(default=0.2, gt=0, le=1)
+    """Share of the batches used in each epoch."""
     logit_lr: float = Field(default=0.05, gt=0)
+    """Learning rate of the architecture logits."""
     temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the Gumbel-softmax at the start."""
     last_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the Gumbel-softmax at the end, reached geometrically."""
     weight_std: float | None = Field(default=0.01, gt=0)
+    """Standard deviation of the initial weights; null is PyTorch's rule for convolutions."""
     gradient_scale: float = Field(default=100.0, gt=0)
+    """Factor on the gradient of the logits."""
     field_penalty: float = Field(default=1e-5, ge=0)
+    """Penalty on the receptive field in the gradient of the logits."""
     separable: bool = False
+    """Make layers with as many input as output channels depthwise in the search, as the official code does."""
     augment: bool = True
+    """Augment training sequences in the search."""
     optim: OptimSettings = OptimSettings(
         optimizer="sgd",
         lr=0.1,
@@ -192,27 +223,42 @@ class SearchSettings(_Settings):
         decay="step",
         step_epochs=(30, 60),
     )
+    """Optimizer and schedule of the weights; the logits use the same optimizer with logit_lr."""
 
 
-class AlignSettings(_Settings):
+class AlignSettings(Section):
     """Embedder pre-training: L = alpha_e MMD + beta task (paper, "Embedder Pre-training")."""
 
-    # Off: fine-tuning begins with a new embedder (vanilla cross-modal fine-tuning).
+    # Off: vanilla cross-modal fine-tuning.
     enabled: bool = True
+    """Run this stage; otherwise fine-tuning starts with an untrained embedder."""
     epochs: int = Field(default=100, ge=1)
+    """Number of epochs."""
     task_only_epochs: int = Field(default=60, ge=0)
+    """First epochs, in which alpha is 0."""
     alphas: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    """Weights of the distance to the text embeddings; with several, the fine-tuning search chooses."""
     beta: float = Field(default=1.0, ge=0)
+    """Weight of the task's loss."""
     batch_size: int = Field(default=64, ge=2)
+    """Rows per batch."""
     max_samples: int = Field(default=256, ge=1)
+    """Rows gathered, batch by batch, until their number exceeds this, for one value of the distance."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the embedder (ResNet only)."""
     distance: Literal["mmd", "coral", "otdd"] = "mmd"
+    """Distance between DNA tokens and text embeddings."""
     source: Literal["auto", "tokens", "text", "sentences", "shuffled", "gaussian", "vocabulary"] = "auto"
+    """Text to align to: labelled tokens, plain text, the vocabulary, or a control for ablations; auto takes source_path,
+    CoNLL-2003 from the data folder or the hub, otherwise the vocabulary."""
     source_path: str | None = None
+    """File of the text: Parquet, CoNLL or plain text."""
     per_class: int = Field(default=350, ge=1)
-    # Whose embedding layer the text goes through: with a random language model, the random one or the pre-trained one.
+    """Largest number of text vectors per class of the labelled text."""
     reference_weights: Literal["model", "pretrained"] = "model"
+    """Embedding layer that the text goes through: that of the model as trained (model), or always the pretrained one."""
     optim: OptimSettings = OptimSettings()
+    """Optimizer and schedule of the alignment."""
 
     @model_validator(mode="after")
     def _aligns(self) -> AlignSettings:
@@ -229,27 +275,44 @@ class AlignSettings(_Settings):
         return self
 
 
-class FinetuneSettings(_Settings):
+class FinetuneSettings(Section):
     """Fine-tuning and its search by ASHA with HyperOpt (paper, "Fine-tuning"). A range is [low, high], a choice is a list."""
 
     trials: int = Field(default=8, ge=1)
+    """Number of trials of the search."""
     epochs: int = Field(default=8, ge=1)
+    """Largest number of epochs per trial."""
     grace_epochs: int = Field(default=1, ge=1)
+    """Epochs of a trial before ASHA may stop it."""
     reduction_factor: int = Field(default=3, ge=2)
+    """ASHA keeps the best 1/reduction_factor of the trials at each rung."""
     parallel_trials: int = Field(default=4, ge=1)
+    """Largest number of concurrent trials."""
     initial_random_trials: int = Field(default=4, ge=1)
+    """Random trials before HyperOpt's model chooses."""
     lr_embedder: tuple[float, float] = (1e-4, 1e-3)
+    """Range [low, high] of the embedder's learning rate."""
     lr_language_model: tuple[float, float] = (2e-5, 2e-4)
+    """Range [low, high] of the language model's learning rate."""
     lr_predictor: float = Field(default=1e-3, gt=0)
+    """Learning rate of the predictor."""
     weight_decay: tuple[float, float] = (1e-6, 1e-1)
+    """Range [low, high] of the weight decay."""
     dropout: tuple[float, ...] = (0.0, 0.1, 0.2)
+    """Choices of the language model's dropout."""
     batch_size: tuple[int, ...] = (32, 64)
-    # lora: the weights stay, and low-rank additions to them train.
+    """Choices of the rows per batch."""
     train_layers: tuple[Literal["all", "top_half", "norms", "lora", "none"], ...] = ("all", "top_half")
+    """Choices of the language model's layers that train; lora trains low-rank additions and keeps the weights."""
     lora_rank: int = Field(default=8, ge=1)
+    """Rank of the LoRA matrices."""
     lora_alpha: float = Field(default=16.0, gt=0)
+    """Scale of the LoRA matrices."""
     trial_runner: Literal["auto", "process", "train"] = "auto"
+    """How a trial runs: in its own process, or as a Ray Train run; auto is a process unless a trial has several
+    workers."""
     optim: OptimSettings = OptimSettings(warmup_fraction=0.1, decay="cosine")
+    """Optimizer and schedule; learning rates and weight decay are searched."""
 
     @model_validator(mode="after")
     def _ordered(self) -> FinetuneSettings:
@@ -262,14 +325,17 @@ class FinetuneSettings(_Settings):
         return self
 
 
-class OneCycleSettings(_Settings):
-    """One cycle of the learning rate, averaged weights, no early stopping. `epochs` is their number, or the least and the
-    most, between which `steps` optimiser steps decide."""
+class OneCycleSettings(Section):
+    """One cycle of the learning rate, averaged weights, no early stopping."""
 
     epochs: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (8, 12)
+    """Number of epochs, or a range [least, most] within which `steps` decides."""
     steps: int = Field(default=1400, ge=1)
+    """Optimizer steps to take, where epochs is a range."""
     batch_size: int = Field(default=32, ge=2)
+    """Rows per batch."""
     optim: OptimSettings = OptimSettings(lr=4e-3, weight_decay=0.02, betas=(0.9, 0.999), warmup_fraction=0.2)
+    """Optimizer and schedule."""
 
     @model_validator(mode="after")
     def _ordered(self) -> OneCycleSettings:
@@ -287,37 +353,45 @@ class EmbedderOnlySettings(OneCycleSettings):
     """The searched embedder with its own predictor, trained without the language model."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the embedder (ResNet only)."""
 
 
-class EvaluateSettings(_Settings):
-    """The one look at the test split."""
+class EvaluateSettings(Section):
+    """Evaluation on the test split, which is read once."""
 
     batch_size: int = Field(default=256, ge=1)
+    """Rows per batch."""
     bootstrap_resamples: int = Field(default=1000, ge=10)
+    """Number of bootstrap resamples for intervals."""
     rc_average: Literal["auto", "on", "off"] = "auto"
+    """Average predictions over both strands; auto is off for strand-specific tasks."""
 
 
-class BaselinesSettings(_Settings):
-    """Simple models: the baselines of the leaderboard, and the arms without an embedder (`stages.baseline`, `stages.cnn`).
+class BaselinesSettings(Section):
+    """Simple models: the baselines of the leaderboard, and the arms without an embedder.
 
-    `boosting_rounds`: trees an output of `kmer_boosting`. `cnn_steps`: optimiser steps of `cnn`, in whole epochs; null: as
-    `counts.CNN_SCHEDULES` has it.
+    `cnn_steps` null: the schedule of `counts.CNN_SCHEDULES`.
     """
 
     names: tuple[str, ...] = ("majority", "kmer_linear")
+    """Baselines in the leaderboard."""
     k: int = Field(default=6, ge=1, le=8)
+    """Length of k-mers."""
     boosting_rounds: int = Field(default=300, ge=1)
+    """Trees per output of kmer_boosting."""
     cnn_steps: int | None = Field(default=None, ge=1)
-    # More rows than this are drawn from at random.
+    """Optimizer steps of cnn, rounded to whole epochs; null is the default of the task's kind."""
     max_train_rows: int = Field(default=100_000, ge=1)
-    # A hub id or folder of a model that reads DNA by its own tokenizer; words: overlapping k-mers with blanks (DNABERT).
+    """Largest number of training rows; of more, a random sample is used."""
     genomic_model: str | None = None
+    """Hugging Face id or folder of a model that reads DNA with its own tokenizer."""
     genomic_words_bp: int = Field(default=0, ge=0, le=12)
+    """Length of the overlapping k-mers that genomic_model reads (DNABERT); 0 gives it plain sequences."""
 
     @field_validator("names")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _refuse_unknown("baseline", names, BASELINES)
+        return refuse_unknown("baseline", names, BASELINES)
 
     @model_validator(mode="after")
     def _has_model(self) -> BaselinesSettings:
@@ -328,106 +402,13 @@ class BaselinesSettings(_Settings):
         return self
 
 
-class ClusterSettings(_Settings):
-    """What a run bears with; no result depends on it.
-
-    `stall_limit_s`: a trial that ends no epoch for so long (or, where a stage has none, does not end) is taken to hang;
-    its process is ended and begun again from the last epoch, twice at most. None: no limit. `storage_wait_s`: how long a
-    trial waits for storage that refuses writes. `scale_wait_s`: how long a suite with --slots waits for a cluster's
-    first machine.
-    """
+class ClusterSettings(Section):
+    """Limits and waiting times on a cluster. No result depends on them."""
 
     stall_limit_s: float | None = Field(default=None, gt=0)
+    """Seconds without a finished epoch after which a trial's process is restarted from the last epoch, at most twice;
+    null turns it off."""
     storage_wait_s: float = Field(default=600.0, ge=0)
+    """Seconds that a trial waits for storage that refuses writes."""
     scale_wait_s: float = Field(default=1200.0, ge=0)
-
-
-class Settings(_Settings):
-    """Everything that a run can be told.
-
-    `folds`: every arm is trained once a fold of train and valid rows, on the rows of the other folds, and predicts with the
-    mean of these models (0: once, on train, and validation stands in for out-of-fold rows). `arms`: what is trained, a list
-    or 'all', see `l2g_ray.arms`. `ensemble`: how the arms' predictions become one: weights by ridge regression (stack) or by greedy
-    selection, all alike (mean), or the best arm alone.
-    """
-
-    preset: str = "fast"
-    # What to know before the scores are read; a warning of every row of the leaderboard.
-    caution: str = ""
-    seed: int = Field(default=0, ge=0)
-    seeds: int = Field(default=1, ge=1)
-    folds: int = Field(default=5, ge=0)
-    arms: tuple[str, ...] = tuple(ARMS)
-    ensemble: Literal["stack", "greedy", "mean", "best"] = "stack"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    data: DataSettings = DataSettings()
-    model: ModelSettings = ModelSettings()
-    pretrain: PretrainSettings = PretrainSettings()
-    select: SelectSettings = SelectSettings()
-    search: SearchSettings = SearchSettings()
-    align: AlignSettings = AlignSettings()
-    finetune: FinetuneSettings = FinetuneSettings()
-    embedder_only: EmbedderOnlySettings = EmbedderOnlySettings()
-    baselines: BaselinesSettings = BaselinesSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
-    cluster: ClusterSettings = ClusterSettings()
-
-    @field_validator("arms", mode="before")
-    @classmethod
-    def _all_arms(cls, arms: Any) -> Any:
-        return tuple(ARMS) if arms == "all" else arms
-
-    @field_validator("arms")
-    @classmethod
-    def _some_arm(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
-        if not arms or len(set(arms)) < len(arms):
-            raise ValueError("give at least one arm, and each once")
-        return _refuse_unknown("arm", arms, ARMS)
-
-    @field_validator("folds")
-    @classmethod
-    def _is_a_split(cls, folds: int) -> int:
-        if folds == 1:
-            raise ValueError("one fold leaves no rows to train on; set it to 2 or more, or to 0 for a single split")
-        return folds
-
-    @property
-    def reference_init(self) -> str:
-        """Whose weights the text of stage 2 goes through (both readings of "random" in the paper, Fig. 5)."""
-        pretrained = self.align.reference_weights == "pretrained"
-        return "pretrained" if pretrained else self.model.language_model_init
-
-    def for_task(self, strand_specific: bool) -> Settings:
-        """Return the settings with `data.shift_bp` and `model.pooling` resolved for a task, so that files and MLflow show them."""
-        data = self.data.model_copy(update={"shift_bp": self.data.find_shift_bp(strand_specific)})
-        model = self.model.model_copy(update={"pooling": self.model.find_pooling(strand_specific)})
-        return self.model_copy(update={"data": data, "model": model})
-
-
-def known_keys() -> Iterator[str]:
-    """Every dotted key of `Settings`."""
-    yield from _model_keys(Settings, "")
-
-
-def _model_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _model_keys(annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def check_keys(keys: Iterable[str], where: str = "") -> None:
-    """Raise UserError for the first key that is neither a setting nor a group of settings, naming the nearest one."""
-    known = list(known_keys())
-    for key in keys:
-        if not any(key == k or k.startswith(key + ".") for k in known):
-            raise UserError(f"{where}unknown key '{key}': {nearest(key, known)}")
-
-
-def resolve_precision(name: str, device: str) -> str:
-    """'auto' is bf16 on a GPU, else fp32 (on a CPU with avx512_bf16, autocast was slower than fp32 at these sizes)."""
-    if name != "auto":
-        return name
-    return "bf16" if device == "cuda" else "fp32"
+    """Seconds that a suite with --slots waits for the first machine of a cluster."""

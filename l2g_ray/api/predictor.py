@@ -1,0 +1,433 @@
+"""A finished run's model as an object: predictions, embeddings, explanations, effects of variants."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+
+from l2g_ray.api.inputs import Sequences, as_input
+from l2g_ray.api.requests import DEFAULT_OUT
+from l2g_ray.errors import UserError, nearest
+from l2g_ray.monitor.bars import Bar
+from l2g_ray.predict import Predictor as StoredPredictor
+from l2g_ray.predict import fetch_arm, iter_predictions, load_predictor
+from l2g_ray.run_folder import BEST, Arm, choose_arm, find_arm
+from l2g_ray.storage import Location
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from l2g_ray.api.runs import Run
+    from l2g_ray.explain.page import Explained
+    from l2g_ray.explain.vectors import SequenceEmbedder
+
+MODELS = "models:/"
+# Options of `explain` under their names on the command line, where the request has another.
+_EXPLAIN_OPTIONS = {"references": "n_references", "motifs": "with_motifs", "database": "databases", "target": "output"}
+
+
+def load(
+    run: str | Path | Run,
+    task: str | None = None,
+    arm: str = BEST,
+    *,
+    device: str = "auto",
+    batch_size: int | None = None,
+) -> Predictor:
+    """Load a model of a finished run. Ray is not needed.
+
+    Parameters
+    ----------
+    run : the folder of a run, of one of its tasks or of a model; the same in an object store (`s3://...`); a model of
+        MLflow (`models:/NAME/VERSION`, from the store that MLFLOW_TRACKING_URI names); or what `run` returned.
+    task : which task's model, where the run has several.
+    arm : which of the run's models; 'best' is what the run predicts with.
+    device : 'auto' (a GPU if there is one), 'cpu' or 'cuda'.
+    batch_size : sequences at once; 256 by default, halved where they do not fit into memory.
+
+    Returns
+    -------
+    Predictor
+
+    Raises
+    ------
+    UserError : no finished model there, an unknown task or arm (the known ones are named), or no such device.
+
+    Examples
+    --------
+    >>> import l2g_ray as l2g
+    >>> predictor = l2g.load("runs/toy")
+    >>> predictor.labels
+    ('0', '1')
+    """
+    with contextlib.ExitStack() as stack:
+        found = stack.enter_context(open_arm(run, task, arm))
+        predictor = Predictor(load_predictor(found, device, batch_size), batch_size)
+        # A copy of a remote model stays as long as the predictor, which opens further files of it later.
+        weakref.finalize(predictor, stack.pop_all().close)
+    return predictor
+
+
+@contextlib.contextmanager
+def open_arm(run: str | Path | Run, task: str | None = None, arm: str = BEST) -> Iterator[Arm]:
+    """Find a stored model; `run`, `task` and `arm` as in `load`. A remote one is a copy that is gone afterwards."""
+    place = Location(str(getattr(run, "folder", run)))
+    if place.text.startswith(MODELS):
+        from l2g_ray.tracking.store import download_model
+
+        if task is not None or arm != BEST:
+            raise UserError(f"{place}: is one model; leave out task and arm, or give the folder of its run")
+        with tempfile.TemporaryDirectory(prefix="l2g-ray-") as scratch:
+            yield choose_arm(download_model(place.text, Path(scratch), Path(DEFAULT_OUT)))
+    elif place.is_remote:
+        with fetch_arm(place, task, arm) as found:
+            yield found
+    else:
+        yield find_arm(place.local, task, arm)
+
+
+class Predictor:
+    """A trained model. Get one by `load` or `Run.best`.
+
+    Attributes
+    ----------
+    model : the model itself, for PyTorch: `l2g_ray.predict.Predictor`.
+
+    Examples
+    --------
+    >>> import l2g_ray as l2g
+    >>> predictor = l2g.load("runs/toy")
+    >>> predictor
+    Predictor(task='planted', kind='binary', labels=('0', '1'), arm='ensemble', length_bp=40)
+    """
+
+    def __init__(self, model: StoredPredictor, batch_size: int | None = None) -> None:
+        self.model = model
+        self._batch_size = batch_size
+        self._embedders: dict[str | None, SequenceEmbedder] = {}
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.model.task.name
+
+    @property
+    def kind(self) -> str:
+        """The task's kind: binary, multiclass, multilabel or regression."""
+        return self.model.task.kind
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes or outputs, in order."""
+        return tuple(self.model.task.labels)
+
+    @property
+    def arm(self) -> str:
+        """Which of the run's models it is."""
+        return self.model.arm.name
+
+    @property
+    def length_bp(self) -> int:
+        """The longest sequence that the model reads."""
+        return self.model.length_bp
+
+    def __repr__(self) -> str:
+        shown = self.labels if len(self.labels) <= 4 else f"<{len(self.labels)} labels>"
+        return (
+            f"Predictor(task={self.task!r}, kind={self.kind!r}, labels={shown}, arm={self.arm!r}, "
+            f"length_bp={self.length_bp})"
+        )
+
+    def predict(
+        self,
+        sequences: Sequences,
+        *,
+        sequence_column: str | None = None,
+        keep_columns: bool = False,
+        quiet: bool = False,
+    ) -> pd.DataFrame:
+        """Predict sequences.
+
+        Parameters
+        ----------
+        sequences : strings (list, Series, array), a table (DataFrame, Arrow table, mapping) with a column `sequence`, or
+            the path of a FASTA, CSV, TSV or Parquet file. In a table a column `id` names the rows.
+        sequence_column : the column that holds the sequences, where it has another name.
+        keep_columns : return the columns of the table or file too, before the predictions.
+        quiet : show no progress.
+
+        Returns
+        -------
+        DataFrame of n rows in the order given: `id` where the input has one, then `prediction` and
+        `probability_<label>`; for regression `prediction_<output>` in the labels' units. Rows of a DataFrame keep their
+        index. `attrs` name the task, the arm and the model.
+
+        Raises
+        ------
+        UserError : one string instead of a list; an empty, too long or faulty sequence, naming the row.
+
+        Examples
+        --------
+        >>> import l2g_ray as l2g
+        >>> predictor = l2g.load("runs/toy")
+        >>> predictor.predict(["ACGTACGTAC", "TTGACTCATT"]).columns.tolist()
+        ['prediction', 'probability_0', 'probability_1']
+        """
+        source = as_input(sequences, sequence_column or self.model.task.sequence_column)
+        total = len(source) if isinstance(source, pa.Table) else None
+        with Bar("predicting", total, quiet=quiet) as bar:
+            tables = iter_predictions(
+                self.model,
+                source,
+                sequence_column=sequence_column,
+                keep_columns=keep_columns,
+                progress=bar.update,
+            )
+            frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        return self._finish(frame, sequences, source)
+
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        layer: str | None = None,
+        per_token: bool = False,
+        sequence_column: str | None = None,
+        quiet: bool = False,
+    ) -> np.ndarray:
+        """Embed sequences, each on the strand given.
+
+        An ensemble is represented by the one of its arms l2g and embedder_only with the larger weight, an arm of several
+        fold models by the first of them.
+
+        Parameters
+        ----------
+        sequences, sequence_column, quiet : as in `predict`.
+        layer : 'backbone' (features of the CNN), 'tokens' (of the embedder) or 'language_model' (the whole model); by
+            default the last that the arm has.
+        per_token : return each position instead of the mean over positions.
+
+        Returns
+        -------
+        Array (n, width) float32; with `per_token` (n, positions, width), NaN beyond the end of a shorter sequence.
+
+        Raises
+        ------
+        UserError : an arm without embeddings, an unknown layer; and as `predict`.
+
+        Examples
+        --------
+        >>> import l2g_ray as l2g
+        >>> predictor = l2g.load("runs/toy")
+        >>> predictor.embed(["ACGTACGTAC", "TTGACTCATT"], layer="tokens").shape
+        (2, 16)
+        """
+        from l2g_ray.explain.vectors import SequenceEmbedder
+
+        if layer not in self._embedders:
+            self._embedders[layer] = SequenceEmbedder(self.model.arm, layer, self.model.device, self._batch_size)
+        source = as_input(sequences, sequence_column or self.model.task.sequence_column)
+        total = len(source) if isinstance(source, pa.Table) else None
+        with Bar("embedding", total, quiet=quiet) as bar:
+            return self._embedders[layer].embed(
+                source, per_token=per_token, sequence_column=sequence_column, progress=bar.update
+            )
+
+    def explain(
+        self,
+        sequences: Sequences | None = None,
+        *,
+        target: str | None = None,
+        out: str | Path | None = None,
+        motifs: bool = True,
+        quiet: bool = False,
+        **options: Any,
+    ) -> Explained:
+        """Explain predictions: contributions of bases, and motifs.
+
+        An ensemble is represented by the arm with the largest weight that has contributions.
+
+        Parameters
+        ----------
+        sequences, quiet : as in `predict`; by default validation rows of the run.
+        target : class or output to explain, or how its name begins; by default all of up to four, of a binary task the
+            second.
+        out : folder for the page, tables and logos; nothing is written without one.
+        motifs : look for motifs by TF-MoDISco.
+        options : the other options of `l2g-ray explain` under their names, such as `top=100`, `method="deeplift"`,
+            `database=["jaspar:insects"]`, `rc_average=True`.
+
+        Returns
+        -------
+        Explained : `motifs` and `sequences` (DataFrames), `contributions` (arrays by output), and `page`.
+
+        Raises
+        ------
+        UserError : an unknown option, a model without contributions of bases; and as `predict`.
+
+        Examples
+        --------
+        >>> import l2g_ray as l2g
+        >>> predictor = l2g.load("runs/toy")
+        >>> found = predictor.explain(["ACGTACGTAC" * 4], motifs=False, references=2)
+        >>> found.contributions["1"].shape
+        (1, 40)
+        """
+        from l2g_ray.explain.page import explain
+        from l2g_ray.explain.request import ExplainRequest
+
+        given = {"target": target, "motifs": motifs, **options}
+        named = {_EXPLAIN_OPTIONS.get(name, name): value for name, value in given.items()}
+        own = {field.name for field in fields(ExplainRequest)} - {"run", "task", "arm", "writes", "device"}
+        for name in named:
+            if name not in own:
+                raise UserError(f"explain: no option '{name}' ({nearest(name, own)})")
+        if isinstance(databases := named.get("databases"), str):
+            named["databases"] = (databases,)
+        column = named.get("sequence_column") or self.model.task.sequence_column
+        request = ExplainRequest(
+            self.model.arm.folder,
+            sequences=None if sequences is None else as_input(sequences, column),
+            out=None if out is None else Path(out),
+            writes=out is not None,
+            device=str(self.model.device),
+            **{"batch_size": self._batch_size, **named},
+        )
+        with Bar("explaining", quiet=quiet) as bar:
+            return explain(request, bar.show)
+
+    def variants(
+        self,
+        vcf: str | Path | None = None,
+        genome: str | Path | None = None,
+        *,
+        pairs: str | Path | pd.DataFrame | pa.Table | Mapping[str, Any] | None = None,
+        on_mismatch: str = "error",
+        at_edge: str = "pad",
+        strand: str = "auto",
+        window_bp: int | None = None,
+        quiet: bool = False,
+    ) -> pd.DataFrame:
+        """Score both alleles of variants, and their difference.
+
+        Parameters
+        ----------
+        vcf, genome : files of variants (VCF, plain or compressed) and of the genome that they were called on (FASTA).
+        pairs : instead, a table or file with the columns `ref` and `alt`, both whole sequences.
+        on_mismatch : a row that does not fit the genome: 'error' raises, 'skip' leaves it without scores, 'swap' reads it
+            where the genome has the ALT.
+        at_edge : a window beyond a contig's edge: 'pad' reads N there, 'skip' leaves it without scores.
+        strand : '+', '-', 'both' (their mean), or 'auto': both, unless the task belongs to one strand.
+        window_bp : length of the window; the model's by default.
+        quiet : show no progress.
+
+        Returns
+        -------
+        DataFrame, a row for each allele or pair, with `ref_<label>`, `alt_<label>`, `diff_<label>` and, of
+        probabilities, `log_odds_diff_<label>` (natural logarithm). `attrs` name the model, and `notes` what was left out.
+
+        Raises
+        ------
+        UserError : options that do not go together, or a faulty row.
+
+        Examples
+        --------
+        >>> import l2g_ray as l2g
+        >>> predictor = l2g.load("runs/toy")
+        >>> pairs = {"ref": ["ACGTACGTAC"], "alt": ["ACGTTCGTAC"]}
+        >>> predictor.variants(pairs=pairs).columns.tolist()
+        ['ref_1', 'alt_1', 'diff_1', 'log_odds_diff_1']
+        """
+        from l2g_ray.explain.effects import score_variants
+
+        tables: list[pa.Table] = []
+        source = None if pairs is None else as_input(pairs, "ref")
+        with Bar("scoring", quiet=quiet) as bar:
+            found = score_variants(
+                self.model,
+                vcf=None if vcf is None else Path(vcf),
+                genome=None if genome is None else Path(genome),
+                pairs=source,
+                collect=tables.append,
+                on_mismatch=on_mismatch,
+                at_edge=at_edge,
+                strand=strand,
+                window_bp=window_bp,
+                progress=bar.update,
+            )
+        frame = self._finish(pa.concat_tables(tables).to_pandas(), pairs, source)
+        frame.attrs |= {"strand": found.strand, "notes": [*found.warnings, *found.notes]}
+        return frame
+
+    def mutate(
+        self,
+        sequence: str,
+        *,
+        target: str | None = None,
+        region: str | None = None,
+        strand: str = "auto",
+        quiet: bool = False,
+    ) -> pd.DataFrame:
+        """Change every base of one sequence into every other, and score each change.
+
+        Parameters
+        ----------
+        sequence : the sequence itself.
+        target : which class or output; by default all, of a binary task the second.
+        region : change only positions 'START-END', counted from 1, both included.
+        strand : '+', 'both' or 'auto', as in `variants`.
+        quiet : show no progress.
+
+        Returns
+        -------
+        DataFrame, a row for each output and position: `output`, `position` (from 1), `base`, and for A, C, G and T the
+        score of the changed sequence minus that of the given one, in log-odds, for regression in the labels' units.
+
+        Raises
+        ------
+        UserError : an unknown output, a region outside of the sequence, or a faulty sequence.
+
+        Examples
+        --------
+        >>> import l2g_ray as l2g
+        >>> predictor = l2g.load("runs/toy")
+        >>> predictor.mutate("ACGTACGTAC", region="3-4").columns.tolist()
+        ['output', 'position', 'base', 'A', 'C', 'G', 'T']
+        """
+        from l2g_ray.explain.mutagenesis import choose_outputs, mutate_sequence, parse_region
+
+        if not isinstance(sequence, str):
+            raise UserError(f"mutate: {type(sequence).__name__} is no sequence; give one string")
+        if strand not in ("auto", "+", "both"):
+            raise UserError(f"strand '{strand}': choose one of auto, +, both")
+        clean = self.model.clean(pa.array([sequence], pa.large_string()), "the sequence")[0].as_py()
+        outputs = choose_outputs(self.model.task, target, "target")
+        with Bar("scoring mutants", quiet=quiet) as bar:
+            mutants = mutate_sequence(
+                self.model,
+                clean,
+                outputs,
+                region=parse_region(region, len(clean)),
+                both_strands=None if strand == "auto" else strand == "both",
+                progress=lambda done, total: bar.show("scoring mutants", done, total),
+            )
+        frame = pd.concat([found.table().assign(output=found.output) for found in mutants], ignore_index=True)
+        frame.insert(0, "output", frame.pop("output"))
+        return self._finish(frame)
+
+    def _finish(self, frame: pd.DataFrame, given: object = None, read: object = None) -> pd.DataFrame:
+        """The frame with the index of a `given` DataFrame, without ids that what was `read` has not, and with facts."""
+        if isinstance(read, pa.Table) and "id" not in read.column_names:
+            frame = frame.drop(columns="id")
+        if isinstance(given, pd.DataFrame):
+            frame.index = given.index
+        frame.attrs |= self.model.facts()
+        return frame
