@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from runs import Sources, execute, read_board, stage_folders
 
-
 ROWS = ("n_train", "n_valid", "n_test")
 
 
@@ -41,7 +40,7 @@ def test_a_suite_of_trials_with_two_workers(suite_of_three: Path, sources: Sourc
         # Other rows in each batch, and another draw of dropout, so other numbers.
         assert len(losses[0]) == len(losses[1]), name
         assert all(math.isfinite(loss) for loss in losses[0]), name
-        if name.startswith("embedder_only"):  # one step an epoch from the same weights, so draws matter least
+        if name.startswith("embedder_only"):  # a few steps from the same weights
             assert losses[0] == pytest.approx(losses[1], rel=0.15)
     assert not list(out.rglob("*.work"))
     assert not list(out.glob("tune/*"))
