@@ -141,6 +141,11 @@ def test_what_cannot_be_read_is_one_sentence(predictor: l2g.Predictor, given: An
     assert "\n" not in str(caught.value)
 
 
+def test_the_model_below_takes_no_string_as_letters(predictor: l2g.Predictor) -> None:
+    with pytest.raises(l2g.UserError, match="one string instead of a list"):
+        predictor.model.predict("ACGT")  # type: ignore[arg-type]
+
+
 def test_a_run_a_task_or_a_model_is_loaded(run: Path, expected: np.ndarray) -> None:
     for folder in (run, str(run), run / "planted", run / "planted" / "best"):
         np.testing.assert_allclose(l2g.load(folder, device="cpu").predict(DNA)[PROBABILITY], expected, atol=1e-6)
