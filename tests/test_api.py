@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +348,10 @@ def test_run_refuses_what_it_cannot_read(tmp_path: Path) -> None:
         l2g.suite("demo", ["splice_junctoin"], out=tmp_path)
     with pytest.raises(l2g.UserError, match=r"finetune\.trials"):
         l2g.run("demo/splice_junction", settings={"finetune.trails": 3}, out=tmp_path, quiet=True)
+
+
+def test_types_are_shipped() -> None:
+    package = Path(l2g.__file__).parent
+    assert (package / "py.typed").is_file()
+    shipped = tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in shipped["l2g_ray"]
