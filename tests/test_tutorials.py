@@ -20,6 +20,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+DASHBOARD = re.compile(r"127\.0\.0\.1:\d+")
 OF_A_MACHINE = re.compile(r"/(?:tmp|work|root|home|Users)/[\w./-]+")
 # Shown while a cell runs, and different each time.
 NOISE = re.compile(r"^.*(?:IProgress not found|Kernel is running).*\n?", re.M)
@@ -78,6 +79,7 @@ def strip(notebook: Any, where: Path) -> Any:
 def clean(text: str, where: Path) -> str:
     for root in (where, Path(os.path.realpath(where))):
         text = text.replace(f"{root}/", "").replace(str(root), ".")
+    text = DASHBOARD.sub("127.0.0.1:8265", text)
     return OF_A_MACHINE.sub(lambda found: f".../{found[0].rsplit('/', 1)[-1]}", NOISE.sub("", text))
 
 
