@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 DASHBOARD = re.compile(r"127\.0\.0\.1:\d+")
 OF_A_MACHINE = re.compile(r"/(?:tmp|work|root|home|Users)/[\w./-]+")
 # Shown while a cell runs, and different each time.
-NOISE = re.compile(r"^.*(?:IProgress not found|Kernel is running).*\n?", re.M)
+NOISE = re.compile(r"^.*(?:IProgress not found|autonotebook import|Missing packages: \['ipywidgets'\]).*\n?", re.M)
 
 
 def execute(path: Path, where: Path) -> Any:
@@ -80,6 +81,7 @@ def clean(text: str, where: Path) -> str:
     for root in (where, Path(os.path.realpath(where))):
         text = text.replace(f"{root}/", "").replace(str(root), ".")
     text = DASHBOARD.sub("127.0.0.1:8265", text)
+    text = text.replace(f" on {socket.gethostname()},", " on head,")
     return OF_A_MACHINE.sub(lambda found: f".../{found[0].rsplit('/', 1)[-1]}", NOISE.sub("", text))
 
 
