@@ -124,6 +124,8 @@ class Predictor:
 
         The table's `attrs` name task, arm and model.
         """
+        if isinstance(sequences, str):
+            raise UserError("predict: one string instead of a list of sequences; put it into a list, [sequence]")
         outputs = self.predict_array(pa.array(sequences, pa.large_string()))
         frame = pa.table(prediction_columns(self.task, outputs)).to_pandas()
         frame.attrs |= self.facts()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,11 @@ def test_what_cannot_be_read_is_one_sentence(predictor: l2g.Predictor, given: An
     with pytest.raises(l2g.UserError, match=message) as caught:
         predictor.predict(given)
     assert "\n" not in str(caught.value)
+
+
+def test_the_model_below_takes_no_string_as_letters(predictor: l2g.Predictor) -> None:
+    with pytest.raises(l2g.UserError, match="one string instead of a list"):
+        predictor.model.predict("ACGT")  # type: ignore[arg-type]
 
 
 def test_a_run_a_task_or_a_model_is_loaded(run: Path, expected: np.ndarray) -> None:
@@ -342,3 +348,10 @@ def test_run_refuses_what_it_cannot_read(tmp_path: Path) -> None:
         l2g.suite("demo", ["splice_junctoin"], out=tmp_path)
     with pytest.raises(l2g.UserError, match=r"finetune\.trials"):
         l2g.run("demo/splice_junction", settings={"finetune.trails": 3}, out=tmp_path, quiet=True)
+
+
+def test_types_are_shipped() -> None:
+    package = Path(l2g.__file__).parent
+    assert (package / "py.typed").is_file()
+    shipped = tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in shipped["l2g_ray"]

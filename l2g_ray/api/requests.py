@@ -110,7 +110,7 @@ def _refuse_flags(flags: Mapping[str, Any], folder: str) -> None:
     given = [name for name, field in FILE_OPTIONS.items() if _is_given(flags.get(field))]
     if given:
         flag = f"--{given[0].replace('_', '-')}"
-        raise UserError(f"{folder}: is prepared already, {flag} would do nothing; leave it out, or prepare it anew")
+        raise UserError(f"{folder}: is prepared already, {flag} would do nothing; leave it out, or prepare it again")
 
 
 def _is_given(value: Any) -> bool:
