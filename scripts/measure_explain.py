@@ -1,7 +1,7 @@
 """What docs/explain.md measures: methods beside each other, and motifs of a network that was trained on shuffled labels.
 
-python scripts/measure_explain.py methods runs/demo-fast --task enhancer_grammar --output dev --sequences FILE --top 50
-python scripts/measure_explain.py shuffled runs/demo-fast --task enhancer_grammar --output dev --sequences FILE
+python scripts/measure_explain.py methods runs/demo-fast --task enhancer_grammar --target dev --input FILE --top 50
+python scripts/measure_explain.py shuffled runs/demo-fast --task enhancer_grammar --target dev --input FILE
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _options(command: Any) -> Any:
     for decorate in (
         click.argument("run", type=click.Path(path_type=Path)),
         click.option("--task", required=True),
-        click.option("--output", required=True),
-        click.option("--sequences", required=True, type=click.Path(path_type=Path)),
+        click.option("--target", "output", required=True),
+        click.option("--input", "sequences", required=True, type=click.Path(path_type=Path)),
         click.option("--top", type=int, default=500),
         click.option("--references", "n_references", type=int, default=20),
     ):

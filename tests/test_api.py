@@ -305,7 +305,7 @@ def test_pairs_and_variants(predictor: l2g.Predictor, tmp_path: Path) -> None:
     assert scored.attrs["strand"] == "both"
     assert "1 without scores" in scored.attrs["notes"][0]
     for options, message in (
-        ({"vcf": files[0]}, "--vcf needs --genome"),
+        ({"vcf": files[0]}, "a VCF needs --genome"),
         ({"vcf": files[0], "pairs": pairs}, "give either"),
         ({"pairs": pairs, "strand": "forward"}, "--strand forward: choose one of"),
         ({"pairs": {"ref": ["ACGT"]}}, "no column 'alt'"),

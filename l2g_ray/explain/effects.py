@@ -57,11 +57,11 @@ def score_variants(
     UserError : options that do not go together; and as `score_vcf` and `score_pairs`.
     """
     if (vcf is None) == (pairs is None):
-        raise UserError("give either --vcf with --genome, or --pairs")
+        raise UserError("give either a VCF with its genome, or pairs of sequences")
     if vcf is not None and genome is None:
-        raise UserError("--vcf needs --genome, the FASTA file that the variants were called on")
+        raise UserError("a VCF needs --genome, the FASTA file that its variants were called on")
     if pairs is not None and (genome is not None or window_bp is not None or strand == "-"):
-        raise UserError("--pairs takes the sequences as they are; leave out --genome, --window-bp and --strand -")
+        raise UserError("pairs are scored as they are; leave out --genome, --window-bp and --strand -")
     for target in targets:
         if not target.name.endswith((*SUFFIXES, *VCF_SUFFIXES)):
             raise UserError(f"{target}: the output must end in {', '.join((*SUFFIXES, *VCF_SUFFIXES))}")
