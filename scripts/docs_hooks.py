@@ -1,0 +1,117 @@
+"""Pages of the site that are made from other files: mkdocs calls these functions (`hooks` in mkdocs.yml).
+
+The home page is the README, `contributing` and `changelog` are the files of those names, and the settings and the Python
+reference are made from the code, so they cannot drift.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+# Pages that are a file of the repository's root.
+WHOLE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+PRESETS = ("fast", "paper")
+# Pages and files that live elsewhere in the site than in the repository.
+MOVED = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+# Python modules of the reference, in their order, as far as they are there.
+MODULES = ("l2g_ray/api*.py", "l2g_ray/predict.py")
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Return the page's Markdown, with what is made from other files put in."""
+    name = page.file.src_uri
+    if name in WHOLE:
+        return adapt_links((ROOT / WHOLE[name]).read_text())
+    if name == "reference/settings.md":
+        return markdown.replace("<!-- settings -->", list_settings())
+    if name == "reference/python.md":
+        return markdown.replace("<!-- modules -->", list_modules())
+    if name == "ablations.md":
+        return markdown.replace("<!-- studies -->", list_studies())
+    if name == "baselines.md":
+        return markdown.replace("<!-- baselines -->", list_baselines())
+    return markdown
+
+
+def adapt_links(text: str) -> str:
+    """Return a root file's Markdown with its links as seen from the site's first page; a file outside of it stays as a name."""
+
+    def replace(found: re.Match[str]) -> str:
+        label, target = found[1], found[2]
+        if target.startswith("docs/"):
+            return f"[{label}]({target.removeprefix('docs/')})"
+        if target in MOVED:
+            return f"[{label}]({MOVED[target]})"
+        return label if re.fullmatch(r"[\w./-]+", target) else found[0]
+
+    return re.sub(r"\[([^\[\]]*)\]\(([^()\s]+)\)", replace, text)
+
+
+def list_settings() -> str:
+    """Return a table for each section of the settings: key, its values in the presets, and a sentence."""
+    from l2g_ray.config import known_keys
+    from l2g_ray.presets import resolve
+    from l2g_ray.settings_help import SECTIONS, describe_setting
+
+    presets = {name: _flatten(resolve(name).model_dump(mode="json")) for name in PRESETS}
+    parts = []
+    for section, about in SECTIONS.items():
+        parts.append(f"## {section or 'run'}\n\n{about}\n")
+        parts.append(f"| key | {' | '.join(PRESETS)} | meaning |\n|---|{'---|' * len(PRESETS)}---|")
+        for key in known_keys():
+            if key.rpartition(".")[0].partition(".")[0] == section:
+                values = [_show(presets[name][key]) for name in PRESETS]
+                parts.append(f"| `{key}` | {' | '.join(values)} | {describe_setting(key)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    if value == "":
+        return "(empty)"
+    if isinstance(value, list):
+        return "[" + ", ".join(_show(one) for one in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def list_modules() -> str:
+    """Return a block of mkdocstrings for each module of the Python reference."""
+    found = [path for pattern in MODULES for path in sorted(ROOT.glob(pattern))]
+    return "\n\n".join(f"::: {'.'.join(path.relative_to(ROOT).with_suffix('').parts)}" for path in found)
+
+
+def list_studies() -> str:
+    """Return the table of the shipped ablations, as `l2g-ray ablate --list` prints them."""
+    rows = [
+        f"| `{name}` | {', '.join(study['arms'])} | {study['about']} |"
+        for name, study in _read_arms()["studies"].items()
+    ]
+    return "\n".join(["| study | arms, the first is the control | about |", "|---|---|---|", *rows])
+
+
+def list_baselines() -> str:
+    """Return the table of all baselines, as `l2g-ray baseline --list` prints them."""
+    from l2g_ray.arms import BASELINES
+
+    about = {name: kind.about for name, kind in BASELINES.items()}
+    about |= {name: arm["about"] for name, arm in _read_arms()["baselines"].items()}
+    return "\n".join(["| name | model |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in about.items())])
+
+
+def _read_arms() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "l2g_ray" / "studies" / "arms.yaml").read_text())
+    return found
