@@ -25,13 +25,6 @@ from l2g_ray.results.schema import validate_leaderboard
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 COMMANDS = re.findall(r"^\$ (.+)$", PAGE, flags=re.MULTILINE)
-# The README's cluster section, without its comments.
-README = (ROOT / "README.md").read_text().partition("## Cluster\n")[2].partition("\n## ")[0]
-SHORT = [
-    line.partition(" # ")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
-]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.yaml"))
 T = TypeVar("T")
 TASK = "splice_junction"
@@ -99,11 +92,10 @@ def test_every_job_has_a_program_a_page_and_a_yaml() -> None:
     programs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"submit"}
     assert programs == set(JOBS)
     assert {name for name in JOBS if f"| `jobs/{name}.yaml` |" in PAGE} == programs
-    for text in (PAGE, README):
-        quoted = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0].replace(", ...]", "]"))
-        suite = yaml.safe_load((ROOT / "jobs" / "suite.yaml").read_text())
-        assert set(quoted["runtime_env"].pop("excludes")) <= set(suite["runtime_env"].pop("excludes"))
-        assert quoted == suite
+    quoted = yaml.safe_load(PAGE.split("```yaml\n")[1].split("```")[0].replace(", ...]", "]"))
+    suite = yaml.safe_load((ROOT / "jobs" / "suite.yaml").read_text())
+    assert set(quoted["runtime_env"].pop("excludes")) <= set(suite["runtime_env"].pop("excludes"))
+    assert quoted == suite
 
 
 @pytest.mark.parametrize(
@@ -218,12 +210,7 @@ def test_the_page_word_for_word(cluster: tuple[Shell, int], shared: Path, quick:
     (measured,) = Tree(run).find("attributes.run_name = 'scaling'")
     assert measured.info.status == "FINISHED"
 
-    # What the README has beside the page.
-    (line,) = [line for line in SHORT if line.startswith("ray job submit ")]
-    said = shell.type(line, one_task)
-    assert "Nothing to do: all of it was there already." in said
-    shell.type("l2g-ray status /shared/runs")
-    typed = {line for line in [*COMMANDS, *SHORT] if not line.startswith("export ")}
+    typed = {line for line in COMMANDS if not line.startswith("export ")}
     assert shell.said.keys() == typed
 
 
