@@ -6,6 +6,7 @@ reference are made from the code, so they cannot drift.
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     name = page.file.src_uri
     if name in WHOLE:
         return adapt_links((ROOT / WHOLE[name]).read_text())
+    if name == "reference/cli.md":
+        return markdown.replace("<!-- commands -->", list_commands())
     if name == "reference/settings.md":
         return markdown.replace("<!-- settings -->", list_settings())
     if name == "reference/python.md":
@@ -50,6 +53,53 @@ def adapt_links(text: str) -> str:
         return label if re.fullmatch(r"[\w./-]+", target) else found[0]
 
     return re.sub(r"\[([^\[\]]*)\]\(([^()\s]+)\)", replace, text)
+
+
+def list_commands() -> str:
+    """Return a section for each command, as its `--help` has it."""
+    import click
+
+    from l2g_ray.cli.main import main
+
+    def describe(command: click.Command, context: click.Context) -> str:
+        words = context.command_path
+        parts = [f"{'#' * (words.count(' ') + 1)} {words}" if " " in words else ""]
+        parts.append(f"```text\n{words} {' '.join(command.collect_usage_pieces(context))}\n```")
+        parts.append(_format_help(command.help or ""))
+        options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
+        records = [record for option in options if (record := option.get_help_record(context))]
+        rows = [f"| `{names}` | {_escape(text)} |" for names, text in records]
+        parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
+        if isinstance(command, click.Group):
+            for name in command.list_commands(context):
+                inner = command.get_command(context, name)
+                if inner is not None and not inner.hidden:
+                    parts.append(describe(inner, click.Context(inner, info_name=name, parent=context)))
+        return "\n\n".join(part for part in parts if part)
+
+    return describe(main, click.Context(main, info_name="l2g-ray", **main.context_settings))
+
+
+def _format_help(text: str) -> str:
+    """Return a command's help as Markdown: paragraphs, and what click keeps as it is (after a backspace) as code."""
+    parts = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        kept = paragraph.removeprefix("\b\n")
+        if kept == paragraph:
+            parts.append(_escape(" ".join(paragraph.split())))
+            continue
+        title, _, rest = kept.partition("\n")
+        if rest and title.endswith(":"):
+            parts.append(f"{_escape(title)}\n\n```text\n{inspect.cleandoc(rest)}\n```")
+        else:
+            parts.append(f"```text\n{kept}\n```")
+    return "\n\n".join(parts)
+
+
+def _escape(text: str) -> str:
+    """Return text of a help in which Markdown finds no table cell, tag or emphasis, but code in backticks."""
+    pieces = " ".join(text.split()).split("`")
+    return "`".join(one if i % 2 else re.sub(r"([|<>*_\[\]])", r"\\\1", one) for i, one in enumerate(pieces))
 
 
 def list_settings() -> str:
