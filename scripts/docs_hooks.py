@@ -1,12 +1,13 @@
 """Pages of the site that are made from other files: mkdocs calls these functions (`hooks` in mkdocs.yml).
 
-The home page is the README, `contributing` and `changelog` are the files of those names, and the settings and the Python
-reference are made from the code, so they cannot drift.
+The home page is the README, `contributing` and `changelog` are the files of those names, the references are made from the code,
+so they cannot drift, and each notebook of docs/tutorials becomes a page of the section "Tutorials", which is there only then.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,59 @@ PRESETS = ("fast", "paper")
 MOVED = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 # Python modules of the reference, in their order, as far as they are there.
 MODULES = ("l2g_ray/api*.py", "l2g_ray/predict.py")
+
+
+def on_config(config: Any) -> Any:
+    """Put the tutorials behind "Get started"."""
+    if pages := [{_title(path): _tutorial_uri(path)} for path in _list_notebooks()]:
+        config.nav.insert(2, {"Tutorials": pages})
+    return config
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """Add a page for each notebook."""
+    from mkdocs.structure.files import File
+
+    for path in _list_notebooks():
+        files.append(File.generated(config, _tutorial_uri(path), content=convert_notebook(path)))
+    return files
+
+
+def _list_notebooks() -> list[Path]:
+    return sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+
+
+def _tutorial_uri(path: Path) -> str:
+    return f"tutorials/{path.stem}.md"
+
+
+def _title(path: Path) -> str:
+    found = re.search(r"^# (.+)$", convert_notebook(path), re.MULTILINE)
+    return found[1] if found else path.stem
+
+
+def convert_notebook(path: Path) -> str:
+    """Return a notebook as Markdown: its text, its code, and the stored outputs (text, tables as HTML, pictures inline)."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"]).strip()
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+        elif cell["cell_type"] == "code" and source:
+            parts.append(f"```python\n{source}\n```")
+            parts += [shown for output in cell["outputs"] if (shown := _show_output(output))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _show_output(output: dict[str, Any]) -> str:
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f'<img alt="Output of the cell above" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+    if "text/html" in data:
+        kept = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
+        return "\n".join(line for line in kept.splitlines() if line.strip())
+    text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+    return f"```text\n{text}\n```" if text else ""
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:

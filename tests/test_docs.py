@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ import l2g_ray
 from l2g_ray.cli.main import main
 from l2g_ray.config import known_keys
 from l2g_ray.settings_help import OPTIM, SETTINGS, describe_setting
+from scripts.docs_hooks import convert_notebook
 
 ROOT = Path(__file__).parents[1]
 # What people read, but for the generated reference and the change log.
@@ -175,6 +177,22 @@ def test_help_has_no_retired_words(path: tuple[str, ...]) -> None:
     helps += [parameter.help or "" for parameter in command.params if isinstance(parameter, click.Option)]
     if found := find_retired("\n".join(helps)):
         assert " ".join(path) in UNWRITTEN, found
+
+
+def test_a_notebook_becomes_a_page(tmp_path: Path) -> None:
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": ["two\n", "lines\n"]},
+        {"output_type": "display_data", "data": {"image/png": "iVBO\n", "text/plain": "<Figure>"}},
+        {"output_type": "execute_result", "data": {"text/html": "<style>p</style>\n<table>\n\n</table>"}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": ["# A title\n", "Words."]},
+        {"cell_type": "code", "source": "print(1)", "outputs": outputs},
+    ]
+    (tmp_path / "one.ipynb").write_text(json.dumps({"cells": cells}))
+    page = convert_notebook(tmp_path / "one.ipynb")
+    assert page.startswith("# A title\nWords.\n\n```python\nprint(1)\n```\n\n```text\ntwo\nlines\n```\n\n<img ")
+    assert page.endswith('base64,iVBO">\n\n<table>\n</table>\n')
 
 
 def test_the_citation_is_of_this_version() -> None:
