@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -131,6 +132,40 @@ def test_the_reference_has_every_command_and_option(site: Path) -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 assert max(parameter.opts, key=len) in page, (path, parameter.opts)
+
+
+def read_commands() -> Iterator[tuple[str, list[str]]]:
+    """Each call of l2g-ray in a code block of a page, with the page's name."""
+    for page in PAGES:
+        for block in re.findall(r"^```(?:sh|console|yaml)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                call = re.sub(r"\s+#.*|\s>\s.*", "", line)
+                if found := re.search(r"(?:^|\s)l2g-ray (.+)", call):
+                    yield page.name, shlex.split(found[1])
+
+
+def test_every_command_of_a_page_is_one() -> None:
+    """Its command and its options exist, also where the page's commands are not run by a test."""
+    commands = list(read_commands())
+    assert len(commands) > 60
+    for page, words in commands:
+        path = ()
+        for word in words:
+            if (*path, word) not in COMMANDS:
+                break
+            path = (*path, word)
+        path = (*path, "start") if path == ("server",) else path  # what it does without a subcommand
+        assert path, (page, words)
+        known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
+        given = {word.partition("=")[0] for word in words if word.startswith("-") and not re.match(r"-\d", word)}
+        assert given <= known, (page, words)
+
+
+def test_every_setting_of_a_page_is_one() -> None:
+    known = set(known_keys())
+    for page, words in read_commands():
+        values = [words[i + 1] for i, word in enumerate(words) if word in ("--set", "--vary")]
+        assert {value.partition("=")[0] for value in values} <= known, (page, words)
 
 
 def test_every_setting_has_a_sentence_on_the_reference_page(site: Path) -> None:
