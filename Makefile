@@ -1,4 +1,4 @@
-# Two commands, each doing its own set-up: `make demo` and `make test`.
+# Commands that do their own set-up: `make demo`, `make test` and `make docs`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,15 @@ OUT ?= runs
 # Two processes; a file's tests stay together.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-cluster lint types clean
+.PHONY: demo docs test test-slow test-cluster lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/l2g-ray suite --bench demo --out $(OUT) $(OPTIONS)
+
+# The site, built strictly into site/ and then served. Tests build it too (tests/test_docs.py).
+docs: $(VENV)/.installed
+	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m mkdocs serve
 
 test: $(VENV)/.installed lint types
 	$(BIN)/python -m pytest $(TWO) -m "not slow and not cluster"
@@ -39,4 +44,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,8 @@
     python -m scripts.results_tables            # between the marks of README.md, docs/results.md and docs/ablations.md
     python -m scripts.results_tables --check    # fails where a table is not what the ledger says
 
-A mark is `<!-- tables: PART -->`; what follows it, up to `<!-- end of tables -->`, comes from `results/PART/*.json`.
+A mark is `<!-- tables: PART -->`; what follows it, up to `<!-- end of tables -->`, comes from `results/PART/*.json`. `PART:tasks` has
+the table of its tasks alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ MARKED = re.compile(r"(<!-- tables: (\S+) -->\n).*?(<!-- end of tables -->)", re
 
 def make_tables(part: str, ledger: Path = LEDGER) -> str:
     """Return a part's tables in Markdown: of its studies, or of its tasks where it has none."""
+    part, _, only = part.partition(":")
     files = read_part(part, ledger)
+    if files and only == "tasks":
+        return _list_tasks(files)
     if studies := [one for one in files if "study" in one]:
         return "\n\n".join(_make_study(same) for same in _group(studies))
     if not files:
@@ -64,7 +68,16 @@ def _list_tasks(files: list[dict[str, Any]]) -> str:
                 f"{row['cpu_s']:,.0f}",
             ]
         )
-    headings = ["task", "metric", "used, test", "best published, comparable", "made of", "seeds", "OOF", "CPU s"]
+    headings = [
+        "task",
+        "metric",
+        "ensemble, test",
+        "best published, comparable",
+        "arms by weight",
+        "seeds",
+        "OOF",
+        "CPU s",
+    ]
     total = sum(one["row"]["cpu_s"] for one in files) / 3600
     return f"{_table(headings, rows, 5)}\n\n{len(files)} tasks, {total:.1f} CPU hours."
 
@@ -88,7 +101,7 @@ def _rank(files: list[dict[str, Any]]) -> str:
          str(sum(rank == 1 for rank in ranks[arm]))]
         for arm in sorted(ranks, key=lambda arm: mean(ranks[arm]))
     ]  # fmt: skip
-    return _table(["arm", "tasks", "mean test score", "mean rank", "best of all"], rows, 1)
+    return _table(["arm", "tasks", "mean test score", "mean rank", "first on"], rows, 1)
 
 
 def _list_arms(one: dict[str, Any]) -> str:
@@ -104,7 +117,7 @@ def _list_arms(one: dict[str, Any]) -> str:
                 f"{format_number(adds['mean'], signed=True)} {format_interval(adds)}",
             ]
         )
-    headings = [f"{_name(one)}: arm", f"OOF {row['metric']}", "test", "weight", "adds on OOF"]
+    headings = [f"{_name(one)}: arm", f"OOF {row['metric']}", "test", "weight", "gain on OOF"]
     return f"{_source(one)}\n\n{_table(headings, rows, 1)}"
 
 

@@ -70,7 +70,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_fasta(folder / "enhancers.fa", ids[1::2], sequences[1::2])
     write_fasta(folder / "background.fa", ids[::2], sequences[::2])
     frame = pd.DataFrame({"sequence": sequences, "label": labels})
-    frame.assign(set=["train", "train", "train", "test"] * 40).to_csv(folder / "parted.csv", index=False)
+    frame.assign(set=["train", "train", "train", "test"] * 40).to_csv(folder / "assigned.csv", index=False)
     chromosomes = np.repeat(["chr1", "chr2", "chr3", "chr4"], 40)
     frame.assign(gene=[f"gene{i // 4}" for i in range(160)], chrom=chromosomes).to_csv(
         folder / "tiles.csv", index=False

@@ -1,4 +1,4 @@
-"""Every `sh` and `python` block of the README, command by command, in a folder with small files of the names it uses."""
+"""Every `sh` and `python` block of the README and of the first pages, in a folder with small files of the names they use."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ from l2g_ray.cli.main import main
 from l2g_ray.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+# In the order in which a person reads them.
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("get_started", "predict", "report", "runs", "mlflow", "plan")))
+TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 # What is not typed here, and who does.
 ELSEWHERE = {
     "make demo": ".ci/run",
+    "make docs": "test_docs.py: it does not end",
     "make test": ".ci/run",
     ".venv/bin/pip install": "needs a network; test_an_extra_that_is_missing_is_named has its other side",
-    "export ": "test_jobs.py, on a cluster",
-    "ray job submit": "test_jobs.py, on a cluster",
-    "l2g-ray status /shared/runs": "test_jobs.py, on a cluster",
-    "python jobs/submit.py": "test_jobs.py, on a cluster",
     "l2g-ray ui": "test_server.py: it does not end",
     "l2g-ray report runs/nt-paper --study": "test_arms.py: a study takes minutes",
 }
-# The README's command, with a tiny model and little training.
+# The pages' command, with a tiny model and little training.
 QUICK = {
     "select.backbones": ["resnet"],
     "align.max_samples": 31,
@@ -57,13 +56,13 @@ MORE = {
 
 def read_blocks() -> list[tuple[str, str]]:
     """Kind and text of each fenced block that is to be typed."""
-    return re.findall(r"^```(sh|python)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(sh|python)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 
 
 def read_commands() -> list[str]:
     """The lines of all `sh` blocks, without comments."""
     lines = [line for kind, text in read_blocks() if kind == "sh" for line in text.splitlines()]
-    return [command for line in lines if (command := re.sub(r"\s+# .*", "", line).strip())]
+    return list(dict.fromkeys(command for line in lines if (command := re.sub(r"\s+# .*", "", line).strip())))
 
 
 def is_elsewhere(command: str) -> bool:
@@ -71,12 +70,12 @@ def is_elsewhere(command: str) -> bool:
 
 
 TYPED = [command for command in read_commands() if not is_elsewhere(command)]
-PROGRAMS = [text for kind, text in read_blocks() if kind == "python"]
+PROGRAMS = list(dict.fromkeys(text for kind, text in read_blocks() if kind == "python"))
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Iterator[Path]:
-    """A folder with all files that the README names, and the run that `make demo` leaves, as the working directory."""
+    """A folder with all files that the pages name, and the run that `make demo` leaves, as the working directory."""
     folder = tmp_path_factory.mktemp("readme")
     generator = np.random.default_rng(3)
     for name in ("my_data", *(f"DIR/{task}" for task in ("nt/H3", "nt/enhancers", "gue/mouse_0", "gue/mouse_1"))):
@@ -141,7 +140,7 @@ def test_every_command(command: str, here: Path, tiny_lm: Path, capsys: pytest.C
     if "jaspar:" in command and importlib.util.find_spec("pyjaspar") is None:
         with pytest.raises(UserError, match=r"JASPAR's motifs are not installed; run: .*\[explain\]"):
             type_line(command, tiny_lm)
-        # The same but for the names, which need the extra that the README's line before installs.
+        # The same but for the names, which need the extra that the line before installs.
         command = command.partition(" --database")[0]
     capsys.readouterr()
     type_line(command, tiny_lm)
@@ -194,7 +193,7 @@ def test_an_extra_that_is_missing_is_named(
     assert extra in (Path(root) / "pyproject.toml").read_text()
 
 
-def test_click_has_every_option_that_the_readme_names() -> None:
+def test_click_has_every_option_that_the_pages_name() -> None:
     """Also of commands that are typed elsewhere."""
     for command in read_commands():
         words = shlex.split(command.partition(" > ")[0])

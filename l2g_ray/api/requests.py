@@ -168,7 +168,7 @@ def make_request(
     Parameters
     ----------
     settings : dotted keys to values, as `--set` gives them. `language_model`, `seeds`, `arms` and `keep_duplicates` are
-        settings with a name of their own, and override these.
+        settings that have a parameter here, and override these.
     arms : names, 'A,B' or 'all'.
     suffix : added to a given `name`, for several suites of one command.
     others : further fields of `SuiteRequest`.

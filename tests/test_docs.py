@@ -1,0 +1,219 @@
+"""The site builds strictly and offline, its reference is that of the code, and its pages keep to their size and words."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+import l2g_ray
+from l2g_ray.cli.main import main
+from l2g_ray.config import known_keys
+from scripts.docs_hooks import convert_notebook
+
+ROOT = Path(__file__).parents[1]
+# What people read, but for the generated reference and the change log.
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = re.compile(r"<!-- tables: \S+ -->.*?<!-- end of tables -->", re.DOTALL)
+MOST_WORDS = 14_000
+MOST_LINES_OF_THE_README = 150
+# Words that a reader has to puzzle over, with what to write instead.
+RETIRED = {
+    r"\b(?:is|are|was|were|be) told\b": "reports, prints, logs",
+    r"\btells\b": "reports, prints, shows",
+    r"\bsaid so\b": "reports, warns",
+    r"\bstands? (?:in|beside|under|above|there)\b": "is in, is next to, is stored under",
+    r"\bparted\b": "split",
+    r"\bcut off\b": "held out, removed",
+    r"\bbegins? anew\b": "restarts",
+    r"\bmade (?:again|anew)\b": "recomputed",
+    r"\bgo(?:es)? on\b": "resumes, continues",
+    r"\bbears? with\b": "tolerates",
+    r"\bby hand\b": "manually",
+    r"\bby itself\b": "automatically, alone",
+    r"\bof (?:its|their) own(?=[.,;:)]|$)": "separate, or nothing",
+    r"\bso many\b": "the number",
+    r"\bone more than there (?:is|are)\b": "the number + 1",
+    r"\bfor granted\b": "assume",
+    r"\bthe rival\b": "baseline",
+    r"\bthe other sides?\b": "baseline",
+    r"\bpatience\b": "the condition, in seconds or epochs",
+}
+# Further files that are held to these words: globs below the repository's root, such as "l2g_ray/cli/*.py".
+ALSO: tuple[str, ...] = ("CONTRIBUTING.md", "docs/reference/*.md", "l2g_ray/config/*.py", "l2g_ray/api/*.py")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` does: a broken link or anchor is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+class _Loads(HTMLParser):
+    """What a page fetches when it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        if tag in ("script", "img", "iframe", "source", "video"):
+            self.addresses.append(found.get("src", ""))
+        elif tag == "link" and found.get("rel") not in ("canonical", "next", "prev"):
+            self.addresses.append(found.get("href", ""))
+
+
+def test_the_site_needs_no_network(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 25
+    for page in pages:
+        loads = _Loads()
+        loads.feed(page.read_text())
+        assert not [one for one in loads.addresses if re.match(r"(?:https?:)?//", one)], page.name
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", sheet.read_text()), sheet.name
+
+
+def test_the_home_page_is_the_readme(site: Path) -> None:
+    home = (site / "index.html").read_text()
+    assert "Three lines" in home
+    assert 'href="get_started.html"' in home
+    assert 'href="docs/' not in home
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command below one, with the words that call it."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from walk(inner, (*path, name))
+
+
+COMMANDS = dict(walk(main))
+
+
+def test_the_reference_has_every_command_and_option(site: Path) -> None:
+    page = re.sub(r"<[^>]+>", "", (site / "reference" / "cli.html").read_text())
+    for path, command in COMMANDS.items():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert max(parameter.opts, key=len) in page, (path, parameter.opts)
+
+
+def read_commands() -> Iterator[tuple[str, list[str]]]:
+    """Each call of l2g-ray in a code block of a page, with the page's name."""
+    for page in PAGES:
+        for block in re.findall(r"^```(?:sh|console|yaml)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                call = re.sub(r"\s+#.*|\s>\s.*", "", line)
+                if found := re.search(r"(?:^|\s)l2g-ray (.+)", call):
+                    yield page.name, shlex.split(found[1])
+
+
+def test_every_command_of_a_page_is_one() -> None:
+    """Its command and its options exist, also where the page's commands are not run by a test."""
+    commands = list(read_commands())
+    assert len(commands) > 60
+    for page, words in commands:
+        path = ()
+        for word in words:
+            if (*path, word) not in COMMANDS:
+                break
+            path = (*path, word)
+        path = (*path, "start") if path == ("server",) else path  # what it does without a subcommand
+        assert path, (page, words)
+        known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
+        given = {word.partition("=")[0] for word in words if word.startswith("-") and not re.match(r"-\d", word)}
+        assert given <= known, (page, words)
+
+
+def test_every_setting_of_a_page_is_one() -> None:
+    known = set(known_keys())
+    for page, words in read_commands():
+        values = [words[i + 1] for i, word in enumerate(words) if word in ("--set", "--vary")]
+        assert {value.partition("=")[0] for value in values} <= known, (page, words)
+
+
+def test_every_setting_has_a_sentence_on_the_reference_page(site: Path) -> None:
+    page = (site / "reference" / "settings.html").read_text()
+    for key in known_keys():
+        (meaning,) = re.findall(
+            rf"<td><code>{re.escape(key)}</code></td>(?:\s*<td>.*?</td>){{2}}\s*<td>(.*?)</td>", page
+        )
+        assert re.fullmatch(r"[A-Z].*[.]", meaning), key
+
+
+def test_pages_are_short() -> None:
+    words = {page.name: len(GENERATED.sub("", page.read_text()).split()) for page in PAGES}
+    assert sum(words.values()) <= MOST_WORDS, sorted(words.items(), key=lambda item: -item[1])
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES_OF_THE_README
+
+
+def find_retired(text: str) -> list[str]:
+    """What a text has of the retired words, with what to write instead."""
+    flat = re.sub(r"\s+", " ", text)
+    return [f"{m[0]!r}: {better}" for word, better in RETIRED.items() for m in re.finditer(word, flat, re.IGNORECASE)]
+
+
+def test_retired_words_are_found() -> None:
+    assert find_retired("The rows are parted; the run\n  goes on.") == [
+        "'parted': split",
+        "'goes on': resumes, continues",
+    ]
+    assert not find_retired("Departed, stands for, a departed side; tell apart.")
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *(path for glob in ALSO for path in sorted(ROOT.glob(glob)))], ids=lambda p: p.name
+)
+def test_pages_have_no_retired_words(page: Path) -> None:
+    assert not find_retired(page.read_text())
+
+
+@pytest.mark.parametrize("path", sorted(COMMANDS), ids=lambda path: " ".join(path) or "l2g-ray")
+def test_help_has_no_retired_words(path: tuple[str, ...]) -> None:
+    command = COMMANDS[path]
+    helps = [command.help or "", command.epilog or ""]
+    helps += [parameter.help or "" for parameter in command.params if isinstance(parameter, click.Option)]
+    assert not find_retired("\n".join(helps))
+
+
+def test_a_notebook_becomes_a_page(tmp_path: Path) -> None:
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": ["two\n", "lines\n"]},
+        {"output_type": "display_data", "data": {"image/png": "iVBO\n", "text/plain": "<Figure>"}},
+        {"output_type": "execute_result", "data": {"text/html": "<style>p</style>\n<table>\n\n</table>"}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": ["# A title\n", "Words."]},
+        {"cell_type": "code", "source": "print(1)", "outputs": outputs},
+    ]
+    (tmp_path / "one.ipynb").write_text(json.dumps({"cells": cells}))
+    page = convert_notebook(tmp_path / "one.ipynb")
+    assert page.startswith("# A title\nWords.\n\n```python\nprint(1)\n```\n\n```text\ntwo\nlines\n```\n\n<img ")
+    assert page.endswith('base64,iVBO">\n\n<table>\n</table>\n')
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == l2g_ray.__version__
+    assert {"cff-version", "message", "title", "authors", "preferred-citation"} <= cited.keys()
