@@ -35,7 +35,10 @@ def test_storage_that_refuses_writes_for_a_while(undisturbed: Path, sources: Sou
     for pid in (worker, driver.process.pid):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
     said = driver.finish()
-    assert f"{out}: cannot be written (File too large); make room there: trials wait, and go on by themselves" in said
+    assert (
+        f"{out}: cannot be written (File too large); make room there: trials wait, and resume when it can be written"
+        in said
+    )
     assert f"{out}: can be written again" in said
     check_same(out, undisturbed)
 

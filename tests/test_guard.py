@@ -147,7 +147,7 @@ def test_the_driver_tells_when_storage_goes_and_comes(tmp_path: Path, monkeypatc
     for _ in range(5):
         watch.look()
     assert said == [
-        f"{tmp_path}: cannot be written (No space left on device); make room there: trials wait, and go on by themselves",
+        f"{tmp_path}: cannot be written (No space left on device); make room there: trials wait, and resume when it can be written",
         f"{tmp_path}: can be written again",
     ]
 

@@ -207,7 +207,7 @@ def test_label_tables_that_do_not_fit(tmp_path: Path) -> None:
             "id,label\ns0,0\ns1,1\ns2,0\n",
             r"t\.fa, row 4: id 's3' is not in .*labels\.csv .did you mean.*; add it there",
         ),
-        ("id,label\ns0,0\ns0,1\n", r"labels\.csv: id 's0' stands there more than once; keep one row"),
+        ("id,label\ns0,0\ns0,1\n", r"labels\.csv: id 's0' occurs more than once; keep one row"),
         ("name,label\ns0,0\n", r"labels\.csv: no column 'id' .*name it with --id-column"),
     ):
         table.write_text(text)

@@ -153,7 +153,7 @@ ENSEMBLES: dict[str, Callable[[Stacker, tuple[str, ...], np.ndarray | slice], Co
 
 # Arm and seed to predictions (n, n_outputs): those reported, and those of the given strand.
 Outputs = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
-# Parts of the validation rows, where these stand in for folds: one part's weights come from the others.
+# Parts of the validation rows that replace folds: the weights for one part are fitted to the others.
 PARTS = 5
 
 
