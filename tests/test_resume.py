@@ -50,7 +50,7 @@ def test_a_run_killed_in_several_stages_ends_like_one_that_was_not(
         state = "killed" if number == signal.SIGKILL else "stopped"
         assert read_status(run).state == state
         found = stage_folders(out)
-        assert found.items() >= kept.items(), "a stage that was finished was made again"
+        assert found.items() >= kept.items(), "a finished stage was recomputed"
         assert len(found) > len(kept)
         kept = found
 

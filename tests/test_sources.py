@@ -252,9 +252,9 @@ def test_one_file_a_class(tmp_path: Path) -> None:
         (["pos", "neg"], {"labels": ("a", "a")}, "2 files, a class each, need as many different names, not a, a"),
     ],
 )
-@pytest.mark.parametrize("parted", [False, True])
-def test_names_of_classes(tmp_path: Path, names: list[str], options: dict, said: str, parted: bool) -> None:
-    for split in ("train", "test") if parted else (".",):
+@pytest.mark.parametrize("has_splits", [False, True])
+def test_names_of_classes(tmp_path: Path, names: list[str], options: dict, said: str, has_splits: bool) -> None:
+    for split in ("train", "test") if has_splits else (".",):
         for i, name in enumerate(names):
             write_text(tmp_path / "mine" / split / f"{name}.fa", fasta(["a"], [SEQUENCES[i]]))
     with pytest.raises(UserError, match=said):

@@ -159,8 +159,8 @@ PARTS = 5
 
 @dataclass(frozen=True)
 class Contender:
-    """One trained model: its arm, its seed, its folder, and the fold that it has not seen; None for a model that stands
-    beside the ensemble and is no member of it."""
+    """One trained model: its arm, its seed, its folder, and the fold that it has not seen. The fold is None for a model
+    that is no member of the ensemble."""
 
     arm: str
     seed: int
