@@ -1,7 +1,7 @@
-"""An epoch through the data path, RC and shift augmentation included, beside the same model on tensors in memory.
+"""An epoch through the data path, with RC and shift augmentation, against a baseline: the same model on tensors in memory.
 
 In a Ray Train worker, as a refit runs: Parquet shards, Ray Data, batches, training step; and the table of Ray's object
-store, as trials read it. The other side has all codes in one tensor and takes shuffled rows of it, without augmentation.
+store, as trials read it. The baseline has all codes in one tensor and takes shuffled rows of it, without augmentation.
 10,000 sequences of 200 bp, the ResNet of the preset `fast`, batches of 64, one thread.
 """
 

@@ -377,7 +377,7 @@ def _compare_forms(bench: Bench) -> None:
 
 
 def _capture(step: Step) -> Step:
-    """The step as one CUDA graph; warmed up on a stream of its own, as the CUDA documentation of torch asks."""
+    """Return the step as one CUDA graph, warmed up on a separate stream as torch's CUDA documentation asks."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

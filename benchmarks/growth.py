@@ -3,7 +3,7 @@
 Time is CPU seconds of this process, medians of rounds in which the sizes take turns; waiting for other work is not in
 them. Memory is the peak of a fresh process a point, beyond what it held before (imports, input, model). The orchestration
 is the suite's own code on a virtual clock: its trials only wait, and the clock's own seconds are counted. Ray, MLflow and
-HyperOpt are not in it; HyperOpt's proposals are a series of their own.
+HyperOpt are not in it; HyperOpt's proposals are a separate series.
 
 A slope is the least squares line through all sizes, 1 being linear growth. Where the lower half grows clearly more slowly
 than the upper one, a fixed cost (or a term of lower order) dominates there, and the slope is that of the upper half; the

@@ -76,7 +76,7 @@ def make_predict(rows: int, folder: Path) -> Callable[[], Any]:
 
 
 def make_train_of_length(length_bp: int, folder: Path) -> Callable[[], Any]:
-    """A training step of the ResNet of preset `fast`, kernel size 11, 16 rows of so many bp."""
+    """Make a training step of the ResNet of preset `fast`, kernel size 11, 16 rows of `length_bp` bp."""
     return _make_plain((32, 64, 96), length_bp)
 
 
@@ -86,7 +86,7 @@ def make_search_of_length(length_bp: int, folder: Path) -> Callable[[], Any]:
 
 
 def make_train_of_channels(channels: int, folder: Path) -> Callable[[], Any]:
-    """A training step with so many channels in the first block, twice and three times that in the others; 200 bp."""
+    """Make a training step with `channels` channels in the first block, twice and three times that in the others; 200 bp."""
     return _make_plain((channels, 2 * channels, 3 * channels), LENGTH_BP)
 
 
@@ -117,7 +117,7 @@ def make_l2g_of_length(length_bp: int, folder: Path) -> Callable[[], Any]:
 
 
 def make_tasks_of_trials(trials: int, folder: Path) -> Callable[[], Any]:
-    """The orchestration of a suite in virtual time: so many trials of the ASHA searches, 24 a task, on 16 slots."""
+    """Make the orchestration of a suite in virtual time: `trials` trials of the ASHA searches, 24 a task, on 16 slots."""
     from benchmarks.simulation.virtual import simulate
 
     scripts = _make_scripts(max(1, trials // TRIALS_A_TASK))
@@ -156,7 +156,7 @@ def make_proposals(trials: int, folder: Path) -> Callable[[], Any]:
 
 
 def make_suite_of_slots(slots: int, folder: Path) -> Callable[[], Any]:
-    """The orchestration of 36 tasks on so many slots."""
+    """Make the orchestration of 36 tasks on `slots` slots."""
     from benchmarks.simulation.virtual import simulate
 
     scripts = _make_scripts(TASKS)

@@ -92,7 +92,7 @@ def print_peak(work: Callable[[], Any]) -> None:
 
 
 def _read_mib(name: str) -> float:
-    # Not getrusage: its peak goes on from that of the process that started this one.
+    # Not getrusage: its peak starts at that of the parent process.
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields[name].split()[0]) / 1024
 

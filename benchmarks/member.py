@@ -1,8 +1,8 @@
-"""What L2G adds to the stack, beside one more embedder and beside the same method with a language model of random weights.
+"""What L2G adds to the stack, against one more embedder and against the same method with a language model of random weights.
 
 On held-out rows of finished runs: the stack of all arms but L2G, the same with L2G, and the same with the embedder of the next seed
 as one more arm. Each stack is fitted to the rows of the other folds; no test row is read. `--out` is a folder of finished
-runs of two seeds or more that have L2G; those with `model.language_model_init: random` stand beside the others of their task.
+runs of two seeds or more that have L2G; those with `model.language_model_init: random` are compared with the others of their task.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """What starting costs: a trial in its own process, a Train run, a suite on finished work, `--help`.
 
-Trials train a tiny embedder on the demo's splice junctions. Beside them stands the stage function, called directly in a
-process that has all imports behind it, on the same rows. The first trial of a session finds no process that is warm, and
-has a row of its own. Stages that choose are Tune runs, others Ray tasks. The suite is that task's, with a language model of
-two layers.
+Trials train a tiny embedder on the demo's splice junctions. The baseline is the stage function on the same rows, called
+directly in a process after all imports. The first trial of a session has no warm process, and a separate row. Stages that
+choose are Tune runs, others Ray tasks. The suite is that task's, with a language model of two layers.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ TINY = {
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a way to start: seconds, the other side's seconds, the overhead, its target, and whether it is met."""
+    """Return one row a way to start: seconds, the baseline's seconds, the overhead, its target, and whether it is met."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         language_model = _write_language_model(root / "lm")

@@ -1,8 +1,8 @@
 """Memory of a training worker on 200,000 and on 1,000,000 rows of DeepSEA's shape (1,000 bp, 919 labels, synthetic).
 
-A worker trains a small embedder for one epoch by the stage's own function, in a process of its own: once fed by
-`ShardSource` (a trial whose data does not fit), once as a Ray Train worker fed by Ray Data. Peaks are of the worker's own
-memory: pages of Ray's object store, which all workers of a node share, are told apart.
+A worker trains a small embedder for one epoch by the stage's function, in a separate process: once fed by `ShardSource`
+(a trial whose data does not fit), once as a Ray Train worker fed by Ray Data. Peaks are of the worker's private memory:
+pages of Ray's object store, which all workers of a node share, are counted separately.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "finetune.epochs": 2,
     "finetune.parallel_trials": 2,
 }
-# Which process is which, by what stands in its command line; the first that fits.
+# A process's role, by text in its command line; the first match counts.
 _ROLES = {
     "raylet": "/raylet/raylet",
     "gcs": "gcs_server",
@@ -51,7 +51,7 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Sample:
-    """Private memory of each part in MiB, and counts over all processes, when so many trials had begun.
+    """Private memory of each part in MiB, and counts over all processes, after the start of `trials` trials.
 
     `store_mib` are the pages of Ray's object store that the raylet has touched. `workers_mib` sums over the trials'
     processes, warm or at work.

@@ -13,7 +13,7 @@ ROWS_PER_SHARD = 10_000
 
 
 def write_prepared(folder: Path, n_rows: int, length_bp: int, n_labels: int = 0, valid_rows: int = 500) -> Path:
-    """Shards and manifest of a set with so many multilabel outputs, or of a binary one for 0; returns `folder`."""
+    """Write shards and manifest of a set with `n_labels` multilabel outputs, or a binary one for 0; return `folder`."""
     generator = np.random.default_rng(0)
     splits, shards = {}, {}
     for split, rows in (("train", n_rows), ("valid", valid_rows)):

@@ -17,7 +17,7 @@ OVERHEADS = Overheads(task_s=6.0, stage_s=1.0, search_s=3.0, train_s=8.0)
 
 
 def make_scripts(preset: str, copies: int) -> list[Script]:
-    """The tasks that were recorded, each so many times."""
+    """Return the recorded tasks, each `copies` times."""
     make = {"fast": script_as_recorded, "paper": script_paper}[preset]
     return [replace(make(task), name=f"{task.name} ({i})") for i in range(copies) for task in read_recorded()]
 

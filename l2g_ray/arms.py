@@ -34,7 +34,7 @@ class ModelKind:
     options : what `fit` reads of this entry.
     count : `module:function` of what a plan counts: (settings, task, `plan.rows.Rows`, precision) to the schedule and the
         `plan.costs.Counted` of one model. Empty: it takes next to nothing.
-    net : `module:class` of a network of its own, as `models.l2g` stores it; the class names its `config_type`.
+    net : `module:class` of the arm's network, as `models.l2g` stores it; the class names its `config_type`.
     title : its name in tables; empty if that is the name in settings.
     explained : how contributions of bases are computed, by 'gradients' or 'exact'; empty if they are not.
     simple : k-mers and trees, which any larger model must beat to be worth its cost.

@@ -23,7 +23,7 @@ from l2g_ray.tasks.schema import Task
 # The small CNN that is read out by mean and max (False), or by position (True): (filters, kernel size, pooling after it) of
 # each layer, and how it trains.
 CNN_LAYERS = {False: ((96, 7, 2), (96, 7, 1), (96, 7, 1)), True: ((96, 11, 2), (96, 5, 2), (64, 5, 1))}
-# By position: units of the dense layer, which reads at most so many places.
+# By position: units of the dense layer, and the most places that it reads.
 CNN_DENSE, CNN_MOST_PLACES = 128, 128
 _CNN_OPTIM = OptimSettings(lr=4e-3, weight_decay=0.02, betas=(0.9, 0.999), warmup_fraction=0.2)
 CNN_SCHEDULES = {
@@ -73,7 +73,7 @@ def list_candidates(stage: SelectSettings) -> list[Candidate]:
 
 
 def count_batches(n_rows: int, batch_size: int, drop_last: bool = False) -> int:
-    """How many batches `iter_batches` gives for so many rows."""
+    """Return the number of batches that `iter_batches` yields for `n_rows` rows."""
     full, rest = divmod(n_rows, batch_size)
     return full + (rest > (1 if drop_last else 0))
 
@@ -137,7 +137,7 @@ def describe_end(epochs_run: int, last_loss: float, epochs: int, rungs: list[int
 
 
 def survives(score: float, peers: list[float], reduction_factor: int) -> bool:
-    """ASHA's rule: go on when the score is within the best 1/eta of peers and itself, at least the best one."""
+    """Return whether ASHA continues a trial: its score is in the best 1/eta of peers and itself, or is the best one."""
     if not peers:
         return True
     ranked = sorted([*peers, score], reverse=True)

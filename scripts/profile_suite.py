@@ -89,7 +89,7 @@ def sort_stacks(stacks: list[str]) -> Counter[str]:
     """Samples by kind, of lines `frame;frame;... count`."""
     patterns = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
     samples: Counter[str] = Counter()
-    # A process is named by its command, which may have line breaks: what does not end in a count goes on in the next line.
+    # A process is named by its command, which may have line breaks: a line without a count continues in the next line.
     for stack, count in re.findall(r"(.+?) (\d+)$", "\n".join(stacks), re.MULTILINE | re.DOTALL):
         kind = next((kind for kind, pattern in patterns.items() if pattern.search(stack)), "other Python")
         samples[kind] += int(count)

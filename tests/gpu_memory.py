@@ -1,6 +1,6 @@
 """Fine-tune with and without enough memory, and print what came out; see `test_gpu`.
 
-A process of its own, since a limit on a GPU's memory stays for the process. On a CPU, which has no such limit, the model itself
+This is a separate process, since a limit on a GPU's memory lasts as long as the process. On a CPU, which has no such limit, the model itself
 refuses more than half a batch.
 """
 

@@ -131,7 +131,7 @@ def no_host_syncs(monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> Itera
         return found
 
     def move(batch: Batch, where: str, on_device: OnDevice) -> Batch:
-        # A device without memory tells which fields travel.
+        # A device without memory shows which fields are copied.
         moved = [name for name, value in _fields(to(batch, "meta")).items() if value.device.type == "meta"]
         copies = {name: _fields(batch)[name].clone() for name in moved}
         on_device.mark(copies.values())

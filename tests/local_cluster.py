@@ -104,7 +104,7 @@ def local_shell(shared: Path) -> Iterator[tuple[Shell, int]]:
 
 @contextlib.contextmanager
 def growing_cluster(cpus: int) -> Iterator[str]:
-    """The address of a cluster whose head has no CPU, and whose autoscaler may start one machine of so many CPUs.
+    """The address of a cluster whose head has no CPU, and whose autoscaler may start one machine with `cpus` CPUs.
 
     By Ray's fake machines, which are processes of this one. `ray.cluster_utils.AutoscalingCluster` wants a file that the wheel
     does not have, and ends all other Ray of the machine.

@@ -31,8 +31,8 @@ SETTINGS: dict[str, Any] = {
     "folds": 0,
     "arms": ["embedder_only", "l2g"],
 }
-# What a task has of its own: two folds, two seeds and two alphas without a search; one split, a search, one seed, one alpha,
-# and rows that are streamed, so that its refit is a Ray Train run; a lost corpus.
+# Settings of each task: two folds, two seeds and two alphas without a search; one split, a search, one seed, one alpha and
+# streamed rows, so that its refit is a Ray Train run; a missing corpus.
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "planted": {
         "seeds": 2,
@@ -69,7 +69,7 @@ class Sources:
 
 
 def run_command(folder: Path, out: Path, language_model: Path, own: dict[str, Any]) -> list[str]:
-    """`l2g-ray run` of a folder, with the small settings and those of its own."""
+    """Return `l2g-ray run` of a folder, with the small settings and its task's settings."""
     options = ["--preset", "smoke", "--language-model", str(language_model), "--out", str(out), "--cpus", "2"]
     for key, value in (SETTINGS | own).items():
         options += ["--set", f"{key}={json.dumps(value)}"]
@@ -94,7 +94,7 @@ class Driver:
     """A suite's process that a test may kill."""
 
     def __init__(self, command: list[str], **variables: str) -> None:
-        # In a session of its own, as a job of a scheduler is.
+        # In a separate session, as a job of a scheduler is.
         self.process = subprocess.Popen(
             command,
             env=environment() | variables,

@@ -1,4 +1,4 @@
-"""Real servers for tests: `l2g-ray server` in processes of its own, and PostgreSQL where it can be had."""
+"""Real servers for tests: `l2g-ray server` in separate processes, and PostgreSQL where it is installed."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def read_all(prepared: PreparedTask) -> dict[str, list[dict]]:
 
 
 def collect(prepared: PreparedTask) -> dict[str, Any]:
-    """Sequence to label over all splits; no sequence may stand in two."""
+    """Return sequence to label over all splits; no sequence may be in two."""
     rows = [row for found in read_all(prepared).values() for row in found]
     found = {row["sequence"]: row["label"] for row in rows}
     assert len(found) == len(rows)

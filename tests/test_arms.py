@@ -127,7 +127,7 @@ def test_mmd_only_keeps_the_last_epoch_and_leaves_the_predictor_as_it_was() -> N
     data = toy_data()
     settings = tiny_settings(align__beta=0.0, align__task_only_epochs=0, align__alphas=[1.0], align__epochs=3)
     config = tiny_config(data, settings)
-    # Weight decay would move what has no gradient of its own.
+    # Weight decay would change parameters without a gradient.
     settings = settings.model_copy(
         update={
             "align": settings.align.model_copy(

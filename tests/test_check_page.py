@@ -47,7 +47,7 @@ def test_findings_tell_numbers_and_what_to_do() -> None:
     assert f"warning: {counts['exact'] + flipped:,} of 150 (" in told
     assert f"({flipped} only as reverse complement)" in told
     assert check["duplicates"]["train_in_valid"]["exact"] == 1
-    assert "The GC share alone tells 'positive' in train" in texts_of(check)
+    assert "The GC share alone predicts 'positive' in train" in texts_of(check)
     near = check["near"]["train_in_test"]["other_near_only"]
     assert f"warning: {near} of 140 (" in texts_of(check)
     levels = [finding["level"] for finding in check["findings"]]

@@ -369,7 +369,7 @@ def test_a_damaged_model_is_named(cli: Cli, sequences: Path, tmp_path: Path) -> 
 
 
 def modules_after(*arguments: object) -> tuple[set[str], str]:
-    """The modules that a command has imported in a process of its own, and what it printed."""
+    """Run a command in a separate process; return the modules that it imported, and what it printed."""
     code = (
         "import sys, atexit, json; sys.argv = json.loads(sys.argv[1]); "
         "atexit.register(lambda: print('MODULES', json.dumps(sorted(sys.modules)))); "

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def small_memory(net: EmbedderNet, limit: int) -> tuple[EmbedderNet, list[int]]:
-    """The model, for which only so many rows fit at once; and how many rows went through, each time."""
+    """Return the model, which takes at most `limit` rows at once, and the list of the rows of each call."""
     seen: list[int] = []
 
     def check(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -114,7 +114,7 @@ def test_a_sequence_that_does_not_fit_is_one_sentence() -> None:
 
 
 def test_model_and_rows_are_on_the_device_that_was_asked_for(tmp_path: Path) -> None:
-    """A device without memory stands in for a GPU: what the model gets is there, and so are its weights."""
+    """The device `meta` replaces a GPU: the model's inputs and weights are on it."""
     predictor = load_predictor(write_model(tmp_path / "task") / "model", torch.device("meta"))
     assert {x.device.type for x in (*predictor.model.parameters(), *predictor.model.buffers())} == {"meta"}
     places: list[str] = []

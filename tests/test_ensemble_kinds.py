@@ -19,7 +19,7 @@ ROWS = {"train": 240, "test": 60}
 
 
 def make_rows(rows: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Sequences of 40 to 48 bp, and which of the motifs stand in each (rows, 3)."""
+    """Return sequences of 40 to 48 bp, and which of the motifs each has (rows, 3)."""
     rng = np.random.default_rng(seed)
     has = rng.random((rows, len(MOTIFS))) < 0.4
     sequences = []

@@ -55,7 +55,7 @@ def test_bias_and_contributions_are_the_models_own_output(features: str, canonic
     np.testing.assert_allclose(found.reference_values, float(model.bias.double() @ WEIGHTS.double()))
     assert found.completeness_errors.max() < 1e-9
     assert np.abs(found.values - found.reference_values).max() > 0.01
-    # Only bases that stand there, and none at N or padding.
+    # Only observed bases, and none at N or padding.
     assert (found.hypothetical[found.one_hot == 0] == 0).all()
     assert found.observed_only
     assert (found.contributions[codes == 4] == 0).all()

@@ -33,7 +33,7 @@ class Planted:
 
 @pytest.fixture(scope="module")
 def planted() -> Planted:
-    """Up to three sites a sequence, on either strand, in windows of their own, away from the ends."""
+    """Up to three sites a sequence, on either strand, in separate windows, away from the ends."""
     generator = np.random.default_rng(0)
     texts, sites, values = [], [], []
     for row in range(ROWS):

@@ -20,7 +20,7 @@ def test_a_worker_killed_in_each_stage(undisturbed: Path, sources: Sources, tmp_
     driver = Driver(command(sources, out))
     left = list(STAGES)
     while left:
-        # The first that computes, whichever it is, since some stages run side by side; what runs beside it goes on.
+        # The first that computes, since some stages run in parallel; the others continue.
         stage, worker = driver.wait_for_any(left, out)
         os.kill(worker, signal.SIGKILL)
         left.remove(stage)

@@ -35,7 +35,10 @@ def test_storage_that_refuses_writes_for_a_while(undisturbed: Path, sources: Sou
     for pid in (worker, driver.process.pid):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
     said = driver.finish()
-    assert f"{out}: cannot be written (File too large); make room there: trials wait, and go on by themselves" in said
+    assert (
+        f"{out}: cannot be written (File too large); make room there: trials wait, and resume when it can be written"
+        in said
+    )
     assert f"{out}: can be written again" in said
     check_same(out, undisturbed)
 
@@ -63,7 +66,7 @@ def fill(disk: Path) -> Path:
 
 def test_a_disk_that_fills_up(undisturbed: Path, sources: Sources, small_disk: Path) -> None:
     out = copy_stages(undisturbed, small_disk / "out", "align", "trial", "finetune", "refit", "evaluate")
-    # Too long for its patience: it ends, and says how to go on.
+    # Longer than `storage_wait_s`: the run ends, and says how to resume.
     driver = Driver(command(sources, out, cluster__storage_wait_s=4))
     driver.wait_for_worker("align", out)
     filler = fill(small_disk)
@@ -75,7 +78,7 @@ def test_a_disk_that_fills_up(undisturbed: Path, sources: Sources, small_disk: P
     assert "Traceback" not in said
     # Small files may still find room.
     assert not (out / RUN / "leaderboard.json").exists() or read_board(out / RUN)["tasks"] == []
-    # For a while: it waits, and goes on by itself.
+    # Shorter than that: the run waits, and resumes.
     filler.unlink()
     driver = Driver(command(sources, out))
     driver.wait_for_worker("align", out)
@@ -88,7 +91,7 @@ def test_a_disk_that_fills_up(undisturbed: Path, sources: Sources, small_disk: P
 
 
 def test_a_run_in_an_object_store(undisturbed: Path, sources: Sources, tmp_path: Path) -> None:
-    """Its driver and machine are lost, the store is away for a while, another machine goes on and ends the same."""
+    """Its driver and machine are lost, the store fails for a while, another machine resumes and gets the same results."""
     expected = [without_times(row) for row in read_board(undisturbed / RUN)["tasks"]]
     with s3_bucket("runs") as bucket:
         out = f"{bucket.uri}/all"

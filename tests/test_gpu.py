@@ -1,7 +1,7 @@
 """The same numbers on a GPU as on the CPU: every stage, resumed and short of memory too, predictions and contributions.
 
-`GPU_TEST_DEVICE=cpu python -m pytest -m gpu tests/test_gpu.py` runs the tests' own code where there is no GPU: what stands in
-for it computes convolutions and products by other routines than oneDNN's, so that its rounding differs as well.
+`GPU_TEST_DEVICE=cpu python -m pytest -m gpu tests/test_gpu.py` runs the tests' code without a GPU: its replacement computes
+convolutions and products by other routines than oneDNN's, so that its rounding differs as well.
 """
 
 from __future__ import annotations

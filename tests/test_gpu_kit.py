@@ -56,7 +56,7 @@ def test_parts_of_a_model_are_within_half_a_step(tmp_path: Path) -> None:
 
 
 def test_a_phase_ends_with_its_time_and_leaves_no_process(tmp_path: Path) -> None:
-    # A grandchild in a session of its own, as Ray's are.
+    # A grandchild in a separate session, as Ray's are.
     script = "import subprocess, time; subprocess.Popen(['sleep', '300'], start_new_session=True); time.sleep(300)"
     rc, stopped = phase.run([sys.executable, "-c", script], tmp_path / "log", 2.0, "kit-test")
     assert stopped

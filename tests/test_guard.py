@@ -1,4 +1,4 @@
-"""A job in a process of its own, without Ray: it hangs, it is killed, its storage refuses writes."""
+"""A job in a separate process, without Ray: it hangs, it is killed, its storage refuses writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from l2g_ray.store import guard
 from l2g_ray.store.guard import StorageWatch, persist, read_stall, why_refused
 from l2g_ray.store.results import Job
 
-# At the end of the second epoch: nothing, or `refuse` all writes for so many seconds, or `kill`.
+# At the end of the second epoch: nothing, or `refuse` all writes for `seconds`, or `kill`.
 JOB = """
 import json, os, pickle, resource, signal, sys, threading
 from l2g_ray.orchestrate.jobs import run_job
@@ -71,7 +71,7 @@ def spec(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
 
 
 def named(spec: JobSpec, which: str) -> JobSpec:
-    """The same job under a key of its own."""
+    """Return the same job under another key."""
     return replace(spec, job=replace(spec.job, parts={"which": which}))
 
 
@@ -147,7 +147,7 @@ def test_the_driver_tells_when_storage_goes_and_comes(tmp_path: Path, monkeypatc
     for _ in range(5):
         watch.look()
     assert said == [
-        f"{tmp_path}: cannot be written (No space left on device); make room there: trials wait, and go on by themselves",
+        f"{tmp_path}: cannot be written (No space left on device); make room there: trials wait, and resume when it can be written",
         f"{tmp_path}: can be written again",
     ]
 

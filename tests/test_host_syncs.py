@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_after_its_epoch(tiny_lm: Path, m
 
     monkeypatch.setattr(common, "compute_task_loss", spoil)
     result = run_stage("finetune", data, settings, Runtime())
-    assert len(calls) == 8, "the second epoch goes on to its end"
+    assert len(calls) == 8, "the second epoch runs to its end"
     assert [row["score"] for row in result.history][1:] == [-math.inf]
     assert math.isnan(result.history[1]["train_loss"])
     assert result.best_epoch == 0

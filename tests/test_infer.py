@@ -77,7 +77,7 @@ def test_the_choice_is_noted_where_there_is_one(tmp_path: Path, labels: list, ki
 
 
 def test_labels_that_are_no_classes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"each of the 240 rows of column 'label' has a label of its own.*--kind regr"):
+    with pytest.raises(UserError, match=r"each of the 240 rows of column 'label' has a different label.*--kind regr"):
         task_of(tmp_path, list(range(240)), kind="multiclass")
     with pytest.raises(UserError, match=r"80 different texts, more than 50.*--kind multiclass"):
         task_of(tmp_path, [f"g{i % 80}" for i in range(160)])

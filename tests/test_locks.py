@@ -72,7 +72,7 @@ def test_a_mistake_inside_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_many_that_wait_enter_one_by_one(tmp_path: Path) -> None:
-    """The file is removed and made anew all the time, which must not let two in."""
+    """The file is removed and created repeatedly, which must not let two in."""
     inside, seen = Counter[str](), []
 
     def enter() -> None:

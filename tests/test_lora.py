@@ -88,7 +88,7 @@ def test_only_the_additions_embedder_and_head_have_gradients(tiny_lm: Path) -> N
 @pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
 @pytest.mark.parametrize("positions", ["none", "lm"])
 def test_added_and_merged_it_gives_the_outputs_of_before(tmp_path: Path, family: str, positions: str) -> None:
-    """As added, those of the plain model; merged, those that the additions had given. W + (alpha / rank) B A by hand."""
+    """As added, those of the plain model; merged, those that the additions had given. W + (alpha / rank) B A is computed here."""
     folder = make_tiny_language_model(tmp_path / family, family)
     model = LanguageModel(load_transformer(str(folder)), positions).eval()
     tokens = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(0))

@@ -42,7 +42,7 @@ def draw(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
 
 
 def labelled_reference() -> Reference:
-    """Two hundred rows of four tags, each around a place of its own."""
+    """Return two hundred rows of four tags, each around a different centre."""
     plain = tiny_reference()
     classes = torch.arange(4).repeat_interleave(50)
     features = plain.features * 0.3 + torch.randn(4, 16, generator=torch.Generator().manual_seed(8))[classes]

@@ -1,4 +1,4 @@
-"""`l2g-ray plan`: operations, steps and bytes against counts by hand and against real modules; a finished run's table."""
+"""`l2g-ray plan`: operations, steps and bytes against manual counts and against real modules; a finished run's table."""
 
 from __future__ import annotations
 

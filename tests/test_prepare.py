@@ -345,9 +345,9 @@ def test_overlaps_leave_train_and_valid(tmp_path: Path, source: Path) -> None:
     assert leakage["train_in_valid"]["exact"] == 1
     assert [prepared.n_rows(split) for split in ("train", "valid", "test")] == [96, 11, 20]
     assert prepared.manifest["warnings"] == [
-        "1 valid row that also stands in the test split was dropped.",
-        "3 train rows that also stand in the test split (1 of them as reverse complement) were dropped.",
-        "1 train row that also stands in the valid split was dropped.",
+        "1 valid row that is also in the test split was dropped.",
+        "3 train rows that are also in the test split (1 of them as reverse complement) were dropped.",
+        "1 train row that is also in the valid split was dropped.",
     ]
 
 
@@ -361,7 +361,7 @@ def test_overlaps_can_be_kept(tmp_path: Path, source: Path) -> None:
 
 def test_a_train_set_that_is_the_test_set(tmp_path: Path, source: Path) -> None:
     (source / "train.csv").write_text((source / "test.csv").read_text())
-    with pytest.raises(UserError, match=r"train\.csv: every row also stands in the test split; give other rows"):
+    with pytest.raises(UserError, match=r"train\.csv: every row is also in the test split; give other rows"):
         prepare(raw(make_task(), source), tmp_path / "out", DataSettings())
     assert leave_nothing(tmp_path)
 

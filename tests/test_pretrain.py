@@ -1,4 +1,4 @@
-"""Continued pre-training: DNA as text, masked loss by hand, what is read, what is stored and who uses it."""
+"""Continued pre-training: DNA as text, masked loss against a manual one, what is read, what is stored and who uses it."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_every_program(program: str, here: Path) -> None:
     row = json.loads((here / "runs" / "demo-fast" / "leaderboard.json").read_text())["tasks"][0]
     *lines, last = program.strip().splitlines()
     script = "\n".join([f"model_uri = {row['model_uri']!r}", *lines, f"predicted = {last}", "print(len(predicted))"])
-    # In a process of its own: `mlflow.set_tracking_uri` writes into the environment.
+    # In a separate process: `mlflow.set_tracking_uri` writes into the environment.
     assert execute([sys.executable, "-c", script]).splitlines()[-1] == "1"
 
 

@@ -113,7 +113,7 @@ def test_lower_is_better_keeps_its_sign_and_no_best_epoch_is_not_plotted(tmp_pat
     warm = runs["warmup/01"].data.metrics
     assert warm["valid_mse_mean"] == 3.0
     assert not {"best_epoch", "best_valid_mse_mean"} & warm.keys()
-    # A result of an earlier version tells no times: as long as its epochs took.
+    # A result of an earlier version has no times: its run lasts as long as its epochs.
     early = runs["pretrain/02"]
     assert early.info.end_time - early.info.start_time == pytest.approx(1000, abs=2)
     assert early.data.metrics["valid_masked_loss"] == 3.0

@@ -44,13 +44,13 @@ def test_a_run_killed_in_several_stages_ends_like_one_that_was_not(
         else:
             assert code == INTERRUPTED
             assert "interrupted (SIGTERM); its MLflow runs are marked KILLED, finished stages are kept" in said
-            assert "the same command goes on from here: l2g-ray run " in said.splitlines()[-1]
+            assert "the same command resumes from here: l2g-ray run " in said.splitlines()[-1]
             assert Tree(run).suite.info.status == "KILLED"
         assert not (run / "leaderboard.json").exists()
         state = "killed" if number == signal.SIGKILL else "stopped"
         assert read_status(run).state == state
         found = stage_folders(out)
-        assert found.items() >= kept.items(), "a stage that was finished was made again"
+        assert found.items() >= kept.items(), "a finished stage was recomputed"
         assert len(found) > len(kept)
         kept = found
 

@@ -78,7 +78,7 @@ def test_half_written_folders_are_no_tasks(tmp_path: Path, tiny_lm: Path) -> Non
 
 @pytest.mark.parametrize("place", ["", "planted", "planted/embedder_only"])
 def test_an_arm_that_was_fetched_is_a_copy_that_goes_away(run: Path, place: str) -> None:
-    """From any filesystem of Arrow; this machine's stands in for an object store."""
+    """From any filesystem of Arrow; here the local one replaces an object store."""
     where = Location(str(run.parent / place))
     arms = {"best": "average", "l2g": "l2g", "embedder_only": "embedder_only"}
     for arm, name in arms.items() if place != "planted/embedder_only" else [("best", "embedder_only")]:

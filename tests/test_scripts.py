@@ -260,7 +260,7 @@ def test_the_parts_of_a_study_are_one_table_with_one_correction(tmp_path: Path) 
     table = make_tables("figure5", tmp_path / "ledger")
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| nt/H3, mcc")]
     assert [line[1] for line in lines] == ["joint", "none", "task_only"]
-    # Holm by hand: two-sided .02 and .03; .02 x 2, then no less than that.
+    # Holm, computed manually: two-sided .02 and .03; .02 x 2, then at least that.
     assert [line[5] for line in lines] == ["", "0.040", "0.040"]
     assert "1.0 CPU hours" in table
 

@@ -183,7 +183,7 @@ def test_texts_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_environment_that_changes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's telemetry removes a variable from a thread of its own."""
+    """MLflow's telemetry removes a variable in a separate thread."""
 
     class Changing(UserDict[str, str]):
         def __iter__(self) -> Iterator[str]:

@@ -166,7 +166,7 @@ def test_one_driver_at_a_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> N
     (out / ".mine.lease").replace_text(json.dumps({"id": "dead", "process": 1, "host": "gone"}))
     with lease(out, "mine", said.append, lambda: lost.append(1)):
         assert "process 1 on gone" in said[-1]
-        # One that was cut off for long finds another in its place.
+        # A driver that was disconnected for long finds another in its place.
         (out / ".mine.lease").replace_text(json.dumps({"id": "another", "process": 2, "host": "b"}))
         for _ in range(50):
             if lost:

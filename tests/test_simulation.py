@@ -1,4 +1,4 @@
-"""The suite in virtual time (`python -m benchmarks utilisation`), against times added up by hand."""
+"""The suite in virtual time (`python -m benchmarks utilisation`), against manually added times."""
 
 from __future__ import annotations
 

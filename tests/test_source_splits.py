@@ -38,7 +38,7 @@ def indices(tmp_path: Path) -> dict[str, np.ndarray]:
 
 
 def place(tmp_path: Path, **options: Any) -> tuple[Path, PreparedTask]:
-    """A table with every column that rows can be parted by, prepared."""
+    """Prepare a table with every column that can split rows."""
     table = make_table(
         label=["rare" if i % 10 == 0 else "often" for i in range(N_ROWS)],
         part=[("Train", "dev", "TEST ", "training")[i % 4] for i in range(N_ROWS)],

@@ -207,7 +207,7 @@ def test_label_tables_that_do_not_fit(tmp_path: Path) -> None:
             "id,label\ns0,0\ns1,1\ns2,0\n",
             r"t\.fa, row 4: id 's3' is not in .*labels\.csv .did you mean.*; add it there",
         ),
-        ("id,label\ns0,0\ns0,1\n", r"labels\.csv: id 's0' stands there more than once; keep one row"),
+        ("id,label\ns0,0\ns0,1\n", r"labels\.csv: id 's0' occurs more than once; keep one row"),
         ("name,label\ns0,0\n", r"labels\.csv: no column 'id' .*name it with --id-column"),
     ):
         table.write_text(text)
@@ -252,9 +252,9 @@ def test_one_file_a_class(tmp_path: Path) -> None:
         (["pos", "neg"], {"labels": ("a", "a")}, "2 files, a class each, need as many different names, not a, a"),
     ],
 )
-@pytest.mark.parametrize("parted", [False, True])
-def test_names_of_classes(tmp_path: Path, names: list[str], options: dict, said: str, parted: bool) -> None:
-    for split in ("train", "test") if parted else (".",):
+@pytest.mark.parametrize("has_splits", [False, True])
+def test_names_of_classes(tmp_path: Path, names: list[str], options: dict, said: str, has_splits: bool) -> None:
+    for split in ("train", "test") if has_splits else (".",):
         for i, name in enumerate(names):
             write_text(tmp_path / "mine" / split / f"{name}.fa", fasta(["a"], [SEQUENCES[i]]))
     with pytest.raises(UserError, match=said):

@@ -158,7 +158,7 @@ def test_d4_stop_and_resume_equals_no_stop(stage: str, tiny_lm: Path, tmp_path: 
         Runtime(report=lambda row: seen.append(row["epoch"]), state_path=tmp_path / "state.pt"),
         0,
     )
-    assert seen == [0, 1], "history is told again, then the run goes on"
+    assert seen == [0, 1], "history is reported again, then the run resumes"
     assert [r["train_loss"] for r in resumed.history] == [r["train_loss"] for r in through.history]
     assert all(torch.equal(resumed.best_state[k], through.best_state[k]) for k in through.best_state)
 

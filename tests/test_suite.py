@@ -159,7 +159,7 @@ def test_every_row_is_held_out_once(run: Path) -> None:
         scores = [score_with_libraries(part, ["0", "1"], "")["mcc"] for part in parts]
         assert found["oof"]["per_seed"] == pytest.approx(scores, abs=1e-9)
         assert found["adds"]["ci95"][0] <= found["adds"]["mean"] <= found["adds"]["ci95"][1]
-    # Nothing of a fold's own rows is in its predictions: the k-mer arm, fitted again by hand to the other fold.
+    # Nothing of a fold's own rows is in its predictions: the k-mer arm, refitted here to the other fold.
     other = json.loads((run / "composition" / "metrics.json").read_text())["combinations"]["0"]
     assert set(other["arms"]) <= {"embedder_only", "l2g"}
     held = pd.read_parquet(run / "composition" / "oof.parquet")

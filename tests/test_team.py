@@ -332,7 +332,7 @@ def prepare_jobs(folder: Path) -> None:
 
 
 def run_both_jobs(folder: Path, team: Team) -> list[int]:
-    """Warm-up, and an alignment that goes on from it, and the latter again; the epochs that were reported."""
+    """Run a warm-up, an alignment that resumes from it, and the latter again; return the reported epochs."""
     facts = {"width": 16, "max_tokens": 64, "norm_eps": 1e-12}
     reference = StageResult("reference", "r", folder / "reference", facts)
     settings = tiny_settings(align__epochs=3, align__task_only_epochs=2, align__dropout=0.0)
@@ -531,7 +531,7 @@ def whole_model(language_model: Path) -> L2GModel:
 
 
 class SmallMemory(nn.Module):
-    """A model for which only so many rows fit at once."""
+    """A model that takes at most `limit` rows at once."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

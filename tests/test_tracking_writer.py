@@ -74,7 +74,7 @@ def test_order_is_kept_and_the_person_is_told_once(tmp_path: Path) -> None:
     tracker.down = False
     assert writer.wait(30) == 0
     assert tracker.arrived == [("a", step) for step in range(20)]
-    assert [("the run goes on" in line, "answers again" in line) for line in said] == [(True, False), (False, True)]
+    assert [("the run continues" in line, "answers again" in line) for line in said] == [(True, False), (False, True)]
     assert writer.close() == 0
     assert not (tmp_path / JOURNAL).exists()
 

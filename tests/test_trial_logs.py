@@ -32,7 +32,7 @@ ENVIRONMENT = {"git_revision": None, "machine": {"processor": ""}, "versions": {
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Event]]:
-    """What was told of a Tune run, in which `ends` is well and `raises` and `dies` do as they say, and of a job `broken`."""
+    """The events of a Tune run with trials that end, raise and die (`ends`, `raises`, `dies`), and of a job `broken`."""
     started = not ray.is_initialized()
     if started:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -53,7 +53,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Iterator[Si
 
 
 def train_job(number: int, site: Site) -> JobSpec:
-    """The spec of a short training; `number` tells apart what is otherwise the same."""
+    """The spec of a short training; `number` makes equal specs different."""
     args = {"backbone": "resnet", "architecture": default_architecture("resnet"), "seed": 0}
     return JobSpec(site, Job("embedder_only", "test", args, {}, {"number": number}))
 
@@ -127,7 +127,7 @@ def test_a_process_that_is_killed_is_replaced_and_goes_on(site: Site) -> None:
 
 
 def test_what_is_tried_again(site: Site) -> None:
-    """A fault of the program or the machine is, a mistake of the user is not; other jobs go on."""
+    """A fault of the program or the machine is retried, a mistake of the user is not; other jobs continue."""
     language_model = site.settings.model.language_model
     changes = {"align.source": "text", "align.source_path": "nowhere.txt", "model.language_model": language_model}
     mistaken = resolve("smoke", None, changes)

@@ -1,7 +1,7 @@
 """Virtual time for ordinary blocking code: threads of which one runs at a time, and waiting that takes no time.
 
-A thread runs until it waits; then the one whose moment comes first goes on. Equal moments go in the order in which they
-were asked for, so that a simulation always ends the same.
+A thread runs until it waits; then the thread with the earliest wake-up time runs. Equal times run in the order of their
+requests, so that a simulation is deterministic.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Clock:
         raise RuntimeError("every thread of the simulation waits for another one")
 
     def spawn(self, call: Callable[[], Any]) -> Result:
-        """Run `call` in a thread of its own, from now on."""
+        """Run `call` in a new thread, starting now."""
         result, wake = Result(self), _Wake()
 
         def run() -> None:

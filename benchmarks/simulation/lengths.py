@@ -80,7 +80,7 @@ def script_as_recorded(task: Recorded) -> Script:
 def script_paper(task: Recorded, seed: int = 0) -> Script:
     """The shape of the preset `paper` (3 seeds, 24 trials by ASHA) with the recorded seconds of an epoch.
 
-    ASHA's rule decides on random scores which trials go on.
+    ASHA's rule decides on random scores which trials continue.
     """
     settings = resolve("paper", None, {})
     mean = {stage: _mean(trials) for stage, trials in task.epochs_s.items()}

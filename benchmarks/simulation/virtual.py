@@ -60,7 +60,7 @@ class Simulated:
 def simulate(
     scripts: list[Script], slots: int, overheads: Overheads | None = None, given_order: bool = False
 ) -> Simulated:
-    """Run all tasks on so many slots. `given_order`: in the order of `scripts`, one more than slots at once."""
+    """Run all tasks on `slots` slots. `given_order`: in the order of `scripts`, slots + 1 at once."""
     world = _World(Clock(), slots, overheads or Overheads(), {one.name: one for one in scripts})
     run = _Run(world, given_order)
     with world.stood_in():
@@ -100,7 +100,7 @@ class _Run(suite._Run):
 
 
 class _World:
-    """Stands in for the module `ray` in the driver, and for slots, store and trials in the pipelines."""
+    """Replaces the module `ray` in the driver, and slots, store and trials in the pipelines."""
 
     def __init__(self, clock: Clock, slots: int, overheads: Overheads, scripts: dict[str, Script]) -> None:
         self.clock, self.slots, self.overheads, self.scripts = clock, Slots(clock, slots), overheads, scripts
@@ -184,7 +184,7 @@ class _World:
         return [StageResult(job.stage, job.key, Path(), values) for job in jobs]
 
     def _finetune(self, pipe: pipeline.Pipeline) -> tuple[list[SearchTrial], SearchTrial]:
-        """What Ray Tune does with `OrderedSearch`; ASHA has decided already how long each trial goes on."""
+        """What Ray Tune does with `OrderedSearch`; ASHA has already decided the epochs of each trial."""
         stage, script = pipe.settings.finetune, self.scripts[pipe.place.task]
         self.clock.sleep(self.overheads.search_s)
         search, at_once = _Order(stage.parallel_trials), min(stage.parallel_trials, self.count)

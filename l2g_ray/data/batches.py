@@ -103,7 +103,7 @@ class Batch:
         return self.part.n_own if self.part else len(self.codes)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with codes and labels on another device; to a GPU they travel while the host goes on.
+        """Return the batch with codes and labels on another device; copies to a GPU do not block the host.
 
         Lengths and indices stay where they are: whether a batch has padding is decided on the host, which would otherwise wait
         for the device.
@@ -157,13 +157,13 @@ def iter_batches(
     ----------
     tables : columns sequence and label, in a fixed order.
     length_bp : width L of every batch, longer sequences cut at the right end; None: the batch's longest sequence.
-    shuffle_window_rows : rows are permuted within windows of so many; a window is what must fit in memory.
+    shuffle_window_rows : rows a window; rows are permuted within a window, which must fit in memory.
     rc_augment, shift_bp : reverse complement of each row with probability 1/2; shift by -shift_bp .. shift_bp, uniform.
-    bucket_batches : rows are sorted by length within so many shuffled batches, and these batches shuffled, so that a
-        batch pads little; 0 for not at all. Rows of one length stay as they are.
+    bucket_batches : shuffled batches a bucket. Rows of a bucket are sorted by length and its batches are shuffled, so
+        that a batch pads little; 0 turns this off. Rows of one length stay as they are.
     drop_last : leave out a last batch of one row, for which batch norm has no variance (training wants this). Larger
         unfilled batches stay. `count_batches` counts the same.
-    max_batches : stop after so many.
+    max_batches : the most batches to yield; None: all.
     worker : (rank, number of workers): tables are this worker's share of the rows, and batches its share of `batch_size`. It
         draws for itself.
 
@@ -298,7 +298,7 @@ def _shuffle(tables: Iterable[pa.Table], window_rows: int, seeds: tuple[int, ...
 
 
 def _bucket(tables: Iterable[pa.Table], batch_size: int, n_batches: int, seeds: tuple[int, ...]) -> Iterator[pa.Table]:
-    """The same rows, in buckets of so many batches: batches of like length, in a shuffled order.
+    """Yield the same rows in buckets of `n_batches` batches: batches of similar length, in shuffled order.
 
     The rest that fills no batch is taken before sorting, so that it is not always the longest rows.
     """

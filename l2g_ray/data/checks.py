@@ -108,7 +108,7 @@ def clean_sequences(
 
 
 def count_letters(sequences: pa.ChunkedArray) -> dict[str, int]:
-    """How often each letter stands in n clean sequences, letters that are there only."""
+    """Count each letter of n clean sequences; letters without an occurrence are left out."""
     left = pc.sum(pc.binary_length(sequences)).as_py() or 0
     counts = {}
     for letter in "ACGT" + "".join(sorted(set(_LETTERS) - set("ACGT"))):
@@ -127,8 +127,8 @@ def parse_labels(
     """The labels of n rows: int64 codes for classification, else fixed-size lists of n_outputs float32 (NaN = missing).
 
     Classification takes label names, or codes counted from 0 where no label's own name is a whole number. Several
-    outputs stand in a column each, or all in one column of lists. Texts of `missing` are no label, unless the task has a
-    class of that name.
+    outputs have one column each, or one column of lists. Texts of `missing` are no label, unless the task has a class of
+    that name.
 
     Raises
     ------

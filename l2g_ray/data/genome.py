@@ -140,9 +140,9 @@ class Negatives:
 
     peak : int64 (n,), the peak that each is matched to; chrom : object (n,), the genome's names; start, end : int64
     (n,), in bp; gc_difference : float64 (n,), share of G and C of the negative less that of its peak, among A C G T.
-    widened : how many are further from their peak's GC content than was asked. moved : how many lie on another
-    chromosome than their peak, for want of room. unclear_peaks : how many peaks have more unknown letters than a
-    negative may have, which alone tells them apart.
+    widened : number of negatives further from their peak's GC content than was asked. moved : number of
+    negatives on another chromosome than their peak, for want of room. unclear_peaks : number of peaks with more unknown
+    letters than a negative may have; a model can recognise these peaks by their unknown letters.
     """
 
     peak: np.ndarray
@@ -178,7 +178,7 @@ def draw_negatives(
 
     Raises
     ------
-    UserError : the chromosomes of the peaks have no room for so many.
+    UserError : the chromosomes of the peaks have no room for `count` negatives.
     """
     peak = _share_out(len(start), count, generator)
     width = (end - start)[peak]

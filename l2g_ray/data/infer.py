@@ -216,7 +216,7 @@ def _check_rows(rows: Counter[str], unread: dict[str, int], n_rows: int, where: 
         raise UserError(f"{where}: {_all_rows(n)} the label '{show(label)}'{empty}; add rows of another class")
     if len(rows) == n_rows > MAX_CLASSES:
         raise UserError(
-            f"{where}: each of the {n_rows:,} rows of column '{show(name)}' has a label of its own, so no class can be "
+            f"{where}: each of the {n_rows:,} rows of column '{show(name)}' has a different label, so no class can be "
             "learned; give --kind regression, or another column with --label-column"
         )
 

@@ -1,4 +1,4 @@
-"""A source to shards and a manifest (see dataset.py for what is written): checked, parted, freed of leakage, and told.
+"""Validate a source, split it, remove leakage, and write shards and a manifest (dataset.py describes these files).
 
 Everything is checked before anything is kept; the output appears whole, by one rename, or not at all. Memory holds
 about 30 bytes a row and one table of rows, however long the sequences are (spool.py).
@@ -46,7 +46,7 @@ def prepare(
     rows_per_shard: int = ROWS_PER_SHARD,
     progress: Progress = lambda doing, rows: None,
 ) -> PreparedTask:
-    """Check a source's rows, part them into splits, free these from leakage, and write shards and manifest.
+    """Validate a source's rows, split them, remove leakage, and write shards and manifest.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ def prepare(
 
     Returns
     -------
-    PreparedTask. Train and valid rows that stand in test (exactly or as reverse complement), and train rows that stand
-    in valid, are gone unless `settings.keep_duplicates`; `leakage`, `check` and `warnings` of the manifest report them
-    anyway.
+    PreparedTask. Train and valid rows that are also in test (exactly or as reverse complement) are dropped, as are train
+    rows that are also in valid, unless `settings.keep_duplicates`. `leakage`, `check` and `warnings` of the manifest always
+    report them.
 
     Raises
     ------
@@ -209,8 +209,8 @@ def _as_part(*selections: Selection) -> Part:
 def _part_from(
     other: str, splits: dict[str, Selection], settings: DataSettings, warnings: list[str]
 ) -> tuple[dict[str, Selection], dict[str, Any]]:
-    """Drop (or only count) the rows of the splits before `other` that stand in `other`."""
-    parted, counts = dict(splits), {}
+    """Drop (or only count) the rows of the splits before `other` that are also in `other`."""
+    kept, counts = dict(splits), {}
     for split in ("valid", "train") if other == "test" else ("train",):
         if split not in splits:
             continue
@@ -219,19 +219,19 @@ def _part_from(
         n_found = int(overlap.any.sum())
         if not n_found:
             continue
-        was, noun, verb = ("was", "row", "stands") if n_found == 1 else ("were", "rows", "stand")
+        was, noun, verb = ("was", "row", "is") if n_found == 1 else ("were", "rows", "are")
         done = f"{was} kept (data.keep_duplicates)" if settings.keep_duplicates else f"{was} dropped"
         n_flipped = int(overlap.reverse_complement.sum())
         aside = f" ({n_flipped} of them as reverse complement)" if n_flipped else ""
-        warnings.append(f"{n_found:,} {split} {noun} that also {verb} in the {other} split{aside} {done}.")
+        warnings.append(f"{n_found:,} {split} {noun} that {verb} also in the {other} split{aside} {done}.")
         if not settings.keep_duplicates:
-            parted[split] = splits[split].keep(~overlap.any)
-            if len(parted[split]) == 0:
+            kept[split] = splits[split].keep(~overlap.any)
+            if len(kept[split]) == 0:
                 raise UserError(
-                    f"{splits[split].spool.where()}: every row also stands in the {other} split; "
+                    f"{splits[split].spool.where()}: every row is also in the {other} split; "
                     "give other rows, or set data.keep_duplicates"
                 )
-    return parted, counts
+    return kept, counts
 
 
 def _cut_valid(
@@ -275,8 +275,8 @@ def _find_groups(parts: list[Selection], options: SourceOptions, warnings: list[
     large = sizes[family] > LARGEST_FAMILY * len(family)
     if large.any():
         warnings.append(
-            f"{int(large.sum()):,} rows of train and valid are near-duplicates of so many others that no fold can hold them "
-            "together: only equal sequences are kept on one side of a fold, and out-of-fold scores are too good."
+            f"{int(large.sum()):,} rows of train and valid are in groups of near-duplicates that are too large for one "
+            "fold: only equal sequences are kept on one side of a fold, and out-of-fold scores are too good."
         )
         family[large] = len(sizes) + np.arange(int(large.sum()))
     return find_groups(np.concatenate([part.facts.canonical for part in parts]), family, *given)

@@ -89,7 +89,7 @@ class SourceOptions(BaseModel):
         return self
 
 
-# The split of a source that has none of its own: `prepare` parts it by `SourceOptions.split`.
+# The split of a source without given splits: `prepare` splits it by `SourceOptions.split`.
 ALL = "all"
 
 
@@ -111,9 +111,9 @@ class Piece:
 class RawTask:
     """A task and its rows, unchecked.
 
-    splits : 'train', 'test' and, optionally, 'valid'; or 'all' alone, to be parted.
+    splits : 'train', 'test' and, optionally, 'valid'; or 'all' alone, to be split.
     files : what the rows depend on; hashed into the content key, so all files that are read must be named.
-    options : how the source was asked to be read and parted; part of the content key, as is
+    options : how to read and split the source; part of the content key, as is
     content : whatever else the rows depend on, JSON-ready.
     notes : sentences that the manifest and the leaderboard shall carry.
     """

@@ -261,7 +261,7 @@ _UNREADABLE = re.compile(r"<.+>|.*[\[\]].*|\*|\.|\.[ACGTN]+|[ACGTN]+\.")
 @dataclass(frozen=True)
 class VcfRow:
     """One line. `pos` counts from 1; `ref` and `alts` are upper case; an allele that is no sequence (`<DEL>`, `*`, `.`,
-    a breakend) is None in `alts`. `fields` are all columns as they stand in the file."""
+    a breakend) is None in `alts`. `fields` are all columns as text, unchanged."""
 
     line: int
     chrom: str

@@ -85,7 +85,7 @@ def part_rows(
 
 
 def find_rule(options: SourceOptions) -> str:
-    """The rule that a source in one piece is parted by.
+    """Return the rule that splits a source without given splits.
 
     'auto' goes by `split_column` where one is named, else by `group_column`, else it draws at random.
     """
@@ -158,7 +158,7 @@ def cut_folds(
     fold = np.empty(n_groups, np.int64)
     start = 0
     for group in _by_class(n_groups, classes):
-        # Dealing goes on where the last class stopped, so that small classes do not all end in fold 0.
+        # Each class starts in the fold after the last one used, so that small classes do not all end in fold 0.
         order = generator.permutation(group)
         if sizes is not None:
             order = order[np.argsort(-sizes[order], kind="stable")]

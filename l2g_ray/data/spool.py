@@ -114,7 +114,7 @@ def _measure_block(raw: np.ndarray, offsets: np.ndarray, positions: np.ndarray) 
 
 def _sum_rows(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     sums = np.zeros(len(starts), values.dtype)
-    # Empty rows have no letters of their own, and reduceat would give them a neighbour's.
+    # Empty rows have no letters, and reduceat would give them those of the next row.
     filled = lengths > 0
     if filled.any():
         sums[filled] = np.add.reduceat(values, starts[filled])
@@ -135,9 +135,9 @@ _COMPLEMENT = str.maketrans("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN")
 
 @dataclass(frozen=True)
 class Overlap:
-    """Which of n rows stand in another split: two masks (n,) bool that exclude each other, and the other side's counts.
+    """The rows of a split (n) that are also in another split: two disjoint masks (n,) bool, and counts of the other split.
 
-    `reverse_complement` holds rows that stand there only as their reverse complement.
+    `reverse_complement` marks rows that the other split has only as their reverse complement.
     """
 
     exact: np.ndarray
@@ -147,7 +147,7 @@ class Overlap:
 
     @property
     def any(self) -> np.ndarray:
-        """Mask (n,) of rows that stand in the other split either way."""
+        """Mask (n,) of rows that the other split has on either strand."""
         return self.exact | self.reverse_complement
 
     def count(self) -> dict[str, int]:
@@ -244,7 +244,7 @@ class Selection:
                 yield part
 
     def count_letters(self) -> dict[str, int]:
-        """How often each letter stands in the chosen sequences."""
+        """Count each letter of the chosen sequences."""
         counts: dict[str, int] = {}
         for batch in self.batches():
             for letter, n in count_letters(pa.chunked_array([batch["sequence"]])).items():
@@ -263,8 +263,8 @@ def spool_pieces(
 ) -> Spool:
     """Check all rows of some pieces and set them down at `path` (and labels at `path`.labels).
 
-    Sequences come out upper-case DNA, labels parsed. `progress` is told the rows of each table. Texts of `missing` are no
-    value.
+    Sequences come out upper-case DNA, labels parsed. `progress` receives the number of rows of each table. Texts of
+    `missing` are no value.
 
     Raises
     ------
@@ -341,7 +341,9 @@ def _read_keys(table: pa.Table, column: str, where: str, first_row: int) -> list
     values = table[column].to_pylist()
     for row, value in enumerate(values, start=first_row):
         if value is None or not str(value).strip():
-            raise UserError(f"{where}, row {row}: column '{column}' is empty; fill it in, the rows are parted by it")
+            raise UserError(
+                f"{where}, row {row}: column '{column}' is empty; fill it in, it decides the split of a row"
+            )
     return [str(value).strip() for value in values]
 
 

@@ -191,8 +191,8 @@ class Attributions:
     """Of n sequences, in their order: `codes` (n, length) right-padded, `lengths_bp` (n,), `hypothetical`
     (n, length, 4), `values` f(x) (n,) and `reference_values` mean f(r) (n,); `method` and `output` by name.
 
-    `observed_only`: `hypothetical` is 0 for bases that do not stand there, since what they would contribute is not defined, and
-    the reference value is a model's bias.
+    `observed_only`: `hypothetical` is 0 for bases other than the observed one, whose contributions are undefined, and the
+    reference value is the model's bias.
     """
 
     codes: np.ndarray
@@ -211,7 +211,7 @@ class Attributions:
 
     @property
     def contributions(self) -> np.ndarray:
-        """Of the base that stands there, (n, length); 0 for N and padding."""
+        """Contribution of the observed base, (n, length); 0 for N and padding."""
         return (self.hypothetical * self.one_hot).sum(2)
 
     @property

@@ -174,7 +174,7 @@ class KnownName(BaseModel):
     names: tuple[str, ...] = ()
 
     def is_called(self, name: str) -> bool:
-        """Whether a database's name is one of its own; dimers (`a::b`) by either part, without regard to case."""
+        """Return whether a database's name is one of `names`, or `motif`; dimers (`a::b`) match by either part, in any case."""
         own = {text.lower() for text in self.names or (self.motif,)}
         return bool(own & {name.lower(), *name.lower().split("::")})
 

@@ -44,9 +44,9 @@ def load_points(
 ) -> list[Point]:
     """The points of `ARM_POINTS`: L2G of a finished task before training, after align and after finetune, and the control.
 
-    Where an arm has several fold models, the first one is taken. `settings` are the task's, from `suite.json`; they tell whether
-    the language model was pretrained. What is missing is told as a sentence through `say`, and left out. Raises UserError where
-    the arm's finished model itself is missing.
+    Where an arm has several fold models, the first one is taken. `settings` are the task's, from `suite.json`; they say whether
+    the language model was pretrained. A missing point is reported through `say` and left out. Raises UserError if the arm's
+    finished model is missing.
     """
     arms = list_arms(task_folder)
     models = {name: load_model(arms[name].folder) for name in WITH_TOKENS if name in arms}
@@ -278,8 +278,8 @@ def write_embeddings(
 ) -> dict[str, Any]:
     """Embed rows at every point; write embeddings.npz, embeddings.json and the picture (SVG, PNG). Returns the summary.
 
-    embeddings.npz has an array (n, width) a point and layer, `<point>/<layer>`, and `ids`, `labels`. Points and layers
-    are told in the summary with silhouette (None for regression) and the variance that the picture shows.
+    embeddings.npz has an array (n, width) a point and layer, `<point>/<layer>`, and `ids`, `labels`. The
+    summary lists points and layers with silhouette (None for regression) and the variance that the picture shows.
     """
     arrays: dict[str, np.ndarray] = {}
     panels: list[dict[str, Any]] = []

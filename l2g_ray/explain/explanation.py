@@ -140,7 +140,7 @@ def explain_output(
     *,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Explanation:
-    """Explain one output. `progress` is told what is done, and how much of how much."""
+    """Explain one output. `progress` receives the step, the amount done and the total."""
     task, model = opened.predictor.task, opened.predictor.model
     label = task.labels[output]
     weights = make_weights(task, output)
@@ -268,7 +268,7 @@ def _describe_linear(linear: LinearOutput) -> str:
     """What the contributions to a linear model are."""
     return (
         f"Exact: the bias, {linear.bias:.3g}, and the contributions add up to the value. The part of each k-mer (weight times "
-        "value in this sequence) is divided equally among the bases that it reads. Only bases that stand in a sequence have one."
+        "value in this sequence) is divided equally among the bases that it reads. Only bases of the sequence have one."
     )
 
 

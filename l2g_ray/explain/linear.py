@@ -113,7 +113,7 @@ def attribute_linear(
 ) -> Attributions:
     """Contributions of right-padded codes (n, length) with lengths (n,); the reference value of each is the bias.
 
-    `rc_average`: to the mean of the outputs for both strands. `progress` is told the number of sequences done.
+    `rc_average`: to the mean of the outputs for both strands. `progress` receives the number of sequences done.
     """
     contributions = explained.split(codes)
     values = explained.evaluate(codes)

@@ -13,7 +13,7 @@ from l2g_ray.explain.attribution import Attributions
 from l2g_ray.explain.logos import to_information
 from l2g_ray.sequence import ALPHABET
 
-# Of the most informative position: less at either end is cut off.
+# Share of the most informative position's information; ends below it are trimmed.
 _TRIM_SHARE = 0.3
 _MIN_TRIMMED_BP = 4
 _PSEUDOCOUNT = 1e-3

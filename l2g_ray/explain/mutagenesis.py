@@ -112,7 +112,7 @@ class Mutagenesis:
 
     @property
     def contributions(self) -> np.ndarray:
-        """Of the base that stands there, (length, 4), else 0: minus the mean difference of the three others."""
+        """Contribution of the observed base, (length, 4), else 0: minus the mean difference of the three others."""
         present = np.array([[base == letter for base in ALPHABET] for letter in self.sequence])
         means = self.differences.sum(1) / (N_BASES - 1)
         return np.where(present, -means[:, None], 0.0)

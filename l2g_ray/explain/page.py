@@ -86,8 +86,8 @@ def _named(progress: Callable[[str, int, int], None], output: str) -> Callable[[
 def write_files(explanation: Explanation, out: Path) -> None:
     """Write an output's folder in `out` anew, whole or not at all: arrays, tables, motifs and logos.
 
-    `one_hot.npz` and `hypothetical.npz` (n, 4, length) are what `modisco motifs` reads, `motifs.h5` is what it writes. Where
-    only the bases that stand in the sequences have contributions, these are in `contributions.npz` instead.
+    `one_hot.npz` and `hypothetical.npz` (n, 4, length) are what `modisco motifs` reads, `motifs.h5` is what it writes. If
+    only observed bases have contributions, these are in `contributions.npz` instead.
     """
     from l2g_ray.explain.logos import plot_logo, to_information
     from l2g_ray.results.figures import save
@@ -138,7 +138,7 @@ _MAX_LOGO_BP = 150
 def mean_by_position(attributions: Attributions) -> np.ndarray:
     """Mean contribution of each base at each position over all sequences that reach it, (length, 4).
 
-    A base that does not stand there counts as 0, so a column's sum is the position's mean contribution.
+    A base other than the observed one counts as 0, so a column's sum is the position's mean contribution.
     """
     counts = (attributions.codes != N_CODE).sum(0)
     return (attributions.hypothetical * attributions.one_hot).sum(0) / np.maximum(counts, 1)[:, None]

@@ -70,9 +70,9 @@ class ExplainRequest:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one output, whose files go to a `folder` of its own: contributions of the chosen sequences, found motifs with their significant matches, and, where they
-    are known, how they fare against planted sites and a list of motifs. `notes` are for the reader, in order; `warnings`
-    those that must not be missed. `timings_s` says where the time went."""
+    """The explanation of one output, with files in `folder`: contributions of the chosen sequences, and found motifs with their
+    significant matches. If planted sites or a list of motifs are known, it also scores the motifs against these. `notes` are
+    for the reader, in order; `warnings` are the most important ones. `timings_s` has the seconds of each step."""
 
     output: str
     folder: str

@@ -163,7 +163,7 @@ def shuffle_dinucleotides(
 ) -> np.ndarray:
     """Shuffles of right-padded codes (batch, length) uint8 that keep all dinucleotide counts and both end bases.
 
-    Returns (batch, n, length) uint8. N and padding stay in place: each stretch between them is shuffled by itself. A row's
+    Returns (batch, n, length) uint8. N and padding stay in place: each stretch between them is shuffled separately. A row's
     shuffles depend on `seed` and its number in `rows` (its place by default), not on the rows beside it. A stretch that has no
     other order (a run of one base) comes back as it is.
     """

@@ -21,7 +21,7 @@ from l2g_ray.predict import Predictor
 from l2g_ray.sequence import CODE_TABLE
 from l2g_ray.tasks.schema import Task
 
-# Why an allele has no score, as it stands in the column `status`.
+# Why an allele has no score: values of the column `status`.
 REASONS = {
     "ref_mismatch": "REF is not what the genome has",
     "unknown_contig": "the genome has no such contig",

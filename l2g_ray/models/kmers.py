@@ -16,7 +16,7 @@ import scipy.sparse
 
 from l2g_ray.sequence import N_CODE
 
-# Rows are counted in chunks of about so many positions, which bounds the memory of a pattern's index arrays.
+# Positions a chunk, about: rows are counted in chunks, which bounds the memory of a pattern's index arrays.
 CHUNK_POSITIONS = 1_000_000
 
 
@@ -88,7 +88,7 @@ GAPPED: tuple[Pattern, ...] = (
 SHORT: tuple[Pattern, ...] = tuple(_contiguous(k) for k in range(1, 7))
 # Word length to how far, in bins to either side, a word still counts for a place.
 POSITIONAL: dict[int, int] = {1: 0, 2: 0, 3: 1, 4: 2}
-# Longer sequences have so many places, each of several bp.
+# The most places of a sequence; places of longer sequences have several bp each.
 MOST_PLACES = 1000
 
 
@@ -123,7 +123,7 @@ def _stack(parts: list[Any], pattern: Pattern, both_strands: bool) -> Any:
 
 
 def find_words(codes: np.ndarray, pattern: Pattern, both_strands: bool) -> list[Words]:
-    """Where the words of a pattern stand in the given strand and, where they are other words, in its reverse complement.
+    """Find the words of a pattern in the given strand and, where these are other words, in its reverse complement.
 
     Arguments as of `count_kmers`; a sequence's count of a word is how often it is found.
     """

@@ -80,7 +80,7 @@ Model = L2GModel | EmbedderNet | Baseline | SmallCNN | DeepSTARR | GenomicLM | A
 def save_model(model: Model, folder: Path, arm: str = "") -> None:
     """Write `model.safetensors` and `config.json` into an existing folder; no pickle, so a model is safe to load.
 
-    An ensemble has a folder for each of its arms instead of weights of its own. `arm`: the model's name in a run.
+    An ensemble has a folder for each of its arms instead of weights. `arm`: the model's name in a run.
     """
     named = {"arm": arm} if arm else {}
     if isinstance(model, Ensemble):
@@ -154,7 +154,7 @@ def load_model(folder: Path) -> Model:
 
 
 def _build(config: dict[str, Any], state: dict[str, torch.Tensor]) -> Model:
-    """The model of a config, with new weights; the state tells the size of what has no size of its own."""
+    """Build the model of a config, with new weights; sizes that the config lacks come from the state."""
     if config["form"] == "average":
         return AverageModel(
             config["kind"],

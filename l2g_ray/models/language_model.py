@@ -157,7 +157,7 @@ class LanguageModel(Composed):
 
     `positions` 'none' hands the tokens straight to the encoder, so that order is known through the CNN alone (official
     code); 'lm' sends them through the model's own embedding layer as `inputs_embeds`, which adds its position and type
-    embeddings and normalises again. `layers` keeps the first so many layers.
+    embeddings and normalises again. `layers` is the number of first layers to keep.
     """
 
     def __init__(self, transformer: Any, positions: str = "none", layers: int | None = None) -> None:

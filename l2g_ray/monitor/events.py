@@ -197,7 +197,7 @@ class Board:
         self.cuts: dict[tuple[str, str, str], int] = {}
 
     def put(self, event: Event) -> None:
-        """Add one event. A trial that was started again tells its first epochs anew: these are left out."""
+        """Add one event. A restarted trial reports its first epochs again; these are left out."""
         if isinstance(event, Epoch):
             trial, epoch = (event.task, event.name.stage, event.name.key), int(event.row["epoch"])
             if epoch <= self.told.get(trial, -1):
@@ -238,7 +238,7 @@ class SlotUse:
 
 
 def measure_use(intervals: Iterable[Interval], slots: int) -> SlotUse | None:
-    """The use of so many slots; None without trials.
+    """Measure the use of `slots` slots; None without trials.
 
     A trial's interval is that of its stage function: starting its process counts as idle. So does a trial that failed
     and was run again, up to its last start.

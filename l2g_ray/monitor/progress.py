@@ -242,7 +242,7 @@ class ReadingProgress(_Shown):
         self.live = make_live(console, self._line, transient=True)
 
     def advance(self, doing: str, rows: int) -> None:
-        """So many more rows are through; a new `doing` begins to count anew."""
+        """Add `rows` processed rows; a new `doing` restarts the count."""
         if doing != self.doing:
             self.doing, self.rows = doing, 0
         self.rows += rows

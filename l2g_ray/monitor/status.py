@@ -290,14 +290,14 @@ def _advise(state: str, command: str, failed: list[str], run: Path) -> str:
     again = f"`{command}`" if command else "the same command"
     match state:
         case "running":
-            return "nothing to do; `ray job stop`, Ctrl-C or SIGTERM ends it in good order, and it can go on later"
+            return "nothing to do; `ray job stop`, Ctrl-C or SIGTERM ends it in good order, and the same command resumes it"
         case "finished":
             return f"read {run / 'report.html'}"
         case "failed":
             return f"mend what failed ({', '.join(failed) or 'see leaderboard.json'}), then run {again}: it repeats only that"
         case "unsent":
             return f"MLflow did not get everything; when it answers, run {again}: it sends the rest and trains nothing"
-    return f"run {again}: finished stages are kept, and it goes on from there"
+    return f"run {again}: finished stages are kept, and the run resumes from there"
 
 
 def _is_alive(live: _Live, now: float) -> bool:

@@ -72,7 +72,7 @@ def fetch_last_lines(note: TrialNote | None) -> str:
     fetch = ray.remote(num_cpus=0, max_retries=0)(read_last_lines).options(scheduling_strategy=there)
     try:
         return ray.get(fetch.remote(note.files), timeout=FETCH_S)
-    except Exception as error:  # the node is gone, or too busy: the failure is told without
+    except Exception as error:  # the node is gone, or too busy: report the failure without its output
         return f"(its output could not be fetched from its node: {type(error).__name__})\n"
 
 

@@ -110,7 +110,7 @@ RAY_ENVIRONMENT = {
 
 # Failures after which a job starts again, as a Tune trial, a Ray Train run or a task of a warm process.
 MAX_FAILURES = 2
-# Ray's own words for what a run says in a line of its own: a process or a machine was lost, and what it did begins again.
+# Ray's messages on a lost process or machine. The run reports the loss in one line instead, and restarts the work.
 LOSSES = (
     r"^(A worker died or was killed|The node with node id: .* has been marked dead"
     r"|Task .* failed\. There are .* retries remaining)"
@@ -296,7 +296,7 @@ class SuiteMetrics:
 
 
 class SuiteStopped(KeyboardInterrupt):
-    """A suite was interrupted and has put its things in order; the text says how it stands and how to go on."""
+    """A suite was interrupted and has stopped cleanly; the text describes its state and how to resume."""
 
 
 @contextlib.contextmanager
@@ -317,7 +317,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def name_interrupt() -> str:
-    """What interrupted this process: SIGTERM, or Ctrl-C. Ray raises KeyboardInterrupts of its own, which do not say."""
+    """Return what interrupted this process: SIGTERM or Ctrl-C. Ray also raises KeyboardInterrupts, without a cause."""
     return _told[-1] if _told else "Ctrl-C"
 
 
@@ -326,13 +326,13 @@ _told: list[str] = []
 
 def _interrupt(signum: int, frame: Any) -> None:
     _told.append(signal.Signals(signum).name)
-    # Whoever is told once is putting things in order; a second telling must not break that.
+    # After the first signal the process stops cleanly; a second signal must not break that.
     signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 EVERY_S = 2.0
-# Shorter than Ray's own patience with its control service (60 s), after which it ends the process without a word.
+# Shorter than the 60 s after which Ray ends a process without its control service, and prints no message.
 LIMIT_S = 20.0
 GRACE_S = 10.0
 
@@ -363,7 +363,7 @@ class ClusterWatch:
             ) from error
 
     def _is_going(self, error: BaseException) -> bool:
-        """Whether an error is the first sign of a lost head: Ray may have noticed first, by an error of its own."""
+        """Return whether an error is the first sign of a lost head: Ray may notice first, and raise a RayError."""
         from ray.exceptions import RayError
 
         if isinstance(error, KeyboardInterrupt):

@@ -55,7 +55,7 @@ def prepare_for_runs(
     remote: Location | None = None,
 ) -> PreparedTask:
     """Prepare `source` as `task` where all runs of `out` (or of `remote`, whose working folder `out` then is) look for
-    it; what is there already is not made again.
+    it; existing prepared data are reused.
 
     Raises UserError as `prepare` does.
     """
@@ -183,7 +183,7 @@ def refuse_replacement(request: SuiteRequest, identity: SuiteIdentity) -> None:
     Results of another benchmark, data, model, setting or task are not replaced once the suite is finished. Before that, a
     changed setting is what a person corrects after a failure; only finished tasks of other data are kept then.
 
-    Raises UserError, which says what differs and how to go on.
+    Raises UserError, which says what differs and what to do.
     """
     where = as_location(request.remote or request.out) / request.name
     earlier: SuiteMeta | None = _read(where / SUITE_FILE)

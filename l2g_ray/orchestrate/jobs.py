@@ -1,4 +1,4 @@
-"""One unit of work in a process of its own: open its inputs, call its stage's function, store what that found.
+"""One unit of work in a separate process: open its inputs, call its stage's function, store the result.
 
 A `JobSpec` is run by a Ray task, by Tune, by Ray Train, or in a test without Ray.
 """
@@ -67,7 +67,7 @@ def run_job(
     valid: Source | None = None,
     team: Team = ALONE,
 ) -> dict[str, Any]:
-    """Run a job to its end, or go on with one that was interrupted, and store the result.
+    """Run a job to its end, or resume an interrupted one, and store the result.
 
     A finished job only reports its history again; rows of one that runs also say when it began (`began_at`) and when
     they were reported (`at`), in seconds since 1970. All workers of a `team` call this; the first one holds the lock and
@@ -80,7 +80,7 @@ def run_job(
     told: set[float] = set()
 
     def report_once(row: dict[str, float]) -> None:
-        if row["epoch"] not in told:  # what is called again tells its first epochs again
+        if row["epoch"] not in told:  # a stage that resumes reports its first epochs again
             told.add(row["epoch"])
             report(row)
 

@@ -70,7 +70,7 @@ class Measured:
     root: Path
 
     def record(self, kind: str, row: Mapping[str, Any], gpus: float) -> None:
-        """Keep the peak of an epoch, if it is the largest so far, of a trial that had a GPU of its own."""
+        """Keep the peak of an epoch, if it is the largest so far, of a trial that did not share its GPU."""
         if gpus < 1 or "peak_bytes" not in row:
             return
         before = self.find(kind)
@@ -125,7 +125,7 @@ def estimate_bytes(prepared: PreparedTask) -> int:
 
 
 def fits(prepared: PreparedTask, settings: DataSettings, store_bytes: float, tasks_at_once: int = 1) -> bool:
-    """Whether the rows shall live in an object store of that size that so many tasks share."""
+    """Return whether the rows should be in an object store of `store_bytes` that `tasks_at_once` tasks share."""
     if settings.residence != "auto":
         return settings.residence == "memory"
     return estimate_bytes(prepared) <= SHARE_OF_STORE * store_bytes / max(1, tasks_at_once)

@@ -150,7 +150,7 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
         "published": [
             {"model": p.model, "value": p.value, "metric": p.metric, "comparable": p.comparable, "source": p.source}
             for p in published
-            if p.metric == task.metric  # another metric's number must not stand in this row
+            if p.metric == task.metric  # a score of another metric must not be in this row
         ],
         "backbone": outcome.backbone,
         "architecture": [{"kernel_size": k, "dilation": d} for k, d in outcome.architecture],

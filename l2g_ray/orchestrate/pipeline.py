@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LORA_SETTINGS = ("lora_rank", "lora_alpha")
-# What a stage's result does not depend on, so that arms that differ in it share the result: what the text is stands in
-# the reference's key, and the alpha of one alignment in its arguments.
+# Settings that a stage's result does not depend on, so that arms that differ in them share the result: the reference's key
+# covers the text, and the arguments of an alignment have its alpha.
 TEXT_SETTINGS = ("source", "source_path", "per_class", "reference_weights")
 NOT_IN_ALIGN = frozenset({"alphas", *TEXT_SETTINGS})
 NOT_IN_WARMUP = NOT_IN_ALIGN | {"enabled", "distance"}

@@ -1,4 +1,4 @@
-"""Where a task's jobs run, and what is told of them: their epochs, ends and failures."""
+"""Where a task's jobs run, and the events that they emit: epochs, ends and failures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Place:
         return self.site.scratch
 
     def name(self, job: Job) -> TrialName:
-        """What people call a job, and what tells it from others."""
+        """Return the readable name of a job and the key that identifies it."""
         return JobSpec(self.site, job).name
 
     def find_stall(self, stage: str, key: str) -> str | None:
@@ -97,10 +97,10 @@ def emit_end(place: Place, job: Job) -> None:
 def emit_failure(
     place: Place, stage: str, note: str, reason: str, error: str, again: bool, label: str | None = None
 ) -> None:
-    """Tell that a trial failed: the reason as one line, the whole error, and the last lines that its process wrote.
+    """Emit the failure of a trial: the reason as one line, the whole error, and the last lines that its process wrote.
 
-    `note` is the name under which the trial noted where it writes; `stage` stands in for a trial that never began, and
-    `label` is its name, where that is not the one that it noted.
+    `note` is the name under which the trial noted where it writes. `stage` is used for a trial that never began. `label` is
+    the trial's name, if it differs from the noted one.
     """
     noted = read_note(place.scratch, note)
     name = noted.name if noted else TrialName(place.task, stage, note, note, {})

@@ -1,4 +1,4 @@
-"""One task's pipeline in a Ray process of its own."""
+"""One task's pipeline in a separate Ray process."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class JobSpec:
 
     @property
     def name(self) -> TrialName:
-        """What people call the job, and what tells it from others."""
+        """Return the readable name of the job and the key that identifies it."""
         params = self.job.args if self.drawn is None else self.drawn
         return TrialName(self.site.task, self.job.stage, self.job.label, self.job.key, params)
 

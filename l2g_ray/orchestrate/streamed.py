@@ -13,7 +13,7 @@ from l2g_ray.orchestrate.cluster import Slots
 from l2g_ray.orchestrate.memory import Held
 from l2g_ray.orchestrate.spec import JobSpec
 
-# A process is replaced after so many jobs, whatever a library may have kept in it.
+# A process is replaced after this number of jobs, which frees what libraries keep in memory.
 JOBS_PER_PROCESS = 64
 
 

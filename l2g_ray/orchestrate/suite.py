@@ -92,7 +92,7 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
         console.print(escape(redact(text)), highlight=False, soft_wrap=True)
 
     def give_way() -> None:
-        say(f"{request.name}: another driver has taken this suite over while this one was cut off; this one ends")
+        say(f"{request.name}: another driver has taken this suite over while this one was disconnected; this one ends")
         _thread.interrupt_main()
 
     stored = request.remote / request.name if request.remote else None
@@ -215,19 +215,19 @@ class _Run:
 
         Raises SuiteStopped, which says how the suite stands, if `error` is an interrupt.
         """
-        by_hand = isinstance(error, KeyboardInterrupt)
-        reason = name_interrupt() if by_hand else type(error).__name__
+        interrupted = isinstance(error, KeyboardInterrupt)
+        reason = name_interrupt() if interrupted else type(error).__name__
         with contextlib.suppress(OSError, UserError):
             self._write_suite_file("stopped", recorder.uri, wait_s=0.0)
         self.status.tell(f"stopped by {reason}")
         self.status.close("stopped")
         sent = recorder.close("KILLED")
-        if not by_hand:
+        if not interrupted:
             return
         marked = "its MLflow runs are marked KILLED" if sent else "its MLflow runs will be marked when MLflow answers"
         again = f": {redact(self.request.command)}" if self.request.command else ""
         raise SuiteStopped(
-            f"interrupted ({reason}); {marked}, finished stages are kept, the same command goes on from here{again}"
+            f"interrupted ({reason}); {marked}, finished stages are kept, the same command resumes from here{again}"
         ) from None
 
     def _slots(self, ray: Any) -> Slots:
@@ -242,7 +242,7 @@ class _Run:
         slots = measure_slots(nodes, 1, gpus, request.workers_per_trial)
         if request.slots is not None:
             slots = replace(slots, count=request.slots)
-        # Only where nobody has said what a trial takes; workers of one trial each have a GPU of their own.
+        # Only if the request does not set a trial's share; each worker of one trial has a whole GPU.
         return replace(slots, packed=self.request.gpus_per_trial is None and gpus > 0 and slots.workers == 1)
 
     def _run_tasks(self, ray: Any, slots: Slots, recorder: Recorder) -> None:

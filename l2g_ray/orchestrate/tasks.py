@@ -38,9 +38,9 @@ def run_jobs_warm(
 ) -> list[Exception | None]:
     """Run jobs as Ray tasks, as many at once as there are slots; the error of each, None for those that are done.
 
-    A job whose process dies, or that raises, is started again, at most `MAX_FAILURES` times, and goes on from its last
-    epoch; a user's mistake is not tried again. `on_failure` hears of each failure: the job's number, the error as Ray
-    gives it, whether it is started again; `on_end` of each job that is done. With `runner` 'train' a task starts a Ray Train run and waits for it.
+    A job whose process dies, or that raises, is restarted at most `MAX_FAILURES` times and resumes from its last epoch; a
+    user's mistake is not retried. `on_failure` receives each failure: the job's number, Ray's error, and whether the job is
+    restarted. `on_end` receives the number of each job that is done. With `runner` 'train' a task starts a Ray Train run and waits for it.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""What runs inside a trial's process: a job by itself, or as a Ray Train run fed by Ray Data."""
+"""What runs inside a trial's process: a job, directly or as a Ray Train run fed by Ray Data."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def run_in_train(spec: JobSpec, slots: Slots, board: Any = None) -> None:
     """Run a job in Ray Train workers. Its epochs go to the event board; without one, this is a Tune trial, and they
     reach Tune through `TuneReportCallback`.
 
-    Of several workers each reads its share of the rows. The first worker keeps the state in the job's work folder: workers
-    that die are restarted by Ray Train, all of them together, and go on from the last epoch; no Train checkpoint travels.
+    Each of several workers reads its share of the rows. The first worker keeps the state in the job's work folder. If a worker
+    dies, Ray Train restarts all of them, and they resume from the last epoch; no Train checkpoint is sent.
     """
     import ray.data
     import ray.train
@@ -153,7 +153,7 @@ def run_in_train(spec: JobSpec, slots: Slots, board: Any = None) -> None:
         before = read_micro_batches(state)
         trainer = TorchTrainer(
             _train_worker,
-            # One worker passes over the whole set by itself: no process that parts it among workers.
+            # A single worker iterates over the whole set directly, without a process that splits it among workers.
             train_loop_config={"worker": _Worker(spec, board, {} if shared else datasets, rows, shared)},
             datasets=datasets if shared else {},
             # In the same order each time, so that a worker's rows are the same in each epoch.

@@ -34,7 +34,7 @@ WORST_SCORE = -1e6  # stands for -inf, which HyperOpt's density estimate cannot 
 
 
 class OrderedSearch(Searcher):
-    """HyperOpt that is told of trial results in trial order, `in_flight` trials late."""
+    """HyperOpt that receives trial results in trial order, `in_flight` trials late."""
 
     def __init__(self, space: dict[str, Apply], in_flight: int, initial_random: int, seed: int) -> None:
         from ray.tune.search.hyperopt import HyperOptSearch
@@ -156,7 +156,7 @@ class _EmitRows(Callback):
             name = replace(report.name, trial=self.label(trial) or report.name.trial)
             event = Epoch.from_row(name, report.row | _read_times(self.place, report))
             rows = self.histories.setdefault(name.key, [])
-            if len(rows) > event.row["epoch"]:  # a trial that was restarted tells its first epochs again
+            if len(rows) > event.row["epoch"]:  # a restarted trial reports its first epochs again
                 return
             rows.append(event.row)
             self.place.emit(event)

@@ -20,7 +20,7 @@ WARMED = 8
 
 
 def warm_up(slots: Slots) -> None:
-    """Have a process a slot, but not a whole large cluster, import what jobs need while the caller goes on."""
+    """Import what jobs need in one process a slot, up to a limit on large clusters; the caller does not wait."""
     import ray
 
     if not slots.gpus:  # see `ask`
@@ -70,7 +70,7 @@ def run_warm(spec: JobSpec, runner: str, slots: Slots, held: Held, board: Any) -
 
 @contextlib.contextmanager
 def _own_interrupts() -> Iterator[None]:
-    """Ray Train leaves its handler of SIGINT behind; the process goes on to other jobs."""
+    """Restore the handler of SIGINT: Ray Train leaves its own, and the process runs further jobs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -63,7 +63,7 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class Found:
-    """What a finished run has found: its backbone and architecture stand in for the candidates."""
+    """What a finished run has found: its backbone and architecture replace the candidates."""
 
     backbone: str
     architecture: tuple[tuple[int, int], ...]
@@ -97,7 +97,7 @@ class Machine:
         return self.memory_bytes is not None
 
     def hours(self, flops: float, precision: str, utilisation: float) -> float:
-        """Hours of this device for so many operations, at a share of its peak."""
+        """Return the hours of this device for `flops` operations, at a share of its peak."""
         return flops / (self.peak_flops[precision] * utilisation) / 3600
 
 

@@ -48,7 +48,7 @@ class Spent:
 
 
 def list_spent(results: Iterable[StageResult]) -> list[Spent]:
-    """One entry a trial, from the results of all stages; the search over hyper-parameters is told trial by trial."""
+    """Return one entry a trial, from the results of all stages; the hyper-parameter search has one for each of its trials."""
     found: list[Spent] = []
     for result in results:
         if "trials" in result.values:

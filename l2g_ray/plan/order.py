@@ -53,9 +53,9 @@ def order_tasks(lengths: Mapping[str, Length]) -> list[str]:
 def count_at_once(lengths: Mapping[str, Length], slots: int) -> int:
     """How many tasks to run at once.
 
-    One more than there are slots, so that a stage of one trial leaves no slot idle. Where the longest chain takes
-    longer than all work would on these slots, only as many as fill the slots on average, and one: trials of more
-    tasks would stand in the queue before those of the longest, which everything waits for at the end.
+    Slots + 1, so that a stage of one trial leaves no slot idle. If the longest chain takes longer than all work would on
+    these slots: the number that fills the slots on average, + 1. Trials of more tasks would be queued before those of the
+    longest task, which ends last.
     """
     work, chains = sum(one.work for one in lengths.values()), sum(one.chain for one in lengths.values())
     longest = max((one.chain for one in lengths.values()), default=0.0)

@@ -307,7 +307,7 @@ class Sizer:
         group: int = 1,
         memory_rows: int | None = None,
     ) -> Amount:
-        """So many models of an arm, of so many epochs each, on the rows of all folds but one."""
+        """Count `jobs` models of an arm, with `epochs` epochs each, on the rows of all folds but one."""
         n_rows, n_valid = self._fold_rows()
         return self._train(
             model,

@@ -81,8 +81,8 @@ def rows_of_manifest(splits: dict[str, SplitFacts], origin: str) -> Rows:
 def count_rows(source: RawTask | PreparedTask, settings: DataSettings) -> Rows:
     """Rows of a source: a prepared task's manifest, or one pass over the files that keeps nothing but lengths.
 
-    Rows that stand in two splits, which preparing drops, are not looked for, and a random split is not stratified, so
-    that a count may be a little above what is trained on. Raises UserError for files that cannot be read.
+    Counts may be a little above the rows that are trained on: duplicates between splits, which preparing drops, are counted,
+    and a random split is not stratified. Raises UserError for files that cannot be read.
     """
     if isinstance(source, PreparedTask):
         return rows_of_manifest(source.manifest["splits"], "prepared data")

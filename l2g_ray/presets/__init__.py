@@ -59,7 +59,7 @@ def resolve(
     Parameters
     ----------
     preset : name of a shipped preset, or a YAML file of settings.
-    overrides : a task's `overrides` (preset name or `all` to a mapping of dotted keys). A file stands above them.
+    overrides : a task's `overrides` (preset name or `all` to a mapping of dotted keys). A file overrides them.
     assignments : dotted keys to values, as `--set` gives them.
 
     Raises

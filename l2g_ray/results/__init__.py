@@ -1,1 +1,1 @@
-"""What a run tells people: intervals, comparisons, the leaderboard, figures and the report."""
+"""What a run reports: intervals, comparisons, the leaderboard, figures and the report."""

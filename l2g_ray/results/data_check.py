@@ -115,7 +115,7 @@ _EXPLAIN_SPLITS = (
     "complement. Near-duplicates: rows with one in the same split. Conflicts: sequences with different labels."
 )
 _EXPLAIN_PAIRS = (
-    "Rows of a split that stand in the other: equal, only as reverse complement, or nearly. Then how far labels, length "
+    "Rows of a split that are also in the other: equal, only as reverse complement, or nearly. Then how far labels, length "
     "and GC lie apart (0: alike, 1: nothing in common)."
 )
 
@@ -155,7 +155,7 @@ def render_summary(check_by_name: Mapping[str, Mapping[str, Any]]) -> Listing:
             ]
         )
     told = (
-        "Exact, RC, near: train rows that stand in test / test rows that stand in train, equal, as reverse complement, "
+        "Exact, RC, near: train rows that are also in test / test rows that are also in train, equal, as reverse complement, "
         "or nearly. Conflicts: sequences with different labels, in any split. GC, length: AUROC (regression: "
         "|Spearman|) of that one feature. !: warnings."
     )
@@ -205,14 +205,14 @@ def list_pairs(check: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def list_leaks(check: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one line a feature: how well it tells the label of train alone."""
+    """Return headings, and one line a feature: how well it alone predicts the label in train."""
     lines = []
     for feature, name in _FEATURES.items():
         told = check["leak"][feature]
         limit = check["leak"]["limits"][told["measure"]]
         measure = _MEASURES[told["measure"]]
         lines.append([name, told["label"] or "–", f"{measure} {_format(told['value'])}", f"{limit:g}"])
-    return ["Feature alone", "Label", "Tells it with", "Limit"], lines
+    return ["Feature alone", "Label", "Score", "Limit"], lines
 
 
 def write_check_page(folder: Path, check_by_name: Mapping[str, Mapping[str, Any]]) -> Path:
@@ -260,7 +260,7 @@ def _make_section(name: str, check: Mapping[str, Any], number: int) -> dict[str,
         "tables": [
             ("Splits", _EXPLAIN_SPLITS, *list_splits(check)),
             ("Between splits", _EXPLAIN_PAIRS, *list_pairs(check)),
-            ("Shortcuts", "How well length or GC share tells the label of train alone.", *list_leaks(check)),
+            ("Shortcuts", "How well length or GC share alone predicts the label in train.", *list_leaks(check)),
         ],
         "pictures": pictures,
         "near_examples": [

@@ -210,7 +210,7 @@ def _compare(
 def _mean_over_seeds(draws: Array, seed: int) -> Array:
     n_seeds = draws.shape[1]
     if n_seeds >= MIN_SEEDS_TO_RESAMPLE:
-        # A stream of its own, so that the rows drawn do not depend on the number of seeds.
+        # A separate stream, so that the rows drawn do not depend on the number of seeds.
         generator = np.random.default_rng([seed, n_seeds])
         draws = np.take_along_axis(draws, generator.integers(n_seeds, size=draws.shape), axis=1)
     return draws.mean(1)

@@ -71,7 +71,7 @@ def write_atomically(path: Path, text: str) -> Path:
 
 
 def describe_slots(board: Mapping[str, Any]) -> str:
-    """How busy the slots were, where the board tells; empty where it does not, as when nothing had to be trained."""
+    """Describe how busy the slots were; empty if the board has no use of slots, as when nothing was trained."""
     use = board.get("slots")
     if not use:
         return ""

@@ -42,7 +42,7 @@ REPRODUCE_KEYS = ("command", "git_revision", "versions", "machine", "fingerprint
 
 @dataclass(frozen=True)
 class TaskDetails:
-    """What the report tells about one task beyond its row of the leaderboard.
+    """What the report shows of one task beyond its row of the leaderboard.
 
     `task` is the row's name. `labels` are the classes or outputs. `metrics` maps an arm ("ensemble", "L2G", ...)
     to its metrics; a metric is a number or a score {mean, ci95}. `history` holds the records that `figures` draws.
@@ -200,7 +200,7 @@ def _draw_overview(
         figure = suite_figures.plot_mean_scores(complete, tasks)
         caption = (
             f"Mean score over {', '.join(tasks)} by model and size; models with a score for each of them.{open_marks} "
-            "Sizes are parameters, where a model's name tells them; the amount of DNA seen in pre-training is not in the "
+            "Sizes are parameters, if a model's name gives them; the amount of DNA seen in pre-training is not in the "
             f"published tables that ship here (L2G: none).{left_out}"
         )
         pictures.append(_Picture("mean-scores", figure, caption, tables.tabulate_means(complete, tasks)))

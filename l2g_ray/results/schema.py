@@ -144,7 +144,7 @@ class Leaderboard(_Part):
     def _named_once(self) -> Leaderboard:
         names = [row.task for row in self.tasks]
         if len(set(names)) < len(names):
-            raise ValueError("a task stands in the leaderboard twice")
+            raise ValueError("a task is in the leaderboard twice")
         return self
 
 

@@ -73,7 +73,7 @@ def gather_standings(board: Mapping[str, Any], parameters: Mapping[str, float] |
 
 
 def read_size(model: str) -> float | None:
-    """Parameters that a model's name tells: 2.5e9 for "NT-Multispecies (2.5B)"; None where it has none.
+    """Read the number of parameters from a model's name: 2.5e9 for "NT-Multispecies (2.5B)"; None where it has none.
 
     A "1kb" is a context length, no size.
     """

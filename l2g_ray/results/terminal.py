@@ -164,7 +164,7 @@ class Listing:
             yield self._flow(told, width) if flows else self._make_block(told, width)
 
     def _flow(self, told: list[tuple[str, list[str]]], width: int) -> RenderableType:
-        """Headings and values one after the other, as many as go on a line."""
+        """Headings and values one after the other, as many as fit on a line."""
         from rich.cells import cell_len
         from rich.text import Text
 
@@ -178,7 +178,7 @@ class Listing:
         return Text("\n".join(lines), overflow="fold")
 
     def _make_block(self, told: list[tuple[str, list[str]]], width: int) -> RenderableType:
-        """A line a heading, or several where a value does not go on one."""
+        """A line a heading, or several if a value does not fit on one."""
         from rich.cells import cell_len
         from rich.table import Table
 

@@ -66,7 +66,7 @@ def run_mlflow(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        # A session of its own: Ctrl-C then reaches this process alone, which ends the others in order.
+        # A separate session: Ctrl-C then reaches this process alone, which ends the others in order.
         start_new_session=True,
         # MLflow gets SIGTERM however this process dies, SIGKILL included.
         preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
@@ -122,7 +122,7 @@ def _answers(probe_url: str) -> bool:
 
 
 def _find_reason(said: deque[str]) -> str:
-    """Return the line that tells best why MLflow ended."""
+    """Return the line that best explains why MLflow ended."""
     lines = [line.strip() for line in said if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: |Error: ", line)]
     return (errors or lines or ["it said nothing"])[-1][:300].rstrip(".")

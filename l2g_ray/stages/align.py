@@ -61,7 +61,7 @@ def train_aligned(
 
     The language model takes no part beyond `reference.features`, so it cannot change here. With alpha 0 the same
     epochs run on the task alone: the control. The task-only phase does not depend on alpha: `last_epoch` ends a run
-    there, and the state that it leaves is where the run of every alpha may go on.
+    there, and the run of every alpha may resume from its state.
     """
     stage = settings.align
     group = group_size(stage)
@@ -91,7 +91,7 @@ def train_aligned(
     )
 
 
-# Of a warm-up, where its alignments go on.
+# State of a warm-up, from which its alignments resume.
 WARM = "warm.pt"
 
 
@@ -141,7 +141,7 @@ def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 def make_joint_losses(
     data: TaskData, distance: Distance, stage: AlignSettings, scale: torch.Tensor, alpha: float, team: Team = ALONE
 ) -> Losses:
-    """One loss a group: batch norm sees each batch by itself, MMD sees all rows of the group together.
+    """Return one loss a group: batch norm sees each batch alone, MMD sees all rows of the group together.
 
     Source rows are drawn anew each step, as many as target rows, with replacement; targets are masked means over
     tokens after LayerNorm. Workers of a team compare the same source rows with the pooled tokens of all of them.
@@ -204,7 +204,7 @@ def make_joint_losses(
                 return stage.beta * task_loss(model(batch.codes, batch.lengths_bp), batch, n_rows)
             outputs, pooled = model(batch.codes, batch.lengths_bp, pool=True)
             towards = (pooled[: batch.n_own] * gradient).sum()
-            # Its gradient is MMD's, its value is not: the value is told once.
+            # `towards` has MMD's gradient but not its value, which is added once.
             return stage.beta * task_loss(outputs, batch, n_rows) + towards - towards.detach() + value
 
         n_rows, values = count_rows(group), [value, *[0.0] * (len(group) - 1)]

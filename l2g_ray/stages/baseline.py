@@ -37,7 +37,7 @@ STRENGTHS = {
     "gapped": (3.0, 10.0, 30.0, 100.0),
     "places": (1.0, 3.0, 10.0, 30.0),
 }
-# Taken for granted above `MANY_OUTPUTS` outputs (DeepSEA has 919).
+# The only strength above `MANY_OUTPUTS` outputs (DeepSEA has 919).
 ONE_STRENGTH = 1.0
 # A fixed number of small steps on few features each: nothing to stop by, so that validation rows choose nothing.
 BOOSTING = {

@@ -153,14 +153,14 @@ ENSEMBLES: dict[str, Callable[[Stacker, tuple[str, ...], np.ndarray | slice], Co
 
 # Arm and seed to predictions (n, n_outputs): those reported, and those of the given strand.
 Outputs = dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]
-# Parts of the validation rows, where these stand in for folds: one part's weights come from the others.
+# Parts of the validation rows that replace folds: the weights for one part are fitted to the others.
 PARTS = 5
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One trained model: its arm, its seed, its folder, and the fold that it has not seen; None for a model that stands
-    beside the ensemble and is no member of it."""
+    """One trained model: its arm, its seed, its folder, and the fold that it has not seen. The fold is None for a model
+    that is no member of the ensemble."""
 
     arm: str
     seed: int

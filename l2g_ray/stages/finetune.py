@@ -57,7 +57,7 @@ def build_model(
 ) -> L2GModel | EmbedderNet:
     """The whole model: a trained embedder joined to the language model, with a fresh head.
 
-    `pretrained` is the folder of a language model that stands in for the one in the settings (`stages.pretrain`).
+    `pretrained` is the folder of a language model that replaces the one in the settings (`stages.pretrain`).
     With `model.combine` 'embedder' it is the embedder with its own predictor: the same search without the language model.
     """
     net = build_net(config, data, reference, seed)
@@ -97,8 +97,8 @@ def finetune(
     """Fine-tune with one set of hyper-parameters; returns the best epoch on validation, or the last where that is
     held out. `pretrained`: see `build_model`.
 
-    Embedder, language model and head have learning rates of their own: one rate for all either leaves the head at
-    chance or tears the language model apart.
+    Embedder, language model and head have separate learning rates: one rate for all either leaves the head at chance or
+    destroys the language model.
 
     With `train_layers` 'lora' the low-rank additions are merged at the end, so that the best state is always that of a model
     that `build_model` makes.

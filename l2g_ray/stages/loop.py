@@ -1,7 +1,7 @@
 """The one training loop that all stages share: resumable, deterministic, keeps the best epoch on validation.
 
-Randomness is drawn anew from (seed, epoch) at the start of every epoch, so a run that stops after an epoch and goes on
-is bit-equal to one that never stopped (acceptance D4). History is reported again on resume, so that a scheduler sees
+Every epoch seeds its random numbers with (seed, epoch), so a run that stops after an epoch and resumes is bit-equal to
+one that never stopped. History is reported again on resume, so that a scheduler sees
 the same trial whether it was interrupted or not.
 
 Workers of a team each train on their own rows; DistributedDataParallel averages their gradients, and all take the same steps.
@@ -125,8 +125,8 @@ def train(
     Raises
     ------
     UserError : memory does not suffice even for micro-batches of a few rows.
-    torch.OutOfMemoryError : on a worker of a team, whose others wait for it: started again, all of them go on in smaller
-        micro-batches.
+    torch.OutOfMemoryError : on a worker of a team, whose others wait for it; after a restart all of them continue with
+        smaller micro-batches.
     """
     team = runtime.team
     if runtime.device == "cuda":  # processes are used again: what an earlier trial took is not this one's
@@ -349,8 +349,8 @@ def _load(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Cut short by a machine that lost its power, or no state of ours: nothing in it is run.
-        warnings.warn(f"{path}: no readable state ({type(error).__name__}), training begins anew", stacklevel=2)
+        # Truncated by a loss of power, or not written by this module; `weights_only` runs no code of it.
+        warnings.warn(f"{path}: no readable state ({type(error).__name__}), training restarts", stacklevel=2)
         path.unlink()
         return _State()
     model.load_state_dict(content["model"])

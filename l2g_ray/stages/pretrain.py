@@ -24,7 +24,7 @@ from l2g_ray.stages.optim import make_optimizer, make_schedule
 class MaskedLM(nn.Module):
     """A language model over DNA written as words of `word_bp` letters.
 
-    `window_bp`: of longer sequences so many letters are read, from a place drawn anew at each call.
+    `window_bp`: letters read of a longer sequence, from a random place that changes with each call.
     """
 
     def __init__(self, model: Any, tokenizer: Any, word_bp: int, window_bp: int, mask_fraction: float) -> None:
@@ -99,7 +99,7 @@ def load_masked_lm(
 ) -> MaskedLM:
     """The language model with its head over the vocabulary; a head that the files lack is drawn from `seed`.
 
-    `layers` keeps the first so many layers, those that L2G uses. Raises UserError where the model, or a tokenizer that
+    `layers` is the number of first layers to keep, those that L2G uses. Raises UserError where the model, or a tokenizer that
     knows a mask, cannot be had.
     """
     with torch.random.fork_rng():
@@ -133,8 +133,8 @@ SCORED_ROWS = 512
 def pretrain(data: TaskData, settings: Settings, runtime: Runtime, seed: int) -> tuple[MaskedLM, TrainResult]:
     """Train the language model on the training sequences, and return it as it is after the last epoch, on the CPU.
 
-    The score of an epoch is minus the loss on some training rows under masks that do not change: it tells how far the
-    training is, and chooses nothing. Raises UserError where the model or its tokenizer cannot be had, or where the loss
+    The score of an epoch is minus the loss on some training rows under fixed masks: it shows the progress of training, and
+    chooses nothing. Raises UserError where the model or its tokenizer cannot be had, or where the loss
     ceases to be finite.
     """
     stage, model_settings = settings.pretrain, settings.model

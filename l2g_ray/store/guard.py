@@ -55,7 +55,7 @@ class StallWatch:
         return self
 
     def beat(self) -> None:
-        """A sign of life: the clock begins anew."""
+        """Restart the clock of the limit."""
         if self._file is not None and self.limit_s is not None:
             faulthandler.dump_traceback_later(self.limit_s, exit=True, file=self._file)
 
@@ -79,7 +79,7 @@ def read_stall(folder: Path) -> str | None:
 
 
 def forget_stall(folder: Path) -> None:
-    """A process that goes on where another hung leaves nothing of it; that one may have had a limit, and this one none."""
+    """Remove the stall file of an earlier process: it may have had a limit, and the one that resumes may have none."""
     (folder / STALL_FILE).unlink(missing_ok=True)
 
 
@@ -152,7 +152,7 @@ def _wait_for(folder: Path | Location, refused: str, wait_s: float) -> None:
 
 
 class StorageWatch:
-    """Looks now and then whether a folder takes writes, and tells when that changes: its trials wait silently."""
+    """Check at intervals whether a folder accepts writes, and report each change: its trials wait silently."""
 
     def __init__(self, folder: Path | Location, say: Say, every_s: float = 5.0) -> None:
         self.folder, self.say, self.every_s = folder, say, every_s
@@ -167,7 +167,7 @@ class StorageWatch:
         reason = why_refused(self.folder)
         if reason is not None and not self._refused:
             self.say(
-                f"{self.folder}: cannot be written ({reason}); {_advice(self.folder)}: trials wait, and go on by themselves"
+                f"{self.folder}: cannot be written ({reason}); {_advice(self.folder)}: trials wait, and resume when it can be written"
             )
         elif reason is None and self._refused:
             self.say(f"{self.folder}: can be written again")

@@ -20,7 +20,7 @@ from typing import IO
 
 from l2g_ray.errors import UserError
 
-# Long enough for a driver that was told to stop to write its last events.
+# Long enough for a driver to write its last events after a signal.
 SUITE_WAIT_S = 15.0
 POLL_S = 0.2
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -30,7 +30,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 def hold_suite(out: Path, name: str, say: Callable[[str], None], wait_s: float = SUITE_WAIT_S) -> Iterator[None]:
     """Be the only process that runs suite `name` of `out`, its folder and its journal for MLflow included.
 
-    A suite that is under way gets `wait_s` seconds to end, and `say` tells so.
+    A running suite gets `wait_s` seconds to end; `say` reports the wait.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Stage results under content keys: what is there is not computed again, and what is half done goes on.
+"""Stage results under content keys: finished results are reused, and interrupted ones resume.
 
 A result is a folder `<root>/<stage>/<key>/` with `result.json` and its files. While it is made, it is
 `<root>/<stage>/<key>.work/`, which holds the training state of a run that may be interrupted at any moment; a rename
@@ -21,7 +21,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.stages.registry import find_stage
 from l2g_ray.store.locks import hold_file, try_file
 
-# A trial that was told to stop lets its lock go within moments.
+# A stopped trial releases its lock within moments.
 DISCARD_WAIT_S = 5.0
 
 
@@ -102,7 +102,7 @@ class Store:
             shutil.rmtree(work)
         else:
             os.replace(work, folder)
-        # Only now: a run that is killed before the rename goes on from its state.
+        # Only now: a run that is killed before the rename resumes from its state.
         (folder / "state.pt").unlink(missing_ok=True)
         found = self._read(stage, key)
         assert found is not None

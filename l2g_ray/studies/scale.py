@@ -201,7 +201,7 @@ class _Bench:
         self.trained: dict[tuple[int, int, int], TrainRun] = {}
 
     def train(self, workers: int, rows: int, batch_size: int, kind: str) -> TrainRun:
-        """One Ray Train run of so many workers; the first epoch warms up and is not counted. The same is run once."""
+        """Return a Ray Train run of `workers` workers. Its first epoch warms up and is not counted; equal runs are reused."""
         size = (workers, rows, batch_size)
         if size not in self.trained:
             self.trained[size] = self._train(workers, rows, batch_size, kind)
@@ -228,7 +228,7 @@ class _Bench:
         )
 
     def run_trials(self, slots: int) -> TrialsRun:
-        """The same trials, so many at once."""
+        """Run the same trials, `slots` at once."""
         request = self.request
         self.say(f"throughput: {request.trials} trials, {slots} at once")
         made = [self._job(f"slots-{slots}", request.rows, request.batch_size, seed) for seed in range(request.trials)]
@@ -246,7 +246,7 @@ class _Bench:
         return run_jobs(place, jobs[0].parts["scale"], jobs, runner)
 
     def _job(self, kind: str, rows: int, batch_size: int, seed: int) -> tuple[Job, Site]:
-        """A refit in a store of its own, so that no measurement finds another's result."""
+        """Return a refit in a separate store, so that no measurement finds another's result."""
         prepared = self._prepare(rows)
         settings = self.request.settings
         settings = settings.model_copy(

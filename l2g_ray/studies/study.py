@@ -152,7 +152,7 @@ def _two_sided(one: Compared) -> float | None:
 
 
 STUDY_SCHEMA = 1
-# What a study compares is L2G under other settings; the embedder alone stands beside it.
+# A study compares L2G under different settings; the embedder alone is the control.
 ARMS_OF_STUDIES = ("embedder_only", "l2g")
 
 

@@ -116,7 +116,7 @@ class PublishedScore:
     """One published test score.
 
     `metric` names what was published: never show it in a row of another metric. A plain `f1` means that the source
-    does not say which average. `comparable`: same data, same split, so that it may stand beside our own test score of
+    does not say which average. `comparable`: same data, same split, so that it may be compared with our test score of
     that metric; where false it is context only.
     """
 

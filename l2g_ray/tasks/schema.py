@@ -71,7 +71,7 @@ class Task(BaseModel):
             values[field] = _put_name(values[field], str(values.get("name", "")))
         if not values.get("metric"):
             values["metric"] = next(iter(metrics_of(values.get("kind", ""))), "")
-        # Several outputs without columns of their own: each output's column has its name.
+        # Several outputs without named columns: each output's column has the output's name.
         several = len(values["labels"] or ()) > 1 and values.get("kind") in ("multilabel", "regression")
         if several and not values.get("label_columns"):
             values["label_columns"] = values["labels"]

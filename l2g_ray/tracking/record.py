@@ -45,7 +45,7 @@ WAIT_VARIABLE = "L2G_RAY_MLFLOW_WAIT_S"
 WAIT_S = 600.0
 INTERRUPT_WAIT_S = 10.0
 ARM_TAG, STOPPED_TAG, WINNER_TAG = "l2g_ray.chosen_arm", "l2g_ray.stopped", "l2g_ray.winner"
-# Of an epoch's row: what is its step, or has another name here, or is told once, at the end.
+# Fields of an epoch's row that are its step, have another name here, or are logged once, at the end.
 NOT_CURVES = ("epoch", "score", "best_score", "best_epoch")
 SHOWN_TAGS = ("l2g_ray.stage", ARM_TAG, STOPPED_TAG)
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
@@ -81,7 +81,7 @@ class Recorder:
         metrics = dict.fromkeys(task.metric for task in request.tasks)
         tracker.prepare_view([f"{part}_{metric}" for metric in metrics for part in ("test", "best_valid")], SHOWN_TAGS)
         self.uri, self.link = tracker.uri, tracker.link
-        if is_file_store(self.uri):  # it is away when the storage is, for which there is a patience
+        if is_file_store(self.uri):  # it fails with the storage, whose outages have their own limit
             self.wait_s = min([self.wait_s, *(one.cluster.storage_wait_s for one in settings.values())])
         self.writer = TrackingWriter(tracker, folder / JOURNAL, say)
         self.root = f"suite-{key}"

@@ -1,7 +1,7 @@
 """A thin MLflow logger: a tree of runs (suite, task, stage or trial) that can be written twice without harm.
 
 Every run has a stable `key`, stored as a tag. A suite that was killed and is started again finds its runs by
-their keys and goes on in them; a run that is FINISHED is left as it is. Ray's own callback makes flat, noisy runs,
+their keys and continues them; a run that is FINISHED does not change. Ray's own callback makes flat, noisy runs,
 and an SQLite store survives one initialising process only: so the driver alone holds a `Tracker`, and workers
 report to the driver.
 """
@@ -165,9 +165,9 @@ class Tracker:
     ) -> None:
         """Log the finite numbers among `metrics` (booleans, text, NaN and infinities are skipped).
 
-        A step (usually an epoch) that the store already has for a metric is skipped, so a stage that goes on
-        from a checkpoint may report its last epochs again. Without a step the value is a summary: it stands at
-        the last step of its metric, and is logged only when it differs. `at_ms` is the time of the numbers, in
+        A step (usually an epoch) that the store already has for a metric is skipped, so a stage that resumes
+        from a checkpoint may report its last epochs again. Without a step the value is a summary: it gets the last
+        step of its metric, and is logged only when it differs. `at_ms` is the time of the numbers, in
         milliseconds since 1970; now, when None.
         """
         from mlflow.entities import Metric
@@ -189,7 +189,7 @@ class Tracker:
                 batch.append(Metric(name, value, now, at))
             if not batch:
                 return
-            # A request that fails may have arrived all the same: what stands in the store is then asked anew.
+            # A failed request may have arrived: the next call reads the last values from the store.
             fresh, run.fresh = run.fresh, False
             for metric in batch:
                 run.last.pop(metric.key, None)

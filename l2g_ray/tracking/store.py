@@ -172,7 +172,7 @@ def refuse_file_store(uri: str, alive_nodes: int) -> None:
 
 
 def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, MlflowClient, str]:
-    """The resolved URI, a client and the experiment's id; `Tracker` tells the parameters and errors."""
+    """Return the resolved URI, a client and the experiment's id; parameters and errors: see `Tracker`."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     home = Path(home).absolute()
@@ -186,7 +186,7 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Logs with its traceback what it raises, too, and what the writer then tells in one line.
+    # This logger repeats raised errors with a traceback; the writer reports them in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         with _initialising(home):
@@ -307,7 +307,7 @@ def register_model(
     if any(v.tags.get(MODEL_TAG) == model_uri for v in client.search_model_versions(f"name='{name}'")):
         return
     model_id = model_uri.removeprefix(MODELS)
-    # A server resolves models:/ by itself; without one, MLflow would look the id up at the global URI.
+    # A server resolves models:/; without one, MLflow would look the id up at the global URI.
     is_server = uri.startswith(("http://", "https://"))
     source = model_uri if is_server else client.get_logged_model(model_id).artifact_location
     tags = {**{key: str(value) for key, value in tags.items()}, MODEL_TAG: model_uri}

@@ -65,7 +65,7 @@ class Call:
 
 
 class TrackingWriter:
-    """Sends the calls of a Tracker from a thread of its own, in order, until each has arrived.
+    """Send the calls of a Tracker from a separate thread, in order, until each has arrived.
 
     `refused` holds the reasons of events that the store did answer, and did not want; they are not sent again.
     """
@@ -95,7 +95,7 @@ class TrackingWriter:
         """Queue `Tracker.method(key, **arguments)`; returns at once. Arguments are what JSON can hold."""
         if method not in METHODS:
             raise ValueError(f"{method!r} is not a call that can be queued")
-        # The journal is a file as any other: what the Tracker would not log must not stand there either.
+        # The journal must not contain what the Tracker would not log, such as secrets.
         cleaned = {
             name: clean(value) if isinstance(value, Mapping | list) and name != "metrics" else value
             for name, value in arguments.items()
@@ -185,7 +185,7 @@ class TrackingWriter:
             waiting = len(self._events)
         self._say(
             f"{error}; {waiting} event{'s' if waiting > 1 else ''} wait{'' if waiting > 1 else 's'} in {self.journal}, "
-            "the run goes on"
+            "the run continues"
         )
 
     def _keep(self, event: Call) -> None:

@@ -57,7 +57,7 @@ SEEDS = (0, 1, 2)
 BACKBONE, ARCHITECTURE = "resnet", ((7, 1),) * 9
 RATES = (5e-5, 1.5e-4)
 ALPHA = 1.0
-LONGEST = 12  # at most so many times the embedder's epochs for `embedder_long`
+LONGEST = 12  # `embedder_long` trains at most this multiple of the embedder's epochs
 SETTINGS: dict[str, Any] = {
     "model.language_model_layers": None,
     "model.target_tokens": 512,
@@ -324,10 +324,10 @@ def _compare(task: Any, kept: Mapping[str, Any], first: Sequence[str], second: S
 
 
 def main() -> None:
-    """Train until the time is over; or only tell what an earlier run has found."""
+    """Train until the time limit; or only report what an earlier run has found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     home = Path(os.environ.get("GPU_HOME", "/tmp/l2g-gpu"))
-    parser.add_argument("--out", type=Path, required=True, help="JSON file; predictions stand beside it")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; predictions are written next to it")
     parser.add_argument("--limit-s", type=float, default=290)
     parser.add_argument("--cpu-smoke", action="store_true", help="tiny: that it works")
     parser.add_argument("--data-dir", type=Path, default=home / "data")

@@ -307,7 +307,7 @@ def _compare_outputs(task: Task, one: np.ndarray, other: np.ndarray) -> dict[str
     return worst
 
 
-# A label that length or GC alone tells this well is a finding. 0.7 is 0.4 on the scale of a correlation (2a - 1).
+# A label that length or GC alone predicts this well is a finding. 0.7 is 0.4 on the scale of a correlation (2a - 1).
 LEAK_AUROC = 0.7
 LEAK_SPEARMAN = 0.4
 # ... if it is also this many standard errors from chance.
@@ -355,11 +355,11 @@ def _count_bins(values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def measure_leak(task: Task, facts: Facts, labels: np.ndarray) -> dict[str, Any]:
-    """How well length and GC alone tell the label, on one split of n rows, of which 100,000 are looked at at most.
+    """Measure how well length and GC alone predict the label, on at most 100,000 of the n rows of a split.
 
     labels : (n,) codes for classification, else (n, C) floats, NaN for a missing value.
 
-    For each feature: measure, value (None where it is undefined), label (the class or output that is told best) and
+    For each feature: measure, value (None where it is undefined), label (the class or output that is predicted best) and
     leaks. The measure is 'auroc', in the direction that is better (0.5 to 1) of a class against the rest, or of a
     label's 1 against its 0; for regression 'spearman', without its sign (0 to 1).
     """
@@ -382,7 +382,7 @@ def _tell(task: Task, feature: np.ndarray, labels: np.ndarray) -> dict[str, Any]
         "leaks": False,
     }
     if len(feature) == 0 or np.nanmin(feature, initial=np.inf) >= np.nanmax(feature, initial=-np.inf):
-        return best  # one value tells nothing
+        return best  # a constant predicts nothing
     for name, target in _targets(task, labels):
         known = ~np.isnan(feature) & ~np.isnan(target)
         value, error = (_spearman if regression else _auroc)(feature[known], target[known])
@@ -397,7 +397,7 @@ def _tell(task: Task, feature: np.ndarray, labels: np.ndarray) -> dict[str, Any]
 def _targets(task: Task, labels: np.ndarray) -> list[tuple[str, np.ndarray]]:
     if not task.is_classification:
         return [(name, column.astype(float)) for name, column in zip(task.labels, labels.T, strict=True)]
-    # Of two classes, the one tells all about the other.
+    # Two classes give the same AUROC, so one is enough.
     codes = [1] if task.kind == "binary" else range(task.n_outputs)
     return [(task.labels[code], (labels == code).astype(float)) for code in codes]
 

@@ -44,8 +44,8 @@ class Index:
     """The k-mers of the held side's rows.
 
     column : (4^k,) int32, the matrix's row for a k-mer; -1 where no held row has it, -2 where too many have it.
-    matrix : CSR (k-mers, held rows) of ones.  rows_with : (k-mers,) in how many held rows a k-mer stands.
-    sizes : (held rows,) how many of a row's k-mers count.  dropped : how many k-mers stand in too many rows.
+    matrix : CSR (k-mers, held rows) of ones.  rows_with : (k-mers,) number of held rows with a k-mer.
+    sizes : (held rows,) number of a row's k-mers that count.  dropped : number of k-mers in too many rows.
     """
 
     k: int
@@ -65,8 +65,8 @@ class Index:
 def build_index(part: Part, kept: np.ndarray, k: int, scale: float, streamed_kmers: float, work: float) -> Index:
     """Hold the kept rows of a part.
 
-    K-mers that stand in too many rows count on neither side: the most frequent ones are left out until a side of
-    `streamed_kmers` k-mers that are spread alike needs no more than `work` multiplications.
+    K-mers in too many rows count on neither side. The most frequent ones are left out until comparing with
+    `streamed_kmers` k-mers of the same distribution needs at most `work` multiplications.
     """
     blocks = [(rows, codes) for _, rows, codes in iterate_kmers(part, k, kept, scale)]
     rows = np.concatenate([r.astype(np.int32) for r, _ in blocks]) if blocks else np.empty(0, np.int32)

@@ -51,7 +51,7 @@ def _duplicates(check: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             strands = f" ({flipped:,} only as reverse complement)" if flipped else ""
             yield (
                 "warning",
-                f"{_of(count, check['rows'][one])} {one} rows also stand in {other}{strands}, where they are "
+                f"{_of(count, check['rows'][one])} {one} rows are also in {other}{strands}, where they are "
                 f"{_of(others, check['rows'][other])} rows: drop them from {one} before a {other} score is read.",
             )
 
@@ -108,7 +108,7 @@ def _leak(check: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             measure = "AUROC" if told["measure"] == "auroc" else "|Spearman|"
             yield (
                 "warning",
-                f"The {name} alone tells '{told['label']}' in train ({measure} {told['value']:.2f}, limit "
+                f"The {name} alone predicts '{told['label']}' in train ({measure} {told['value']:.2f}, limit "
                 f"{check['leak']['limits'][told['measure']]}): compare every score with that, or choose negatives of "
                 f"the same {name}.",
             )

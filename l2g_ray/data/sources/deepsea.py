@@ -21,7 +21,7 @@ from l2g_ray.errors import UserError
 from l2g_ray.tasks.schema import Task
 
 N_CHANNELS = 4
-# HDF5 unpacks whole chunks: a read covers those that it touches, up to so many rows (4 kB each).
+# HDF5 unpacks whole chunks. A read covers the chunks that it touches, at most this number of rows (4 kB each).
 _MOST_ROWS = 65_536
 _Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -126,7 +126,7 @@ def _mat5_blocks(path: Path, names: tuple[str, str], block_rows: int) -> _Blocks
 
 
 def _npz_blocks(path: Path, names: tuple[str, str], block_rows: int) -> _Blocks:
-    # Two handles: each array is a stream of its own.
+    # Two handles: each array is a separate stream.
     with (
         _damage(path),
         zipfile.ZipFile(path) as archive,

@@ -261,7 +261,7 @@ def _read_label_table(path: str, id_column: str) -> pa.Table:
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         name = repeated.field("values")[0].as_py()
-        raise UserError(f"{path}: id '{name}' stands there more than once; keep one row of each id")
+        raise UserError(f"{path}: id '{name}' occurs more than once; keep one row of each id")
     return pa.table(columns)
 
 

@@ -28,7 +28,7 @@ _SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "t
 # What the sequence column is named where it is not the task's own name for it.
 _SEQUENCE_COLUMN = "seq"
 
-_SHARED = "rows of several tasks are told apart by it: give the folder of this task alone"
+_SHARED = "it separates the rows of several tasks: give the folder of this task alone"
 
 _Opener = Callable[[Task, Path, SourceOptions], RawTask]
 
@@ -178,7 +178,7 @@ def fetch_dataset(task: Task, cache: Path | None = None) -> Path:
     Raises
     ------
     UserError : a task without a hub, a hub that cannot be reached (within seconds), a repository that is not there, or
-        one without files for the task. Each says how to give the files by hand.
+        one without files for the task. Each message says how to provide local files.
     """
     if task.hub is None:
         raise UserError(f"task '{task.name}': no hub has its files; {_by_hand(task)}")
