@@ -66,7 +66,7 @@ def test_deleted_runs_are_logged_anew(which: str, again: Cli, finished: Path) ->
     }[which]
     for run in doomed:
         before.client.delete_run(run.info.run_id)
-    assert "logged anew in MLflow" in again()
+    assert "logged in MLflow again" in again()
     check_logged(finished)
     assert "Nothing to do" in again()
 
@@ -80,7 +80,7 @@ def test_a_store_that_was_removed_is_filled_anew(
     shutil.copytree(finished.parent, out, ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts", "tune"))
     said = cli(*sources.command("planted", out)[3:])
     assert said.code == 0, said.err
-    assert "logged anew in MLflow" in said.out
+    assert "logged in MLflow again" in said.out
     check_logged(out / finished.name)
 
 
@@ -89,13 +89,13 @@ def test_another_store_and_another_experiment_get_it_too(
 ) -> None:
     uri = sqlite_uri(tmp_path / "other.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert "logged anew in MLflow" in again()
+    assert "logged in MLflow again" in again()
     assert json.loads((finished / "suite.json").read_text())["tracking_uri"] == uri
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert "Nothing to do" in again(), "without a name, the store that it was logged to last"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri(finished.parent / "mlflow.db"))
     again()
-    assert "logged anew in MLflow" in again("--experiment", "mine")
+    assert "logged in MLflow again" in again("--experiment", "mine")
     client = MlflowClient(sqlite_uri(finished.parent / "mlflow.db"))
     found = client.search_runs([client.get_experiment_by_name("mine").experiment_id], "attributes.status = 'FINISHED'")
     assert {"user-planted-smoke", "planted"} <= {run.info.run_name for run in found}

@@ -41,8 +41,8 @@ def test_speedup_and_efficiency_are_against_the_first() -> None:
     ("flags", "message"),
     [
         (["--workers", "2,1"], "--workers 2,1: give increasing whole numbers"),
-        (["--workers", "1,x"], "--workers 1,x: give growing"),
-        (["--workers", "0"], "--workers 0: give growing"),
+        (["--workers", "1,x"], "--workers 1,x: give increasing"),
+        (["--workers", "0"], "--workers 0: give increasing"),
         (["--workers", "1,4", "--batch-size", "2"], "--batch-size 2 is less than 4 workers"),
         (["--name", "../up"], "--name ../up: only letters"),
         (["--set", "finetune.trails=2"], "unknown key 'finetune.trails'"),

@@ -18,7 +18,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from runs import Sources, execute, read_board, stage_folders, without_times
+from runs import Sources, environment, execute, read_board, stage_folders, without_times
 from scipy import stats
 from sklearn import metrics
 
@@ -425,7 +425,7 @@ def test_a_second_run_trains_nothing_and_says_so(run: Path, out: Path, sources: 
     assert "starting Ray" not in said
     assert "report.html" in said
     asked = [*sources.command("planted", out), "--json"]
-    printed = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=300)
+    printed = subprocess.run(asked, env=environment(), capture_output=True, text=True, check=True, timeout=300)
     assert json.loads(printed.stdout) == json.loads((own / "leaderboard.json").read_text())
     assert "Nothing to do: all results exist." in printed.stderr
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == files

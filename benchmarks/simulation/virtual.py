@@ -24,9 +24,10 @@ from benchmarks.simulation.clock import Clock, Result, Slots, wait_any
 from benchmarks.simulation.lengths import Script
 from l2g_ray.counts import default_architecture
 from l2g_ray.monitor.events import SlotUse, measure_use
+from l2g_ray.monitor.outline import Step
 from l2g_ray.orchestrate import pipeline, suite
 from l2g_ray.orchestrate.cluster import Slots as SlotCount
-from l2g_ray.orchestrate.spec import SearchTrial, TaskSpec
+from l2g_ray.orchestrate.spec import SearchTrial, Site, TaskSpec
 from l2g_ray.orchestrate.tune import OrderedSearch
 from l2g_ray.plan.order import Length, count_at_once, order_tasks
 from l2g_ray.store.results import StageResult, Store
@@ -88,6 +89,9 @@ class _Run(suite._Run):
 
     def _make_scratch(self) -> None:
         pass
+
+    def _outline(self, site: Site) -> list[Step]:
+        return []
 
     def _order(self, slots: SlotCount) -> tuple[list[str], int]:
         if self.given_order:
