@@ -187,7 +187,7 @@ def test_the_ui_answers_on_a_runs_store_and_leaves_nothing(
     assert opened.read_text().strip() == page
     assert Tracker(served.url, "l2g", tmp_path / "client").link == page
     monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
-    assert f"a server with its own UI: {page}" in cli("ui", tmp_path).out
+    assert f"is an MLflow server, see its UI: {page}" in cli("ui", tmp_path).out
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert get(served.url) == 200
     one_sentence(cli("ui", tmp_path, "--port", served.port), f"127.0.0.1:{served.port}", "address already in use")
