@@ -118,7 +118,7 @@ def test_relatives_of_too_many_rows_are_named_and_not_kept_together(tmp_path: Pa
         lines = [f"{text},{'ab'[i % 2]}" for i, text in enumerate(texts)]
         (tmp_path / f"{name}.csv").write_text("sequence,label\n" + "\n".join(lines) + "\n")
     prepared = prepare(open_source([tmp_path], SourceOptions()), tmp_path / "out", DataSettings())
-    warnings = [text for text in prepared.manifest["warnings"] if "no fold can hold them together" in text]
+    warnings = [text for text in prepared.manifest["warnings"] if "too large for one fold" in text]
     assert len(warnings) == 1
     assert warnings[0].startswith("30 rows")
     assert len(np.unique(prepared.row_groups())) == 90
