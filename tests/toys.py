@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
+from torch import nn
 
 from l2g_ray.config import ModelSettings, Settings
 from l2g_ray.counts import find_channels
 from l2g_ray.data.batches import InMemorySource
+from l2g_ray.models import embedder as embedder_module
 from l2g_ray.models.embedder import EmbedderConfig
+from l2g_ray.models.layers import MaskedBatchNorm1d
 from l2g_ray.orchestrate.pipeline import Pipeline
 from l2g_ray.orchestrate.spec import Site
 from l2g_ray.presets import resolve
+from l2g_ray.stages import finetune as finetune_module
 from l2g_ray.stages.context import Reference, TaskData, make_embedder_config, make_label_scale
 from l2g_ray.store.results import StageResult
 from l2g_ray.tasks.schema import Task
@@ -129,3 +136,26 @@ def make_pipeline(
     facts = {"width": 16, "max_tokens": 64, "norm_eps": 1e-12, "norm": norm}
     found = StageResult("reference", reference, Path(), facts)
     return Pipeline(place, prepared, settings, found, pretrained)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def precision(dtype: torch.dtype) -> Iterator[None]:
+    """All parameters, also the language model's, in this type; and no dropout before the predictor, which has no setting."""
+    load = finetune_module.load_transformer
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune_module, "load_transformer", lambda *arguments: load(*arguments).to(dtype))
+        patch.setattr(embedder_module, "_MEAN_MAX_DROPOUT", 0.0)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def freeze_norms(net: nn.Module) -> Any:
+    """Batch norms as in evaluation mode."""
+    for module in net.modules():
+        if isinstance(module, MaskedBatchNorm1d):
+            module.eval()
+    return net

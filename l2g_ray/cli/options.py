@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from l2g_ray.api.requests import DEFAULT_OUT, DEFAULT_PRESET, EXPERIMENT_VARIABLE
 from l2g_ray.cli import complete
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ def with_out(help: str, *, group: str = "Output", **details: Any) -> Decorator:
 
 
 with_runs = option(
-    "--out", default="runs", metavar="FOLDER|s3://...", group="Output", help="Folder in which runs are stored."
+    "--out", default=DEFAULT_OUT, metavar="FOLDER|s3://...", group="Output", help="Folder in which runs are stored."
 )
 with_json = option("--json", "as_json", is_flag=True, group="Output", help="Print JSON to standard output.")
 with_quiet = option(
@@ -255,7 +256,7 @@ with_quiet = option(
 with_verbose = option("--verbose", "-v", is_flag=True, group="Output", help="Print Ray's own messages too.")
 with_preset = option(
     "--preset",
-    default="fast",
+    default=DEFAULT_PRESET,
     metavar="NAME|FILE",
     group="Training",
     shell_complete=complete.presets,
@@ -299,7 +300,7 @@ with_keep_duplicates = option(
 )
 with_experiment = option(
     "--experiment",
-    envvar="MLFLOW_EXPERIMENT_NAME",
+    envvar=EXPERIMENT_VARIABLE,
     show_envvar=True,
     default="l2g_ray",
     metavar="NAME",

@@ -136,7 +136,7 @@ class MaskedMax(Composed):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """x (batch, channels, length), mask (batch, 1, length) or None, to (batch, channels)."""
         if mask is not None:
-            # A row without any position, a placeholder of `Part`, keeps its numbers: they must be finite.
+            # A row that is all padding, as in a batch without rows, keeps its numbers: they must be finite.
             padding = (mask == 0) & (mask != 0).any(2, keepdim=True)
             x = x.masked_fill(padding, torch.finfo(x.dtype).min)
         highest: torch.Tensor = self.highest(x)
