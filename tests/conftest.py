@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -139,6 +139,16 @@ def bucket() -> Iterator[str]:
     """The URI of an empty bucket; credentials and endpoint are in the environment, as on a cluster."""
     with s3_bucket() as found:
         yield found.uri
+
+
+@pytest.fixture
+def use_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Give MLflow's own functions a store. Afterwards none is set: one that stayed would win over later tests' variable."""
+    import mlflow
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield mlflow.set_tracking_uri
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # what it is before anybody sets one
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,12 @@ def test_a_run_in_an_object_store(run: Path, expected: np.ndarray, bucket: str) 
 
 
 def test_a_model_of_mlflow(
-    run: Path, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+    run: Path,
+    expected: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cli: Cli,
+    use_store: Callable[[str], None],
 ) -> None:
     from mlflow import MlflowClient
 
@@ -188,6 +194,7 @@ def test_a_model_of_mlflow(
     run_id = client.create_run(experiment).info.run_id
     uri = upload_model(client, experiment, run_id, run / "planted" / "best", {"name": "planted"})
     register_model(client, store, "planted", uri, run_id, {})
+    use_store(sqlite_uri(tmp_path / "other.db"))  # as a notebook may have done: it wins over the variable in MLflow
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     for name in (uri, "models:/planted/1"):
         np.testing.assert_allclose(l2g.load(name, device="cpu").predict(DNA)[PROBABILITY], expected, atol=1e-6)

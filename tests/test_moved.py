@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -46,7 +47,7 @@ def test_stored_places_are_relative(suite_of_three: Path) -> None:
     assert all(place.startswith("../../") for place in named)
 
 
-def test_ui_opens_the_store_here(moved: Path, tmp_path: Path) -> None:
+def test_ui_opens_the_store_here(moved: Path, tmp_path: Path, use_store: Callable[[str], None]) -> None:
     uri = find_store(moved / "three")
     assert uri == find_store(moved) == sqlite_uri(moved / "mlflow.db")
     client = MlflowClient(uri, uri)
@@ -57,12 +58,8 @@ def test_ui_opens_the_store_here(moved: Path, tmp_path: Path) -> None:
     )
     assert "metrics.json" in {found.path for found in client.list_artifacts(run.info.run_id)}
     (row,) = [r for r in json.loads((moved / "three/leaderboard.json").read_text())["tasks"] if r["task"] == "planted"]
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        assert len(mlflow.pyfunc.load_model(row["model_uri"]).predict(["ACGT" * 10])) == 1
-    finally:
-        mlflow.set_tracking_uri(before)
+    use_store(uri)
+    assert len(mlflow.pyfunc.load_model(row["model_uri"]).predict(["ACGT" * 10])) == 1
 
 
 def test_status_shows_commands_for_the_place_where_it_is(cli: Cli, moved: Path) -> None:

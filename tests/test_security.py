@@ -9,7 +9,7 @@ import pickle
 import shutil
 import sqlite3
 from collections import UserDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,10 @@ def test_a_planted_training_state_is_not_gone_on_with(mark: Path, tmp_path: Path
 
 
 def test_the_mlflow_model_reads_no_pickle(
-    model: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, mark: Path, tmp_path: Path, use_store: Callable[[str], None]
 ) -> None:
     from l2g_ray.tracking.runs import Tracker
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = Tracker(None, "l2g", tmp_path / "store")
     tracker.start("run", "run")
     uri = tracker.log_model("run", model)
@@ -146,17 +145,13 @@ def test_the_mlflow_model_reads_no_pickle(
     assert not [path for path in stored.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin")]
     for folder in {path.parent for path in stored.rglob("*") if path.is_file()}:
         lay_beside(folder, mark)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tracker.uri)
-    try:
-        loaded = mlflow.pyfunc.load_model(uri)
-        assert isinstance(loaded.predict(["ACGT" * 15]), pd.DataFrame)
-        weights = next(stored.rglob("model.safetensors"))
-        weights.write_bytes(by_torch(mark))
-        with pytest.raises(UserError, match="not readable"):
-            mlflow.pyfunc.load_model(uri)
-    finally:
-        mlflow.set_tracking_uri(before)
+    use_store(tracker.uri)
+    loaded = mlflow.pyfunc.load_model(uri)
+    assert isinstance(loaded.predict(["ACGT" * 15]), pd.DataFrame)
+    weights = next(stored.rglob("model.safetensors"))
+    weights.write_bytes(by_torch(mark))
+    with pytest.raises(UserError, match="not readable"):
+        mlflow.pyfunc.load_model(uri)
 
 
 # ---- secrets ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +370,7 @@ def test_mlflow_holds_suite_task_and_trial(run: Path) -> None:
 
 
 def test_the_mlflow_model_predicts_what_the_command_predicts(
-    run: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, sources: Sources, tmp_path: Path, use_store: Callable[[str], None]
 ) -> None:
     tree, row = Tree(run), rows_of(run)["planted"]
     test_file = sources.planted / "test.csv"
@@ -377,15 +378,9 @@ def test_the_mlflow_model_predicts_what_the_command_predicts(
     said = execute([*command, "--input", str(test_file), "--output", str(tmp_path / "out.parquet")])
     assert "40 predictions" in said
     expected = pd.read_parquet(tmp_path / "out.parquet").drop(columns="id")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tree.uri)
-    try:
-        model = mlflow.pyfunc.load_model(row["model_uri"])
-        found = model.predict(pd.read_csv(test_file)["sequence"].tolist())
-    finally:
-        mlflow.set_tracking_uri(before)
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    use_store(tree.uri)
+    model = mlflow.pyfunc.load_model(row["model_uri"])
+    found = model.predict(pd.read_csv(test_file)["sequence"].tolist())
     pd.testing.assert_frame_equal(found, expected)
     # What is kept is of the seed that was best on held-out rows.
     kept = int(np.argmax(row["used"]["oof"]["per_seed"]))

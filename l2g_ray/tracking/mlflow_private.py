@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 # How MLflow's UI shows an experiment: of training, or of generative AI. A parameter of `create_experiment` would replace it.
 KIND_TAG = "mlflow.experimentKind"
 TRAINING = "custom_model_development"
@@ -34,3 +39,19 @@ def upgrade_tables(uri: str) -> None:
     from mlflow.db import commands
 
     commands.main(["upgrade", uri], "mlflow db", standalone_mode=False)
+
+
+def find_model_files(client: MlflowClient, uri: str) -> str:
+    """Return where the files of models:/NAME/VERSION, models:/NAME@ALIAS or models:/ID are, asking the client's store.
+
+    MLflow 3.17's `download_artifacts` asks the process's tracking URI for a model, whichever `tracking_uri` it is given.
+    Where it asks that one, this is not needed.
+    """
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    found = get_model_name_and_version(client, uri)
+    return (
+        client.get_logged_model(*found).artifact_location
+        if len(found) == 1
+        else client.get_model_version_download_uri(*found)
+    )

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from l2g_ray.errors import UserError
 from l2g_ray.places import ARTIFACT_FOLDER, STORE_FILE, sqlite_file, sqlite_uri
 from l2g_ray.redaction import redact
-from l2g_ray.tracking.mlflow_private import KIND_TAG, TRAINING, VIEW, VIEW_TAG
+from l2g_ray.tracking.mlflow_private import KIND_TAG, TRAINING, VIEW, VIEW_TAG, find_model_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -276,15 +276,15 @@ def download_model(uri: str, folder: Path, home: Path) -> Path:
     """
     import mlflow
     import yaml
+    from mlflow import MlflowClient
 
     store = resolve_uri(None, home)
     file = sqlite_file(store)
     if file is not None and not file.is_file():
         raise UserError(f"{uri}: {file} is no MLflow store; set MLFLOW_TRACKING_URI to the store that has the model")
     with speaking_to(store):
-        copy = Path(
-            mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=store, registry_uri=store)
-        )
+        files = find_model_files(MlflowClient(store, store), uri)
+        copy = Path(mlflow.artifacts.download_artifacts(files, dst_path=str(folder), tracking_uri=store))
     try:
         flavours = yaml.safe_load((copy / "MLmodel").read_text())["flavors"]
         return copy / flavours["python_function"]["artifacts"]["model"]["path"]
