@@ -81,6 +81,7 @@ def readable(where: str) -> Iterator[None]:
 
 
 _BLOCK_BYTES = 1 << 22  # a row may have as many
+_READ_BYTES = 1 << 20  # at once, so that memory does not depend on how many rows follow
 # A row that is not blank; line ends in quotes are part of it.
 _ROW = {False: re.compile(rb"[^\r\n]+"), True: re.compile(rb'(?:[^"\r\n]++|"[^"]*+(?:"|\Z))++')}
 
@@ -92,7 +93,7 @@ def iter_delimited(location: Location, delimiter: str, batch_rows: int) -> Itera
     enclose a whole cell.
     """
     with open_bytes(location) as source:
-        head = source.read(_BLOCK_BYTES)
+        head = _read_some(source)
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise UserError(f"{location}: the file is UTF-16, not UTF-8 text; save it as UTF-8")
         head = head.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n")
@@ -114,10 +115,14 @@ def _has_quoted_name(head: bytes) -> bool:
     return any(name.startswith(b'"') for name in re.split(rb"[\r\n]", head, maxsplit=1)[0].split(b"\t"))
 
 
+def _read_some(source: pa.NativeFile) -> bytes:
+    return source.read(min(_READ_BYTES, _BLOCK_BYTES))
+
+
 def _blocks_of_rows(head: bytes, source: pa.NativeFile, quoted: bool) -> Iterator[tuple[bytes, bool]]:
     """Blocks of whole rows; a row that is longer than a block comes as far as it was read, with False."""
     rest = b""
-    for piece in itertools.chain([head], iter(lambda: source.read(_BLOCK_BYTES), b"")):
+    for piece in itertools.chain([head], iter(lambda: _read_some(source), b"")):
         rest += piece
         end = _find_end(rest, quoted)
         if end:
@@ -269,7 +274,7 @@ def _blocks_of_lines(source: pa.NativeFile) -> Iterator[bytes]:
     """Blocks of whole lines, checked to be UTF-8. Raises UnicodeDecodeError."""
     rest = b""
     n_before = 0
-    for piece in itertools.chain(iter(lambda: source.read(_BLOCK_BYTES), b""), [None]):
+    for piece in itertools.chain(iter(lambda: _read_some(source), b""), [None]):
         end = len(rest) if piece is None else piece.rfind(b"\n") + 1
         if piece is not None and end == 0:
             rest += piece
