@@ -141,6 +141,19 @@ def bucket() -> Iterator[str]:
         yield found.uri
 
 
+@pytest.fixture(scope="module")
+def two_cores() -> Iterator[None]:
+    """A Ray with two cores, unless there is one already."""
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    if started:
+        ray.shutdown()
+
+
 @pytest.fixture
 def use_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Give MLflow's own functions a store. Afterwards none is set: one that stayed would win over later tests' variable."""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -10,7 +9,6 @@ os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
 from l2g_ray.config import DataSettings
@@ -23,15 +21,7 @@ from l2g_ray.orchestrate.train import RayDataSource, make_ray_dataset
 from l2g_ray.storage import as_location
 from l2g_ray.tasks.catalogue import parse_task
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    if started:
-        ray.shutdown()
+pytestmark = pytest.mark.usefixtures("two_cores")
 
 
 def make_prepared(folder: Path, outputs: int) -> PreparedTask:
