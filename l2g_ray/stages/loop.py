@@ -55,6 +55,10 @@ class Runtime:
             return torch.autocast(self.device, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
+    def for_predicting(self) -> Runtime:
+        """Return what predicts as `predict` does, so that reported scores are of the same numbers: in fp32, in one process."""
+        return replace(self, precision="fp32", team=ALONE)
+
 
 @dataclass(frozen=True)
 class LoopSettings:
