@@ -92,6 +92,18 @@ def test_workers_read_each_row_once_an_epoch(prepared: PreparedTask, n_workers: 
             assert found.select(["sequence", "label"]).equals(everything.filter(pa.array(wanted)))
 
 
+def test_a_shard_that_fits_is_read_once(prepared: PreparedTask) -> None:
+    """Then workers need not meet for each pass: one may ask for three while the other asks for one."""
+    dataset, n_rows = make_shared_dataset(prepared, "train", None, 2)
+    sources = [RayDataSource(shard, n_rows, keep=True) for shard in dataset.streaming_split(2, equal=True)]
+    passes = {0: 3, 1: 1}
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda i: [pa.concat_tables(sources[i].tables()) for _ in range(passes[i])], passes))
+    assert all(one.equals(found[0][0]) for one in found[0])
+    rows = pa.concat_tables([found[0][0], found[1][0]]).sort_by("row_index")
+    assert rows["row_index"].to_pylist() == list(range(prepared.n_rows("train")))
+
+
 @pytest.mark.slow
 def test_two_train_workers_make_a_result(folder: Path, prepared: PreparedTask) -> None:
     """A member of an arm: trained on shards by Ray Train, predictions for its fold by the first worker."""

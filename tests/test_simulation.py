@@ -12,18 +12,18 @@ from benchmarks.simulation.virtual import Overheads, simulate
 from l2g_ray.presets import resolve
 
 STAGES = {
-    "select": [[1.0], [2.0]],
-    "search": [[3.0, 1.0]],
-    "warmup": [[5.0]],
-    "embedder_only": [[20.0]],
-    "align": [[1.0], [2.0], [3.0]],
-    "trials": [[6.0], [2.0], [4.0]],
-    "refit": [[7.0]],
-    "evaluate": [[1.0]],
+    "select": [1.0, 2.0],
+    "search": [4.0],
+    "warmup": [5.0],
+    "embedder_only": [20.0],
+    "align": [1.0, 2.0, 3.0],
+    "trials": [6.0, 2.0, 4.0],
+    "refit": [7.0],
+    "evaluate": [1.0],
 }
 # Two trials of the search at once: the third begins when the first, of which it learns, has ended.
 CHAIN_S = 2 + 4 + 5 + 3 + (6 + 4) + 7 + 1
-WORK_S = sum(sum(epochs) for trials in STAGES.values() for epochs in trials)
+WORK_S = sum(map(sum, STAGES.values()))
 
 
 @pytest.fixture
@@ -51,13 +51,13 @@ def test_a_task_takes_its_chain_of_stages(script: Script) -> None:
     use = simulate([script], 100).use
     assert (use.span_s, use.busy_s) == pytest.approx((CHAIN_S, WORK_S))
     # The control arm trains beside the others; longer than they are, the evaluation waits for it.
-    longer = replace(script, stages=STAGES | {"embedder_only": [[40.0]]})
+    longer = replace(script, stages=STAGES | {"embedder_only": [40.0]})
     assert simulate([longer], 100).use.span_s == pytest.approx(2 + 4 + 40 + 1)
 
 
 def test_what_is_lost_before_a_stage_lengthens_the_chain(script: Script) -> None:
-    lost = simulate([script], 100, Overheads(task_s=9.0, stage_s=1.0, search_s=2.0, train_s=3.0)).use
-    assert lost.span_s == pytest.approx(CHAIN_S + 5 * 1 + 2 + 3)  # from the first trial on
+    lost = simulate([script], 100, Overheads(task_s=9.0, stage_s=1.0, search_s=2.0)).use
+    assert lost.span_s == pytest.approx(CHAIN_S + 5 * 1 + 2)  # from the first trial on
 
 
 def test_one_slot_is_never_idle_and_many_tasks_fill_many(script: Script) -> None:
@@ -72,21 +72,27 @@ def test_one_slot_is_never_idle_and_many_tasks_fill_many(script: Script) -> None
 
 def test_long_tasks_first_shorten_the_run(script: Script) -> None:
     short = [replace(script, name=f"short {i}") for i in range(5)]
-    stages = {stage: [[5 * s for s in epochs] for epochs in trials] for stage, trials in STAGES.items()}
+    stages = {stage: [5 * s for s in trials] for stage, trials in STAGES.items()}
     tasks = [*short, Script("long", script.settings, stages, 5.0, 2.5)]
     assert simulate(tasks, 2).use.span_s < simulate(tasks, 2, given_order=True).use.span_s
 
 
 def test_recorded_tasks_and_the_shape_of_paper() -> None:
     tasks = read_recorded()
-    assert len(tasks) == 9
+    assert any("l2g" in task.arms for task in tasks)
     for task in tasks:
-        recorded, paper = script_as_recorded(task), script_paper(task)
-        assert 0 < recorded.chain < recorded.work
+        recorded = script_as_recorded(task)
+        assert 0 < recorded.chain <= recorded.work
+        # A member a fold and seed; an arm that no seed changes has one a fold, after a fit to the given split.
+        assert len(task.trials["cnn"]) == task.seeds * recorded.settings.folds
+        assert len(task.trials["gapped_kmer"]) == 1 + recorded.settings.folds
+        if "l2g" not in task.arms:
+            continue
+        paper = script_paper(task)
         assert len(paper.stages["trials"]) == paper.settings.finetune.trials == 24
-        assert all(3 <= len(epochs) <= 25 for epochs in paper.stages["trials"])
+        longest = max(paper.stages["trials"])
+        assert all(3 / 25 <= seconds / longest <= 1 for seconds in paper.stages["trials"])
     # The plan ranks the tasks as their costs in benchmarks/simulation/recorded.json do, which is a file: nothing is timed.
-    costs = [sum(map(sum, (e for trials in task.epochs_s.values() for e in trials))) for task in tasks]
-    work = [task.work for task in tasks]
+    costs, work = [task.total_s / task.seeds for task in tasks], [task.work for task in tasks]
     assert work.index(max(work)) == costs.index(max(costs))
-    assert spearmanr(work, costs).statistic > 0.9
+    assert spearmanr(work, costs).statistic > 0.85

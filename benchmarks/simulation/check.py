@@ -1,7 +1,7 @@
 """The simulation beside real runs: `python -m benchmarks.simulation.check RUN...`, folders of finished suites.
 
-Trials take the epochs' CPU seconds of that very run, so what remains are Ray's processes and queue, what a trial does
-outside of its epochs, and the waiting that `OVERHEADS` assumes.
+Trials take the CPU seconds of that very run, so what remains are Ray's processes and queue, what a trial does outside of
+its epochs, and the waiting that `OVERHEADS` assumes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(runs: list[Path]) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for run in runs:
         real = json.loads((run / "leaderboard.json").read_text())["slots"]
-        scripts = [script_as_recorded(Recorded(**task)) for task in record([run])["tasks"]]
+        scripts = [script_as_recorded(one, one.seeds) for one in (Recorded(**task) for task in record([run])["tasks"])]
         found = simulate(scripts, real["slots"], OVERHEADS).use
         pairs = [(real["span_s"], found.span_s), (real["busy_s"], found.busy_s)]
         seconds = " | ".join(f"{one:,.0f} | {other:,.0f}" for one, other in pairs)

@@ -9,6 +9,7 @@ asking; a trial, which waits for the recorded seconds; the store, which begins e
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,12 +43,11 @@ TASK = Task(bench="simulation", name="task", kind="binary", labels=("0", "1"))
 @dataclass(frozen=True)
 class Overheads:
     """Seconds that are lost: `task_s` from a pipeline's start to its first stage, `stage_s` and `search_s` before the
-    trials of a stage and of the ASHA search, `train_s` more before a refit, which is a Ray Train run."""
+    trials of a stage and of the ASHA search."""
 
     task_s: float = 0.0
     stage_s: float = 0.0
     search_s: float = 0.0
-    train_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class _World:
         self.clock, self.slots, self.overheads, self.scripts = clock, Slots(clock, slots), overheads, scripts
         self.count = slots
         self.intervals: list[tuple[float, float]] = []
+        self.asked: Counter[tuple[str, str]] = Counter()  # trials so far, by task and stage
 
     # ---- what the driver asks of Ray
 
@@ -157,7 +158,9 @@ class _World:
     def _run_task(self, spec: TaskSpec) -> None:
         script = self.scripts[spec.site.task]
         self.clock.sleep(self.overheads.task_s)
-        place = SimpleNamespace(site=spec.site, task=script.name, slots=spec.slots, held={}, emit=lambda event: None)
+        place = SimpleNamespace(
+            site=spec.site, task=script.name, slots=spec.slots, held={"train": None}, emit=lambda event: None
+        )
         prepared = SimpleNamespace(
             task=TASK,
             fingerprint=lambda split: split,
@@ -167,24 +170,21 @@ class _World:
         reference = StageResult("reference", "", Path(), REFERENCE)
         pipeline.Pipeline(place, prepared, script.settings, reference).run()  # type: ignore[arg-type]
 
-    def _trial(self, epochs: list[float]) -> None:
+    def _trial(self, seconds: float) -> None:
         with self.slots:
             begin = self.clock.now
-            self.clock.sleep(sum(epochs))
+            self.clock.sleep(seconds)
             self.intervals.append((begin, self.clock.now))
 
     def _run_jobs(self, place: Any, stage: str, jobs: list[Any], runner: str = "process") -> list[StageResult]:
         script = self.scripts[place.task]
-        self.clock.sleep(self.overheads.stage_s + (self.overheads.train_s if runner == "train" else 0.0))
-        counts: dict[str, int] = {}
+        self.clock.sleep(self.overheads.stage_s)
         trials = []
         for job in jobs:
-            epochs = script.trial(job.stage, counts.setdefault(job.stage, 0))
-            if job.stage == "align" and not job.inputs:  # all of stage 2, as no warm-up is shared
-                epochs = [*script.trial("warmup", 0), *epochs]
-            trials.append(epochs)
-            counts[job.stage] += 1
-        for result in [self.clock.spawn(lambda epochs=epochs: self._trial(epochs)) for epochs in trials]:  # type: ignore[misc]
+            name = job.args.get("name", job.stage)  # a simple arm goes by its own name
+            trials.append(script.trial(name, self.asked[place.task, name]))
+            self.asked[place.task, name] += 1
+        for result in [self.clock.spawn(lambda seconds=seconds: self._trial(seconds)) for seconds in trials]:  # type: ignore[misc]
             result.get()
         backbone = script.settings.select.backbones[0]
         values = {"score": 0.0, "architecture": default_architecture(backbone), "history": []}
@@ -199,8 +199,8 @@ class _World:
         started = 0
         while running or started < stage.trials:
             if started < stage.trials and len(running) < at_once and search.suggest(str(started)) is not None:
-                epochs = script.trial("trials", started)
-                running[self.clock.spawn(lambda epochs=epochs: self._trial(epochs))] = str(started)  # type: ignore[misc]
+                seconds = script.trial("trials", started)
+                running[self.clock.spawn(lambda seconds=seconds: self._trial(seconds))] = str(started)  # type: ignore[misc]
                 started += 1
                 continue
             for one in wait_any(self.clock, list(running)):

@@ -129,8 +129,20 @@ def predict_strands(
     both_strands: bool,
 ) -> torch.Tensor:
     """Predictions (batch, n_outputs) as of `to_predictions`, their mean over both strands where `both_strands` says so."""
+    return predict_each(model, kind, codes, lengths_bp, both_strands)[:, -1]
+
+
+def predict_each(
+    model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    kind: str,
+    codes: torch.Tensor,
+    lengths_bp: torch.Tensor,
+    both_strands: bool,
+) -> torch.Tensor:
+    """Predictions (batch, 1 or 2, n_outputs) as of `to_predictions`: of the given strand and, where `both_strands` says so,
+    their mean over both."""
     found = [to_predictions(kind, outputs) for outputs in read_strands(model, codes, lengths_bp, both_strands)]
-    return torch.stack(found).mean(0)
+    return torch.stack([found[0], torch.stack(found).mean(0)][: len(found)], 1)
 
 
 def to_evidence(kind: str, predictions: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

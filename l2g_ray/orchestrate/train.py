@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Shards read at once. Readers ask for no CPU, so that nothing else would bound them: Ray would start a process a shard.
 READERS = 2
+# Starting a pass of Ray Data takes about half a second. A worker whose rows are no more than this keeps them after the first one.
+MOST_KEPT_BYTES = 256 << 20
 
 
 class RayDataSource:
@@ -38,12 +40,16 @@ class RayDataSource:
     dataset : anything with Ray's `iter_batches`; see `make_ray_dataset` and `make_shared_dataset`.
     n_rows : rows of the dataset, all workers' shards together.
     rows_per_table : how many rows come over at once.
+    keep : read all rows before the first pass, and keep them. All workers or none, since a pass over shards begins when all of
+        them ask for it.
     """
 
-    def __init__(self, dataset: Any, n_rows: int, rows_per_table: int = 8192) -> None:
+    def __init__(self, dataset: Any, n_rows: int, rows_per_table: int = 8192, keep: bool = False) -> None:
         self._dataset = dataset
         self._n_rows = n_rows
         self._rows_per_table = rows_per_table
+        self._keep = keep
+        self._kept: list[pa.Table] | None = None
 
     @property
     def n_rows(self) -> int:
@@ -52,6 +58,11 @@ class RayDataSource:
 
     def tables(self) -> Iterator[pa.Table]:
         """One pass over the rows, in order; without those that fill up a shard."""
+        if self._keep and self._kept is None:
+            self._kept = list(self._read())
+        yield from self._read() if self._kept is None else self._kept
+
+    def _read(self) -> Iterator[pa.Table]:
         for table in self._dataset.iter_batches(batch_size=self._rows_per_table, batch_format="pyarrow"):
             numbered = "row_index" in table.column_names
             yield table.filter(pc.greater_equal(table["row_index"], 0)) if numbered else table
@@ -114,13 +125,14 @@ def _read(path: str, rows: list[int] | None = None, first: int = 0, fill: int = 
 @dataclass(frozen=True)
 class _Worker:
     """What each worker of a Train run gets; without a board its epochs go to Tune. `shared`: it reads its shard of the datasets
-    that the run has, otherwise all rows of `datasets`."""
+    that the run has, otherwise all rows of `datasets`. `keep`: as of `RayDataSource`."""
 
     spec: JobSpec
     board: Any
     datasets: dict[str, ray.data.Dataset]
     rows: dict[str, int]
     shared: bool
+    keep: bool
 
 
 def run_in_train(spec: JobSpec, slots: Slots, board: Any = None) -> None:
@@ -148,13 +160,15 @@ def run_in_train(spec: JobSpec, slots: Slots, board: Any = None) -> None:
     else:
         made = {split: (make_ray_dataset(prepared, split), prepared.n_rows(split)) for split in splits}
     datasets, rows = ({split: found[i] for split, found in made.items()} for i in range(2))
+    # The longest sequence counts for all, so that what is kept is never more.
+    keep = sum(rows.values()) * prepared.length_range()[1] / slots.workers <= MOST_KEPT_BYTES
     state = spec.site.open_store().work_folder(spec.job.stage, key) / "state.pt"
     while True:
         before = read_micro_batches(state)
         trainer = TorchTrainer(
             _train_worker,
             # A single worker iterates over the whole set directly, without a process that splits it among workers.
-            train_loop_config={"worker": _Worker(spec, board, {} if shared else datasets, rows, shared)},
+            train_loop_config={"worker": _Worker(spec, board, {} if shared else datasets, rows, shared, keep)},
             datasets=datasets if shared else {},
             # In the same order each time, so that a worker's rows are the same in each epoch.
             dataset_config=ray.train.DataConfig(
@@ -204,7 +218,7 @@ def _train_worker(config: dict[str, _Worker]) -> None:
     datasets = (
         {split: ray.train.get_dataset_shard(split) for split in worker.rows} if worker.shared else worker.datasets
     )
-    sources = {split: RayDataSource(datasets[split], n) for split, n in worker.rows.items()}
+    sources = {split: RayDataSource(datasets[split], n, keep=worker.keep) for split, n in worker.rows.items()}
     total = 0.0
 
     def report(row: dict[str, float]) -> None:

@@ -18,7 +18,7 @@ from l2g_ray.counts import count_batches, find_channels, use_rc
 from l2g_ray.data.batches import Batch, Source, fill_steps, iter_batches, iter_evaluation_batches
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.models.embedder import EmbedderConfig, EmbedderNet
-from l2g_ray.models.ensemble import predict_strands
+from l2g_ray.models.ensemble import predict_each
 from l2g_ray.models.l2g import load_model, save_model
 from l2g_ray.models.team import ALONE, Team
 from l2g_ray.sequence import send
@@ -215,13 +215,21 @@ def predict_source(
     `rc_average` means over both strands: probabilities for classification, values for regression (docs/method.md,
     "evaluate"). Batches that do not fit into memory go through in parts.
     """
+    predictions, labels = predict_each_source(model, source, task, runtime, batch_size, rc_average)
+    return predictions[-1], labels
+
+
+def predict_each_source(
+    model: nn.Module, source: Source, task: Task, runtime: Runtime, batch_size: int = 256, both_strands: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `predict_source`, but predictions (1 or 2, n, n_outputs): of the given strand and, of both, their mean."""
     model.eval()
     team, at_once = runtime.team, RowsAtOnce(batch_size)
     found: list[tuple[np.ndarray, ...]] = []
 
     def predict(codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         with runtime.autocast():
-            return predict_strands(model, task.kind, codes, lengths_bp, rc_average)
+            return predict_each(model, task.kind, codes, lengths_bp, both_strands)
 
     with torch.no_grad():
         for batch in iter_evaluation_batches(source.tables(), kind=task.kind, batch_size=batch_size):
@@ -230,7 +238,7 @@ def predict_source(
     found = [one for own in team.gather(found) for one in own]
     predictions, labels, rows = (np.concatenate(columns) for columns in zip(*found, strict=True))
     order = slice(None) if team.size == 1 else rows.argsort()
-    return predictions[order], labels[order]
+    return predictions[order].swapaxes(0, 1), labels[order]
 
 
 def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:
@@ -320,8 +328,8 @@ def predict_held_out(context: Context) -> None:
     runtime, task, valid = context.runtime.for_predicting(), context.prepared.task, context.data.valid
     model = load_model(context.work).to(runtime.device)
     size = context.settings.evaluate.batch_size
-    strands = [predict_source(model, valid, task, runtime, size, rc_average=both)[0] for both in (False, True)]
-    np.save(context.work / HELD_OUT, np.stack(strands).astype(np.float32))
+    strands, _ = predict_each_source(model, valid, task, runtime, size)
+    np.save(context.work / HELD_OUT, strands.astype(np.float32, order="C"))
 
 
 def train_one_cycle(

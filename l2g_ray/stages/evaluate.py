@@ -26,7 +26,7 @@ from l2g_ray.data.splits import Fold, cut_folds
 from l2g_ray.errors import UserError
 from l2g_ray.models.ensemble import Combination, to_evidence, to_predictions
 from l2g_ray.models.l2g import load_model
-from l2g_ray.stages.context import HELD_OUT, Context, predict_source
+from l2g_ray.stages.context import HELD_OUT, Context, predict_each_source
 from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.optim import compute_task_loss
 from l2g_ray.tasks.metrics import compute_metrics
@@ -241,11 +241,8 @@ def _predict(
         if one.folder not in predicted:
             begun = time.perf_counter()
             model = load_model(one.folder).to(runtime.device)
-            plain, labels = predict_source(model, source, task, runtime, size)
-            reported = predict_source(model, source, task, runtime, size, rc_average=True)[0] if both else plain
-            # Both strands of the second pass are what a user's prediction takes; the first one is for the table.
-            share = 2 / 3 if both else 1.0
-            predicted[one.folder] = reported, plain, share * (time.perf_counter() - begun)
+            strands, labels = predict_each_source(model, source, task, runtime, size, both)
+            predicted[one.folder] = strands[-1], strands[0], time.perf_counter() - begun
         found.setdefault((one.arm, one.seed), []).append(predicted[one.folder])
     outputs = {
         key: (np.mean([reported for reported, _, _ in parts], 0), np.mean([plain for _, plain, _ in parts], 0))
