@@ -18,7 +18,7 @@ from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.models import precision_choice
-from l2g_ray.models.cnn import SmallCNN, SmallCNNConfig
+from l2g_ray.models.baselines import SmallCNN, SmallCNNConfig
 from l2g_ray.models.layers import MaskedBatchNorm1d
 from l2g_ray.models.precision_choice import MARGIN, choose_cpu_precision, recall_cpu_precision
 from l2g_ray.orchestrate.keys import make_baseline_job
