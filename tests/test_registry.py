@@ -32,7 +32,7 @@ from l2g_ray.stages.registry import STAGES, Stage, find_shown, find_stage, list_
 from l2g_ray.store.results import Job, Store, make_key
 
 # Stages of which a plan counts nothing, and why.
-UNCOUNTED = {"finetune": "its trials are counted"}
+UNCOUNTED = {"finetune": "its trials are counted", "precision": "a second a run"}
 TOY = Stage("toy", 1, "toy_stage:run", "toy_stage:count", arm=True, beside=True, kind="finetune", shown="toys")
 
 

@@ -21,13 +21,15 @@ from l2g_ray.data.prepare import prepare
 from l2g_ray.data.raw import SourceOptions
 from l2g_ray.data.sources import open_source
 from l2g_ray.errors import UserError
+from l2g_ray.models.precision_choice import recall_cpu_precision
 from l2g_ray.monitor.events import Board
 from l2g_ray.orchestrate.cluster import MAX_FAILURES, Slots, connect
 from l2g_ray.orchestrate.place import find_cause
+from l2g_ray.orchestrate.precision import keep_cpu_precision
 from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.orchestrate.tasks import run_jobs_warm
 from l2g_ray.presets import resolve
-from l2g_ray.store.results import Job
+from l2g_ray.store.results import Job, Store
 
 ONE = Slots(1, 1, 0.0)
 KEPT_MB = 40  # what allocators may hold back; a job of this size that leaked would show after a few
@@ -150,3 +152,11 @@ def test_what_is_tried_again(site: Site) -> None:
     assert "nowhere.txt: no such text corpus" in str(find_cause(errors[0]))
     retried = [(1, KeyError, attempt < MAX_FAILURES) for attempt in range(MAX_FAILURES + 1)]
     assert failures == [(0, UserError, False), *retried]
+
+
+@pytest.mark.usefixtures("site")
+def test_a_worker_measures_the_precision_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    chosen = keep_cpu_precision(store, 1)
+    assert chosen == recall_cpu_precision(1), "the worker's machine, this one, keeps it"
+    assert [path.name for path in (tmp_path / "precision").glob("*/*")] == ["result.json"]

@@ -90,6 +90,9 @@ class _Run(suite._Run):
     def _make_scratch(self) -> None:
         pass
 
+    def _choose_cpu_precision(self, slots: SlotCount) -> str:
+        return "fp32"
+
     def _outline(self, site: Site) -> list[Step]:
         return []
 

@@ -119,6 +119,7 @@ def _plan_all(
     source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any], machine: Machine
 ) -> tuple[list[TaskPlan], list[str]]:
     from l2g_ray.config import resolve_precision
+    from l2g_ray.models.precision_choice import recall_cpu_precision
     from l2g_ray.plan.encoder import read_shape
     from l2g_ray.plan.plan import plan_task
     from l2g_ray.presets import parse_assignments, resolve
@@ -130,6 +131,7 @@ def _plan_all(
         assignments["seeds"] = options["seeds"]
     plans: list[TaskPlan] = []
     notes: list[str] = []
+    measured, unmeasured = None if machine.is_gpu else recall_cpu_precision(threads=1), False
     for task, found in _find(source, flags, options):
         settings = resolve(options["preset"], task.overrides, assignments).for_task(task.strand_specific)
         rows = _rows(task, found, settings, options["out"])
@@ -138,11 +140,16 @@ def _plan_all(
             continue
         if not rows.known:
             notes.append(f"{task.name}: {rows.origin}, not in the total; give the data's folder with --data-dir")
-        precision = resolve_precision(settings.precision, "cuda" if machine.is_gpu else "cpu")
+        precision = resolve_precision(settings.precision, "cuda" if machine.is_gpu else "cpu", measured or "fp32")
+        unmeasured |= settings.precision == "auto" and not machine.is_gpu and measured is None
         shape = read_shape(settings.model.language_model)
         plans.append(plan_task(task, settings, rows, shape, precision=precision, on_gpu=machine.is_gpu))
     if not plans:
         raise UserError("; ".join(notes))
+    if unmeasured:
+        notes.append(
+            "planned in fp32: with precision=auto, the first run measures whether bf16 is faster on this machine"
+        )
     return plans, notes
 
 

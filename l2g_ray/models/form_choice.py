@@ -6,22 +6,15 @@ kept in a file of this machine (`forms.json` in the cache folder), and every lat
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import platform
 import time
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from l2g_ray.atomic import write_json
+from l2g_ray.machine import describe_processor, locked_choices
 from l2g_ray.models.mixed_conv import MixedConv1d
-from l2g_ray.places import cache_folder
 
 # Another form must be so much faster than the rule's own before it is taken: timings are noisy, choices should not be.
 MARGIN = 1.15
@@ -72,7 +65,7 @@ def _lengths(module: nn.Module, layers: dict[str, MixedConv1d], probe: Callable[
 def _choose(layer: MixedConv1d, length: int, rows: int, precision: str) -> str:
     key = _describe(layer, length, rows, precision)
     if key not in _chosen:
-        with _locked_cache() as kept:
+        with locked_choices("forms") as kept:
             if kept.get(key) not in layer.candidates():
                 kept[key] = _measure(layer, length, rows, precision)
             _chosen[key] = kept[key]
@@ -83,21 +76,14 @@ def _describe(layer: MixedConv1d, length: int, rows: int, precision: str) -> str
     operations = layer.operation_set
     device = layer.weight.device
     where = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}, {torch.get_num_threads()}"
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{describe_processor()}, {torch.get_num_threads()}"
     )
     shape = (
         f"{layer.in_channels}>{layer.out_channels}/{layer.groups} {rows}x{length} {'causal' if layer.causal else ''}"
     )
     return f"{where} | torch {torch.__version__} | {precision} | {operations.kernel_sizes}x{operations.dilations} | {shape}"
-
-
-@cache
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _measure(layer: MixedConv1d, length: int, rows: int, precision: str) -> str:
@@ -134,28 +120,3 @@ def _measure(layer: MixedConv1d, length: int, rows: int, precision: str) -> str:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextlib.contextmanager
-def _locked_cache() -> Iterator[dict[str, str]]:
-    """What this machine remembers; written back if it grew. One process measures at a time, the others then read.
-
-    A cache that cannot be read or written is no reason to stop: the choice then holds for this process.
-    """
-    folder = cache_folder()
-    with contextlib.ExitStack() as stack:
-        kept: dict[str, str] = {}
-        path = folder / "forms.json"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / "forms.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            read = json.loads(path.read_text())
-            kept = read if isinstance(read, dict) else {}
-        except (OSError, ValueError):
-            pass
-        before = dict(kept)
-        yield kept
-        if kept != before:
-            with contextlib.suppress(OSError):
-                write_json(path, dict(sorted(kept.items())))

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
+from l2g_ray.machine import describe_processor
+
 PACKAGES = ("l2g-ray", "torch", "ray", "transformers", "mlflow", "hyperopt", "numpy", "pyarrow", "scikit-learn")
 
 
@@ -50,23 +52,13 @@ def describe_environment(ray: Any) -> Environment:
         "versions": {"python": platform.python_version(), **versions},
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
-            "processor": _processor(),
+            "processor": describe_processor(),
             "cores": os.cpu_count(),
             "cluster": {name: resources[name] for name in ("CPU", "GPU") if name in resources},
             "accelerators": sorted(n.partition(":")[2] for n in resources if n.startswith("accelerator_type:")),
         },
         "git_revision": _git_revision(),
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 def _git_revision() -> str | None:

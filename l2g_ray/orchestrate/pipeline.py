@@ -62,6 +62,7 @@ class TaskOutcome:
     select_scores: dict[str, float]
     architecture: list[tuple[int, int]]
     architecture_from: str
+    precision: str
     trials: list[SearchTrial]
     best_trial: SearchTrial | None
     members: list[Member]
@@ -145,6 +146,7 @@ class Pipeline:
             select_scores=scores,
             architecture=architecture,
             architecture_from=origin,
+            precision=self.common["precision"],
             trials=trials,
             best_trial=best,
             members=members,

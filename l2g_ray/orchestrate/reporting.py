@@ -59,6 +59,8 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
     told = [task.get("description", ""), *task.get("notes", ())]
     if row.get("aligned_to"):
         told.append(f"Aligned to {row['aligned_to']}.")
+    if row.get("precision"):
+        told.append(f"Trained in {row['precision']}.")
     return TaskDetails(
         task=row["task"],
         kind=row["kind"],

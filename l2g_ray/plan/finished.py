@@ -249,7 +249,7 @@ def _plan(folder: Path, settings: Settings, on_gpu: bool) -> TaskPlan:
         settings,
         rows_of_manifest(manifest["splits"], "prepared data"),
         _shape(folder, settings),
-        precision=resolve_precision(settings.precision, "cuda" if on_gpu else "cpu"),
+        precision=stages.get("precision") or resolve_precision(settings.precision, "cuda" if on_gpu else "cpu"),
         on_gpu=on_gpu,
         found=found,
     )

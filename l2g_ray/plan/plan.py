@@ -108,7 +108,7 @@ def _start(stage: str, amount: Amount, settings: Settings, on_gpu: bool) -> Amou
     """With the time that its trials take to start, one after the other in one slot."""
     seconds = read_known().start_up
     new = on_gpu or stage == "reference"
-    each = {"tune": seconds["tune"], "task": seconds["new_task" if new else "task"]}
+    each = {"tune": seconds["new_tune" if on_gpu else "tune"], "task": seconds["new_task" if new else "task"]}
     if stage == "trials" and settings.finetune.trial_runner == "train":
         each["tune"] += seconds["train"]
     tuned = amount.trials if find_shown(stage).tuned else 0

@@ -303,7 +303,7 @@ def render_scaling(found: Mapping[str, Any]) -> Listing:
     shape, machine, rows = found["shape"], found["machine"], list_rows(found)
     title = (
         f"Scaling of fine-tuning: {shape['language_model']}, {shape['length_bp']} bp, {machine['cores']} CPU cores, "
-        f"{shape['gpus_per_worker']:g} GPU a worker"
+        f"{shape['gpus_per_worker']:g} GPU a worker, {shape.get('precision', 'fp32')}"
     )
     begins = [i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0]]
     columns = [Column(SCALING_HEADINGS[0], words=True), *map(Column, SCALING_HEADINGS[1:])]

@@ -325,7 +325,7 @@ def save_embedder(context: Context, config: EmbedderConfig, training: TrainResul
 
 def predict_held_out(context: Context) -> None:
     """Write the predictions (2, n, n_outputs) of the stored model for the held-out rows: of the given strand, and of both."""
-    runtime, task, valid = replace(context.runtime, team=ALONE), context.prepared.task, context.data.valid
+    runtime, task, valid = context.runtime.for_predicting(), context.prepared.task, context.data.valid
     model = load_model(context.work).to(runtime.device)
     size = context.settings.evaluate.batch_size
     strands, _ = predict_each_source(model, valid, task, runtime, size)

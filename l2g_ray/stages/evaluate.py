@@ -225,7 +225,9 @@ def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
     """Evaluate `args['contenders']`, whose models are the inputs of the same names."""
     contenders = [Contender(**named, folder=context.inputs[name]) for name, named in args["contenders"].items()]
     fold = Fold(**args["folds"]) if args["folds"] else None
-    return evaluate(context.prepared, context.settings, context.runtime, contenders, fold, context.work)
+    return evaluate(
+        context.prepared, context.settings, context.runtime.for_predicting(), contenders, fold, context.work
+    )
 
 
 def _predict(

@@ -17,7 +17,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,10 @@ class Runtime:
         if self.precision == "bf16":
             return torch.autocast(self.device, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+    def for_predicting(self) -> Runtime:
+        """Return what predicts as `predict` does, so that reported scores are of the same numbers: in fp32, in one process."""
+        return replace(self, precision="fp32", team=ALONE)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Stage:
 _SIZER = "l2g_ray.plan.plan:Sizer"
 # In the order of a plan.
 _ALL = (
+    Stage("precision", 1),  # a choice for all tasks of a run: `orchestrate.precision`
     Stage("pretrain", 1, "l2g_ray.stages.pretrain:run", f"{_SIZER}.count_pretrain", teamed=False),
     Stage("reference", 2, "l2g_ray.stages.reference:run", f"{_SIZER}.count_reference", teamed=False, pretrained=True),
     Stage("select", 2, "l2g_ray.stages.select:run", f"{_SIZER}.count_select", tuned=True),
@@ -102,5 +103,5 @@ def find_shown(shown: str) -> Stage:
 
 
 def list_versions() -> dict[str, int]:
-    """Return the versions of all stages by name."""
-    return {stage.name: stage.version for stage in STAGES.values()}
+    """Return by name the versions of all stages that have results of a task."""
+    return {stage.name: stage.version for stage in STAGES.values() if stage.run or stage.shown}

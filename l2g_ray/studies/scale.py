@@ -31,12 +31,13 @@ from l2g_ray.monitor.environment import describe_environment, hash_content
 from l2g_ray.monitor.events import Board
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.jobs import load_data, run_job
+from l2g_ray.orchestrate.precision import keep_cpu_precision
 from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.request import EXPERIMENT
 from l2g_ray.results.comparison import KINDS, plot_scaling, write_markdown
 from l2g_ray.results.figures import save
 from l2g_ray.stages.context import build_net, make_embedder_config, read_reference
-from l2g_ray.store.results import Job, StageResult
+from l2g_ray.store.results import Job, StageResult, Store
 from l2g_ray.tracking.runs import Tracker
 
 N_VALID, N_TEST = 64, 2
@@ -132,6 +133,7 @@ def measure_scaling(request: ScaleRequest, say: Say) -> dict[str, Any]:
             "epochs": request.epochs,
             "language_model": request.settings.model.language_model,
             "gpus_per_worker": gpus,
+            "precision": bench.precision,
         },
         "settings": request.settings.model_dump(mode="json"),
         **describe_environment(ray),
@@ -196,7 +198,9 @@ class _Bench:
 
     def __init__(self, request: ScaleRequest, gpus: float, scratch: Path, board: Any, say: Say) -> None:
         self.request, self.gpus, self.scratch, self.board, self.say = request, gpus, scratch, board, say
-        self.device = "cuda" if gpus else "cpu"
+        self.device, auto = "cuda" if gpus else "cpu", request.settings.precision == "auto"
+        on_cpu = keep_cpu_precision(Store(scratch / "choices"), 1) if auto and not gpus else "fp32"
+        self.precision = resolve_precision(request.settings.precision, self.device, on_cpu)
         self.prepared: dict[int, PreparedTask] = {}
         self.trained: dict[tuple[int, int, int], TrainRun] = {}
 
@@ -267,7 +271,7 @@ class _Bench:
             self._site(prepared, settings, kind),
             device=self.device,
             gpus=self.gpus,
-            precision=resolve_precision(settings.precision, self.device),
+            precision=self.precision,
             reference=reference,
         )
         return job, site

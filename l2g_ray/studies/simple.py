@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
-from l2g_ray.config import Settings
+from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask
+from l2g_ray.models.precision_choice import choose_cpu_precision
 from l2g_ray.monitor.environment import hash_content
 from l2g_ray.orchestrate.identity import prepare_task, refuse_other_study, resolve_task
 from l2g_ray.orchestrate.jobs import run_job
 from l2g_ray.orchestrate.keys import make_baseline_job
+from l2g_ray.orchestrate.precision import keep_cpu_precision
 from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.request import SuiteRequest
 from l2g_ray.results.comparison import Compared, StudyFile, write_study
@@ -72,11 +75,14 @@ def _run_task(
         root=out / "stages",
         scratch=out / "tune",
         threads=request.cpus or 1,
+        precision=resolve_precision(settings.precision, "cpu"),
         remote=str(request.remote / "stages") if request.remote else None,
     )
+    if settings.precision == "auto":
+        site = replace(site, precision=keep_cpu_precision(site.open_store(), site.threads, choose_cpu_precision))
     results: dict[str, StageResult] = {}
     for name in names:
-        result = _run(site, make_baseline_job(prepared, settings, name))
+        result = _run(site, make_baseline_job(prepared, settings, name, precision=site.precision))
         if "skipped" in result.values:
             console.print(f"{task.name}: {result.values['skipped']}", soft_wrap=True)
             continue
