@@ -6,7 +6,8 @@
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS system
-# libgomp1: LightGBM's threads.
+# libgomp1: LightGBM's threads. Versions are the base's, which is an argument.
+# hadolint ignore=DL3008,SC2086
 RUN set -eu; \
     packages=libgomp1; \
     command -v python3 >/dev/null || packages="$packages python3 python3-venv"; \
@@ -14,15 +15,17 @@ RUN set -eu; \
     apt-get install --yes --no-install-recommends $packages; \
     rm -rf /var/lib/apt/lists/*
 # The owner of mounted folders. Ubuntu's images have a user 1000 already.
-ARG UID=1000
-RUN useradd --non-unique --uid "$UID" --create-home l2g
+ARG USER_ID=1000
+RUN useradd --non-unique --uid "$USER_ID" --create-home l2g
 
 # For .devcontainer: make and git; the environment is built in the checkout.
 FROM system AS dev
+# hadolint ignore=DL3008
 RUN set -eu; \
     apt-get update; \
     apt-get install --yes --no-install-recommends git make; \
     rm -rf /var/lib/apt/lists/*
+# hadolint ignore=DL3066
 USER l2g
 
 FROM system
@@ -44,6 +47,7 @@ COPY l2g_ray l2g_ray
 RUN pip install --no-deps --force-reinstall .
 WORKDIR /work
 RUN chown l2g /work
+# hadolint ignore=DL3066
 USER l2g
 ENTRYPOINT ["l2g-ray"]
 CMD ["--help"]

@@ -175,6 +175,21 @@ def test_the_container_has_what_a_build_reads() -> None:
     assert read <= set(list_copied())
 
 
+def test_the_container_installs_packages_from_what_is_there_by_then(tmp_path: Path) -> None:
+    """The layer of other packages has only a part of the sources: enough to build, with all requirements."""
+    *_, last = read_stages()
+    before = last[: next(i for i, (_, value) in enumerate(last) if value.endswith('".[$EXTRAS]"'))]
+    for *sources, target in (shlex.split(value) for name, value in before if name == "COPY"):
+        (tmp_path / "src" / target).mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            shutil.copy(ROOT / source, tmp_path / "src" / target)
+    with zipfile.ZipFile(build("build_wheel", tmp_path / "src", tmp_path / "dist")) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
+        found = message_from_string(wheel.read(name).decode())
+    plain = [one for one in found.get_all("Requires-Dist", []) if "extra ==" not in one]
+    assert len(plain) == len(PROJECT["dependencies"])
+
+
 def test_the_container_starts_the_program_as_a_user() -> None:
     *_, last = read_stages()
     assert [value for name, value in last if name == "USER"][-1] == "l2g"
