@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 import sys
 import tomllib
@@ -15,6 +17,7 @@ import pytest
 import scipy.io
 from commands import Cli, Said
 from explained import write_model
+from runs import execute
 from toys import tiny_settings
 
 from l2g_ray.data.sources import deepsea
@@ -87,6 +90,27 @@ def test_presets_and_first_benches_train_with_the_base(
     for extra in set(EXTRAS) - {"demo"}:
         hide(monkeypatch, *EXTRAS[extra])
     need_for(resolve(preset, find_tasks(bench)[0].overrides if bench else None))
+
+
+@pytest.mark.slow
+def test_a_suite_trains_and_predicts_with_the_base_alone(tmp_path: Path, tiny_lm: Path) -> None:
+    """All arms, in processes of Ray that find no package of any extra, nor what these bring besides the base."""
+    hidden = [module for found in EXTRAS.values() for module in found]
+    hidden += ["accelerate", "hdf5plugin", "numba", "psycopg", "sentence_transformers"]
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({hidden}))\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    program = [sys.executable, "-m", "l2g_ray.cli.main"]
+    quick = ["--set", "select.backbones=[resnet]", "--set", "search.enabled=false", "--set", "finetune.trials=1"]
+    given = ["suite", "--bench", "demo", "--tasks", "splice_junction", "--preset", "smoke", "--name", "base", *quick]
+    out, data = tmp_path / "runs", ROOT / "l2g_ray" / "data" / "demo" / "splice_junction"
+    execute([*program, *given, "--language-model", str(tiny_lm), "--out", str(out), "--cpus", "2"], PYTHONPATH=path)
+    (row,) = json.loads((out / "base" / "leaderboard.json").read_text())["tasks"]
+    assert {"kmer_boosting", "l2g", "embedder_only"} <= set(row["arms"])
+    made = tmp_path / "made.csv"
+    execute(
+        [*program, "predict", str(out / "base"), "-i", str(data / "valid.parquet"), "-o", str(made)], PYTHONPATH=path
+    )
+    assert len(made.read_text().splitlines()) > 100
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
