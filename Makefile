@@ -7,7 +7,7 @@ OUT ?= runs
 # Two processes; a file's tests stay together.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo docs test test-slow test-cluster lint types clean
+.PHONY: demo docs test test-slow test-cluster lint types resolve sizes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/l2g-ray suite --bench demo --out $(OUT) $(OPTIONS)
@@ -34,6 +34,16 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+
+# Whether the pinned versions fit another Python, without installing them: make resolve PYTHON=python3.13
+resolve:
+	$(PYTHON) -m venv --clear build/resolve
+	build/resolve/bin/pip install --quiet --dry-run --ignore-installed --report build/resolve/report.json -c constraints.txt '.[all]'
+	$(PYTHON) scripts/install_sizes.py --resolved build/resolve/report.json
+
+# Packages and megabytes of the base and of each extra, of what .venv has: the table of docs/install.md.
+sizes: $(VENV)/.installed
+	$(BIN)/python scripts/install_sizes.py
 
 # torch goes first and alone, so that an index with a CPU build of exactly this version can serve it.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import shlex
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 
 class UserError(Exception):
@@ -28,13 +25,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"did you mean '{close[0]}'?"
     shown = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
     return f"known: {shown}"
-
-
-def how_to_install(extra: str) -> str:
-    """The command that installs one of the package's extras for this Python; the package is on no index.
-
-    From the checkout that the package was installed from, by its path; `.` where that is not known.
-    """
-    root = Path(__file__).resolve().parents[1]
-    checkout = str(root) if (root / "pyproject.toml").is_file() else "."
-    return shlex.join([sys.executable, "-m", "pip", "install", "-e", f"{checkout}[{extra}]"])

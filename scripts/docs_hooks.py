@@ -25,9 +25,9 @@ MODULES = ("l2g_ray/api/runs.py", "l2g_ray/api/predictor.py")
 
 
 def on_config(config: Any) -> Any:
-    """Put the tutorials behind "Get started"."""
+    """Put the tutorials behind "Install"."""
     if pages := [{_title(path): _tutorial_uri(path)} for path in _list_notebooks()]:
-        config.nav.insert(2, {"Tutorials": pages})
+        config.nav.insert(3, {"Tutorials": pages})
     return config
 
 

@@ -78,6 +78,6 @@ def test_nodes_install_the_checkout_s_package(name: str) -> None:
     assert all((ROOT / here).exists() for here in mounted.values())
     project = tomllib.loads((ROOT / mounted["~/l2g-ray/pyproject.toml"]).read_text())["project"]
     # What the build reads is there.
-    assert {project["readme"], *project["license-files"], "l2g_ray"} <= set(mounted.values())
+    assert {"README.md", "setup.py", *project["license-files"], "l2g_ray"} <= set(mounted.values())
     (line,) = [command for command in config["setup_commands"] if "pip install" in command]
     assert line.endswith("-c ~/l2g-ray/constraints.txt ~/l2g-ray'[demo,server]'")

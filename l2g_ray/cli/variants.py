@@ -186,18 +186,16 @@ def mutate(
       l2g-ray mutate runs/demo-fast --task enhancer_grammar --sequence ACGT... --target developmental
     """
     from l2g_ray.data.table_writer import refuse_overwrite
-    from l2g_ray.errors import UserError, how_to_install
+    from l2g_ray.errors import UserError
     from l2g_ray.explain.mutagenesis import choose_outputs, list_files, mutate_sequence, parse_region, write_mutagenesis
     from l2g_ray.explain.scores import scored_outputs
+    from l2g_ray.extras import need
     from l2g_ray.monitor.bars import Bar
     from l2g_ray.names import safe_name, safe_names
     from l2g_ray.predict import load_predictor
     from l2g_ray.run_folder import find_arm
 
-    try:
-        import logomaker  # noqa: F401 - before anything is computed
-    except ImportError:
-        raise UserError(f"the logo needs logomaker; run: {how_to_install('explain')}") from None
+    need("explain", "the logo", "logomaker")
     if (text is None) == (input is None):
         raise UserError("give either --sequence or --input")
     chosen = find_arm(run, task, arm)

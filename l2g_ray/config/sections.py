@@ -247,7 +247,7 @@ class AlignSettings(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the embedder (ResNet only)."""
     distance: Literal["mmd", "coral", "otdd"] = "mmd"
-    """Distance between DNA tokens and text embeddings."""
+    """Distance between DNA tokens and text embeddings; otdd needs the extra otdd."""
     source: Literal["auto", "tokens", "text", "sentences", "shuffled", "gaussian", "vocabulary"] = "auto"
     """Text to align to: labelled tokens, plain text, the vocabulary, or a control for ablations; auto takes source_path,
     CoNLL-2003 from the data folder or the hub, otherwise the vocabulary."""
@@ -303,7 +303,8 @@ class FinetuneSettings(Section):
     batch_size: tuple[int, ...] = (32, 64)
     """Choices of the rows per batch."""
     train_layers: tuple[Literal["all", "top_half", "norms", "lora", "none"], ...] = ("all", "top_half")
-    """Choices of the language model's layers that train; lora trains low-rank additions and keeps the weights."""
+    """Choices of the language model's layers that train; lora (the extra lora) trains low-rank additions and keeps the
+    weights."""
     lora_rank: int = Field(default=8, ge=1)
     """Rank of the LoRA matrices."""
     lora_alpha: float = Field(default=16.0, gt=0)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from l2g_ray.errors import UserError, how_to_install, nearest
+from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.mutagenesis import saturation_mutagenesis
 from l2g_ray.explain.rules import apply_rules, extra_rules, shuffle_dinucleotides
+from l2g_ray.extras import need
 from l2g_ray.models.baselines import SmallCNN
 from l2g_ray.models.embedder import EmbedderNet
 from l2g_ray.models.ensemble import AverageModel, MeanOutputs
@@ -49,10 +50,9 @@ def project(multipliers: torch.Tensor, references: torch.Tensor) -> torch.Tensor
 
 
 def _make_deeplift_shap(explained: ExplainedOutput, apply_rules: Callable[[nn.Module], nn.Module]) -> Method:
-    try:
-        from tangermeme.deep_lift_shap import deep_lift_shap
-    except ImportError:
-        raise UserError(f"contributions need tangermeme; run: {how_to_install('explain')}") from None
+    need("explain", "deeplift-shap", "tangermeme")
+    from tangermeme.deep_lift_shap import deep_lift_shap
+
     ruled = copy.copy(explained)
     ruled._modules = {**explained._modules, "model": apply_rules(explained.model)}
     rules = extra_rules(ruled)
@@ -78,6 +78,7 @@ def _make_deeplift_shap(explained: ExplainedOutput, apply_rules: Callable[[nn.Mo
 
 
 def _make_captum(name: str, explained: ExplainedOutput, steps: int, seed: int) -> Method:
+    need("explain", name, "captum")
     from captum.attr import DeepLift, GradientShap, IntegratedGradients
 
     def integrate(x: torch.Tensor, r: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -148,6 +149,7 @@ def _make_mutagenesis(explained: ExplainedOutput) -> Method:
 
 
 METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift", "mutagenesis")
+BY_CAPTUM = METHODS[1:4]
 WARN_ABOVE = 1e-2
 # Bases of sequences and references that go through the model at once: about 1 GB for the widest backbones.
 _BATCH_BP = 16_384

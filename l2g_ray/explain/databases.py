@@ -17,8 +17,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from l2g_ray.data.text import open_lines, readable
-from l2g_ray.errors import UserError, how_to_install, nearest
+from l2g_ray.errors import UserError, nearest
 from l2g_ray.explain.attribution import Attributions
+from l2g_ray.extras import how_to_install, is_installed
 from l2g_ray.sequence import N_CODE
 from l2g_ray.storage import Location
 
@@ -50,9 +51,7 @@ class Match:
 
 def has_jaspar() -> bool:
     """Whether the package with JASPAR's motifs is installed."""
-    import importlib.util
-
-    return importlib.util.find_spec("pyjaspar") is not None
+    return is_installed("pyjaspar")
 
 
 def read_jaspar(group: str) -> list[KnownMotif]:

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from l2g_ray.arms import ARMS, ENSEMBLE
 from l2g_ray.data.table_writer import refuse_overwrite
-from l2g_ray.errors import UserError, how_to_install
+from l2g_ray.errors import UserError
 from l2g_ray.explain import databases
 from l2g_ray.explain.attribution import (
+    BY_CAPTUM,
     METHODS,
     WARN_ABOVE,
     Attributions,
@@ -46,6 +47,7 @@ from l2g_ray.explain.request import (
     open_candidates,
     read_candidates,
 )
+from l2g_ray.extras import how_to_install, need
 from l2g_ray.models.ensemble import AverageModel, MeanOutputs
 from l2g_ray.names import safe_names
 from l2g_ray.predict import Predictor, load_predictor
@@ -87,6 +89,7 @@ def open_request(request: ExplainRequest) -> Opened:
         raise UserError(
             f"--method {request.method}: the arm {arm.name} is linear, its contributions are exact; leave it out"
         )
+    _need_packages(request, is_linear(predictor.model))
     outputs = choose_output(predictor.task, request.output)
     for name in request.databases or ():
         databases.read_database(name)
@@ -100,6 +103,18 @@ def open_request(request: ExplainRequest) -> Opened:
         databases.read_sites(request.truth, candidates.ids)
     out = _choose_folder(request, arm, predictor.task, outputs) if request.writes else None
     return Opened(predictor, outputs, candidates, out)
+
+
+def _need_packages(request: ExplainRequest, linear: bool) -> None:
+    """Raise UserError where a package that the request needs is missing; without JASPAR, motifs have no names."""
+    modules = [] if linear else ["tangermeme"]
+    if not linear and request.method in BY_CAPTUM:
+        modules.append("captum")
+    if request.with_motifs:
+        modules += ["modiscolite", "memelite"]
+    if request.writes:
+        modules.append("logomaker")
+    need("explain", "explain", *modules)
 
 
 def _choose_folder(request: ExplainRequest, arm: Arm, task: Task, outputs: Sequence[int]) -> Path:

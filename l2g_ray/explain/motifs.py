@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from l2g_ray.errors import UserError, how_to_install
 from l2g_ray.explain.attribution import Attributions
 from l2g_ray.explain.logos import to_information
+from l2g_ray.extras import need
 from l2g_ray.sequence import ALPHABET
 
 # Share of the most informative position's information; ends below it are trimmed.
@@ -109,10 +109,8 @@ def discover_motifs(attributions: Attributions, settings: MotifSettings) -> Disc
 
     Too few seqlets, or sequences shorter than one, give an empty list.
     """
-    try:
-        from modiscolite.tfmodisco import TFMoDISco
-    except ImportError:
-        raise UserError(f"motifs need modisco-lite; run: {how_to_install('explain')}") from None
+    need("explain", "the search for motifs", "modiscolite")
+    from modiscolite.tfmodisco import TFMoDISco
 
     one_hot = attributions.one_hot
     nothing = Discovery(None, None, [], settings.core_bp)

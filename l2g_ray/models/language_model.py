@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from l2g_ray.errors import UserError
+from l2g_ray.extras import need
 from l2g_ray.models.embedder import Predictor
 from l2g_ray.models.layers import Composed, Dropout, drop, masked_mean
 from l2g_ray.models.locate import locate
@@ -23,6 +24,7 @@ def add_lora(encoder: nn.Module, rank: int, alpha: float, seed: int) -> list[nn.
 
     B is 0 and A drawn from `seed`, so outputs are those from before. All other weights of `encoder` are frozen.
     """
+    need("lora", "finetune.train_layers=[lora]", "peft")
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]

@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from l2g_ray.errors import UserError, how_to_install
+from l2g_ray.errors import UserError
+from l2g_ray.extras import need
 from l2g_ray.storage import hub_answers
 
 # alias -> (package, folder in it, the extra that installs it)
@@ -26,12 +27,10 @@ def locate(name: str) -> str:
     """
     if name in PACKAGED:
         package, folder, extra = PACKAGED[name]
+        need(extra, f"language model '{name}'", package)
         spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"language model '{name}': the package with its weights is not installed; run: {how_to_install(extra)}"
-            )
-        return str(Path(spec.submodule_search_locations[0]) / folder)
+        assert spec is not None
+        return str(Path((spec.submodule_search_locations or [""])[0]) / folder)
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
             raise UserError(

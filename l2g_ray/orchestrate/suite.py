@@ -19,6 +19,7 @@ from l2g_ray.atomic import write_json
 from l2g_ray.config import Settings, resolve_precision
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.errors import UserError
+from l2g_ray.extras import need_for
 from l2g_ray.models.locate import locate
 from l2g_ray.monitor.environment import describe_environment
 from l2g_ray.monitor.events import Event, Recorded, SlotLog, SlotTimes, SlotUse
@@ -84,6 +85,8 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteResult:
     begun = time.monotonic()
     check_name(request.name)
     settings = {task.name: resolve_task(request, task) for task in request.tasks}
+    for one in settings.values():
+        need_for(one)
     for name in dict.fromkeys(s.model.language_model for s in settings.values()):
         locate(name)
     folder = request.out / request.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import fcntl
-import importlib.util
 import ipaddress
 import logging
 import os
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from l2g_ray.errors import UserError, how_to_install
+from l2g_ray.errors import UserError
+from l2g_ray.extras import how_to_install, is_installed, need
 from l2g_ray.places import sqlite_file, sqlite_uri
 from l2g_ray.redaction import HIDDEN, redact
 from l2g_ray.tracking.mlflow_private import find_latest_revision, upgrade_tables
@@ -104,7 +104,7 @@ class ServerSettings:
         if not separator:
             _check_folder("--artifacts", Path(self.artifacts))
         module, package = ARTIFACT_DRIVERS.get(scheme if separator else "", ("sys", ""))
-        if importlib.util.find_spec(module.partition(".")[0]) is None:
+        if not is_installed(module.partition(".")[0]):
             raise UserError(f"--artifacts {scheme}://...: needs the package {package}; run: pip install {package}")
         if self.auth_file is not None:
             _check_auth_file(self.auth_file)
@@ -263,8 +263,7 @@ def _read_auth_file(path: Path) -> configparser.SectionProxy:
 def _check_auth_file(path: Path) -> None:
     """Raise UserError where MLflow would go wrong with a login file."""
     section = _read_auth_file(path)
-    if importlib.util.find_spec("flask_wtf") is None:
-        raise UserError(f"--basic-auth needs the package Flask-WTF; run: {how_to_install('server')}")
+    need("server", "--basic-auth", "flask_wtf")
     if section.get("admin_password") and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise UserError(
             f"--basic-auth {path}: holds a password that others can read; run: chmod 600 {shlex.quote(str(path))}"

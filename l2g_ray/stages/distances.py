@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from l2g_ray.config import Settings
+from l2g_ray.extras import need
 from l2g_ray.models.team import Team
 from l2g_ray.stages.context import Reference, TaskData, make_batches
 
@@ -206,6 +207,7 @@ def _couple(cost: Tensor) -> Tensor:
 
 def _import_pot() -> Any:
     """POT takes more than a second to import, which only this distance needs to wait for."""
+    need("otdd", "align.distance=otdd", "ot")
     import ot
 
     return ot

@@ -19,6 +19,7 @@ from l2g_ray.config import Settings
 from l2g_ray.data.dataset import PreparedTask
 from l2g_ray.data.raw import RawTask
 from l2g_ray.errors import UserError, nearest
+from l2g_ray.extras import need_for
 from l2g_ray.names import safe_names
 from l2g_ray.orchestrate.identity import prepare_task, resolve_task
 from l2g_ray.orchestrate.suite import run_suite
@@ -189,27 +190,30 @@ def run_study(
     Raises UserError as `run_suite`, and where two arms resolve to the same settings, which compares nothing.
     """
     request = replace(request, assignments={"arms": ARMS_OF_STUDIES} | request.assignments)
-    tasks: list[Task] = []
-    rows: dict[str, PreparedTask] = {}
+    variants: list[tuple[Task, Task, Settings]] = []
     own: dict[str, Mapping[str, Any]] = {}
     for task in request.tasks:
-        prepared: dict[str, PreparedTask] = {}
         seen: dict[str, str] = {}
         for arm, assignments in study.arms.items():
             variant = make_variant(task, arm)
             own[variant.name] = assignments
             resolved = resolve_task(replace(request, task_assignments=own), variant)
+            need_for(resolved)
             same = seen.setdefault(resolved.model_dump_json(), arm)
             if same != arm:
                 raise UserError(
                     f"study {study.name}, {task.name}: the arms '{same}' and '{arm}' are the same settings here; "
                     "choose another preset, or leave one out with --arms"
                 )
-            data = resolved.data.model_dump_json()
-            if data not in prepared:
-                prepared[data] = prepare_task(replace(request, sources=sources), task, resolved, console)
-            rows[variant.name] = replace(prepared[data], task=variant)
-            tasks.append(variant)
+            variants.append((task, variant, resolved))
+    prepared: dict[tuple[str, str], PreparedTask] = {}
+    rows: dict[str, PreparedTask] = {}
+    for task, variant, resolved in variants:
+        data = (task.name, resolved.data.model_dump_json())
+        if data not in prepared:
+            prepared[data] = prepare_task(replace(request, sources=sources), task, resolved, console)
+        rows[variant.name] = replace(prepared[data], task=variant)
+    tasks = [variant for _, variant, _ in variants]
     suite = run_suite(replace(request, tasks=tasks, sources=rows, task_assignments=own), console)
     described = describe_study(study, _compare(request, study, suite), request)
     write_study(suite.folder, described)

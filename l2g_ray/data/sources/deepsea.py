@@ -18,9 +18,11 @@ import pyarrow as pa
 from l2g_ray.data.raw import Piece, RawTask
 from l2g_ray.data.text import readable
 from l2g_ray.errors import UserError
+from l2g_ray.extras import need
 from l2g_ray.tasks.schema import Task
 
 N_CHANNELS = 4
+_HDF5, _MATLAB_HEADER = b"\x89HDF\r\n\x1a\n", 512
 # HDF5 unpacks whole chunks. A read covers the chunks that it touches, at most this number of rows (4 kB each).
 _MOST_ROWS = 65_536
 _Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
@@ -48,12 +50,14 @@ def open_mat(path: Path, split: str) -> Arrays:
 
     Raises
     ------
-    UserError : no MATLAB file, a variable that is not there, or shapes that do not fit.
+    UserError : no MATLAB file, a variable that is not there, shapes that do not fit, or HDF5 without the extra `hdf5`.
     """
-    import h5py
-
     with _damage(path):
-        return _open_hdf5(path, split) if h5py.is_hdf5(path) else _open_mat5(path, split)
+        is_hdf5 = _is_hdf5(path)
+    if is_hdf5:
+        need("hdf5", str(path), "h5py")
+    with _damage(path):
+        return _open_hdf5(path, split) if is_hdf5 else _open_mat5(path, split)
 
 
 def open_npz(path: Path, split: str) -> Arrays | None:
@@ -80,6 +84,13 @@ def open_npz(path: Path, split: str) -> Arrays | None:
     (rows, *window), labels = shapes
     n_outputs = _check_shapes(path, names, (rows, *reversed(window)), labels)
     return Arrays(path, n_outputs, partial(_npz_blocks, path, names))
+
+
+def _is_hdf5(path: Path) -> bool:
+    """Whether a file has HDF5's signature at its start, or after MATLAB's header of 512 bytes."""
+    with path.open("rb") as file:
+        head = file.read(_MATLAB_HEADER + len(_HDF5))
+    return head.startswith(_HDF5) or head[_MATLAB_HEADER:] == _HDF5
 
 
 def _open_hdf5(path: Path, split: str) -> Arrays:
