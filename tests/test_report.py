@@ -216,7 +216,8 @@ def make_details() -> TaskDetails:
     truth, scores = generator.integers(2, size=300), generator.random(300)
     frame = pd.DataFrame({"label": np.array(["no", "yes"])[truth], "prediction": np.array(["no", "yes"])[truth]})
     frame["probability_yes"], frame["probability_no"] = scores, 1 - scores
-    parts = {split: make_part(draw(n, 70, n), np.arange(n) % 2) for split, n in (("train", 150), ("test", 90))}
+    texts = draw(240, 70)  # ten test rows are in train
+    parts = {"train": make_part(texts[:160], np.arange(160) % 2), "test": make_part(texts[150:], np.arange(90) % 2)}
     settings = resolve("fast", {}, {"folds": 4}).model_dump(mode="json")
     trials = []
     for i in range(4):
@@ -370,7 +371,7 @@ def test_figures_have_text_of_twelve_pixels(browser: Any, full_page: Path) -> No
         page.goto(full_page.as_uri())
         sizes = page.eval_on_selector_all(
             "figure:not(.stored) svg text",
-            "texts => texts.map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a)",
+            "texts => texts.map(t => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b))",
         )
         assert len(sizes) > 100
         assert min(sizes) > 11.9, (width, min(sizes))

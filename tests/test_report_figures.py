@@ -135,7 +135,7 @@ def make_history(**stages: list[int]) -> list[Any]:
 def test_stages_are_in_the_order_they_run_wrapped_and_without_panels_of_one_point() -> None:
     history = make_history(refit=[3, 3], baseline=[5], finetune=[3, 1], align=[4], select=[1, 1], toy=[2])
     figure = learning.plot_learning_curves(history)
-    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    titles = [axes.get_title("left") for axes in figure.axes if axes.get_visible()]
     assert titles == [
         "align: training loss", "align: validation mcc", "finetune: training loss", "finetune: validation mcc",
         "baseline: training loss", "baseline: validation mcc", "refit: training loss", "toy: training loss",
@@ -313,7 +313,7 @@ def test_composition_is_counted_by_class_and_position(
     assert found["splits"]["test"]["positive"] is None
     check = {"composition": found, "kind": "binary"}
     figure = plot_composition(check)
-    assert [axes.get_title() for axes in figure.axes] == ["negative", "positive"]
+    assert [axes.get_title("left") for axes in figure.axes] == ["negative", "positive"]
     lines = tabulate_composition(check)[1]
     assert ["test", "positive", "–", "–", "–", "–"] in lines
     monkeypatch.setattr(counting, "MAX_BASES", part.facts.length_bp.sum() // 2)

@@ -89,7 +89,9 @@ def measure_curves(
     squares = (pos * (mean - 1) ** 2 + neg * mean**2).sum(1) / n
     roc = np.stack([np.interp(GRID, *pair) for pair in zip(x, y, strict=True)])
     last = len(mean) - 1
-    pr = np.stack([p[np.minimum(np.searchsorted(r, GRID), last)] for r, p in zip(tpr, precision, strict=True)])
+    # Nothing is recalled at 0, where precision is not defined: it begins as at the next point.
+    recalls = np.maximum(GRID, GRID[1])
+    pr = np.stack([p[np.minimum(np.searchsorted(r, recalls), last)] for r, p in zip(tpr, precision, strict=True)])
     return Curves(
         name,
         _band(roc),
@@ -209,7 +211,9 @@ def plot_calibration(curves: Sequence[Curves]) -> Figure:
 
 
 def _label(one: Curves, area: Area, number: int) -> str:
-    return str(area) if number == 1 else f"{one.name} {area.value:.3f}"
+    if number == 1:
+        return str(area)
+    return f"{one.name} {area}" if number <= _MAX_BANDS and len(one.name) < 12 else f"{one.name} {area.value:.3f}"
 
 
 def _draw_band(axes: Axes, band: Array, colour: str, number: int) -> None:

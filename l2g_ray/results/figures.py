@@ -137,7 +137,7 @@ def plot_arms(row: Mapping[str, Any]) -> Figure:
     metric = find_metric(row["metric"])
     better = "" if metric.higher_is_better else "; below 0 is better"
     label = f"{name_held_out(row)} {row['metric']} of the ensemble minus that without the arm{better}"
-    axes.set_xlabel(textwrap.fill(label, 46))
+    axes.set_xlabel(textwrap.fill(label, 40))
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
     return figure
 
@@ -253,13 +253,14 @@ def save(figure: Figure, path_stem: Path) -> tuple[Path, Path]:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as one `<svg>` element for an HTML page: text in the page's colour, ids that start with `name`."""
+    """The figure as one `<svg>` element for an HTML page: text and blue in the page's colours, ids that start with `name`."""
     import matplotlib
 
     out = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None})
-    return re.sub(INK, "currentColor", embed_svg(out.getvalue(), name, description), flags=re.IGNORECASE)
+    svg = re.sub(INK, "currentColor", embed_svg(out.getvalue(), name, description), flags=re.IGNORECASE)
+    return re.sub(BLUE, "var(--accent)", svg, flags=re.IGNORECASE)
 
 
 def embed_svg(svg: str, name: str, description: str) -> str:

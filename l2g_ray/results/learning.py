@@ -64,6 +64,12 @@ def _list_panels(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return found
 
 
+def _drop_single_scores(frame: pd.DataFrame) -> pd.DataFrame:
+    """Without the scores of trials that have a single one, such as models of a fold: these do not compete."""
+    known = frame.groupby("trial")["value"].transform("count")
+    return frame.assign(value=frame["value"].where(known > 1))
+
+
 def has_curves(history: Sequence[Epoch]) -> bool:
     """Whether any stage has a curve to draw."""
     return any(_list_panels(frame) for frame in list_stages(history).values())
@@ -82,7 +88,7 @@ def plot_learning_curves(history: Sequence[Epoch]) -> Figure:
     figure, axes_of = _new_figure(3.45 * columns, 0.2 + 2.2 * lines, rows=lines, columns=columns)
     for axes, (name, quantity, label) in zip(axes_of, panels, strict=False):
         frame = stages[name]
-        best = _find_best_trial(frame)
+        best = _find_best_trial(_drop_single_scores(frame))
         for trial, curve in frame.groupby("trial", sort=False):
             known = curve.dropna(subset=[quantity]).sort_values("epoch")
             colour, width, opacity = (BLUE, 1.8, 1.0) if trial == best else (GREY, 0.9, 0.6)

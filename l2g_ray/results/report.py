@@ -142,6 +142,7 @@ def _fill_section(row: Mapping[str, Any], detail: TaskDetails, drawn: TaskPictur
         "groups": {
             heading: {
                 "notes": drawn.notes.get(heading, []),
+                "table": drawn.tables.get(heading),
                 "pictures": [picture for picture in drawn.pictures if picture.heading == heading],
             }
             for heading in headings

@@ -90,7 +90,7 @@ def plot_parallel(trials: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     places = (scores - low) / (high - low) if high > low else np.full(len(scores), 0.5)
     ticks = [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")] if high > low else [(0.5, f"{low:.3f}")]
     columns = [*varying, Parameter(f"validation {metric}", places, ticks)]
-    figure, (axes,) = _new_figure(1.2 + 1.25 * len(columns), 3.2)
+    figure, (axes,) = _new_figure(1.2 + 1.25 * len(columns), 3.4)
     table = np.stack([column.places for column in columns])
     winner = find_winner(known, metric)
     for i, line in enumerate(table.T):
@@ -101,7 +101,7 @@ def plot_parallel(trials: Sequence[Mapping[str, Any]], metric: str) -> Figure:
     for x, column in enumerate(columns):
         _draw_axis(axes, x, column)
     axes.set_xlim(-0.5, len(columns) - 0.25)
-    axes.set_ylim(-0.22, 1.12)
+    axes.set_ylim(-0.4, 1.12)
     axes.set_axis_off()
     return figure
 
@@ -109,9 +109,12 @@ def plot_parallel(trials: Sequence[Mapping[str, Any]], metric: str) -> Figure:
 def _draw_axis(axes: Axes, x: int, column: Parameter) -> None:
     axes.plot([x, x], [0, 1], color=INK, linewidth=0.8, zorder=1)
     name = column.name.replace("_", "\n", 1) if len(column.name) > 10 else column.name
-    axes.text(x, -0.06, name.replace(" ", "\n", 1), ha="center", va="top")
+    axes.text(x, -0.2, name.replace(" ", "\n", 1), ha="center", va="top", fontweight="bold")
+    # Where lines meet an axis at its ends, text next to it would be crossed.
     for place, text in column.ticks:
-        axes.text(x - 0.06, place, text, ha="right", va="center", bbox={"facecolor": "none", "pad": 0, "linewidth": 0})
+        end = {0.0: (x, -0.05, "center", "top"), 1.0: (x, 1.05, "center", "bottom")}
+        left, height, across, up = end.get(place, (x - 0.07, place, "right", "center"))
+        axes.text(left, height, text, ha=across, va=up)
 
 
 @dataclass(frozen=True)

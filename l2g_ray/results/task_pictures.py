@@ -44,11 +44,12 @@ class Picture:
 
 @dataclass
 class TaskPictures:
-    """Pictures and notes of a task; `notes` are sentences by heading."""
+    """Pictures of a task; by heading, `notes` are sentences, and `tables` are shown as they are, with their captions."""
 
     prefix: str
     pictures: list[Picture] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    tables: dict[str, tuple[str, Table]] = field(default_factory=dict)
 
     def add(self, heading: str, name: str, figure: Figure, caption: str, table: Table) -> None:
         """Add a picture."""
@@ -87,30 +88,34 @@ def _draw_predictions(row: Mapping[str, Any], detail: TaskDetails, found: TaskPi
     frame = detail.predictions
     if frame is None:
         return
-    if detail.kind in ("binary", "multiclass"):
-        names = (frame["label"], frame["prediction"], detail.labels)
-        caption = f"Confusion matrix of {row['task']} on {len(frame):,} test sequences."
-        found.add(PREDICTIONS, "confusion", figures.plot_confusion(*names), caption, tables.tabulate_confusion(*names))
     if detail.kind == "regression":
         measured, predicted = (frame[[f"{kind}_{o}" for o in detail.labels]] for kind in ("label", "prediction"))
         found.add(
             PREDICTIONS,
             "measured",
             figures.plot_measured(measured.to_numpy(), predicted.to_numpy(), detail.labels),
-            f"Predicted against measured values of {row['task']}, with Pearson r and its 95 % interval; dashed: equality. "
-            "Brighter: more sequences.",
+            f"Predicted against measured values of {row['task']}, one seed, with Pearson r and its 95 % bootstrap interval over "
+            "rows; dashed: equality. Brighter: more sequences.",
             tables.tabulate_measured(measured, predicted, detail.labels),
         )
         return
-    measured_curves = curves.list_curves(detail.kind, frame, detail.labels)
-    if not measured_curves:
-        return
+    if found_curves := curves.list_curves(detail.kind, frame, detail.labels):
+        _draw_curves(found_curves, detail, found)
+    if detail.kind in ("binary", "multiclass"):
+        names = (frame["label"], frame["prediction"], detail.labels)
+        caption = f"Confusion matrix of {row['task']} on {len(frame):,} test sequences."
+        found.add(PREDICTIONS, "confusion", figures.plot_confusion(*names), caption, tables.tabulate_confusion(*names))
+
+
+def _draw_curves(measured_curves: list[curves.Curves], detail: TaskDetails, found: TaskPictures) -> None:
     against = {
         "binary": f"'{detail.labels[-1]}' against '{detail.labels[0]}'",
         "multiclass": "each class against the rest",
     }.get(detail.kind, "each label")
     cut = f", the first {curves.MAX_CURVES}" if len(detail.labels) > curves.MAX_CURVES else ""
     of = f"{against}{cut}, one seed; 95 % bootstrap intervals over rows"
+    caption = f"Areas under the curves: {of}. Brier score: mean squared error of the probability, lower is better."
+    found.tables[PREDICTIONS] = (caption, tables.make_table(*curves.tabulate_areas(measured_curves)))
     for name, draw, table, caption in (
         (
             "roc",
@@ -177,9 +182,7 @@ def _draw_training(row: Mapping[str, Any], detail: TaskDetails, found: TaskPictu
         for sentence in learning.describe_short_stages(detail.history):
             found.note(TRAINING, sentence)
         if learning.has_curves(detail.history):
-            caption = (
-                "Training loss and validation score of each stage, in the order of the stages; blue: the best trial."
-            )
+            caption = "Training loss and validation score of each stage, in the order of the stages; blue: the best trial, where trials compete."
             table = tables.tabulate_learning(detail.history)
             found.add(TRAINING, "learning", learning.plot_learning_curves(detail.history), caption, table)
 

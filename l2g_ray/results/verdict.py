@@ -95,9 +95,12 @@ def describe_suite(board: Mapping[str, Any]) -> str:
     if few:
         compared.append(f"too few seeds for a verdict on {few}")
     against = f" Against the best simple model: {', '.join(compared)} of {len(rows)}." if compared else ""
-    marked = [f"{name} ({verdict.word})" for name, verdict in verdicts.items() if verdict.level != "green"]
-    watch = f" To look at: {', '.join(marked)}." if marked else " Nothing stands out."
-    return f"{trained}{against}{watch}"
+    watch = [
+        f" {words}: {', '.join(names)}."
+        for level, words in (("red", "Problems"), ("amber", "To look at"))
+        if (names := [name for name, verdict in verdicts.items() if verdict.level == level])
+    ]
+    return f"{trained}{against}{''.join(watch) or ' Nothing stands out.'}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -212,8 +215,10 @@ def _list_cautions(row: Mapping[str, Any]) -> list[str]:
     low, high = (score or {}).get("ci95") or (None, None)
     if low is not None and high is not None and row["metric"] in CHANCE and high - low >= WIDE:
         found.append(f"The interval is wide: {format_number(high - low)}.")
-    if warn_of_baseline(row):
-        found.append("A simpler model scores as well or better.")
+    warnings = " ".join(warn_of_baseline(row))
+    for rows in ("held-out rows", "validation", "test"):
+        if f" on {rows} than" in warnings:
+            found.append(f"Another arm or baseline scores better on {rows}.")
     near = check.get("near_duplicates") or 0
     if row["n_test"] and LIMITS["Near-duplicates"].find_level(near / row["n_test"]) != "green":
         found.append(f"{near / row['n_test']:.1%} of the test rows have a near-duplicate in train.")
