@@ -253,7 +253,9 @@ def make_details() -> TaskDetails:
 
 @pytest.fixture(scope="module")
 def full_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(tmp_path_factory.mktemp("full"), make_board(), [make_details()])
+    board = make_board()
+    board["tasks"][1]["hyperparameters"] = {"lr_embedder": 0.01, "train_layers": "lora"}
+    return write_report(tmp_path_factory.mktemp("full"), board, [make_details()])
 
 
 def test_the_page_begins_with_the_verdict_and_has_every_part(full_page: Path) -> None:

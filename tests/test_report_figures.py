@@ -315,7 +315,7 @@ def test_composition_is_counted_by_class_and_position(
     figure = plot_composition(check)
     assert [axes.get_title("left") for axes in figure.axes] == ["negative", "positive"]
     lines = tabulate_composition(check)[1]
-    assert ["test", "positive", "–", "–", "–", "–"] in lines
+    assert ["test, positive", "–", "–", "–", "–"] in lines
     monkeypatch.setattr(counting, "MAX_BASES", part.facts.length_bp.sum() // 2)
     half = measure_composition(make_task(), {"train": part, "test": part})
     assert half["sampled"]

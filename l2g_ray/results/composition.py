@@ -52,8 +52,8 @@ def explain_composition(check: Mapping[str, Any]) -> str:
 def tabulate_composition(check: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings, and one line a split and class: the shares of the letters."""
     lines = [
-        [split, group, *(["–"] * 4 if shares is None else [f"{share:.1%}" for share in shares])]
+        [f"{split}, {group}", *(["–"] * 4 if shares is None else [f"{share:.1%}" for share in shares])]
         for split, groups in check["composition"]["splits"].items()
         for group, shares in groups.items()
     ]
-    return ["Split", "Rows of", *LETTERS], lines
+    return ["Rows", *LETTERS], lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -113,7 +113,7 @@ def _count_cells(truth: NDArray[np.bool_], scores: Array) -> tuple[Array, Array,
         _, cell = np.unique(np.searchsorted(edges, scores, side="right"), return_inverse=True)
     number = cell.max() + 1
     rows = np.bincount(cell, minlength=number).astype(float)
-    positive = np.bincount(cell, weights=truth, minlength=number)
+    positive: Array = np.bincount(cell, weights=truth.astype(float), minlength=number).astype(float)
     mean = np.bincount(cell, weights=scores, minlength=number) / rows
     return positive[::-1], (rows - positive)[::-1], mean[::-1]
 
@@ -221,7 +221,7 @@ def _draw_band(axes: Axes, band: Array, colour: str, number: int) -> None:
         axes.fill_between(GRID, band[1], band[2], color=colour, alpha=0.18, linewidth=0)
 
 
-def _finish(axes: Axes, across: str, up: str, place: str) -> None:
+def _finish(axes: Axes, across: str, up: str, place: Literal["lower right", "lower left", "upper left"]) -> None:
     axes.set(xlabel=across, ylabel=up, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(loc=place, handlelength=1.2, borderaxespad=0.3)
 

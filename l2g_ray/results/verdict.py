@@ -185,7 +185,8 @@ def _describe_shortly(row: Mapping[str, Any]) -> str:
     told = f"{row['metric']} {format_number(score['mean'] if score else None)} {format_interval(score)}".strip()
     name, verdict, _ = _compare(row)
     words = _WORDS[verdict].format(name.split(",")[0]) if verdict in _WORDS else ""
-    return f"{told}{f', {words}' if words else ''}"
+    name = name_arm(used.name) if used else "L2G"
+    return f"{name}, {told}{f', {words}' if words else ''}"
 
 
 def _list_problems(row: Mapping[str, Any]) -> list[str]:
