@@ -207,7 +207,9 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     write_explanation(folder / "alpha", warnings=["does not add up"])
     details = TaskDetails("alpha", "binary", ("no", "yes"), explained=read_explained(folder / "alpha"))
-    return write_report(folder, make_board(), [details])
+    board = make_board()
+    board["tasks"][3]["n_test"] = 20  # a red light
+    return write_report(folder, board, [details])
 
 
 def make_details() -> TaskDetails:
@@ -355,10 +357,11 @@ def test_a_phone_and_the_dark_are_readable(browser: Any, page_path: Path, scheme
       const told = getComputedStyle(document.querySelector(selector));
       const of = text => { const c = text.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
         .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126*c[0] + 0.7152*c[1] + 0.0722*c[2]; };
-      const ground = getComputedStyle(document.body).backgroundColor;
+      const own = told.backgroundColor === "rgba(0, 0, 0, 0)" ? document.body : document.querySelector(selector);
+      const ground = getComputedStyle(own).backgroundColor;
       const [a, b] = [of(told.color), of(ground)].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05); }"""
     # WCAG AA for text; figures take the text's colour.
-    for selector in ("body", ".soft", "a", "summary", "figcaption", "svg text"):
+    for selector in ("body", ".soft", "a", "summary", "figcaption", "svg text", ".light.amber", ".light.red"):
         assert page.evaluate(luminance, selector) >= 4.5, selector
     assert (page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)") == (
         scheme == "light"
@@ -410,4 +413,6 @@ def test_options_are_copied_and_a_print_is_light(browser: Any, full_page: Path) 
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.get_by_role("button", name="Copy these options").is_visible()
+    page.set_viewport_size({"width": 720, "height": 1000})  # A4
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
     page.close()

@@ -32,7 +32,9 @@ def test_the_verdict_says_what_was_trained_what_is_used_and_how_sure() -> None:
         "Used: ensemble (cnn 60%, gapped_kmer 30%, kmer_boosting 10%). Test mcc: 0.780 [0.760, 0.800], on 2,000 rows. "
         "The 3 seeds score 0.770 to 0.790. Clearly better than the best k-mer arm, gapped_kmer: +0.022 [0.011, 0.032]."
     )
+    assert verdict.short == "ensemble, mcc 0.780 [0.760, 0.800], clearly better than the best k-mer arm"
     one = judge_task(solid_row(seeds=1))
+    assert one.short.endswith("[0.760, 0.800], +0.022 against the best k-mer arm (1 seed)")
     assert "1 seed: the interval is of the test rows alone, without the noise of training." in one.sure
     assert "Minus the best k-mer arm, gapped_kmer: +0.022 [0.011, 0.032]; no verdict with 1 seed." in one.sure
 

@@ -183,8 +183,10 @@ def _describe_shortly(row: Mapping[str, Any]) -> str:
     used = used_arm(row)
     score = used.test if used else row["test"]
     told = f"{row['metric']} {format_number(score['mean'] if score else None)} {format_interval(score)}".strip()
-    name, verdict, _ = _compare(row)
-    words = _WORDS[verdict].format(name.split(",")[0]) if verdict in _WORDS else ""
+    name, verdict, difference = _compare(row)
+    simple = name.split(",")[0]
+    few = f"{difference.split()[0]} against {simple} ({verdict})" if verdict and difference else ""
+    words = _WORDS[verdict].format(simple) if verdict in _WORDS else few
     name = name_arm(used.name) if used else "L2G"
     return f"{name}, {told}{f', {words}' if words else ''}"
 
