@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from l2g_ray.data.check import composition as counting
 from l2g_ray.data.check.composition import ALL_ROWS, measure_composition
+from l2g_ray.orchestrate.pipeline import Pipeline
+from l2g_ray.orchestrate.tune import OrderedSearch
 from l2g_ray.presets import find_base, flatten, parse_assignments, resolve
 from l2g_ray.results import curves, learning
 from l2g_ray.results.composition import plot_composition, tabulate_composition
@@ -257,6 +260,18 @@ def test_winning_options_give_the_settings_that_won() -> None:
     listed = list_settings(settings, preset)
     assert {one.key for one in listed[:3]} == {"arms", "folds", "cluster.storage_wait_s"}
     assert len(listed) == len(settings)
+
+
+def test_a_range_of_one_value_can_be_searched() -> None:
+    """As the winning options give it; HyperOpt alone refuses one."""
+    ranges = {"finetune.lr_embedder": [0.0005, 0.0005], "finetune.dropout": [0.2], "align.alphas": [0.1]}
+    space = Pipeline._space(SimpleNamespace(settings=resolve("fast", {}, ranges)))  # type: ignore[arg-type]
+    config = OrderedSearch(space, in_flight=1, initial_random=1, seed=0).suggest("first")
+    assert config is not None
+    assert {name: config[name] for name in ("lr_embedder", "dropout", "alpha")} == {
+        "lr_embedder": 0.0005, "dropout": 0.2, "alpha": 0.1
+    }  # fmt: skip
+    assert 2e-5 <= config["lr_language_model"] <= 2e-4
 
 
 def test_a_searched_architecture_and_a_file_of_settings() -> None:

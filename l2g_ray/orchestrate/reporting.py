@@ -81,7 +81,7 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
         else (),
         findings=list(manifest.get("check", {}).get("findings", [])),
         check=manifest.get("check", {}),
-        settings=flatten(settings),
+        settings=flatten(clean(settings)),
         preset=find_base(settings, task.get("strand_specific", False)) if settings else {},
         explained=read_explained(folder),
         manifest={name: manifest[name] for name in ("splits", "valid", "leakage")} | {"cpu_s": stages["cpu_s"]},
