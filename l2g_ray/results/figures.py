@@ -135,9 +135,9 @@ def plot_arms(row: Mapping[str, Any]) -> Figure:
     axes.set_ylim(-0.6, len(arms) - 0.4)
     axes.locator_params(axis="x", nbins=6)
     metric = find_metric(row["metric"])
-    better = "" if metric.higher_is_better else "; below 0 is better"
-    label = f"{name_held_out(row)} {row['metric']} of the ensemble minus that without the arm{better}"
-    axes.set_xlabel(textwrap.fill(label, 40))
+    better = "" if metric.higher_is_better else "\nbelow 0 is better"
+    label = f"{name_held_out(row)} {row['metric']} of the ensemble minus that without the arm"
+    axes.set_xlabel(f"{textwrap.fill(label, 40)}{better}")
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
     return figure
 
