@@ -227,6 +227,7 @@ def test_a_uniform_architecture_is_a_sentence_and_another_a_figure() -> None:
         "The same in all trials: train_layers all.",
         "The importance of hyper-parameters is shown from 20 trials on; this search has 4 trials.",
     ]
+    assert make_search(make_trials(1), uniform).notes[SEARCH] == ["One trial: nothing was searched."]
     mixed = [*uniform, {"kernel_size": 7, "dilation": 2}]
     assert "task0-architecture" in [p.name for p in make_search([], mixed).pictures]
     assert describe_architecture([{"kernel_size": 5, "dilation": 3}], "searched") == (

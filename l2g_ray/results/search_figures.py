@@ -56,19 +56,22 @@ def _place(name: str, values: Sequence[Any]) -> Parameter:
     # A choice from a list is evenly spread; a range is logarithmic where it is wide.
     if not numbers or (len(distinct) <= 4 and all(_is_round(value) for value in distinct)):
         place = {value: i / (len(distinct) - 1) for i, value in enumerate(distinct)}
-        return Parameter(name, np.array([place[v] for v in values]), [(place[v], _show(v)) for v in distinct])
+        return Parameter(name, np.array([place[v] for v in values]), [(place[v], show_value(v)) for v in distinct])
     found = np.array(values, dtype=float)
     low, high = found.min(), found.max()
     if low > 0 and high / low > 5:
         found, low, high = np.log(found), np.log(low), np.log(high)
-    return Parameter(name, (found - low) / (high - low), [(0.0, _show(min(values))), (1.0, _show(max(values)))])
+    return Parameter(
+        name, (found - low) / (high - low), [(0.0, show_value(min(values))), (1.0, show_value(max(values)))]
+    )
 
 
 def _is_round(value: float) -> bool:
     return float(f"{value:.3g}") == value
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A hyper-parameter's value as text, numbers with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

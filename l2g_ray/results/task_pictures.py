@@ -147,10 +147,12 @@ def _draw_search(row: Mapping[str, Any], detail: TaskDetails, found: TaskPicture
         table = tables.tabulate_trials(detail.trials, detail.rungs, history)
         found.add(SEARCH, "trials", figures.plot_trials(history, rungs=detail.rungs), caption, table)
     known = [trial for trial in detail.trials if trial.get("best_score") is not None and trial.get("trial")]
-    if not known:
+    if len(detail.trials) == 1:
+        found.note(SEARCH, "One trial: nothing was searched.")
+    if len(detail.trials) < 2 or not known:
         return
     varying, same = search_figures.read_parameters(known)
-    if varying and len(known) > 1:
+    if varying:
         caption = (
             "Hyper-parameters of the trials, a line a trial; blue: the best trial. A wide range has a logarithmic axis."
         )
@@ -158,7 +160,10 @@ def _draw_search(row: Mapping[str, Any], detail: TaskDetails, found: TaskPicture
         table = tables.tabulate_trials(detail.trials, detail.rungs, history)
         found.add(SEARCH, "parallel", search_figures.plot_parallel(known, metric), caption, table)
     if same:
-        found.note(SEARCH, f"The same in all trials: {', '.join(f'{name} {value}' for name, value in same.items())}.")
+        found.note(
+            SEARCH,
+            f"The same in all trials: {', '.join(f'{name} {search_figures.show_value(value)}' for name, value in same.items())}.",
+        )
     importance = search_figures.measure_importance(detail.trials)
     if importance.values:
         lines = list(importance.values.items())
