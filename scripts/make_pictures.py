@@ -63,7 +63,7 @@ def choose_sequence(task_folder: Path) -> tuple[str, str]:
 
 
 def photograph(report: Path, explained: Path, target: Path) -> list[Path]:
-    """The report on a desk by day and by night, and on a phone; the page of an explanation, as far as its motifs go."""
+    """The report on a desktop, light and dark, and on a phone; the page of an explanation, as far as its motifs go."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -73,9 +73,9 @@ def photograph(report: Path, explained: Path, target: Path) -> list[Path]:
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for name, shown, width, height, scheme in (
-            ("report.png", report, 1100, 760, "light"),
-            ("report_dark.png", report, 1100, 760, "dark"),
-            ("report_phone.png", report, 390, 760, "light"),
+            ("report.png", report, 1100, 860, "light"),
+            ("report_dark.png", report, 1100, 860, "dark"),
+            ("report_phone.png", report, 390, 860, "light"),
             ("motifs.png", explained, 1100, 1000, "light"),
         ):
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]

@@ -146,7 +146,7 @@ def test_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     text = path.read_text("utf-8")
     page = Page(text)
     assert page.open == []
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 8
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
     assert "script" not in page.tags

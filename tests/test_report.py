@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from check_parts import draw, make_part, make_task
 from commands import Cli
 
+from l2g_ray.data.check.splits import check_splits
+from l2g_ray.presets import find_base, flatten, resolve
 from l2g_ray.results import suite_figures
 from l2g_ray.results.explained import read_explained
 from l2g_ray.results.report import TaskDetails, write_report
@@ -202,7 +207,74 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     write_explanation(folder / "alpha", warnings=["does not add up"])
     details = TaskDetails("alpha", "binary", ("no", "yes"), explained=read_explained(folder / "alpha"))
-    return write_report(folder, make_board(), [details])
+    board = make_board()
+    board["tasks"][3]["n_test"] = 20  # a red light
+    return write_report(folder, board, [details])
+
+
+def make_details() -> TaskDetails:
+    """Everything that a task of a finished run has."""
+    generator = np.random.default_rng(0)
+    truth, scores = generator.integers(2, size=300), generator.random(300)
+    frame = pd.DataFrame({"label": np.array(["no", "yes"])[truth], "prediction": np.array(["no", "yes"])[truth]})
+    frame["probability_yes"], frame["probability_no"] = scores, 1 - scores
+    texts = draw(240, 70)  # ten test rows are in train
+    parts = {"train": make_part(texts[:160], np.arange(160) % 2), "test": make_part(texts[150:], np.arange(90) % 2)}
+    settings = resolve("fast", {}, {"folds": 4}).model_dump(mode="json")
+    trials = []
+    for i in range(4):
+        rows = [{"score": 0.5 + 0.1 * i + 0.01 * epoch} for epoch in range(3)]
+        best = {"lr_embedder": 10.0 ** (i - 5), "train_layers": ("all", "lora")[i % 2], "dropout": 0.1}
+        trials.append({"trial": best, "epochs": 3, "best_score": 0.52 + 0.1 * i, "error": "", "history": rows})
+    history = [
+        {
+            "stage": stage,
+            "trial": f"{trial:02d}",
+            "epoch": epoch + 1,
+            "metric": "mcc",
+            "value": 0.1 * trial,
+            "loss": 1.0,
+        }
+        for stage, epochs in (("select", 1), ("warmup", 4), ("align", 6), ("finetune", 3), ("refit", 3))
+        for trial in range(4)
+        for epoch in range(epochs)
+    ]
+    return TaskDetails(
+        "alpha",
+        "binary",
+        ("no", "yes"),
+        metrics={arm: {"mcc": 0.5, "auroc": 0.8} for arm in ("ensemble", "cnn", "gapped_kmer", "kmer_boosting", "L2G")},
+        history=history,  # type: ignore[arg-type]
+        predictions=frame,
+        trials=trials,
+        check=check_splits(make_task(labels=["no", "yes"]), parts),
+        settings=flatten(settings),
+        preset=find_base(settings, strand_specific=False),
+    )
+
+
+@pytest.fixture(scope="module")
+def full_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    board = make_board()
+    board["tasks"][1]["hyperparameters"] = {"lr_embedder": 0.01, "train_layers": "lora"}
+    return write_report(tmp_path_factory.mktemp("full"), board, [make_details()])
+
+
+def test_the_page_begins_with_the_verdict_and_has_every_part(full_page: Path) -> None:
+    text = full_page.read_text()
+    top = text[text.index("<main>") : text.index('id="leaderboard"')]
+    assert "4 tasks, preset fast" in top
+    assert top.count('class="light ') == 4  # a line a task
+    for level in ("amber", "red"):
+        assert f'class="light {level}"' in text
+    for heading in ("Data checks", "Winning settings", "Arms", "All metrics", "Test predictions", "Search", "Training"):
+        assert f"<h3>{heading}</h3>" in text, heading
+    assert "weight 60%" in text
+    assert "--set finetune.trials=1 \\\n--set folds=4" in text
+    assert "<td>4</td><td>3</td>" in text  # the folds among all settings, and the preset's
+    assert "Stage select: 4 trials of one epoch" in text
+    for name in ("roc", "precision", "calibration", "parallel", "composition", "learning"):
+        assert (full_page.parent / "figures" / "alpha" / f"{name}.svg").exists(), name
 
 
 @pytest.fixture(scope="module")
@@ -285,12 +357,62 @@ def test_a_phone_and_the_dark_are_readable(browser: Any, page_path: Path, scheme
       const told = getComputedStyle(document.querySelector(selector));
       const of = text => { const c = text.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
         .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126*c[0] + 0.7152*c[1] + 0.0722*c[2]; };
-      const ground = getComputedStyle(document.body).backgroundColor;
+      const own = told.backgroundColor === "rgba(0, 0, 0, 0)" ? document.body : document.querySelector(selector);
+      const ground = getComputedStyle(own).backgroundColor;
       const [a, b] = [of(told.color), of(ground)].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05); }"""
     # WCAG AA for text; figures take the text's colour.
-    for selector in ("body", ".soft", "a", "summary", "figcaption", "svg text"):
+    for selector in ("body", ".soft", "a", "summary", "figcaption", "svg text", ".light.amber", ".light.red"):
         assert page.evaluate(luminance, selector) >= 4.5, selector
     assert (page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)") == (
         scheme == "light"
     )
+    page.close()
+
+
+@pytest.mark.browser
+def test_figures_have_text_of_twelve_pixels(browser: Any, full_page: Path) -> None:
+    for width in (1280, 390):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto(full_page.as_uri())
+        sizes = page.eval_on_selector_all(
+            "figure:not(.stored) svg text",
+            "texts => texts.map(t => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b))",
+        )
+        assert len(sizes) > 100
+        assert min(sizes) > 11.9, (width, min(sizes))
+        page.close()
+
+
+@pytest.mark.browser
+def test_the_board_of_a_phone_is_cards_that_sort(browser: Any, full_page: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(full_page.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.querySelector('#board').parentElement.scrollWidth") <= 390  # nothing to scroll to
+    edges = page.eval_on_selector_all(
+        "#board tbody tr, #board tbody td *", "all => all.map(one => one.getBoundingClientRect().right)"
+    )
+    assert max(edges) <= 390
+    lines = page.eval_on_selector_all("#board tbody tr", "rows => rows.map(r => r.getBoundingClientRect().top)")
+    assert lines == sorted(set(lines))
+    label = "cell => getComputedStyle(cell, '::before').content"
+    assert page.eval_on_selector("#board tbody tr td", label) == '"Used"'
+    page.get_by_role("button", name="L2G").click()
+    assert page.eval_on_selector("#board tbody tr", "row => row.dataset.task") == "delta"
+    page.close()
+
+
+@pytest.mark.browser
+def test_options_are_copied_and_a_print_is_light(browser: Any, full_page: Path) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.goto(full_page.as_uri())
+    page.get_by_role("button", name="Copy these options").click()
+    done = page.locator("#options-2-done")
+    done.filter(has_text=".").wait_for()
+    assert done.inner_text() in ("Copied.", "Selected: copy it with your keyboard.")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.get_by_role("button", name="Copy these options").is_visible()
+    page.set_viewport_size({"width": 720, "height": 1000})  # A4
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
     page.close()

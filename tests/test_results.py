@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from l2g_ray.errors import UserError
-from l2g_ray.results import figures
+from l2g_ray.results import figures, learning
 from l2g_ray.results.intervals import (
     bootstrap_interval,
     confusion_bootstrap,
@@ -432,7 +432,7 @@ def test_every_figure_labels_its_axes() -> None:
         figures.plot_architecture([{"kernel_size": 3, "dilation": 5}]),
     ]
     assert all(figure.axes[0].get_xlabel() for figure in drawn)
-    assert figures.plot_learning_curves(_history()).axes[-1].get_xlabel() == "epoch"
+    assert learning.plot_learning_curves(_history()).axes[0].get_xlabel() == "epoch"
 
 
 def test_duration_is_said_as_people_do() -> None:

@@ -358,6 +358,9 @@ class Pipeline:
         ranges = {name: getattr(stage, name) for name in ("lr_embedder", "lr_language_model", "weight_decay")}
         choices = {name: list(getattr(stage, name)) for name in ("dropout", "batch_size", "train_layers")}
         choices["alpha"] = list(self.settings.align.alphas)
+        # HyperOpt refuses a range of one value, which is what a report's winning settings have.
+        choices |= {name: [low] for name, (low, high) in ranges.items() if low == high}
+        ranges = {name: ends for name, ends in ranges.items() if name not in choices}
         return {name: hp.loguniform(name, log(low), log(high)) for name, (low, high) in ranges.items()} | {
             name: hp.choice(name, values) for name, values in choices.items()
         }

@@ -22,6 +22,7 @@ from l2g_ray.monitor.events import Recorded, event_from_json, event_to_json
 from l2g_ray.monitor.status import SUITE_FILE
 from l2g_ray.orchestrate.identity import SuiteMeta, name_store
 from l2g_ray.places import find_run_store, sqlite_file
+from l2g_ray.presets import find_base, flatten
 from l2g_ray.redaction import HIDDEN, clean, redact
 from l2g_ray.request import EXPERIMENT, SuiteRequest
 from l2g_ray.results.explained import read_explained, read_study
@@ -81,6 +82,9 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
         if {"grace_epochs", "epochs", "reduction_factor"} <= set(finetune)
         else (),
         findings=list(manifest.get("check", {}).get("findings", [])),
+        check=manifest.get("check", {}),
+        settings=flatten(clean(settings)),
+        preset=find_base(settings, task.get("strand_specific", False)) if settings else {},
         explained=read_explained(folder),
         manifest={name: manifest[name] for name in ("splits", "valid", "leakage")} | {"cpu_s": stages["cpu_s"]},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,27 @@ def resolve(
     return validate(raw)
 
 
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as a mapping of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def find_base(settings: Mapping[str, Any], strand_specific: bool) -> dict[str, Any]:
+    """The settings of the preset that a task's settings name, by dotted keys; of `fast` where they name a file."""
+    name = settings.get("preset", "fast")
+    base = resolve(name if name in list_presets() else "fast").for_task(strand_specific)
+    return flatten(base.model_dump(mode="json"))
+
+
 def validate(raw: Mapping[str, Any], where: str = "settings") -> Settings:
     """Settings from a nested mapping. Raises UserError naming the key and the nearest known one."""
-    check_keys(_leaf_keys(raw), f"{where}: ")
+    check_keys(flatten(raw), f"{where}: ")
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
@@ -109,14 +127,6 @@ def parse_assignments(items: tuple[str, ...] | list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise UserError(f"--set {item}: the value is not valid YAML") from None
     return parsed
-
-
-def _leaf_keys(raw: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in raw.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaf_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def _number(value: Any) -> Any:

@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from l2g_ray.results import figures
-from l2g_ray.results.figures import BLUE, GREY, ORANGE, VERMILION, _new_figure, _put_legend_above, _styled
+from l2g_ray.results.composition import explain_composition, plot_composition, tabulate_composition
+from l2g_ray.results.figures import (
+    BLUE,
+    GREY,
+    MEDIUM,
+    ORANGE,
+    SMALL,
+    VERMILION,
+    _new_figure,
+    _put_legend_above,
+    _styled,
+)
 from l2g_ray.results.leaderboard import write_atomically
+from l2g_ray.results.lights import list_lights, tabulate_limits
 from l2g_ray.results.terminal import Column, Listing, Sentence
 
 if TYPE_CHECKING:
@@ -27,7 +39,7 @@ MAX_LABELS = 16
 @_styled
 def plot_features(check: Mapping[str, Any]) -> Figure:
     """Length and GC share: of each split the share of rows by bin."""
-    figure, panels = _new_figure(7.4, 2.7, columns=2)
+    figure, panels = _new_figure(7.2, 2.7, columns=2)
     _draw_steps(panels[0], check["shift"]["length_bp"]["histogram"], "length (bp)")
     _draw_steps(panels[1], check["shift"]["gc"]["histogram"], "share of G and C")
     panels[0].set_ylabel("share of rows")
@@ -55,7 +67,7 @@ def plot_balance(check: Mapping[str, Any]) -> Figure:
     """Labels by split: shares of the classes, shares of positives, or means and sds of the outputs in train's sd."""
     splits, kind = check["balance"]["splits"], check["kind"]
     names = list(check["labels"])[:MAX_LABELS]
-    figure, (axes,) = _new_figure(6.4, 1.0 + (0.18 * len(splits) + 0.16) * len(names))
+    figure, (axes,) = _new_figure(MEDIUM, 1.0 + (0.18 * len(splits) + 0.16) * len(names))
     height = 0.8 / len(splits)
     for i, (split, told) in enumerate(splits.items()):
         places = np.arange(len(names)) + (i - (len(splits) - 1) / 2) * height
@@ -95,7 +107,7 @@ def _in_train_sd(splits: Mapping[str, Any], split: str, name: str) -> tuple[floa
 def plot_near(check: Mapping[str, Any]) -> Figure:
     """Rows of test and valid by the similarity to their best partner in train; dashed: the threshold."""
     pairs = [name for name in ("train_in_test", "train_in_valid") if name in check["near"]]
-    figure, panels = _new_figure(3.7 * len(pairs), 2.7, columns=len(pairs))
+    figure, panels = _new_figure(SMALL * len(pairs), 2.7, columns=len(pairs))
     for axes, name in zip(panels, pairs, strict=True):
         one, other = name.split("_in_")
         found = check["near"][name]
@@ -218,7 +230,7 @@ def list_leaks(check: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def write_check_page(folder: Path, check_by_name: Mapping[str, Mapping[str, Any]]) -> Path:
     """Write `check.json` and, from it, `check.html` with one section a task, each whole or not at all.
 
-    The page needs no network and follows the reader's day or night colours. Returns its path. Raises UserError for a
+    The page needs no network and follows the reader's light or dark theme. Returns its path. Raises UserError for a
     folder that cannot be written to.
     """
     import jinja2
@@ -236,7 +248,7 @@ def write_check_page(folder: Path, check_by_name: Mapping[str, Mapping[str, Any]
     environment.globals |= {"draw": lambda svg: Markup(svg)}
     template = environment.get_template("check_template.html")
     sections = [_make_section(name, check, i) for i, (name, check) in enumerate(check_by_name.items())]
-    page = template.render(sections=sections)
+    page = template.render(sections=sections, limits=tabulate_limits())
     write_atomically(Path(folder) / "check.json", text + "\n")
     return write_atomically(Path(folder) / "check.html", page)
 
@@ -245,7 +257,8 @@ def _make_section(name: str, check: Mapping[str, Any], number: int) -> dict[str,
     pictures = []
 
     def add(key: str, figure: Figure, caption: str) -> None:
-        pictures.append((figures.inline_svg(figure, f"check{number}-{key}", caption), caption))
+        width = f"{figure.get_figwidth() * 72:.0f}pt"
+        pictures.append((figures.inline_svg(figure, f"check{number}-{key}", caption), caption, width))
 
     add("features", plot_features(check), "Length and GC share of the sequences, by split.")
     cut = f" The first {MAX_LABELS} are shown." if len(check["labels"]) > MAX_LABELS else ""
@@ -253,15 +266,20 @@ def _make_section(name: str, check: Mapping[str, Any], number: int) -> dict[str,
     between = {key: found for key, found in (check["near"] or {}).items() if key != "within"}
     if any(sum(found["histogram"]["other_counts"]) for found in between.values()):
         add("near", plot_near(check), _explain_near(check))
+    tables = [
+        ("Splits", _EXPLAIN_SPLITS, *list_splits(check)),
+        ("Between splits", _EXPLAIN_PAIRS, *list_pairs(check)),
+        ("Shortcuts", "How well length or GC share alone predicts the label in train.", *list_leaks(check)),
+    ]
+    if check.get("composition"):
+        add("composition", plot_composition(check), explain_composition(check))
+        tables.append(("Composition", "Shares of the letters A, C, G and T.", *tabulate_composition(check)))
     return {
         "name": name,
         "check": check,
         "warnings": sum(finding["level"] == "warning" for finding in check["findings"]),
-        "tables": [
-            ("Splits", _EXPLAIN_SPLITS, *list_splits(check)),
-            ("Between splits", _EXPLAIN_PAIRS, *list_pairs(check)),
-            ("Shortcuts", "How well length or GC share alone predicts the label in train.", *list_leaks(check)),
-        ],
+        "lights": list_lights(check),
+        "tables": tables,
         "pictures": pictures,
         "near_examples": [
             (key.split("_in_"), example) for key, found in between.items() for example in found["examples"]

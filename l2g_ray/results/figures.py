@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict
 import numpy as np
 import pandas as pd
 
+from l2g_ray.results.intervals import correlate
 from l2g_ray.results.rows import best_published, list_arms, name_arm, name_held_out, name_task, used_arm
 from l2g_ray.tasks.metrics import find_metric
 
@@ -62,6 +63,8 @@ STYLE: Any = {
 # Above this a scatter hides its own density.
 MAX_SCATTER_ROWS = 1500
 MAX_PANELS = 6
+# Widths in inches: three figures, or two, next to each other on a page, and one on a phone, in a text of 9 points (12 pixels).
+SMALL, MEDIUM = 3.6, 5.4
 # Letters of a task's name in a line; a longer name would leave no room for the scores.
 LONGEST_NAME = 24
 
@@ -116,7 +119,7 @@ def plot_scores(board: Mapping[str, Any]) -> Figure:
 def plot_arms(row: Mapping[str, Any]) -> Figure:
     """What the ensemble of a task gains by each arm on held-out rows, with 95 % intervals, the largest weight on top."""
     arms = list_arms(row)[::-1]
-    figure, (axes,) = _new_figure(6.4, 1.0 + 0.3 * max(len(arms), 1))
+    figure, (axes,) = _new_figure(MEDIUM, 1.1 + 0.3 * max(len(arms), 1))
     axes.axvline(0, color=GREY, linewidth=0.8)
     for y, arm in enumerate(arms):
         if arm.adds.mean is None:
@@ -132,37 +135,10 @@ def plot_arms(row: Mapping[str, Any]) -> Figure:
     axes.set_ylim(-0.6, len(arms) - 0.4)
     axes.locator_params(axis="x", nbins=6)
     metric = find_metric(row["metric"])
-    better = "" if metric.higher_is_better else "; below 0 is better"
-    axes.set_xlabel(f"{name_held_out(row)} {row['metric']} of the ensemble minus that without the arm{better}")
+    better = "" if metric.higher_is_better else "\nbelow 0 is better"
+    label = f"{name_held_out(row)} {row['metric']} of the ensemble minus that without the arm"
+    axes.set_xlabel(f"{textwrap.fill(label, 40)}{better}")
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
-    return figure
-
-
-@_styled
-def plot_learning_curves(history: Sequence[Epoch]) -> Figure:
-    """Training loss and validation score by epoch, a column a stage; the best trial is drawn strongly."""
-    frame = _to_frame(history)
-    stages = list(dict.fromkeys(frame["stage"]))
-    figure, panels = _new_figure(1 + 2.3 * max(len(stages), 1), 4.2, rows=2, columns=max(len(stages), 1))
-    for column, stage in enumerate(stages):
-        top, bottom = panels[column], panels[len(stages) + column]
-        of_stage = frame[frame["stage"] == stage]
-        best = _find_best_trial(of_stage)
-        for trial, curve in of_stage.groupby("trial", sort=False):
-            colour, width, opacity = (BLUE, 1.8, 1.0) if trial == best else (GREY, 0.9, 0.6)
-            for axes, quantity in ((top, "loss"), (bottom, "value")):
-                known = curve.dropna(subset=[quantity]).sort_values("epoch")
-                axes.plot(
-                    known["epoch"], known[quantity], "o-", markersize=2.5, color=colour, linewidth=width, alpha=opacity
-                )
-        top.set_title(stage)
-        bottom.set_xlabel("epoch")
-        bottom.set_ylabel(f"validation {of_stage['metric'].iloc[0]}" if column == 0 else of_stage["metric"].iloc[0])
-        if column == 0:
-            top.set_ylabel("training loss")
-        for axes in (top, bottom):
-            axes.set_xlim(of_stage["epoch"].min() - 0.4, of_stage["epoch"].max() + 0.4)
-            _use_whole_numbers(axes)
     return figure
 
 
@@ -173,19 +149,19 @@ def plot_trials(history: Sequence[Epoch], stage: str = "finetune", rungs: Sequen
     `rungs` are the epochs after which a trial is compared with others and may be stopped.
     """
     trials = summarise_trials(history, stage)
-    figure, (axes,) = _new_figure(6.4, 0.9 + 0.26 * max(len(trials), 1))
+    figure, (axes,) = _new_figure(MEDIUM, 0.9 + 0.26 * max(len(trials), 1))
     most = trials["epochs"].max() if len(trials) else 1
     ys = np.arange(len(trials))[::-1]
     colours = [BLUE if epochs == most else GREY for epochs in trials["epochs"]]
     axes.barh(ys, trials["epochs"], color=colours, height=0.66)
     for y, epochs, score in zip(ys, trials["epochs"], trials["score"], strict=True):
         ending = " stopped" if epochs < most else ""
-        axes.text(epochs + 0.02 * most, y, f"{score:.3f}{ending}", va="center", fontsize=8)
+        axes.text(epochs + 0.02 * most, y, f"{score:.3f}{ending}", va="center")
     for rung in rungs:
         axes.axvline(rung, color=VERMILION, linewidth=1, linestyle=":")
-        axes.text(rung, 1.0, "rung", transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=7.5)
+        axes.text(rung, 1.0, "rung", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
     axes.set_yticks(ys, [str(name) for name in trials.index])
-    axes.set_xlim(0, most * 1.25)
+    axes.set_xlim(0, most * 1.35)
     _use_whole_numbers(axes)
     metric = next((record["metric"] for record in history if record["stage"] == stage), "score")
     axes.set_xlabel(f"epochs reached (numbers: best validation {metric})")
@@ -201,13 +177,13 @@ def plot_confusion(labels: Iterable[str], predictions: Iterable[str], classes: S
     for label, prediction in zip(labels, predictions, strict=True):
         counts[codes[str(label)], codes[str(prediction)]] += 1
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 1.9 + 0.75 * len(classes)
-    figure, (axes,) = _new_figure(side + 0.8, side)
+    side = 1.6 + 0.65 * len(classes)
+    figure, (axes,) = _new_figure(side + 0.7, side)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
         text = f"{count}\n{shares[i, j]:.0%}"
         # A fixed colour, since the cell under it does not follow the page's theme.
-        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.5 else "black")
+        axes.text(j, i, text, ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("predicted class")
@@ -217,12 +193,15 @@ def plot_confusion(labels: Iterable[str], predictions: Iterable[str], classes: S
 
 @_styled
 def plot_measured(measured: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
-    """Predicted against measured values (n, C) of the first six outputs `names` (C,); hexagons above 1,500 rows."""
+    """Predicted against measured values (n, C) of the first six outputs `names` (C,), with Pearson r and its interval.
+
+    Hexagons above 1,500 rows.
+    """
     measured, predicted = (np.asarray(v, dtype=float).reshape(-1, len(names)) for v in (measured, predicted))
     shown = list(names)[:MAX_PANELS]
     columns = min(len(shown), 3)
     lines = -(-len(shown) // columns)
-    figure, panels = _new_figure(0.6 + 2.9 * columns, 0.4 + 2.9 * lines, rows=lines, columns=columns)
+    figure, panels = _new_figure(0.2 + 3.4 * columns, 0.2 + 3.4 * lines, rows=lines, columns=columns)
     for i, name in enumerate(shown):
         axes, known = panels[i], ~np.isnan(measured[:, i])
         x, y = measured[known, i], predicted[known, i]
@@ -232,7 +211,8 @@ def plot_measured(measured: np.ndarray, predicted: np.ndarray, names: Sequence[s
             axes.plot(x, y, "o", color=BLUE, markersize=2.5, alpha=0.45, markeredgewidth=0)
         both = np.concatenate([x, y]) if len(x) else np.array([0.0, 1.0])
         axes.plot([both.min(), both.max()], [both.min(), both.max()], color=VERMILION, linewidth=1, linestyle="--")
-        axes.set_title(name)
+        r, low, high = correlate(x, y)
+        axes.set_title(f"{name}\nr {r:.3f} [{low:.3f}, {high:.3f}]")
         axes.set_xlabel("measured")
         axes.set_ylabel("predicted" if i % columns == 0 else "")
     for axes in panels[len(shown) :]:
@@ -243,17 +223,17 @@ def plot_measured(measured: np.ndarray, predicted: np.ndarray, names: Sequence[s
 @_styled
 def plot_architecture(architecture: Sequence[Mapping[str, int]]) -> Figure:
     """The kernels that the search chose: for every layer a dot a tap, at its offset in the layer's input."""
-    figure, (axes,) = _new_figure(6.4, 1.0 + 0.26 * max(len(architecture), 1))
+    figure, (axes,) = _new_figure(MEDIUM, 1.0 + 0.26 * max(len(architecture), 1))
     reach = max((a["dilation"] * (a["kernel_size"] // 2) for a in architecture), default=1)
     for layer, choice in enumerate(architecture):
         kernel, dilation = choice["kernel_size"], choice["dilation"]
         taps = (np.arange(kernel) - kernel // 2) * dilation
         axes.plot(taps[[0, -1]], [layer, layer], color=GREY, linewidth=0.8, alpha=0.7)
         axes.plot(taps, np.full(kernel, layer), "o", color=BLUE, markersize=4)
-        axes.text(reach * 1.1, layer, f"kernel {kernel}, dilation {dilation}", va="center", fontsize=8)
+        axes.text(reach * 1.1, layer, f"kernel {kernel}, dilation {dilation}", va="center")
     axes.set_yticks(range(len(architecture)), [str(i + 1) for i in range(len(architecture))])
     axes.set_ylim(len(architecture) - 0.4, -0.6)
-    axes.set_xlim(-reach * 1.1, reach * 1.8)
+    axes.set_xlim(-reach * 1.1, reach * 2.4)
     _use_whole_numbers(axes)
     axes.set_xlabel("offset of the taps (positions in the layer's input)")
     axes.set_ylabel("layer")
@@ -273,13 +253,14 @@ def save(figure: Figure, path_stem: Path) -> tuple[Path, Path]:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as one `<svg>` element for an HTML page: text in the page's colour, ids that start with `name`."""
+    """The figure as one `<svg>` element for an HTML page: text and blue in the page's colours, ids that start with `name`."""
     import matplotlib
 
     out = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None})
-    return re.sub(INK, "currentColor", embed_svg(out.getvalue(), name, description), flags=re.IGNORECASE)
+    svg = re.sub(INK, "currentColor", embed_svg(out.getvalue(), name, description), flags=re.IGNORECASE)
+    return re.sub(BLUE, "var(--accent)", svg, flags=re.IGNORECASE)
 
 
 def embed_svg(svg: str, name: str, description: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from l2g_ray.tasks.metrics import find_metric, score
+from l2g_ray.tasks.metrics import find_metric, pearson, score
 from l2g_ray.tasks.schema import Task
 
 Array = NDArray[Any]
@@ -224,6 +224,17 @@ def _interval(draws: Array, confidence: float) -> tuple[float, float]:
         return float("nan"), float("nan")
     lo, hi = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(lo), float(hi)
+
+
+def correlate(measured: Array, predicted: Array, resamples: int = 500, seed: int = 0) -> tuple[float, float, float]:
+    """Pearson r of two vectors (n,), with its 95 % bootstrap interval over rows: (r, lo, hi), NaN for fewer than two rows."""
+    if len(measured) < 2:
+        return float("nan"), float("nan"), float("nan")
+    r = pearson(measured, predicted)
+    # Rows beyond these make the interval no wider than a line is drawn.
+    few = resamples if len(measured) <= 50_000 else 100
+    low, high = bootstrap_interval(lambda rows: pearson(measured[rows], predicted[rows]), len(measured), few, seed)
+    return r, low, high
 
 
 class ArmScores:

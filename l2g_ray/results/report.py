@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import Any
 
 from l2g_ray.results import figures, suite_figures
 from l2g_ray.results import report_tables as tables
+from l2g_ray.results.details import TaskDetails
 from l2g_ray.results.explained import Part
 from l2g_ray.results.leaderboard import EXPLAIN_SEEDS, describe_slots, find_baseline, write_atomically
+from l2g_ray.results.lights import list_lights, tabulate_limits
 from l2g_ray.results.report_tables import Table
 from l2g_ray.results.rows import (
     EXPLAIN_ADDS,
@@ -23,7 +22,6 @@ from l2g_ray.results.rows import (
     describe_weights,
     format_interval,
     format_number,
-    list_arms,
     name_arm,
     name_task,
     subtract_arms,
@@ -31,59 +29,25 @@ from l2g_ray.results.rows import (
     used_arm,
 )
 from l2g_ray.results.schema import validate_leaderboard
+from l2g_ray.results.task_pictures import (
+    ARMS,
+    DATA,
+    PREDICTIONS,
+    SEARCH,
+    TRAINING,
+    Picture,
+    TaskPictures,
+    draw_task,
+    tabulate_metrics,
+)
+from l2g_ray.results.verdict import describe_suite, judge_task
+from l2g_ray.results.winning import list_settings, list_winning, show_value
 from l2g_ray.tasks.metrics import find_metric
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["REPRODUCE_KEYS", "TaskDetails", "best_other", "format_duration", "write_report"]
 
 # What `suite.json` (or the board itself) may tell about how to get the same numbers again.
 REPRODUCE_KEYS = ("command", "git_revision", "versions", "machine", "fingerprints", "seed", "started", "settings")
-
-
-@dataclass(frozen=True)
-class TaskDetails:
-    """What the report shows of one task beyond its row of the leaderboard.
-
-    `task` is the row's name. `labels` are the classes or outputs. `metrics` maps an arm ("ensemble", "L2G", ...)
-    to its metrics; a metric is a number or a score {mean, ci95}. `history` holds the records that `figures` draws.
-    `predictions` has one row a test sequence: classification, the class names in the columns `label` and
-    `prediction`; regression, the columns `label_<output>` and `prediction_<output>`. Other frames are not drawn.
-    `group` is the type of task that means are taken over. `trials` are those of the fine-tuning search in order (`trial`
-    its settings, `epochs`, `best_score`, `error`), `rungs` the epochs at which they were compared. `findings` are those
-    of the data check (`level`, `text`), `explained` what was made of the model later (see `explained`).
-    `manifest` is shown as it is: counts, splits, dropped rows.
-    """
-
-    task: str
-    kind: str
-    labels: Sequence[str]
-    title: str = ""
-    description: str = ""
-    source: str = ""
-    licence: str = ""
-    group: str = ""
-    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    history: Sequence[figures.Epoch] = ()
-    predictions: pd.DataFrame | None = None
-    trials: Sequence[Mapping[str, Any]] = ()
-    rungs: Sequence[int] = ()
-    findings: Sequence[Mapping[str, Any]] = ()
-    explained: Sequence[Part] = ()
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A figure of ours with the table behind it."""
-
-    name: str
-    figure: Figure
-    caption: str
-    table: Table
-
-    @property
-    def svg(self) -> str:
-        return figures.inline_svg(self.figure, self.name, self.caption)
 
 
 def write_report(
@@ -110,10 +74,9 @@ def write_report(
     sections = []
     for number, row in enumerate(plain["tasks"]):
         detail = by_name.get(row["task"]) or TaskDetails(row["task"], row["kind"], ())
-        pictures = _draw_task(row, detail, f"task{number}")
-        parts = {"pictures": pictures, "metrics": _tabulate(detail.metrics), "arms": tables.tabulate_arms(row)}
-        sections.append({"row": row, "detail": detail, **parts})
-        for picture in pictures:
+        drawn = draw_task(row, detail, f"task{number}")
+        sections.append({"row": row, "detail": detail, **_fill_section(row, detail, drawn)})
+        for picture in drawn.pictures:
             stem = picture.name.removeprefix(f"task{number}-")
             figures.save(picture.figure, Path(run_folder) / "figures" / row["task"] / stem)
     for picture in overview:
@@ -143,6 +106,8 @@ def write_report(
         "explain_adds": EXPLAIN_ADDS,
         "explain_seeds": EXPLAIN_SEEDS,
         "duration": format_duration,
+        "show_value": show_value,
+        "headings": {"arms": ARMS, "predictions": PREDICTIONS, "search": SEARCH, "training": TRAINING, "data": DATA},
         # Drawn by us, with its texts escaped by matplotlib.
         "draw": lambda picture: Markup(picture.svg),
         "draw_stored": lambda shown, name: Markup(figures.embed_svg(shown.svg, name, shown.caption)),
@@ -162,9 +127,32 @@ def write_report(
         studies=studies,
         costs=_tabulate_costs(plain),
         reproduce=_read_reproduce(run_folder, plain),
+        verdict=describe_suite(plain),
+        limits=tables.make_table(["Check", "Measure", "Amber", "Red"], tabulate_limits()),
         slots_sentence=describe_slots(plain),
     )
     return write_atomically(Path(run_folder) / "report.html", page)
+
+
+def _fill_section(row: Mapping[str, Any], detail: TaskDetails, drawn: TaskPictures) -> dict[str, Any]:
+    headings = dict.fromkeys([*drawn.notes, *(picture.heading for picture in drawn.pictures)])
+    kept = (detail.manifest.get("leakage") or {}).get("kept")
+    return {
+        "verdict": judge_task(row),
+        "groups": {
+            heading: {
+                "notes": drawn.notes.get(heading, []),
+                "table": drawn.tables.get(heading),
+                "pictures": [picture for picture in drawn.pictures if picture.heading == heading],
+            }
+            for heading in headings
+        },
+        "metrics": tabulate_metrics(detail, row),
+        "arms": tables.tabulate_arms(row),
+        "lights": list_lights(detail.check, dropped=kept is False),
+        "winning": list_winning(row, detail.settings, detail.preset) if detail.settings else [],
+        "settings": list_settings(detail.settings, detail.preset),
+    }
 
 
 def best_other(row: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -186,10 +174,10 @@ def _draw_overview(
     board: Mapping[str, Any],
     details: Mapping[str, TaskDetails],
     parameters: Mapping[str, float] | None,
-) -> list[_Picture]:
+) -> list[Picture]:
     scores = figures.plot_scores(board)
     pictures = [
-        _Picture("scores", scores, "Test scores of every task with 95 % intervals.", tables.tabulate_scores(board))
+        Picture("scores", scores, "Test scores of every task with 95 % intervals.", tables.tabulate_scores(board))
     ]
     standings = suite_figures.gather_standings(board, parameters)
     tasks, complete = suite_figures.common_tasks(standings)
@@ -203,68 +191,26 @@ def _draw_overview(
             "Sizes are parameters, if a model's name gives them; the amount of DNA seen in pre-training is not in the "
             f"published tables that ship here (L2G: none).{left_out}"
         )
-        pictures.append(_Picture("mean-scores", figure, caption, tables.tabulate_means(complete, tasks)))
+        pictures.append(Picture("mean-scores", figure, caption, tables.tabulate_means(complete, tasks)))
     types = {row["task"]: _group(row, details) for row in board["tasks"] if find_metric(row["metric"]).higher_is_better}
     if len(set(types.values()) - {""}) > 1:
         types = {task: group or "other" for task, group in types.items()}
         figure = suite_figures.plot_task_types(standings, types)
         table = tables.tabulate_types(standings, types)
-        pictures.append(_Picture("task-types", figure, f"Mean score by type of task.{open_marks}{left_out}", table))
+        pictures.append(Picture("task-types", figure, f"Mean score by type of task.{open_marks}{left_out}", table))
     if len(tasks) > 2 and len(complete) > 1:
         figure = suite_figures.plot_profile(complete, tasks)
         caption = (
             "Performance profile: on which share of the tasks a model is within tau of the best score of all models; "
             f"drawn are ours and the {suite_figures.MAX_LINES} published ones with the best means.{left_out}"
         )
-        pictures.append(_Picture("profile", figure, caption, tables.tabulate_profile(complete, tasks)))
+        pictures.append(Picture("profile", figure, caption, tables.tabulate_profile(complete, tasks)))
     return pictures
 
 
 def _group(row: Mapping[str, Any], details: Mapping[str, TaskDetails]) -> str:
     detail = details.get(row["task"])
     return row.get("group") or (detail.group if detail else "")
-
-
-def _draw_task(row: Mapping[str, Any], detail: TaskDetails, prefix: str) -> list[_Picture]:
-    pictures = []
-
-    def add(name: str, figure: Figure, caption: str, table: Table) -> None:
-        pictures.append(_Picture(f"{prefix}-{name}", figure, caption, table))
-
-    if len(list_arms(row)) > 1:
-        caption = (
-            f"What each arm adds: {row['metric']} of the ensemble minus that without the arm, on held-out rows, with 95 % "
-            "intervals; hollow: an arm without weight."
-        )
-        add("arms", figures.plot_arms(row), caption, tables.tabulate_adds(row))
-    frame = detail.predictions
-    if frame is not None and detail.kind in ("binary", "multiclass"):
-        names = (frame["label"], frame["prediction"], detail.labels)
-        caption = f"Confusion matrix of {row['task']} on {len(frame):,} test sequences."
-        add("confusion", figures.plot_confusion(*names), caption, tables.tabulate_confusion(*names))
-    if frame is not None and detail.kind == "regression":
-        measured, predicted = (frame[[f"{kind}_{o}" for o in detail.labels]] for kind in ("label", "prediction"))
-        add(
-            "measured",
-            figures.plot_measured(measured.to_numpy(), predicted.to_numpy(), detail.labels),
-            f"Predicted against measured values of {row['task']}; dashed: equality. Brighter: more sequences.",
-            tables.tabulate_measured(measured, predicted, detail.labels),
-        )
-    history = detail.history
-    if any(record["stage"] == "finetune" and record.get("value") is not None for record in history):
-        caption = "The fine-tuning search (ASHA): at a rung, trials that are behind the others stop."
-        table = tables.tabulate_trials(detail.trials, detail.rungs, history)
-        add("trials", figures.plot_trials(history, rungs=detail.rungs), caption, table)
-    if row["architecture"]:
-        found = row.get("architecture_from", "searched")
-        origin = "the searched kernels" if found == "searched" else f"the kernels of the {found} network"
-        caption = f"The architecture, {origin}: one line a layer, one dot a tap."
-        table = tables.tabulate_architecture(row["architecture"])
-        add("architecture", figures.plot_architecture(row["architecture"]), caption, table)
-    if history:
-        caption = "Training loss (above) and validation score (below) of every stage; blue: the best trial."
-        add("learning", figures.plot_learning_curves(history), caption, tables.tabulate_learning(history))
-    return pictures
 
 
 def _tabulate_costs(board: Mapping[str, Any]) -> Table:
@@ -277,20 +223,6 @@ def _tabulate_costs(board: Mapping[str, Any]) -> Table:
         shown = [format_duration(row[name]) for name in ("wall_s", "cpu_s", "gpu_s")]
         lines.append([row["task"], "all, in this run", row["trials"], None, *shown])
     return tables.make_table(["Task", "Stage", "Trials", "Epochs", "Wall", "CPU", "GPU"], lines)
-
-
-def _tabulate(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Arms as columns and metrics as lines; a cell is (mean, interval)."""
-    names = list(dict.fromkeys(name for arm in metrics.values() for name in arm))
-    lines = {name: [_to_cell(arm.get(name)) for arm in metrics.values()] for name in names}
-    return {"arms": list(metrics), "lines": lines}
-
-
-def _to_cell(value: Any) -> tuple[str, str]:
-    if isinstance(value, Mapping):
-        return format_number(value.get("mean")), format_interval(value)
-    # NaN is unequal to itself.
-    return format_number(value if value == value else None), ""
 
 
 def _read_reproduce(run_folder: Path, board: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-// Sorting and filtering of the leaderboard. Without scripts the page is whole, only these are not there.
+// Sorting and filtering of the leaderboard, and copying of options. Without scripts the page is whole, only these are not there.
 (function () {
   "use strict";
   document.documentElement.classList.add("js");
@@ -28,6 +28,25 @@
       heading.setAttribute("aria-sort", order);
       rows.sort(compare(button.getAttribute("data-key"), isNumber, order === "ascending" ? 1 : -1));
       rows.forEach(function (row) { body.appendChild(row); });
+    });
+  });
+
+  Array.prototype.forEach.call(document.querySelectorAll("[data-copy]"), function (button) {
+    button.addEventListener("click", function () {
+      var source = document.getElementById(button.getAttribute("data-copy"));
+      var done = document.getElementById(button.getAttribute("data-copy") + "-done");
+      function say(copied) { done.textContent = copied ? "Copied." : "Selected: copy it with your keyboard."; }
+      function select() {
+        // Some browsers let a page from a file only select.
+        var range = document.createRange();
+        range.selectNodeContents(source);
+        var selection = window.getSelection();
+        selection.removeAllRanges();
+        selection.addRange(range);
+        say(document.execCommand && document.execCommand("copy"));
+      }
+      if (navigator.clipboard) navigator.clipboard.writeText(source.textContent).then(function () { say(true); }, select);
+      else select();
     });
   });
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from l2g_ray.results import rows as ensemble
-from l2g_ray.results.figures import Epoch, summarise_trials
+from l2g_ray.results.figures import MAX_PANELS, Epoch, summarise_trials
+from l2g_ray.results.intervals import correlate
 from l2g_ray.results.rows import (
     best_published,
     format_interval,
@@ -121,15 +122,21 @@ def tabulate_confusion(labels: Iterable[str], predictions: Iterable[str], classe
 
 
 def tabulate_measured(measured: pd.DataFrame, predicted: pd.DataFrame, names: Sequence[str]) -> Table:
-    """Behind `plot_measured`: an output a line, told by quantiles, since the rows would be too many."""
+    """Behind `plot_measured`: an output a line, with quantiles, since the rows would be too many."""
     lines = []
     for i, name in enumerate(names):
         x, y = measured.iloc[:, i], predicted.iloc[:, i]
         known = x.notna()
         quantiles = [float(v.quantile(q)) for v in (x, y) for q in (0.05, 0.5, 0.95)]
-        lines.append([name, int(known.sum()), float(x.corr(y)), *quantiles])
+        # A bootstrap of each of hundreds of outputs would take minutes: as many as are drawn have an interval.
+        if i < MAX_PANELS and known.sum() > 1:
+            r, low, high = correlate(x[known].to_numpy(), y[known].to_numpy())
+            interval = format_interval({"ci95": [low, high]})
+        else:
+            r, interval = float(x.corr(y)), ""
+        lines.append([name, int(known.sum()), r, interval, *quantiles])
     parts = [f"{kind} {q}" for kind in ("Measured", "Predicted") for q in ("5 %", "median", "95 %")]
-    return make_table(["Output", "Rows", "Pearson", *parts], lines)
+    return make_table(["Output", "Rows", "Pearson", "Interval", *parts], lines)
 
 
 def tabulate_learning(history: Sequence[Epoch]) -> Table:

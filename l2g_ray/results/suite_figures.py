@@ -112,7 +112,7 @@ def plot_mean_scores(standings: Sequence[Standing], tasks: Sequence[str]) -> Fig
     axes.set_xscale("log")
     axes.set_xlim(left, right * 60 if rest else right)
     low, high = axes.get_ylim()
-    step = (high - low) / 24
+    step = (high - low) / 20
     taken: list[tuple[float, float]] = []
     for standing in sorted(standings, key=lambda s: s.mean(tasks)):
         x, y = standing.parameters or right * 2, standing.mean(tasks)
@@ -120,11 +120,11 @@ def plot_mean_scores(standings: Sequence[Standing], tasks: Sequence[str]) -> Fig
         while any(abs(np.log10(x / other)) < 1.6 and abs(y - height) < step for other, height in taken):
             y += step / 4
         taken.append((x, y))
-        axes.annotate(standing.model, (x, y), (8, 0), textcoords="offset points", fontsize=7.5, va="center")
+        axes.annotate(standing.model, (x, y), (8, 0), textcoords="offset points", va="center")
     axes.set_ylim(low, max(high, *(height + step for _, height in taken)))
     if rest:
         axes.axvline(right, color=GREY, linewidth=0.8, linestyle=":")
-        axes.text(right * 1.2, 1.01, "size not known", transform=axes.get_xaxis_transform(), fontsize=8, color=GREY)
+        axes.text(right * 1.2, 1.01, "size not known", transform=axes.get_xaxis_transform(), color=GREY)
         # No numbers where the axis has no meaning.
         axes.set_xticks([10.0**k for k in range(20) if left <= 10.0**k < right])
         axes.minorticks_off()
@@ -139,18 +139,18 @@ def plot_task_types(standings: Sequence[Standing], types: Mapping[str, str]) -> 
     """Mean score by type of task (after the paper's Fig. 3); a model is drawn where it has all tasks of a type."""
     table = mean_by_type(standings, types)
     names = list(dict.fromkeys(types.values()))
-    figure, (axes,) = _new_figure(7.2, 1.2 + 0.22 * sum(len(table[name]) + 1 for name in names))
+    figure, (axes,) = _new_figure(7.2, 1.2 + 0.24 * sum(len(table[name]) + 1 for name in names))
     y, ticks = 0.0, []
     for name in names:
         entries = sorted(table[name], key=lambda entry: -entry[1])
-        axes.text(0, y, name, transform=axes.get_yaxis_transform(), fontsize=9, fontweight="bold", va="center")
+        axes.text(0, y, name, transform=axes.get_yaxis_transform(), fontweight="bold", va="center")
         y += 1
         for model, mean, comparable in entries:
             colour = OWN.get(model, VERMILION if comparable else GREY)
             axes.plot(mean, y, "o", color=colour, markersize=6, markerfacecolor=colour if comparable else "none")
             ticks.append((y, model))
             y += 1
-    axes.set_yticks([t for t, _ in ticks], [m for _, m in ticks], fontsize=8)
+    axes.set_yticks([t for t, _ in ticks], [m for _, m in ticks])
     axes.set_ylim(y - 0.4, -0.6)
     axes.set_xlabel("mean score over the tasks of a type")
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
@@ -203,5 +203,5 @@ def plot_profile(standings: Sequence[Standing], tasks: Sequence[str]) -> Figure:
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("tau: distance from the best score of the task")
     axes.set_ylabel("share of tasks within tau")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -16,6 +16,7 @@ from l2g_ray.data.check.balance import (
     measure_leak,
     measure_shift,
 )
+from l2g_ray.data.check.composition import measure_composition
 from l2g_ray.data.check.similar import find_similar
 from l2g_ray.data.spool import find_overlap
 from l2g_ray.tasks.schema import Task
@@ -175,7 +176,7 @@ def check_splits(task: Task, parts: dict[str, Part], *, near: bool = True) -> di
     -------
     JSON-ready: schema, task, kind, labels, strand_specific, rows; duplicates (by pair, 'train_in_test'; see
     `Overlap.count`); repeats (by split); near (by pair, and by split under 'within'; see `find_similar`; None if not
-    asked for); conflicts, balance, shift, leak (of the module of that name; leak is of train); findings, a list of
+    asked for); conflicts, balance, shift, leak (leak is of train); composition (see `measure_composition`); findings, a list of
     {level: 'warning' or 'note', text: one sentence}, the warnings first.
     """
     pairs = [(a, b) for a, b in _PAIRS if a in parts and b in parts]
@@ -193,6 +194,7 @@ def check_splits(task: Task, parts: dict[str, Part], *, near: bool = True) -> di
         "balance": measure_balance(task, {split: part.labels for split, part in parts.items()}),
         "shift": measure_shift({split: part.facts for split, part in parts.items()}),
         "leak": measure_leak(task, parts["train"].facts, parts["train"].labels),
+        "composition": measure_composition(task, parts),
     }
     if near:
         # One k for all, so that the numbers can be compared.
