@@ -397,7 +397,9 @@ def test_planning_loads_nothing_heavy(tiny_lm: Path, tmp_path: Path) -> None:
 def test_what_trials_take_to_start_is_planned(plan_json: Call, tiny_lm: Path, tmp_path: Path) -> None:
     starts = read_known().start_up
     plan = plan_toy(tiny_lm)
-    assert stage(plan, "align").expected.start_s == 2 * starts["tune"] + 2 * starts["new_task"], "two alphas, two folds"
+    assert stage(plan, "align").expected.start_s == 2 * starts["new_tune"] + 2 * starts["new_task"], (
+        "two alphas, two folds"
+    )
     assert stage(plan, "refit").expected.start_s == 2 * starts["new_task"], "a GPU's trial has a process to itself"
     (tmp_path / "mine").mkdir()
     for seed, (split, rows) in enumerate((("train", 50), ("test", 20))):

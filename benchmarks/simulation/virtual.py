@@ -90,9 +90,6 @@ class _Run(suite._Run):
     def _make_scratch(self) -> None:
         pass
 
-    def _choose_cpu_precision(self, slots: SlotCount) -> str:
-        return "fp32"
-
     def _outline(self, site: Site) -> list[Step]:
         return []
 
@@ -149,6 +146,7 @@ class _World:
             mock.patch.object(suite, "POLL_S", 1e9),  # nothing to pick up from the board meanwhile
             mock.patch.object(suite, "SuiteMetrics", mock.MagicMock()),
             mock.patch.object(suite, "StorageWatch", mock.MagicMock()),
+            mock.patch.object(suite, "find_cpu_precision", mock.MagicMock(return_value="fp32")),
             mock.patch.object(pipeline, "run_jobs", self._run_jobs),
             mock.patch.object(pipeline.Pipeline, "_finetune", lambda pipe, shape, inputs: self._finetune(pipe)),
             mock.patch.object(pipeline.Pipeline, "_beside", lambda _, call: self.clock.spawn(call).get),

@@ -52,7 +52,7 @@ from l2g_ray.orchestrate.identity import (
 )
 from l2g_ray.orchestrate.outcome import assemble_row, write_task_folder
 from l2g_ray.orchestrate.outline import outline_task
-from l2g_ray.orchestrate.precision import keep_cpu_precision
+from l2g_ray.orchestrate.precision import find_cpu_precision
 from l2g_ray.orchestrate.ray_private import find_dashboard
 from l2g_ray.orchestrate.reporting import count_parameters, log_if_gone, read_details, write_events
 from l2g_ray.orchestrate.spec import Site, TaskSpec
@@ -262,7 +262,7 @@ class _Run:
         self._make_scratch()
         order, at_once = self._order(slots)
         slot_log = SlotLog()
-        on_cpu = self._choose_cpu_precision(slots)
+        on_cpu = find_cpu_precision(self.settings.values(), slots, self.store.root, self.remote_stages)
         sites = [self._site(name, slots, on_cpu) for name in order]
         waiting = [TaskSpec(site, slots, min(len(order), at_once), self.request.verbose) for site in sites]
         running: dict[Any, str] = {}
@@ -322,13 +322,6 @@ class _Run:
             remote=self.remote_stages,
             data_dir=self.request.data_dir.resolve() if self.request.data_dir else None,
         )
-
-    def _choose_cpu_precision(self, slots: Slots) -> str:
-        """What `precision: auto` is for this run's trials on CPUs, measured where that is not known yet."""
-        waits = [s.cluster.storage_wait_s for s in self.settings.values() if s.precision == "auto"]
-        if slots.gpus or not waits:
-            return "fp32"
-        return keep_cpu_precision(open_store(self.store.root, self.remote_stages, max(waits)), slots.cpus)
 
     def _outline(self, site: Site) -> list[Step]:
         return outline_task(self.prepared[site.task], site.settings, site.device == "cuda", site.precision)
