@@ -128,7 +128,7 @@ def test_each_exception_is_one() -> None:
         for name in re.findall(r"test_\w+\.py|\.ci/run", who):
             assert (ROOT / "tests" / name).is_file() or (ROOT / name).is_file()
     assert len(TYPED) >= 22
-    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS) == 3
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def check_outcome(here: Path, words: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("program", PROGRAMS, ids=["predictor", "mlflow"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=["readme", "embed", "mlflow"])
 def test_every_program(program: str, here: Path) -> None:
     row = json.loads((here / "runs" / "demo-fast" / "leaderboard.json").read_text())["tasks"][0]
     *lines, last = program.strip().splitlines()

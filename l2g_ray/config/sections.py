@@ -79,7 +79,7 @@ class ModelSettings(Section):
     """What predicts: the language model (lm_only), the sum with the embedder's own predictor (skip), or the embedder
     alone (embedder)."""
     target_tokens: int = Field(default=32, ge=1, le=512)
-    """Largest number of tokens that a sequence becomes."""
+    """Largest number of tokens that the language model gets from a sequence."""
     causal: bool = False
     """Use causal convolutions, as the official code does."""
     predictor_reads: Literal["tokens", "backbone"] = "tokens"
