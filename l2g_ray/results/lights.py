@@ -10,6 +10,22 @@ from typing import Any
 LEVELS = {"green": ("✓", "fine"), "amber": ("!", "look"), "red": ("✕", "problem")}
 
 
+class Graded:
+    """Something with a level, a key of `LEVELS`."""
+
+    level: str
+
+    @property
+    def symbol(self) -> str:
+        """The level's symbol."""
+        return LEVELS[self.level][0]
+
+    @property
+    def word(self) -> str:
+        """The level's word."""
+        return LEVELS[self.level][1]
+
+
 @dataclass(frozen=True)
 class Limit:
     """From `amber` and from `red` on (or below them, with `below`), a value of `measure` has that light."""
@@ -54,22 +70,12 @@ LIMITS: dict[str, Limit] = {
 
 
 @dataclass(frozen=True)
-class Light:
-    """One check: its name, its level (a key of `LEVELS`), and a sentence with what was found."""
+class Light(Graded):
+    """One check: its name, its level, and a sentence with what was found."""
 
     name: str
     level: str
     text: str
-
-    @property
-    def symbol(self) -> str:
-        """The level's symbol."""
-        return LEVELS[self.level][0]
-
-    @property
-    def word(self) -> str:
-        """The level's word."""
-        return LEVELS[self.level][1]
 
 
 def list_lights(check: Mapping[str, Any], dropped: bool = False) -> list[Light]:

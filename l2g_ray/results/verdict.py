@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from l2g_ray.results.lights import LEVELS, LIMITS
+from l2g_ray.results.lights import LIMITS, Graded
 from l2g_ray.results.rows import (
     MIN_SEEDS_FOR_A_VERDICT,
     best_baseline,
@@ -34,8 +34,8 @@ _WORDS = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A task's verdict: `level` is a key of `lights.LEVELS`; the other parts are sentences."""
+class Verdict(Graded):
+    """A task's verdict: its level, and sentences."""
 
     level: str
     trained: str
@@ -43,16 +43,6 @@ class Verdict:
     sure: tuple[str, ...]
     watch: tuple[str, ...]
     short: str
-
-    @property
-    def symbol(self) -> str:
-        """The level's symbol."""
-        return LEVELS[self.level][0]
-
-    @property
-    def word(self) -> str:
-        """The level's word."""
-        return LEVELS[self.level][1]
 
     def __str__(self) -> str:
         watch = f" Watch: {' '.join(self.watch)}" if self.watch else ""
