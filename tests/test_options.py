@@ -207,6 +207,25 @@ def test_the_nearest_name_is_suggested(cli: Cli, typed: str, message: str) -> No
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ("status",),
+        ("report",),
+        ("ui",),
+        ("explain",),
+        ("variants", "--input", "a.csv", "--output", "b.csv"),
+        ("mutate", "--sequence", "ACGT"),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("run", ["s3://bucket/runs/demo-fast", "models:/demo/1"])
+def test_a_command_that_reads_folders_refuses_other_places(cli: Cli, command: tuple[str, ...], run: str) -> None:
+    said = cli(command[0], run, *command[1:])
+    assert said.code == 2
+    assert f"{run}: this command reads folders only" in " ".join(said.err.split())
+
+
+@pytest.mark.parametrize(
     "text", [">a\nACGT\nACGT\n>b\nGGGG\n", "id,sequence\na,ACGTACGT\nb,GGGG\n", "sequence\tid\nACGTACGT\ta\nGGGG\tb\n"]
 )
 def test_predict_reads_standard_input_and_writes_standard_output(

@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 DASHBOARD = re.compile(r"127\.0\.0\.1:\d+")
 OF_A_MACHINE = re.compile(r"/(?:tmp|work|root|home|Users)/[\w./-]+")
+STYLES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Shown while a cell runs, and different each time.
 NOISE = re.compile(r"^.*(?:IProgress not found|autonotebook import|Missing packages: \['ipywidgets'\]).*\n?", re.M)
 
@@ -82,7 +83,8 @@ def clean(text: str, where: Path) -> str:
         text = text.replace(f"{root}/", "").replace(str(root), ".")
     text = DASHBOARD.sub("127.0.0.1:8265", text)
     text = text.replace(f" on {socket.gethostname()},", " on head,")
-    return OF_A_MACHINE.sub(lambda found: f".../{found[0].rsplit('/', 1)[-1]}", NOISE.sub("", text))
+    text = STYLES.sub("", NOISE.sub("", text))
+    return OF_A_MACHINE.sub(lambda found: f".../{found[0].rsplit('/', 1)[-1]}", text)
 
 
 @pytest.mark.slow
@@ -108,6 +110,7 @@ def test_committed_outputs_are_there_and_name_no_machine(name: str) -> None:
     assert all(cell.execution_count for cell in cells)
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
     assert OF_A_MACHINE.search(path.read_text()) is None
+    assert "\\u001b" not in path.read_text()
 
 
 if __name__ == "__main__":

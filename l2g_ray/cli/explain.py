@@ -10,6 +10,7 @@ import click
 
 from l2g_ray.arms import ENSEMBLE
 from l2g_ray.cli.options import (
+    LocalRun,
     OutputFile,
     command,
     echo_summary,
@@ -31,7 +32,7 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
 
 
 @command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=LocalRun())
 @with_arm
 @with_target(
     "Class or output to explain, or the start of its name. By default all, if there are at most four; of a binary task "

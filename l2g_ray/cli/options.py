@@ -21,6 +21,8 @@ import click
 
 from l2g_ray.api.requests import DEFAULT_OUT, DEFAULT_PRESET, EXPERIMENT_VARIABLE
 from l2g_ray.cli import complete
+from l2g_ray.errors import UserError
+from l2g_ray.redaction import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,6 +137,22 @@ class InputFile(click.Path):
             copy.write(start)
             shutil.copyfileobj(content, copy)
         return file
+
+
+class LocalRun(click.Path):
+    """The folder of a run, on this machine or on a shared path. Raises UserError for a URI."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of a folder."""
+        if "://" in str(value) or str(value).startswith("models:/"):
+            raise UserError(
+                f"{redact(str(value))}: this command reads folders only; copy the run here first, or use `l2g-ray predict` or "
+                "`l2g-ray embed --input`, which read object stores and MLflow models"
+            )
+        return super().convert(value, param, ctx)
 
 
 class OutputFile(click.Path):

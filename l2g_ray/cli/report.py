@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from l2g_ray.cli.options import command, option, table_console, with_json
+from l2g_ray.cli.options import LocalRun, command, option, table_console, with_json
 
 if TYPE_CHECKING:
     from l2g_ray.monitor.status import SuiteStatus
 
 
 @command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=LocalRun())
 @option(
     "--study",
     "studies",
@@ -47,7 +47,7 @@ STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "unsent":
 
 
 @command()
-@click.argument("run", type=click.Path(path_type=Path), default=Path("runs"))
+@click.argument("run", type=LocalRun(), default=Path("runs"))
 @with_json
 def status(run: Path, as_json: bool) -> None:
     """Show the progress of the suite in RUN: tasks, stages, trials, whether its driver is alive, and what to do next.

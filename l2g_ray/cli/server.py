@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from l2g_ray.cli.options import Group, command, group, option
+from l2g_ray.cli.options import Group, LocalRun, command, group, option
 from l2g_ray.errors import UserError
 
 
@@ -56,7 +56,7 @@ with_port = option("--port", default=5000, type=click.IntRange(1, 65535), metava
 
 
 @command()
-@click.argument("run", type=click.Path(path_type=Path), default=Path("runs"))
+@click.argument("run", type=LocalRun(), default=Path("runs"))
 @option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on.")
 @with_port
 @option(

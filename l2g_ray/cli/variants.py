@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from l2g_ray.cli.options import (
+    LocalRun,
     OutputFile,
     command,
     echo_summary,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=LocalRun())
 @with_arm
 @with_input(
     "Variants: a VCF, plain, gzip or bgzip, whose header is optional; or a CSV, TSV or Parquet table with the sequences of "
@@ -141,7 +142,7 @@ def variants(
 
 
 @command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=LocalRun())
 @with_arm
 @option("--sequence", "text", metavar="ACGT...", help="The sequence, instead of --input.")
 @with_input("File with the sequence: FASTA, CSV, TSV or Parquet.", former=("--sequences",))
