@@ -107,6 +107,12 @@ def test_figures_over_tasks_say_which_they_leave_out(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text().count(note) >= 3
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_suite_without_a_finished_task_has_a_report(tmp_path: Path) -> None:
+    write_report(tmp_path, make_board() | {"tasks": []}, [])
+    assert "No task has a result yet." in (tmp_path / "report.html").read_text()
+
+
 def test_means_are_over_the_same_tasks() -> None:
     assert suite_figures.common_tasks(suite_figures.gather_standings({"tasks": []})) == ([], [])
     standings = suite_figures.gather_standings(make_board(), {"L2G": 5e6})

@@ -291,7 +291,8 @@ def _new_figure(width: float, height: float, rows: int = 1, columns: int = 1) ->
 
 
 def _put_legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handletextpad=0.3, columnspacing=1.2, borderpad=0)
+    if axes.get_legend_handles_labels()[0]:  # without any, as where a task has no score, matplotlib warns
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handletextpad=0.3, columnspacing=1.2, borderpad=0)
 
 
 def _use_whole_numbers(axes: Axes) -> None:
