@@ -21,7 +21,7 @@ from l2g_ray.data.checks import clean_sequences
 from l2g_ray.data.readers import iter_tables, name_input
 from l2g_ray.data.table_writer import TableWriter, refuse_overwrite
 from l2g_ray.errors import UserError
-from l2g_ray.models.ensemble import Ensemble, predict_strands
+from l2g_ray.models.ensemble import Ensemble, predict_each
 from l2g_ray.models.l2g import load_model
 from l2g_ray.redaction import redact
 from l2g_ray.run_folder import BEST, Arm, choose_arm, find_arm, find_task
@@ -117,7 +117,7 @@ class Predictor:
             return self.at_once.map(compute, codes, lengths_bp)
 
     def _predict(self, codes: torch.Tensor, lengths: torch.Tensor) -> np.ndarray:
-        return predict_strands(self.forward, self.task.kind, codes, lengths, self.strands_apart).numpy()
+        return predict_each(self.forward, self.task.kind, codes, lengths, self.strands_apart)[:, -1].numpy()
 
     def predict(self, sequences: list[str]) -> pd.DataFrame:
         """One row a sequence: `prediction` and `probability_<label>`, or `prediction_<output>` for regression.

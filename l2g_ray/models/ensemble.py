@@ -121,17 +121,6 @@ def read_strands(
     return [model(strand, lengths_bp) for strand in strands]
 
 
-def predict_strands(
-    model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    kind: str,
-    codes: torch.Tensor,
-    lengths_bp: torch.Tensor,
-    both_strands: bool,
-) -> torch.Tensor:
-    """Predictions (batch, n_outputs) as of `to_predictions`, their mean over both strands where `both_strands` says so."""
-    return predict_each(model, kind, codes, lengths_bp, both_strands)[:, -1]
-
-
 def predict_each(
     model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     kind: str,
@@ -207,4 +196,4 @@ class Ensemble(nn.Module):
 
     def predict_arm(self, arm: str, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
         """Probabilities or values (batch, n_outputs) of one arm, over both strands where that is so."""
-        return predict_strands(self.arms[arm], self.combination.kind, codes, lengths_bp, self.both_strands)
+        return predict_each(self.arms[arm], self.combination.kind, codes, lengths_bp, self.both_strands)[:, -1]

@@ -31,13 +31,13 @@ from l2g_ray.monitor.environment import describe_environment, hash_content
 from l2g_ray.monitor.events import Board
 from l2g_ray.orchestrate.cluster import Slots, connect, measure_slots
 from l2g_ray.orchestrate.jobs import load_data, run_job
-from l2g_ray.orchestrate.precision import keep_cpu_precision
+from l2g_ray.orchestrate.precision import find_cpu_precision
 from l2g_ray.orchestrate.spec import JobSpec, Site
 from l2g_ray.request import EXPERIMENT
 from l2g_ray.results.comparison import KINDS, plot_scaling, write_markdown
 from l2g_ray.results.figures import save
 from l2g_ray.stages.context import build_net, make_embedder_config, read_reference
-from l2g_ray.store.results import Job, StageResult, Store
+from l2g_ray.store.results import Job, StageResult
 from l2g_ray.tracking.runs import Tracker
 
 N_VALID, N_TEST = 64, 2
@@ -198,8 +198,8 @@ class _Bench:
 
     def __init__(self, request: ScaleRequest, gpus: float, scratch: Path, board: Any, say: Say) -> None:
         self.request, self.gpus, self.scratch, self.board, self.say = request, gpus, scratch, board, say
-        self.device, auto = "cuda" if gpus else "cpu", request.settings.precision == "auto"
-        on_cpu = keep_cpu_precision(Store(scratch / "choices"), 1) if auto and not gpus else "fp32"
+        self.device = "cuda" if gpus else "cpu"
+        on_cpu = find_cpu_precision([request.settings], Slots(1, 1, gpus), scratch / "choices", None)
         self.precision = resolve_precision(request.settings.precision, self.device, on_cpu)
         self.prepared: dict[int, PreparedTask] = {}
         self.trained: dict[tuple[int, int, int], TrainRun] = {}
