@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 
 import l2g_ray
+from l2g_ray.arms import ENSEMBLE
 from l2g_ray.data.checks import clean_sequences
 from l2g_ray.data.readers import iter_tables, name_input
 from l2g_ray.data.table_writer import TableWriter, refuse_overwrite
@@ -138,10 +139,11 @@ def find_model(run: Path, task: str | None = None, arm: str = BEST) -> Path:
 
 
 @contextlib.contextmanager
-def fetch_arm(run: Location, task: str | None = None, arm: str = BEST) -> Iterator[Arm]:
+def fetch_arm(run: Location, task: str | None = None, arm: str = BEST, *, with_all: bool = False) -> Iterator[Arm]:
     """As `find_arm`, for a run in an object store: a copy of the model's folder, which is gone afterwards.
 
-    Only what a model needs is fetched. Raises UserError as `find_arm` does, or for a store that does not answer.
+    Only what a model needs is fetched; `with_all`, for an ensemble also the arms that have no weight in it, of which
+    `choose_member` may take one. Raises UserError as `find_arm` does, or for a store that does not answer.
     """
     files = {name for name in run.files() if ".." not in PurePosixPath(name).parts}
     with tempfile.TemporaryDirectory(prefix="l2g-ray-") as scratch:
@@ -162,7 +164,8 @@ def fetch_arm(run: Location, task: str | None = None, arm: str = BEST) -> Iterat
         chosen = find_task(copy, task)
         fetch(chosen.rglob("config.json"))
         found = choose_arm(chosen, arm)
-        fetch(path for name in MODEL_FILES for path in found.folder.rglob(name))
+        wanted = chosen if with_all and found.name == ENSEMBLE else found.folder
+        fetch(path for name in MODEL_FILES for path in wanted.rglob(name))
         yield replace(found, place=redact(str(run / found.folder.relative_to(copy).as_posix())))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,12 @@ class Arm:
         parent = self.folder.absolute().parent
         inside = parent.name in ARM_FOLDERS and (parent.parent / BEST / "config.json").exists()
         return parent.parent if inside else parent
+
+    def local_folder(self, otherwise: str) -> Path:
+        """The task's folder, for what lies there beside the models. Raises UserError for a copy, ending with `otherwise`."""
+        if self.place:
+            raise UserError(f"{self.place}: only models are read from there; {otherwise}")
+        return self.task_folder
 
     def describe(self) -> str:
         """The arm, as a line of output names it."""
@@ -161,7 +168,7 @@ def choose_member(ensemble: Arm, groups: Sequence[Sequence[str]], what: str) -> 
     the first that the run has at all. `what` says what such arms have. Raises UserError where there is none.
     """
     arms = list_arms(ensemble.task_folder) | {one.name: one for one in _read_inside(ensemble.folder)}
-    arms = _relate(arms, ensemble)
+    arms = _relate({name: _placed_beside(arm, ensemble) for name, arm in arms.items()}, ensemble)
     for group in groups:
         name = max(group, key=ensemble.share)
         if ensemble.share(name) > 0 and name in arms:
@@ -171,6 +178,15 @@ def choose_member(ensemble: Arm, groups: Sequence[Sequence[str]], what: str) -> 
         wanted = ", ".join(name for group in groups for name in group)
         raise UserError(f"{ensemble.folder}: no arm of this run has {what}; run it again with one of the arms {wanted}")
     return replace(arms[name], role=f"{arms[name].role}, of whose arms none has {what}")
+
+
+def _placed_beside(arm: Arm, fetched: Arm) -> Arm:
+    """An arm of a copy, with the place that it has where the copy is from."""
+    if not fetched.place:
+        return arm
+    steps = Path(os.path.relpath(arm.folder, fetched.folder)).parts
+    up = steps.count(os.pardir)
+    return replace(arm, place="/".join((*fetched.place.split("/")[: -up or None], *steps[up:])))
 
 
 def _has_model(folder: Path) -> bool:

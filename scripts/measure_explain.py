@@ -21,6 +21,7 @@ from l2g_ray.explain.databases import match_motifs
 from l2g_ray.explain.explanation import explain_output, open_request, shipped_truth
 from l2g_ray.explain.request import ExplainRequest
 from l2g_ray.models.embedder import EmbedderNet
+from l2g_ray.run_folder import find_arm
 from l2g_ray.sequence import encode
 
 
@@ -47,7 +48,9 @@ def _options(command: Any) -> Any:
 @click.option("--steps", type=int, default=50)
 def methods(run: Path, task: str, output: str, sequences: Path, top: int, n_references: int, steps: int) -> None:
     """Completeness, agreement with the default method and time of every method, on the same sequences."""
-    request = ExplainRequest(run, task, output=output, sequences=sequences, top=top, n_references=n_references)
+    request = ExplainRequest(
+        find_arm(run, task), output=output, sequences=sequences, top=top, n_references=n_references
+    )
     opened = open_request(request)
     first = explain_output(replace(request, with_motifs=False), opened, opened.outputs[0])
     codes, lengths_bp = first.attributions.codes, first.attributions.lengths_bp
@@ -74,7 +77,9 @@ def methods(run: Path, task: str, output: str, sequences: Path, top: int, n_refe
 @click.option("--epochs", type=int, default=12)
 def shuffled(run: Path, task: str, output: str, sequences: Path, top: int, n_references: int, epochs: int) -> None:
     """Train the run's embedder anew on rows whose labels are shuffled, and look for planted motifs with it."""
-    request = ExplainRequest(run, task, "embedder_only", output, sequences, top=top, n_references=n_references)
+    request = ExplainRequest(
+        find_arm(run, task, "embedder_only"), output, sequences, top=top, n_references=n_references
+    )
     request = replace(request, pick="random")  # among the highest, motifs of middling strength are few
     opened = open_request(request)
     model = opened.predictor.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 import tomllib
@@ -176,6 +177,33 @@ def test_a_run_in_an_object_store(run: Path, expected: np.ndarray, bucket: str) 
     assert not copy.exists()
 
 
+def test_commands_read_a_run_in_an_object_store(run: Path, bucket: str, cli: Cli, tmp_path: Path) -> None:
+    there = Location(bucket) / "commands"
+    for path in run.rglob("*"):
+        if path.is_file():
+            (there / path.relative_to(run).as_posix()).upload(path)
+    (tmp_path / "new.fa").write_text(f">a\n{DNA[0]}\n>b\n{DNA[3]}\n")
+    pd.DataFrame({"ref": DNA[:1], "alt": [DNA[0][:-1] + "T"]}).to_csv(tmp_path / "pairs.csv", index=False)
+    commands = {
+        "explain": ("--input", tmp_path / "new.fa", "--no-motifs", "--references", 2),
+        "mutate": ("--input", tmp_path / "new.fa", "--id", "a", "--region", "3-4"),
+    }
+    for name, options in commands.items():
+        said = cli(name, there, *options, "--out", tmp_path / name)
+        assert said.code == 0, said.err
+        here = cli(name, run, *options, "--out", tmp_path / f"{name}-here")
+        assert said.out.replace(str(there), str(run)) == here.out.replace(
+            str(tmp_path / f"{name}-here"), str(tmp_path / name)
+        )
+        said = cli(name, there, *options)
+        assert (said.code, "name a folder with --out" in said.err) == (2, True), said.err
+    said = cli("explain", there, "--out", tmp_path / "none")
+    assert (said.code, "only models are read from there; give sequences with --input" in said.err) == (2, True)
+    for place, file in ((there, "there.csv"), (run, "here.csv")):
+        assert cli("variants", place, "--input", tmp_path / "pairs.csv", "--output", tmp_path / file).code == 0
+    assert (tmp_path / "there.csv").read_text() == (tmp_path / "here.csv").read_text()
+
+
 def test_a_model_of_mlflow(
     run: Path,
     expected: np.ndarray,
@@ -201,6 +229,9 @@ def test_a_model_of_mlflow(
     (tmp_path / "new.fa").write_text(f">a\n{DNA[0]}\n")
     assert cli("predict", uri, "--input", tmp_path / "new.fa", "--output", tmp_path / "out.csv").code == 0
     assert pd.read_csv(tmp_path / "out.csv")[PROBABILITY].item() == pytest.approx(expected[0], abs=1e-5)
+    said = cli("mutate", uri, "--sequence", DNA[0], "--region", "3-4", "--out", tmp_path / "mutants")
+    assert said.code == 0, said.err
+    assert json.loads((tmp_path / "mutants" / "mutagenesis.json").read_text())["model"] == uri
     with pytest.raises(l2g.UserError, match="is one model; leave out task and arm"):
         l2g.load("models:/planted/1", arm="cnn")
     with pytest.raises(l2g.UserError, match="refused a request"):

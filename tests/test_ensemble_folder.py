@@ -16,6 +16,7 @@ from explained import WEIGHTS, write_ensemble
 from l2g_ray.errors import UserError
 from l2g_ray.explain.embeddings import load_points
 from l2g_ray.explain.explanation import find_explained
+from l2g_ray.explain.vectors import SequenceEmbedder
 from l2g_ray.models.ensemble import Ensemble
 from l2g_ray.models.l2g import load_model
 from l2g_ray.predict import fetch_arm, load_predictor
@@ -114,6 +115,18 @@ def test_an_arm_that_was_fetched_is_a_copy_that_goes_away(run: Path, place: str)
         assert not found.folder.exists()
 
 
+def test_a_fetched_ensemble_brings_the_arms_that_may_stand_for_it(tiny_lm: Path, tmp_path: Path) -> None:
+    run = write_ensemble(tmp_path / "planted", tiny_lm, {"gapped_kmer": 1.0}, arms=("gapped_kmer", "embedder_only"))
+    wanted = SequenceEmbedder(find_arm(run)).predictor.predict(DNA)
+    with fetch_arm(Location(str(run)), with_all=True) as found:
+        embedder = SequenceEmbedder(found)
+        pd.testing.assert_frame_equal(embedder.predictor.predict(DNA), wanted)
+        assert embedder.facts()["model"] == str(run / "arms" / "embedder_only")
+        assert find_explained(found).facts()["model"] == str(run / "best" / "gapped_kmer")
+        with pytest.raises(UserError, match=r"planted/best: only models are read from there; name a folder with --out"):
+            found.local_folder("name a folder with --out")
+
+
 def test_predict_takes_the_ensemble_or_an_arm(cli: Cli, run: Path, fasta: Path, tmp_path: Path) -> None:
     for options, told in (
         ([], f"ensemble of {SHARES}"),
@@ -196,10 +209,10 @@ def test_the_arm_that_stands_for_an_ensemble(
 ) -> None:
     folder = write_ensemble(tmp_path / "planted", tiny_lm, weights, arms=arms)
     for place in (folder, folder / "best"):
-        assert find_explained(place).describe().startswith(explained)
+        assert find_explained(find_arm(place)).describe().startswith(explained)
         found = choose_member(find_arm(place), (("l2g", "embedder_only"),), "embeddings")
         assert found.describe().startswith(embedded)
-    assert find_explained(folder, None, "gapped_kmer").folder.name == "gapped_kmer"
+    assert find_explained(find_arm(folder, None, "gapped_kmer")).folder.name == "gapped_kmer"
 
 
 def test_an_arm_without_contributions_is_refused(cli: Cli, run: Path, fasta: Path, tmp_path: Path) -> None:

@@ -185,6 +185,10 @@ def test_a_setting_is_refused_before_rows_are_prepared(
     first = {"align.distance": "mmd", "finetune.train_layers": "[none]"}[key]
     # Also where only the second arm of a study needs it.
     check_refused(cli("ablate", "demo/splice_junction", "--vary", f"{key}={first};{value}", *common), extra, package)
+    # A plan may be for another machine.
+    planned = cli("plan", "--bench", "demo", "--set", setting, "--json", *common)
+    assert planned.code == 0, planned.err
+    assert sum(package in note for note in json.loads(planned.out)["notes"]) == 1
     assert not (tmp_path / "runs").exists()
 
 

@@ -212,9 +212,6 @@ def test_the_nearest_name_is_suggested(cli: Cli, typed: str, message: str) -> No
         ("status",),
         ("report",),
         ("ui",),
-        ("explain",),
-        ("variants", "--input", "a.csv", "--output", "b.csv"),
-        ("mutate", "--sequence", "ACGT"),
     ],
     ids=lambda command: command[0],
 )

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def load(
     ('0', '1')
     """
     with contextlib.ExitStack() as stack:
-        found = stack.enter_context(open_arm(run, task, arm))
+        found = stack.enter_context(open_arm(run, task, arm, with_all=True))
         predictor = Predictor(load_predictor(found, device, batch_size), batch_size)
         # A copy of a remote model stays as long as the predictor, which opens further files of it later.
         weakref.finalize(predictor, stack.pop_all().close)
@@ -77,8 +77,13 @@ def load(
 
 
 @contextlib.contextmanager
-def open_arm(run: str | Path | Run, task: str | None = None, arm: str = BEST) -> Iterator[Arm]:
-    """Find a stored model; `run`, `task` and `arm` as in `load`. A remote one is a copy that is gone afterwards."""
+def open_arm(
+    run: str | Path | Run, task: str | None = None, arm: str = BEST, *, with_all: bool = False
+) -> Iterator[Arm]:
+    """Find a stored model; `run`, `task` and `arm` as in `load`. A remote one is a copy that is gone afterwards.
+
+    `with_all` as in `fetch_arm`.
+    """
     place = Location(str(getattr(run, "folder", run)))
     if place.text.startswith(MODELS):
         from l2g_ray.tracking.store import download_model
@@ -86,9 +91,10 @@ def open_arm(run: str | Path | Run, task: str | None = None, arm: str = BEST) ->
         if task is not None or arm != BEST:
             raise UserError(f"{place}: is one model; leave out task and arm, or give the folder of its run")
         with tempfile.TemporaryDirectory(prefix="l2g-ray-") as scratch:
-            yield choose_arm(download_model(place.text, Path(scratch), Path(DEFAULT_OUT)))
+            model = choose_arm(download_model(place.text, Path(scratch), Path(DEFAULT_OUT)))
+            yield replace(model, place=place.text)
     elif place.is_remote:
-        with fetch_arm(place, task, arm) as found:
+        with fetch_arm(place, task, arm, with_all=with_all) as found:
             yield found
     else:
         yield find_arm(place.local, task, arm)
@@ -286,7 +292,7 @@ class Predictor:
 
         given = {"target": target, "motifs": motifs, **options}
         named = {_EXPLAIN_OPTIONS.get(name, name): value for name, value in given.items()}
-        own = {field.name for field in fields(ExplainRequest)} - {"run", "task", "arm", "writes", "device"}
+        own = {field.name for field in fields(ExplainRequest)} - {"arm", "writes", "device"}
         for name in named:
             if name not in own:
                 raise UserError(f"explain: no option '{name}' ({nearest(name, own)})")
@@ -294,7 +300,7 @@ class Predictor:
             named["databases"] = (databases,)
         column = named.get("sequence_column") or self.model.task.sequence_column
         request = ExplainRequest(
-            self.model.arm.folder,
+            self.model.arm,
             sequences=None if sequences is None else as_input(sequences, column),
             out=None if out is None else Path(out),
             writes=out is not None,

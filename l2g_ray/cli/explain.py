@@ -10,7 +10,6 @@ import click
 
 from l2g_ray.arms import ENSEMBLE
 from l2g_ray.cli.options import (
-    LocalRun,
     OutputFile,
     command,
     echo_summary,
@@ -32,7 +31,7 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
 
 
 @command()
-@click.argument("run", type=LocalRun())
+@click.argument("run")
 @with_arm
 @with_target(
     "Class or output to explain, or the start of its name. By default all, if there are at most four; of a binary task "
@@ -130,7 +129,9 @@ _METHODS = ("deeplift-shap", "integrated-gradients", "gradient-shap", "deeplift"
 @with_device("Pairs of a sequence and a reference", "what takes about 1 GB")
 @with_json
 @with_quiet
-def explain(run: Path, as_json: bool, target: str | None, input: Path | None, **options: Any) -> None:
+def explain(
+    run: str, task: str | None, arm: str, as_json: bool, target: str | None, input: Path | None, **options: Any
+) -> None:
     """Explain the model of a finished RUN: contributions of bases, motifs, their names, logos, and a page.
 
     Of an ensemble, the arm with the largest weight is explained: one of cnn, embedder_only and l2g, otherwise one of
@@ -144,6 +145,7 @@ def explain(run: Path, as_json: bool, target: str | None, input: Path | None, **
     from rich.console import Console
     from rich.markup import escape
 
+    from l2g_ray.api.predictor import open_arm
     from l2g_ray.explain import page
     from l2g_ray.explain.request import ExplainRequest
     from l2g_ray.monitor.bars import Bar
@@ -151,11 +153,14 @@ def explain(run: Path, as_json: bool, target: str | None, input: Path | None, **
     from l2g_ray.results.terminal import print_fitted
 
     databases = options.pop("databases") or None
-    request = ExplainRequest(run=run, output=target, sequences=input, databases=databases, **options)
-    with Bar("explaining", as_lines=True, quiet=is_quiet()) as bar:
+    with (
+        open_arm(run, task, arm, with_all=True) as model,
+        Bar("explaining", as_lines=True, quiet=is_quiet()) as bar,
+    ):
+        request = ExplainRequest(model, output=target, sequences=input, databases=databases, **options)
         found = page.explain(request, bar.show)
     shown = table_console(as_json)
-    shown.print(escape(f"arm {found.arm.describe()}, model {found.arm.folder}"), soft_wrap=True)
+    shown.print(escape(f"arm {found.arm.describe()}, model {found.arm.facts()['model']}"), soft_wrap=True)
     if as_json:
         click.echo(json.dumps([explanation.summary() for explanation in found.explanations], indent=1))
     else:
@@ -292,7 +297,7 @@ def _embed_file(
     from l2g_ray.explain.vectors import SequenceEmbedder, embed_file
     from l2g_ray.monitor.bars import Bar
 
-    with open_arm(run, task, arm) as found:
+    with open_arm(run, task, arm, with_all=True) as found:
         embedder = SequenceEmbedder(found, layer, device, batch_size)
     with Bar("embedding", quiet=is_quiet()) as bar:
         n = embed_file(

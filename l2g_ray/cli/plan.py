@@ -119,6 +119,7 @@ def _plan_all(
     source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any], machine: Machine
 ) -> tuple[list[TaskPlan], list[str]]:
     from l2g_ray.config import resolve_precision
+    from l2g_ray.extras import need_for
     from l2g_ray.models.precision_choice import recall_cpu_precision
     from l2g_ray.plan.encoder import read_shape
     from l2g_ray.plan.plan import plan_task
@@ -134,6 +135,10 @@ def _plan_all(
     measured, unmeasured = None if machine.is_gpu else recall_cpu_precision(threads=1), False
     for task, found in _find(source, flags, options):
         settings = resolve(options["preset"], task.overrides, assignments).for_task(task.strand_specific)
+        try:
+            need_for(settings)
+        except UserError as missing:  # on the machine that trains it may be there
+            notes += [] if str(missing) in notes else [str(missing)]
         rows = _rows(task, found, settings, options["out"])
         if rows is None:
             notes.append(f"{task.name}: number and length of rows are unknown; give the data's folder with --data-dir")

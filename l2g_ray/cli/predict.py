@@ -99,11 +99,12 @@ def predict(
       l2g-ray predict runs/demo-fast --task splice_junction --input new.fa --output predictions.csv
       zcat new.fa.gz | l2g-ray predict runs/demo-fast --task splice_junction -i - -o - | head
     """
-    from l2g_ray.api.predictor import load
+    from l2g_ray.api.predictor import open_arm
     from l2g_ray.monitor.bars import Bar
-    from l2g_ray.predict import predict_file
+    from l2g_ray.predict import load_predictor, predict_file
 
-    predictor = load(run, task, arm, device=device, batch_size=batch_size).model
+    with open_arm(run, task, arm) as model:
+        predictor = load_predictor(model, device, batch_size)
     with Bar("predicting", quiet=is_quiet()) as bar:
         rows = predict_file(
             predictor,

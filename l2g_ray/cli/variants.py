@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from l2g_ray.cli.options import (
-    LocalRun,
     OutputFile,
     command,
     echo_summary,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("run", type=LocalRun())
+@click.argument("run")
 @with_arm
 @with_input(
     "Variants: a VCF, plain, gzip or bgzip, whose header is optional; or a CSV, TSV or Parquet table with the sequences of "
@@ -80,7 +79,7 @@ if TYPE_CHECKING:
 @with_device()
 @with_quiet
 def variants(
-    run: Path,
+    run: str,
     task: str | None,
     arm: str,
     input: Path,
@@ -102,12 +101,12 @@ def variants(
       l2g-ray variants runs/demo-fast --task enhancer_grammar --input new.vcf.gz --genome hg38.fa --output scores.tsv
       l2g-ray variants runs/demo-fast --task enhancer_grammar --input pairs.csv --output scores.csv
     """
+    from l2g_ray.api.predictor import open_arm
     from l2g_ray.data.readers import strip_suffixes
     from l2g_ray.errors import UserError
     from l2g_ray.explain.effects import score_variants
     from l2g_ray.monitor.bars import Bar
     from l2g_ray.predict import load_predictor
-    from l2g_ray.run_folder import find_arm
 
     are_pairs = _holds_pairs(input)
     if not are_pairs and fasta is None:
@@ -119,7 +118,8 @@ def variants(
     if not targets:
         stem = strip_suffixes(input.name) if are_pairs else input.name.partition(".vcf")[0]
         targets = tuple(Path(f"{stem}.scores{suffix}") for suffix in ((".tsv",) if are_pairs else (".tsv", ".vcf")))
-    predictor = load_predictor(find_arm(run, task, arm), device, batch_size)
+    with open_arm(run, task, arm) as chosen:
+        predictor = load_predictor(chosen, device, batch_size)
     with Bar("scoring", quiet=is_quiet()) as bar:
         found = score_variants(
             predictor,
@@ -142,7 +142,7 @@ def variants(
 
 
 @command()
-@click.argument("run", type=LocalRun())
+@click.argument("run")
 @with_arm
 @option("--sequence", "text", metavar="ACGT...", help="The sequence, instead of --input.")
 @with_input("File with the sequence: FASTA, CSV, TSV or Parquet.", former=("--sequences",))
@@ -163,7 +163,7 @@ def variants(
 @with_device()
 @with_quiet
 def mutate(
-    run: Path,
+    run: str,
     task: str | None,
     arm: str,
     text: str | None,
@@ -186,6 +186,7 @@ def mutate(
       l2g-ray mutate runs/demo-fast --task splice_junction --input new.fa --id seq7
       l2g-ray mutate runs/demo-fast --task enhancer_grammar --sequence ACGT... --target developmental
     """
+    from l2g_ray.api.predictor import open_arm
     from l2g_ray.data.table_writer import refuse_overwrite
     from l2g_ray.errors import UserError
     from l2g_ray.explain.mutagenesis import choose_outputs, list_files, mutate_sequence, parse_region, write_mutagenesis
@@ -194,18 +195,18 @@ def mutate(
     from l2g_ray.monitor.bars import Bar
     from l2g_ray.names import safe_name, safe_names
     from l2g_ray.predict import load_predictor
-    from l2g_ray.run_folder import find_arm
 
     need("explain", "the logo", "logomaker")
     if (text is None) == (input is None):
         raise UserError("give either --sequence or --input")
-    chosen = find_arm(run, task, arm)
-    predictor = load_predictor(chosen, device, batch_size)
+    with open_arm(run, task, arm) as chosen:
+        predictor = load_predictor(chosen, device, batch_size)
     outputs = choose_outputs(predictor.task, target, "--target")
     name, sequence = _read(predictor, text, input, identity, sequence_column)
     bounds = parse_region(region, len(sequence))
     both = predictor.strand_averaged if strand == "auto" else strand == "both"
-    folder = out or chosen.task_folder / "mutagenesis" / chosen.name / safe_name(name, otherwise="sequence")
+    own = Path("mutagenesis", chosen.name, safe_name(name, otherwise="sequence"))
+    folder = out or chosen.local_folder("name a folder with --out") / own
     # Calls for different outputs of one sequence do not share a folder either.
     each = len(outputs) > 1 or (out is None and len(scored_outputs(predictor.task)) > 1)
     names = safe_names(predictor.task.labels, otherwise="output")

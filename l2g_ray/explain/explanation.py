@@ -52,7 +52,7 @@ from l2g_ray.models.ensemble import AverageModel, MeanOutputs
 from l2g_ray.names import safe_names
 from l2g_ray.predict import Predictor, load_predictor
 from l2g_ray.results.explain_page import PAGES
-from l2g_ray.run_folder import AVERAGE, BEST, Arm, choose_member, find_arm
+from l2g_ray.run_folder import AVERAGE, Arm, choose_member
 from l2g_ray.tasks.schema import Task
 
 Q_BELOW = 0.05
@@ -78,7 +78,7 @@ def open_request(request: ExplainRequest) -> Opened:
 
     What stands for an ensemble: see `find_explained`.
     """
-    arm = find_explained(request.run, request.task, request.arm)
+    arm = find_explained(request.arm)
     predictor = load_predictor(arm, request.device)
     if not is_linear(predictor.model) and not reads_one_hot(predictor.model):
         others = ", ".join((*_BY_GRADIENTS, *_EXACT))
@@ -98,7 +98,7 @@ def open_request(request: ExplainRequest) -> Opened:
     if request.sequences is not None:
         candidates = read_candidates(predictor, request.sequences, request.sequence_column)
     else:
-        candidates = open_candidates(predictor, arm.task_folder, request.top)
+        candidates = open_candidates(predictor, arm, request.top)
     if request.truth is not None:
         databases.read_sites(request.truth, candidates.ids)
     out = _choose_folder(request, arm, predictor.task, outputs) if request.writes else None
@@ -119,7 +119,7 @@ def _need_packages(request: ExplainRequest, linear: bool) -> None:
 
 def _choose_folder(request: ExplainRequest, arm: Arm, task: Task, outputs: Sequence[int]) -> Path:
     """The folder to write to, made. Raises UserError where files that it must keep are in the way."""
-    out = request.out or arm.task_folder / "explain" / arm.name
+    out = request.out or arm.local_folder("name a folder with --out") / "explain" / arm.name
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,11 +136,10 @@ def _choose_folder(request: ExplainRequest, arm: Arm, task: Task, outputs: Seque
     return out
 
 
-def find_explained(run: Path, task: str | None = None, arm: str = BEST) -> Arm:
-    """The arm of a run that is explained: as `find_arm`, but for an ensemble its arm with the largest weight that reads
-    one-hot, or if none has weight the largest that is linear in k-mers."""
-    found = find_arm(run, task, arm)
-    return choose_member(found, (_BY_GRADIENTS, _EXACT), "contributions of bases") if found.name == ENSEMBLE else found
+def find_explained(arm: Arm) -> Arm:
+    """What is explained of an arm: itself, but of an ensemble its arm with the largest weight that reads one-hot, or if none
+    has weight the largest that is linear in k-mers."""
+    return choose_member(arm, (_BY_GRADIENTS, _EXACT), "contributions of bases") if arm.name == ENSEMBLE else arm
 
 
 def folder_names(task: Task) -> list[str]:

@@ -27,7 +27,7 @@ from l2g_ray.explain.motifs import (
 )
 from l2g_ray.places import find_place
 from l2g_ray.predict import Predictor
-from l2g_ray.run_folder import BEST
+from l2g_ray.run_folder import Arm
 from l2g_ray.sequence import decode, encode
 
 _MATCHES_SHOWN = 5
@@ -41,9 +41,7 @@ class ExplainRequest:
     installed. Nothing is written without `writes`.
     """
 
-    run: Path
-    task: str | None = None
-    arm: str = BEST
+    arm: Arm
     output: str | None = None
     sequences: Path | pa.Table | None = None
     sequence_column: str | None = None
@@ -204,12 +202,13 @@ def read_candidates(predictor: Predictor, source: Path | pa.Table, sequence_colu
     return _encode(predictor, table, name_input(source))
 
 
-def open_candidates(predictor: Predictor, task_folder: Path, wanted: int) -> Candidates:
-    """The run's own rows: those of validation, and those of training too where these are fewer than four times `wanted`.
+def open_candidates(predictor: Predictor, arm: Arm, wanted: int) -> Candidates:
+    """The own rows of the arm's run: those of validation, and those of training too where these are fewer than four times `wanted`.
 
-    Raises UserError where the run's data is not there any more.
+    Raises UserError where the run's data is not there any more, or the run is elsewhere.
     """
-    prepared = find_prepared(task_folder, "give sequences with --input")
+    otherwise = "give sequences with --input"
+    prepared = find_prepared(arm.local_folder(otherwise), otherwise)
     splits = ["valid"] if prepared.n_rows("valid") >= 4 * wanted else ["valid", "train"]
     tables = [prepared.table(split, ["id", "sequence"]) for split in splits]
     return _encode(predictor, pa.concat_tables(tables), f"{' and '.join(splits)} of the run's data")
