@@ -39,8 +39,7 @@ def list_benchmarks() -> list[str]:
 @click.option("--quick", is_flag=True, help="Measure less: only to see that a benchmark runs.")
 @click.option("--threads", default=1, show_default=True, help="Of each side; a trial has one.")
 def main(names: tuple[str, ...], data_dir: Path, out: Path, quick: bool, threads: int) -> None:
-    """Run the named benchmarks; without names all but combine, dash, folds, ingredients, search_forms, sweep_flat and stream_memory, which
-    take long.
+    """Run the named benchmarks; without names all but the long ones, which have ONLY_BY_NAME.
 
     A table here, NAME.json in --out.
     """

@@ -106,6 +106,7 @@ def _rank(files: list[dict[str, Any]]) -> str:
 
 def _list_arms(one: dict[str, Any]) -> str:
     row, rows = one["row"], []
+    shares = dict(list_weights(row))
     for arm, found in row["arms"].items():
         adds = found["adds"] or {"mean": None}
         rows.append(
@@ -113,7 +114,7 @@ def _list_arms(one: dict[str, Any]) -> str:
                 name_arm(arm),
                 format_number((found["oof"] or {}).get("mean")),
                 f"{format_number(found['test']['mean'])} {format_interval(found['test'])}",
-                f"{found['weight']:.2f}",
+                f"{shares[arm]:.0%}" if arm in shares else "0",
                 f"{format_number(adds['mean'], signed=True)} {format_interval(adds)}",
             ]
         )
