@@ -19,7 +19,7 @@ from rich.table import Table
 import benchmarks
 from benchmarks.measure import Options, describe_machine
 
-_NO_BENCHMARK = {"__main__", "growth_work", "measure", "synthetic"}
+_NO_BENCHMARK = {"__main__", "growth_work", "l2g_runs", "measure", "synthetic"}
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

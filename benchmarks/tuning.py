@@ -8,20 +8,16 @@ they come, and what is there is not measured again; `tuning.png` shows the curve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import l2g_ray as l2g
+from benchmarks.l2g_runs import QUICK, TASKS, has_data, run_l2g
 from benchmarks.measure import Kept, Options
-from l2g_ray.data.sources.official import find_folder
-from l2g_ray.tasks.catalogue import find_tasks
 
 ONLY_BY_NAME = True
-TASKS = ("uci/splice_junction", "gue/mouse_2", "mpra/yeast_native_promoters")
 SEEDS = (0, 1, 2)
 TRIALS, EPOCHS, INITIAL = 24, 8, 8
 METHODS: dict[str, dict[str, int]] = {
@@ -48,8 +44,7 @@ def run(options: Options) -> list[dict[str, Any]]:
     tasks, seeds = (TASKS[:1], SEEDS[:1]) if options.quick else (TASKS, SEEDS)
     for seed in seeds:
         for name in tasks:
-            bench, _, task = name.partition("/")
-            if find_folder(find_tasks(bench, [task])[0], options.data_dir) is None:
+            if not has_data(name, options):
                 continue
             for method in METHODS:
                 case = {"task": name, "seed": seed, "method": method}
@@ -64,27 +59,11 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 def search(name: str, method: str, seed: int, options: Options) -> dict[str, Any]:
     """The epochs and best score of each trial, in order, and what the search cost."""
-    given = {"folds": 0, "seed": seed, "finetune.trials": TRIALS, "finetune.epochs": EPOCHS, **SPACE, **METHODS[method]}
+    given = {"seed": seed, "finetune.trials": TRIALS, "finetune.epochs": EPOCHS, **SPACE, **METHODS[method]}
     if options.quick:
-        given |= {"finetune.trials": 3, "finetune.epochs": 2, "finetune.initial_random_trials": 3, "align.epochs": 2}
-        given |= {
-            "finetune.grace_epochs": min(2, METHODS[method]["finetune.grace_epochs"]),
-            "align.task_only_epochs": 1,
-        }
-    found = l2g.run(
-        name,
-        settings=given,
-        arms=["l2g"],
-        language_model="minilm",
-        data_dir=options.data_dir,
-        out=options.out / "runs",
-        name=f"tuning-{name.replace('/', '-')}-{method}-{seed}",
-        replace=True,
-        cpus=options.threads,
-        quiet=True,
-    )
-    stages = json.loads((Path(found.folder) / name.partition("/")[2] / "stages.json").read_text())
-    trials = stages["trials"]
+        grace = min(QUICK["finetune.epochs"], METHODS[method]["finetune.grace_epochs"])
+        given |= QUICK | {"finetune.grace_epochs": grace}
+    trials = run_l2g(name, f"{method}-{seed}", given, options)["trials"]
     return {
         "epochs": [trial["epochs"] for trial in trials],
         "scores": [[round(epoch["best_score"], 4) for epoch in trial["history"]] for trial in trials],
