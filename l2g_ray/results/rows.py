@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,18 @@ def best_simple_arm(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None
     arms = {arm: one for arm, one in (row.get("arms") or {}).items() if ARMS[arm].simple and one["oof"]}
     name = find_metric(row["metric"]).best(arms, lambda arm: arms[arm]["oof"]["mean"])
     return (name, dict(arms[name])) if name else None
+
+
+def list_board_arms(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the arms that any row's ensemble uses, and each row's best k-mer arm, in the order of `ARMS`.
+
+    L2G and the embedder are left out: every board has a column for them.
+    """
+    shown: set[str] = set()
+    for row in rows:
+        simple = best_simple_arm(row)
+        shown |= {*dict(list_weights(row)), *([simple[0]] if simple else [])}
+    return [arm for arm in ARMS if arm in shown - {"l2g", "embedder_only"}]
 
 
 def best_published(row: Mapping[str, Any], comparable: bool = True) -> dict[str, Any] | None:
