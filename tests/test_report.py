@@ -390,6 +390,21 @@ def test_figures_have_text_of_twelve_pixels(browser: Any, full_page: Path) -> No
 
 
 @pytest.mark.browser
+def test_a_figure_that_scrolls_on_a_phone_has_a_hint(browser: Any, full_page: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(full_page.as_uri())
+    found = page.eval_on_selector_all(
+        "figure:has(.drawing)",
+        """figures => figures.map(f => {
+            const drawing = f.querySelector('.drawing'), caption = f.querySelector('figcaption');
+            const hint = getComputedStyle(caption, '::before').content;
+            return [drawing.scrollWidth > drawing.clientWidth, hint.startsWith('"Scroll')];
+        })""",
+    )
+    assert {tuple(one) for one in found} == {(True, True), (False, False)}
+
+
+@pytest.mark.browser
 def test_the_board_of_a_phone_is_cards_that_sort(browser: Any, full_page: Path) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto(full_page.as_uri())
