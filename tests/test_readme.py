@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,15 @@ def type_line(line: str, tiny_lm: Path) -> None:
     for part, more in MORE.items():
         words += shlex.split(more) if part in line else []
     main.main(words, prog_name="l2g-ray", standalone_mode=False)
+
+
+def test_badges_are_true() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    minor = {name: ".".join(pins[name].split(".")[:2]) for name in ("ray", "torch")}
+    pythons = [one.rpartition(" ")[2] for one in project["classifiers"] if re.search(r"Python :: 3\.\d", one)]
+    wanted = [f"Python {pythons[0]} to {pythons[-1]}", f"Ray {minor['ray']}", f"PyTorch {minor['torch']}", project["license"]]
+    assert " ".join(f"`{one}`" for one in wanted) in (ROOT / "README.md").read_text()
 
 
 def test_each_exception_is_one() -> None:
