@@ -82,12 +82,15 @@ def build_index(part: Part, kept: np.ndarray, k: int, scale: float, streamed_kme
     column[kinds[common]] = -2
     column[kinds[~common]] = np.arange((~common).sum(), dtype=np.int32)
     columns = column[codes]
+    del codes, kinds
     counted = columns >= 0
+    rows, columns = rows[counted], columns[counted]
+    del counted
     n_rows = int(kept.sum())
-    sizes = np.bincount(rows[counted], minlength=n_rows)
-    ones = np.ones(int(counted.sum()), np.int32)
+    sizes = np.bincount(rows, minlength=n_rows)
     shape = (int((~common).sum()), n_rows)
-    matrix = sparse.csr_matrix((ones, (columns[counted], rows[counted])), shape=shape)
+    # Ones of a byte: what they are multiplied with is int32, and so is the product.
+    matrix = sparse.csr_matrix((np.ones(len(rows), np.int8), (columns, rows)), shape=shape)
     return Index(k, scale, column, matrix, rows_with[~common], sizes, int(common.sum()))
 
 
