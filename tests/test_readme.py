@@ -128,7 +128,12 @@ def test_badges_are_true() -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     minor = {name: ".".join(pins[name].split(".")[:2]) for name in ("ray", "torch")}
     pythons = [one.rpartition(" ")[2] for one in project["classifiers"] if re.search(r"Python :: 3\.\d", one)]
-    wanted = [f"Python {pythons[0]} to {pythons[-1]}", f"Ray {minor['ray']}", f"PyTorch {minor['torch']}", project["license"]]
+    wanted = [
+        f"Python {pythons[0]} to {pythons[-1]}",
+        f"Ray {minor['ray']}",
+        f"PyTorch {minor['torch']}",
+        project["license"],
+    ]
     assert " ".join(f"`{one}`" for one in wanted) in (ROOT / "README.md").read_text()
 
 
