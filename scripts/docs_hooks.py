@@ -20,8 +20,8 @@ WHOLE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changel
 PRESETS = ("fast", "paper")
 # Pages and files that live elsewhere in the site than in the repository.
 MOVED = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-# Python modules of the reference, in their order, as far as they are there.
-MODULES = ("l2g_ray/api/runs.py", "l2g_ray/api/predictor.py")
+# What `import l2g_ray` offers, in the order of the Python reference.
+OFFERED = ("run", "suite", "Run", "load", "Predictor", "UserError")
 
 
 def on_config(config: Any) -> Any:
@@ -87,7 +87,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if name == "reference/settings.md":
         return markdown.replace("<!-- settings -->", list_settings())
     if name == "reference/python.md":
-        return markdown.replace("<!-- modules -->", list_modules())
+        return markdown.replace("<!-- offered -->", list_offered())
     if name == "ablations.md":
         return markdown.replace("<!-- studies -->", list_studies())
     if name == "baselines.md":
@@ -202,10 +202,9 @@ def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def list_modules() -> str:
-    """Return a block of mkdocstrings for each module of the Python reference."""
-    found = [path for pattern in MODULES for path in sorted(ROOT.glob(pattern))]
-    return "\n\n".join(f"::: {'.'.join(path.relative_to(ROOT).with_suffix('').parts)}" for path in found)
+def list_offered() -> str:
+    """Return a block of mkdocstrings for each name that `import l2g_ray` offers."""
+    return "\n\n".join(f"::: l2g_ray.{name}" for name in OFFERED)
 
 
 def list_studies() -> str:

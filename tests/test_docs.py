@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -13,13 +14,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import click
+import griffe
 import pytest
 import yaml
 
 import l2g_ray
 from l2g_ray.cli.main import main
 from l2g_ray.config import known_keys
-from scripts.docs_hooks import convert_notebook
+from scripts.docs_hooks import OFFERED, convert_notebook
 
 ROOT = Path(__file__).parents[1]
 # What people read, but for the generated reference and the change log.
@@ -126,6 +128,82 @@ def test_the_reference_has_every_command_and_option(site: Path) -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 assert max(parameter.opts, key=len) in page, (path, parameter.opts)
+
+
+def find_faults(name: str, documented: griffe.Class | griffe.Function) -> list[str]:
+    """What numpydoc cannot read in a docstring, or misses: parameters, types, descriptions."""
+    if documented.docstring is None:
+        return [f"{name}: no docstring"]
+    sections = {section.kind: section.value for section in documented.docstring.parse("numpy")}
+    kinds = griffe.DocstringSectionKind
+    listed = sections.get(kinds.parameters, [])
+    described = [one.name.lstrip("*") for one in listed]
+    signature = [one.name for one in documented.parameters if one.name != "self"]
+    faults = [] if described == signature else [f"{name}: describes {described}, takes {signature}"]
+    returns, raised = sections.get(kinds.returns, []), sections.get(kinds.raises, [])
+    if isinstance(documented, griffe.Function) and not returns:
+        faults.append(f"{name}: no Returns")
+    for item in (*listed, *returns, *raised, *sections.get(kinds.attributes, [])):
+        if not (item.annotation and re.match(r"[A-Z`\d\w]", item.description)):
+            faults.append(f"{name}: no type or no description: {item.annotation or item.name}")
+    faults += [f"{name}: raises '{one.annotation}'" for one in raised if not str(one.annotation).isidentifier()]
+    return faults
+
+
+def test_docstrings_of_the_reference_are_numpydoc() -> None:
+    package = griffe.load("l2g_ray", search_paths=[ROOT], resolve_aliases=True)
+    faults, documented = [], 0
+    for name in OFFERED:
+        one = package[name].final_target
+        methods = [(f"{name}.{key}", member) for key, member in one.members.items() if not key.startswith("_")]
+        for inner, member in [(name, one), *(methods if one.is_class else [])]:
+            if isinstance(member, griffe.Class | griffe.Function):
+                documented += 1
+                faults += find_faults(inner, member)
+    assert (documented, faults) == (12, [])
+
+
+def test_faults_of_a_docstring_are_found() -> None:
+    source = '''
+    def run(folder: str, arm: str = "l2g") -> str:
+        """Run.
+
+        Parameters
+        ----------
+        folder : the folder of the run.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        UserError : no folder.
+        """
+    '''
+    with griffe.temporary_visited_module(inspect.cleandoc(source)) as module:
+        assert find_faults("run", module["run"]) == [
+            "run: describes ['folder'], takes ['folder', 'arm']",
+            "run: no type or no description: the folder of the run.",
+            "run: no type or no description: str",
+            "run: no type or no description: UserError : no folder.",
+            "run: raises 'UserError : no folder.'",
+        ]
+
+
+def test_the_python_reference_is_what_the_package_offers(site: Path) -> None:
+    assert set(OFFERED) == set(l2g_ray.__all__) - {"__version__"}
+    page = (site / "reference" / "python.html").read_text()
+    for name in OFFERED:
+        assert f'id="l2g_ray.{name}"' in page
+    assert "open_arm" not in page
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "arm: str = BEST," in text, "types are in the signatures"
+    # Each parameter is an entry with its type as code; no backtick of a description is left.
+    assert "run (str or Path or Run) – The folder of a run, of one of its tasks" in " ".join(text.split()).replace(
+        "( ", "("
+    )
+    assert "`" not in text
 
 
 def read_commands() -> Iterator[tuple[str, list[str]]]:
