@@ -114,16 +114,22 @@ def list_commands() -> str:
     import click
 
     from l2g_ray.cli.main import main
+    from l2g_ray.cli.options import Command
 
     def describe(command: click.Command, context: click.Context) -> str:
         words = context.command_path
         parts = [f"{'#' * (words.count(' ') + 1)} {words}" if " " in words else ""]
         parts.append(f"```text\n{words} {' '.join(command.collect_usage_pieces(context))}\n```")
         parts.append(_format_help(command.help or ""))
-        options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
-        records = [record for option in options if (record := option.get_help_record(context))]
-        rows = [f"| `{names}` | {_escape(text)} |" for names, text in records]
-        parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
+        if isinstance(command, Command):
+            sections = command.list_sections(context)
+        else:
+            records = [record for one in command.get_params(context) if (record := one.get_help_record(context))]
+            sections = {"Options": records}
+        for title, records in sections.items():
+            rows = [f"| `{names}` | {_escape(text)} |" for names, text in records]
+            parts += [f"**{title}**"] if len(sections) > 1 else []
+            parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
         if isinstance(command, click.Group):
             for name in command.list_commands(context):
                 inner = command.get_command(context, name)
@@ -153,7 +159,9 @@ def _format_help(text: str) -> str:
 def _escape(text: str) -> str:
     """Return text of a help in which Markdown finds no table cell, tag or emphasis, but code in backticks."""
     pieces = " ".join(text.split()).split("`")
-    return "`".join(one if i % 2 else re.sub(r"([|<>*_\[\]])", r"\\\1", one) for i, one in enumerate(pieces))
+    # Markdown has no backslash for `<`.
+    plain = (re.sub(r"([|>*_\[\]])", r"\\\1", one).replace("<", "&lt;") for one in pieces)
+    return "`".join(pieces[i] if i % 2 else one for i, one in enumerate(plain))
 
 
 def list_settings() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import click
 import griffe
@@ -20,6 +22,7 @@ import yaml
 
 import l2g_ray
 from l2g_ray.cli.main import main
+from l2g_ray.cli.options import GROUPS, Command
 from l2g_ray.config import known_keys
 from scripts.docs_hooks import OFFERED, convert_notebook
 
@@ -101,6 +104,24 @@ def test_the_site_needs_no_network(site: Path) -> None:
         assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", sheet.read_text()), sheet.name
 
 
+@pytest.mark.browser
+def test_search_works_from_disk(browser: Any, site: Path) -> None:
+    page = browser.new_page()
+    problems: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((site / "reference" / "python.html").as_uri())
+    page.fill("input[name=query]", "scoring of variants")
+    page.wait_for_selector(".md-search-result__link")
+    page.click(".md-search-result__link >> nth=0")
+    page.wait_for_url(re.compile("^(?!.*python[.]html).*[.]html"))
+    assert problems == []
+    assert not [url for url in requests if not url.startswith("file:")]
+    page.close()
+
+
 def test_the_home_page_is_the_readme(site: Path) -> None:
     home = (site / "index.html").read_text()
     assert "Three lines" in home
@@ -128,6 +149,35 @@ def test_the_reference_has_every_command_and_option(site: Path) -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 assert max(parameter.opts, key=len) in page, (path, parameter.opts)
+
+
+def test_the_reference_keeps_the_groups_of_a_help(site: Path) -> None:
+    """A table for each group, under its name."""
+    page = (site / "reference" / "cli.html").read_text()
+    (section,) = re.findall(r'<h2 id="l2g-ray-run">.*?(?=<h2)', page, re.DOTALL)
+    tables = dict(
+        re.findall(r"<p><strong>(\w+)</strong></p>\s*(?:<div[^>]*>)?<table>(.*?)</table>", section, re.DOTALL)
+    )
+    run = COMMANDS["run",]
+    assert isinstance(run, Command)
+    groups = run.list_sections(click.Context(run, info_name="run", **run.context_settings))
+    assert list(tables) == list(groups) == [*GROUPS, "Options"]
+    for name, records in groups.items():
+        rows = re.findall(r"<td><code>(.*?)</code></td>\s*<td>(.*?)</td>", tables[name])
+        shown = [(html.unescape(names), html.unescape(re.sub(r"<[^>]+>", "`", meaning))) for names, meaning in rows]
+        assert shown == [(names, " ".join(meaning.split())) for names, meaning in records], name
+    assert "<strong>Output</strong>" not in re.findall(r'<h2 id="l2g-ray-predict">.*?(?=<h2)', page, re.DOTALL)[0]
+
+
+def test_the_reference_has_no_escapes_of_markdown(site: Path) -> None:
+    for name in ("cli", "settings"):
+        page = re.sub(
+            r"<pre>.*?</pre>|<script.*?</script>",
+            "",
+            (site / "reference" / f"{name}.html").read_text(),
+            flags=re.DOTALL,
+        )
+        assert "\\" not in page, name
 
 
 def find_faults(name: str, documented: griffe.Class | griffe.Function) -> list[str]:
