@@ -261,7 +261,7 @@ def read_commands() -> Iterator[tuple[str, list[str]]]:
     for page in PAGES:
         for block in re.findall(r"^```(?:sh|console|yaml)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                call = re.sub(r"\s+#.*|\s>\s.*", "", line)
+                call = re.sub(r"\s+#.*|\s>\s.*|\s[|]\ssource\b.*", "", line)
                 if found := re.search(r"(?:^|\s)l2g-ray (.+)", call):
                     yield page.name, shlex.split(found[1])
 
@@ -281,6 +281,23 @@ def test_every_command_of_a_page_is_one() -> None:
         known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
         given = {word.partition("=")[0] for word in words if word.startswith("-") and not re.match(r"-\d", word)}
         assert given <= known, (page, words)
+
+
+def test_completion_works_as_the_page_turns_it_on() -> None:
+    page = (ROOT / "docs" / "install.md").read_text()
+    lines = dict(
+        re.findall(r"^(.*_L2G_RAY_COMPLETE=(?:bash|zsh|fish)_source.*?)\s+# \S+?(bash|zsh|fish)", page, re.MULTILINE)
+    )
+    assert sorted(lines.values()) == ["bash", "fish", "zsh"]
+    (line,) = (line for line, shell in lines.items() if shell == "bash")
+    script = (
+        f'{line}; COMP_WORDS=(l2g-ray run --preset s); COMP_CWORD=3; _l2g_ray_completion l2g-ray; echo "$COMPREPLY"'
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("smoke\n", "")
 
 
 def test_every_setting_of_a_page_is_one() -> None:
