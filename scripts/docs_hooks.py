@@ -6,6 +6,7 @@ so they cannot drift, and each notebook of docs/tutorials becomes a page of the 
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import re
@@ -127,7 +128,11 @@ def list_commands() -> str:
             records = [record for one in command.get_params(context) if (record := one.get_help_record(context))]
             sections = {"Options": records}
         for title, records in sections.items():
-            rows = [f"| `{names}` | {_escape(text)} |" for names, text in records]
+            # A list of choices may wrap after each bar, not within a word.
+            rows = [
+                f"| <code>{html.escape(names).replace('|', '&#124;<wbr>')}</code> | {_escape(text)} |"
+                for names, text in records
+            ]
             parts += [f"**{title}**"] if len(sections) > 1 else []
             parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
         if isinstance(command, click.Group):

@@ -164,8 +164,12 @@ def test_the_reference_keeps_the_groups_of_a_help(site: Path) -> None:
     assert list(tables) == list(groups) == [*GROUPS, "Options"]
     for name, records in groups.items():
         rows = re.findall(r"<td><code>(.*?)</code></td>\s*<td>(.*?)</td>", tables[name])
-        shown = [(html.unescape(names), html.unescape(re.sub(r"<[^>]+>", "`", meaning))) for names, meaning in rows]
+        shown = [
+            (html.unescape(names).replace("<wbr>", ""), html.unescape(re.sub(r"<[^>]+>", "`", meaning)))
+            for names, meaning in rows
+        ]
         assert shown == [(names, " ".join(meaning.split())) for names, meaning in records], name
+    assert "[binary|<wbr>multiclass|<wbr>multilabel|<wbr>regression]" in html.unescape(tables["Data"])
     assert "<strong>Output</strong>" not in re.findall(r'<h2 id="l2g-ray-predict">.*?(?=<h2)', page, re.DOTALL)[0]
 
 
