@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 __all__ = ["Predictor", "Run", "UserError", "__version__", "load", "run", "suite"]
 
 if TYPE_CHECKING:
-    from l2g_ray.api.predictor import Predictor, load
+    from l2g_ray.api.loading import load
+    from l2g_ray.api.predictor import Predictor
     from l2g_ray.api.runs import Run, run, suite
     from l2g_ray.errors import UserError
 
@@ -20,7 +21,7 @@ _PLACES = {
     "Predictor": "l2g_ray.api.predictor",
     "Run": "l2g_ray.api.runs",
     "UserError": "l2g_ray.errors",
-    "load": "l2g_ray.api.predictor",
+    "load": "l2g_ray.api.loading",
     "run": "l2g_ray.api.runs",
     "suite": "l2g_ray.api.runs",
 }

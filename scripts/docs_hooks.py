@@ -6,6 +6,7 @@ so they cannot drift, and each notebook of docs/tutorials becomes a page of the 
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import re
@@ -20,8 +21,8 @@ WHOLE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changel
 PRESETS = ("fast", "paper")
 # Pages and files that live elsewhere in the site than in the repository.
 MOVED = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-# Python modules of the reference, in their order, as far as they are there.
-MODULES = ("l2g_ray/api/runs.py", "l2g_ray/api/predictor.py")
+# What `import l2g_ray` offers, in the order of the Python reference.
+OFFERED = ("run", "suite", "Run", "load", "Predictor", "UserError")
 
 
 def on_config(config: Any) -> Any:
@@ -87,7 +88,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if name == "reference/settings.md":
         return markdown.replace("<!-- settings -->", list_settings())
     if name == "reference/python.md":
-        return markdown.replace("<!-- modules -->", list_modules())
+        return markdown.replace("<!-- offered -->", list_offered())
     if name == "ablations.md":
         return markdown.replace("<!-- studies -->", list_studies())
     if name == "baselines.md":
@@ -114,16 +115,26 @@ def list_commands() -> str:
     import click
 
     from l2g_ray.cli.main import main
+    from l2g_ray.cli.options import Command
 
     def describe(command: click.Command, context: click.Context) -> str:
         words = context.command_path
         parts = [f"{'#' * (words.count(' ') + 1)} {words}" if " " in words else ""]
         parts.append(f"```text\n{words} {' '.join(command.collect_usage_pieces(context))}\n```")
         parts.append(_format_help(command.help or ""))
-        options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
-        records = [record for option in options if (record := option.get_help_record(context))]
-        rows = [f"| `{names}` | {_escape(text)} |" for names, text in records]
-        parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
+        if isinstance(command, Command):
+            sections = command.list_sections(context)
+        else:
+            records = [record for one in command.get_params(context) if (record := one.get_help_record(context))]
+            sections = {"Options": records}
+        for title, records in sections.items():
+            # A list of choices may wrap after each bar, not within a word.
+            rows = [
+                f"| <code>{html.escape(names).replace('|', '&#124;<wbr>')}</code> | {_escape(text)} |"
+                for names, text in records
+            ]
+            parts += [f"**{title}**"] if len(sections) > 1 else []
+            parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
         if isinstance(command, click.Group):
             for name in command.list_commands(context):
                 inner = command.get_command(context, name)
@@ -153,7 +164,9 @@ def _format_help(text: str) -> str:
 def _escape(text: str) -> str:
     """Return text of a help in which Markdown finds no table cell, tag or emphasis, but code in backticks."""
     pieces = " ".join(text.split()).split("`")
-    return "`".join(one if i % 2 else re.sub(r"([|<>*_\[\]])", r"\\\1", one) for i, one in enumerate(pieces))
+    # Markdown has no backslash for `<`.
+    plain = (re.sub(r"([|>*_\[\]])", r"\\\1", one).replace("<", "&lt;") for one in pieces)
+    return "`".join(pieces[i] if i % 2 else one for i, one in enumerate(plain))
 
 
 def list_settings() -> str:
@@ -202,10 +215,9 @@ def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def list_modules() -> str:
-    """Return a block of mkdocstrings for each module of the Python reference."""
-    found = [path for pattern in MODULES for path in sorted(ROOT.glob(pattern))]
-    return "\n\n".join(f"::: {'.'.join(path.relative_to(ROOT).with_suffix('').parts)}" for path in found)
+def list_offered() -> str:
+    """Return a block of mkdocstrings for each name that `import l2g_ray` offers."""
+    return "\n\n".join(f"::: l2g_ray.{name}" for name in OFFERED)
 
 
 def list_studies() -> str:

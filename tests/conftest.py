@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Cli, Said
@@ -27,6 +28,9 @@ os.environ["L2G_RAY_CACHE_DIR"] = tempfile.mkdtemp(prefix="l2g-ray-cache-")
 atexit.register(shutil.rmtree, os.environ["L2G_RAY_CACHE_DIR"], ignore_errors=True)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 
 
 # Files that take longest go first, so that no process is left with one of them at the end; what reads the suite that
@@ -179,3 +183,15 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Said(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no browser: apt-get install chromium")
+    with api.sync_playwright() as play:
+        # In a container root has no sandbox; the page is our own.
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -59,11 +59,11 @@ def test_a_run_and_what_it_leaves(here: Path, capsys: pytest.CaptureFixture[str]
         l2g.run("planted.csv", settings=SETTINGS, seeds=2, **OPTIONS)
 
 
-@pytest.mark.parametrize("module", ["l2g_ray.api.predictor", "l2g_ray.api.runs"])
+@pytest.mark.parametrize(("module", "examples"), [("loading", 3), ("predictor", 8), ("runs", 8)])
 @pytest.mark.usefixtures("here")
-def test_examples_of_docstrings_run(module: str) -> None:
-    found = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert (found.attempted >= 8, found.failed) == (True, 0)
+def test_examples_of_docstrings_run(module: str, examples: int) -> None:
+    found = doctest.testmod(importlib.import_module(f"l2g_ray.api.{module}"), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert (found.attempted >= examples, found.failed) == (True, 0)
 
 
 def test_all_that_is_offered_has_an_example() -> None:

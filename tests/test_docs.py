@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import inspect
 import json
 import os
 import re
@@ -11,15 +13,18 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import click
+import griffe
 import pytest
 import yaml
 
 import l2g_ray
 from l2g_ray.cli.main import main
+from l2g_ray.cli.options import GROUPS, Command
 from l2g_ray.config import known_keys
-from scripts.docs_hooks import convert_notebook
+from scripts.docs_hooks import OFFERED, convert_notebook
 
 ROOT = Path(__file__).parents[1]
 # What people read, but for the generated reference and the change log.
@@ -99,6 +104,24 @@ def test_the_site_needs_no_network(site: Path) -> None:
         assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", sheet.read_text()), sheet.name
 
 
+@pytest.mark.browser
+def test_search_works_from_disk(browser: Any, site: Path) -> None:
+    page = browser.new_page()
+    problems: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((site / "reference" / "python.html").as_uri())
+    page.fill("input[name=query]", "scoring of variants")
+    page.wait_for_selector(".md-search-result__link")
+    page.click(".md-search-result__link >> nth=0")
+    page.wait_for_url(re.compile("^(?!.*python[.]html).*[.]html"))
+    assert problems == []
+    assert not [url for url in requests if not url.startswith("file:")]
+    page.close()
+
+
 def test_the_home_page_is_the_readme(site: Path) -> None:
     home = (site / "index.html").read_text()
     assert "Three lines" in home
@@ -128,12 +151,121 @@ def test_the_reference_has_every_command_and_option(site: Path) -> None:
                 assert max(parameter.opts, key=len) in page, (path, parameter.opts)
 
 
+def test_the_reference_keeps_the_groups_of_a_help(site: Path) -> None:
+    """A table for each group, under its name."""
+    page = (site / "reference" / "cli.html").read_text()
+    (section,) = re.findall(r'<h2 id="l2g-ray-run">.*?(?=<h2)', page, re.DOTALL)
+    tables = dict(
+        re.findall(r"<p><strong>(\w+)</strong></p>\s*(?:<div[^>]*>)?<table>(.*?)</table>", section, re.DOTALL)
+    )
+    run = COMMANDS["run",]
+    assert isinstance(run, Command)
+    groups = run.list_sections(click.Context(run, info_name="run", **run.context_settings))
+    assert list(tables) == list(groups) == [*GROUPS, "Options"]
+    for name, records in groups.items():
+        rows = re.findall(r"<td><code>(.*?)</code></td>\s*<td>(.*?)</td>", tables[name])
+        shown = [
+            (html.unescape(names).replace("<wbr>", ""), html.unescape(re.sub(r"<[^>]+>", "`", meaning)))
+            for names, meaning in rows
+        ]
+        assert shown == [(names, " ".join(meaning.split())) for names, meaning in records], name
+    assert "[binary|<wbr>multiclass|<wbr>multilabel|<wbr>regression]" in html.unescape(tables["Data"])
+    assert "<strong>Output</strong>" not in re.findall(r'<h2 id="l2g-ray-predict">.*?(?=<h2)', page, re.DOTALL)[0]
+
+
+def test_the_reference_has_no_escapes_of_markdown(site: Path) -> None:
+    for name in ("cli", "settings"):
+        page = re.sub(
+            r"<pre>.*?</pre>|<script.*?</script>",
+            "",
+            (site / "reference" / f"{name}.html").read_text(),
+            flags=re.DOTALL,
+        )
+        assert "\\" not in page, name
+
+
+def find_faults(name: str, documented: griffe.Class | griffe.Function) -> list[str]:
+    """What numpydoc cannot read in a docstring, or misses: parameters, types, descriptions."""
+    if documented.docstring is None:
+        return [f"{name}: no docstring"]
+    sections = {section.kind: section.value for section in documented.docstring.parse("numpy")}
+    kinds = griffe.DocstringSectionKind
+    listed = sections.get(kinds.parameters, [])
+    described = [one.name.lstrip("*") for one in listed]
+    signature = [one.name for one in documented.parameters if one.name != "self"]
+    faults = [] if described == signature else [f"{name}: describes {described}, takes {signature}"]
+    returns, raised = sections.get(kinds.returns, []), sections.get(kinds.raises, [])
+    if isinstance(documented, griffe.Function) and not returns:
+        faults.append(f"{name}: no Returns")
+    for item in (*listed, *returns, *raised, *sections.get(kinds.attributes, [])):
+        if not (item.annotation and re.match(r"[A-Z`\d\w]", item.description)):
+            faults.append(f"{name}: no type or no description: {item.annotation or item.name}")
+    faults += [f"{name}: raises '{one.annotation}'" for one in raised if not str(one.annotation).isidentifier()]
+    return faults
+
+
+def test_docstrings_of_the_reference_are_numpydoc() -> None:
+    package = griffe.load("l2g_ray", search_paths=[ROOT], resolve_aliases=True)
+    faults, documented = [], 0
+    for name in OFFERED:
+        one = package[name].final_target
+        methods = [(f"{name}.{key}", member) for key, member in one.members.items() if not key.startswith("_")]
+        for inner, member in [(name, one), *(methods if one.is_class else [])]:
+            if isinstance(member, griffe.Class | griffe.Function):
+                documented += 1
+                faults += find_faults(inner, member)
+    assert (documented, faults) == (12, [])
+
+
+def test_faults_of_a_docstring_are_found() -> None:
+    source = '''
+    def run(folder: str, arm: str = "l2g") -> str:
+        """Run.
+
+        Parameters
+        ----------
+        folder : the folder of the run.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        UserError : no folder.
+        """
+    '''
+    with griffe.temporary_visited_module(inspect.cleandoc(source)) as module:
+        assert find_faults("run", module["run"]) == [
+            "run: describes ['folder'], takes ['folder', 'arm']",
+            "run: no type or no description: the folder of the run.",
+            "run: no type or no description: str",
+            "run: no type or no description: UserError : no folder.",
+            "run: raises 'UserError : no folder.'",
+        ]
+
+
+def test_the_python_reference_is_what_the_package_offers(site: Path) -> None:
+    assert set(OFFERED) == set(l2g_ray.__all__) - {"__version__"}
+    page = (site / "reference" / "python.html").read_text()
+    for name in OFFERED:
+        assert f'id="l2g_ray.{name}"' in page
+    assert "open_arm" not in page
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "arm: str = BEST," in text, "types are in the signatures"
+    # Each parameter is an entry with its type as code; no backtick of a description is left.
+    assert "run (str or Path or Run) – The folder of a run, of one of its tasks" in " ".join(text.split()).replace(
+        "( ", "("
+    )
+    assert "`" not in text
+
+
 def read_commands() -> Iterator[tuple[str, list[str]]]:
     """Each call of l2g-ray in a code block of a page, with the page's name."""
     for page in PAGES:
         for block in re.findall(r"^```(?:sh|console|yaml)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                call = re.sub(r"\s+#.*|\s>\s.*", "", line)
+                call = re.sub(r"\s+#.*|\s>\s.*|\s[|]\ssource\b.*", "", line)
                 if found := re.search(r"(?:^|\s)l2g-ray (.+)", call):
                     yield page.name, shlex.split(found[1])
 
@@ -153,6 +285,23 @@ def test_every_command_of_a_page_is_one() -> None:
         known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
         given = {word.partition("=")[0] for word in words if word.startswith("-") and not re.match(r"-\d", word)}
         assert given <= known, (page, words)
+
+
+def test_completion_works_as_the_page_turns_it_on() -> None:
+    page = (ROOT / "docs" / "install.md").read_text()
+    lines = dict(
+        re.findall(r"^(.*_L2G_RAY_COMPLETE=(?:bash|zsh|fish)_source.*?)\s+# \S+?(bash|zsh|fish)", page, re.MULTILINE)
+    )
+    assert sorted(lines.values()) == ["bash", "fish", "zsh"]
+    (line,) = (line for line, shell in lines.items() if shell == "bash")
+    script = (
+        f'{line}; COMP_WORDS=(l2g-ray run --preset s); COMP_CWORD=3; _l2g_ray_completion l2g-ray; echo "$COMPREPLY"'
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("smoke\n", "")
 
 
 def test_every_setting_of_a_page_is_one() -> None:

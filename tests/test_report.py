@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,6 @@ from l2g_ray.results.explained import read_explained
 from l2g_ray.results.report import TaskDetails, write_report
 from l2g_ray.results.report_tables import tabulate_profile, tabulate_types
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
 SVG = (
     '<?xml version="1.0"?><svg width="72pt" height="36pt" viewBox="0 0 72 36" xmlns="http://www.w3.org/2000/svg">'
     '<defs><clipPath id="c"><rect width="70" height="30"/></clipPath></defs><g clip-path="url(#c)"><path d="M0 0h9v9z"/></g></svg>'
@@ -281,18 +277,6 @@ def test_the_page_begins_with_the_verdict_and_has_every_part(full_page: Path) ->
     assert "Stage select: 4 trials of one epoch" in text
     for name in ("roc", "precision", "calibration", "parallel", "composition", "learning"):
         assert (full_page.parent / "figures" / "alpha" / f"{name}.svg").exists(), name
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no browser: apt-get install chromium")
-    with api.sync_playwright() as play:
-        # In a container root has no sandbox; the page is our own.
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.browser

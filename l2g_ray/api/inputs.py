@@ -28,7 +28,9 @@ def as_input(source: Any, sequence_column: str) -> Path | Location | pa.Table:
 
     Raises
     ------
-    UserError : one string that is no file, what is no table and no list of strings, or an element that is no string.
+    UserError
+        If `source` is one string that is no file, neither a table nor a list of strings, or holds an element that is
+        no string.
     """
     if isinstance(source, str):
         return _find_file(source)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,98 +11,30 @@ import pandas as pd
 import pyarrow as pa
 
 from l2g_ray.api.inputs import Sequences, as_input
-from l2g_ray.api.requests import DEFAULT_OUT
 from l2g_ray.errors import UserError, nearest
 from l2g_ray.monitor.bars import Bar
 from l2g_ray.predict import Predictor as StoredPredictor
-from l2g_ray.predict import fetch_arm, iter_predictions, load_predictor
-from l2g_ray.run_folder import BEST, Arm, choose_arm, find_arm
-from l2g_ray.storage import Location
+from l2g_ray.predict import iter_predictions
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from l2g_ray.api.runs import Run
     from l2g_ray.explain.page import Explained
     from l2g_ray.explain.vectors import SequenceEmbedder
 
-MODELS = "models:/"
 # Options of `explain` under their names on the command line, where the request has another.
 _EXPLAIN_OPTIONS = {"references": "n_references", "motifs": "with_motifs", "database": "databases", "target": "output"}
-
-
-def load(
-    run: str | Path | Run,
-    task: str | None = None,
-    arm: str = BEST,
-    *,
-    device: str = "auto",
-    batch_size: int | None = None,
-) -> Predictor:
-    """Load a model of a finished run. Ray is not needed.
-
-    Parameters
-    ----------
-    run : the folder of a run, of one of its tasks or of a model; the same in an object store (`s3://...`); a model of
-        MLflow (`models:/NAME/VERSION`, from the store that MLFLOW_TRACKING_URI names); or what `run` returned.
-    task : which task's model, where the run has several.
-    arm : which of the run's models; 'best' is what the run predicts with.
-    device : 'auto' (a GPU if there is one), 'cpu' or 'cuda'.
-    batch_size : sequences at once; 256 by default, halved where they do not fit into memory.
-
-    Returns
-    -------
-    Predictor
-
-    Raises
-    ------
-    UserError : no finished model there, an unknown task or arm (the known ones are named), or no such device.
-
-    Examples
-    --------
-    >>> import l2g_ray as l2g
-    >>> predictor = l2g.load("runs/toy")
-    >>> predictor.labels
-    ('0', '1')
-    """
-    with contextlib.ExitStack() as stack:
-        found = stack.enter_context(open_arm(run, task, arm, with_all=True))
-        predictor = Predictor(load_predictor(found, device, batch_size), batch_size)
-        # A copy of a remote model stays as long as the predictor, which opens further files of it later.
-        weakref.finalize(predictor, stack.pop_all().close)
-    return predictor
-
-
-@contextlib.contextmanager
-def open_arm(
-    run: str | Path | Run, task: str | None = None, arm: str = BEST, *, with_all: bool = False
-) -> Iterator[Arm]:
-    """Find a stored model; `run`, `task` and `arm` as in `load`. A remote one is a copy that is gone afterwards.
-
-    `with_all` as in `fetch_arm`.
-    """
-    place = Location(str(getattr(run, "folder", run)))
-    if place.text.startswith(MODELS):
-        from l2g_ray.tracking.store import download_model
-
-        if task is not None or arm != BEST:
-            raise UserError(f"{place}: is one model; leave out task and arm, or give the folder of its run")
-        with tempfile.TemporaryDirectory(prefix="l2g-ray-") as scratch:
-            model = choose_arm(download_model(place.text, Path(scratch), Path(DEFAULT_OUT)))
-            yield replace(model, place=place.text)
-    elif place.is_remote:
-        with fetch_arm(place, task, arm, with_all=with_all) as found:
-            yield found
-    else:
-        yield find_arm(place.local, task, arm)
 
 
 class Predictor:
     """A trained model. Get one by `load` or `Run.best`.
 
-    Attributes
+    Parameters
     ----------
-    model : the model itself, for PyTorch: `l2g_ray.predict.Predictor`.
+    model : l2g_ray.predict.Predictor
+        The stored `l2g_ray.predict.Predictor`, kept as the attribute `model`. Its own `model` is the PyTorch module.
+    batch_size : int, optional
+        Sequences per batch: 256 by default, halved until a batch fits into memory.
 
     Examples
     --------
@@ -164,21 +93,27 @@ class Predictor:
 
         Parameters
         ----------
-        sequences : strings (list, Series, array), a table (DataFrame, Arrow table, mapping) with a column `sequence`, or
-            the path of a FASTA, CSV, TSV or Parquet file. In a table a column `id` names the rows.
-        sequence_column : the column that holds the sequences, where it has another name.
-        keep_columns : return the columns of the table or file too, before the predictions.
-        quiet : show no progress.
+        sequences : list of str, Series, array, table, str or Path
+            Strings; a table (DataFrame, Arrow table, mapping of columns) with a column `sequence`; or the path of a
+            FASTA, CSV, TSV or Parquet file. In a table a column `id` names the rows.
+        sequence_column : str, optional
+            Column that holds the sequences, where it has another name.
+        keep_columns : bool, default False
+            Also return the columns of the table or file, before the predictions.
+        quiet : bool, default False
+            Show no progress.
 
         Returns
         -------
-        DataFrame of n rows in the order given: `id` where the input has one, then `prediction` and
-        `probability_<label>`; for regression `prediction_<output>` in the labels' units. Rows of a DataFrame keep their
-        index. `attrs` name the task, the arm and the model.
+        DataFrame
+            n rows in the order given: `id` where the input has one, then `prediction` and `probability_<label>`; for
+            regression `prediction_<output>` in the labels' units. Rows of a DataFrame keep their index. `attrs` name
+            the task, the arm and the model.
 
         Raises
         ------
-        UserError : one string instead of a list; an empty, too long or faulty sequence, naming the row.
+        UserError
+            If `sequences` is one string, or a sequence is empty, too long or faulty. The message names the row.
 
         Examples
         --------
@@ -216,18 +151,27 @@ class Predictor:
 
         Parameters
         ----------
-        sequences, sequence_column, quiet : as in `predict`.
-        layer : 'backbone' (features of the CNN), 'tokens' (of the embedder) or 'language_model' (the whole model); by
-            default the last that the arm has.
-        per_token : return each position instead of the mean over positions.
+        sequences : list of str, Series, array, table, str or Path
+            As in `predict`.
+        layer : str, optional
+            `backbone` (features of the CNN), `tokens` (of the embedder) or `language_model` (the whole model). By default
+            the last that the arm has.
+        per_token : bool, default False
+            Return each position instead of the mean over positions.
+        sequence_column : str, optional
+            As in `predict`.
+        quiet : bool, default False
+            Show no progress.
 
         Returns
         -------
-        Array (n, width) float32; with `per_token` (n, positions, width), NaN beyond the end of a shorter sequence.
+        ndarray
+            float32 (n, width); with `per_token` (n, positions, width), NaN beyond the end of a shorter sequence.
 
         Raises
         ------
-        UserError : an arm without embeddings, an unknown layer; and as `predict`.
+        UserError
+            If the arm has no embeddings or no such layer; otherwise as `predict`.
 
         Examples
         --------
@@ -263,21 +207,30 @@ class Predictor:
 
         Parameters
         ----------
-        sequences, quiet : as in `predict`; by default validation rows of the run.
-        target : class or output to explain, or how its name begins; by default all of up to four, of a binary task the
-            second.
-        out : folder for the page, tables and logos; nothing is written without one.
-        motifs : look for motifs by TF-MoDISco.
-        options : the other options of `l2g-ray explain` under their names, such as `top=100`, `method="deeplift"`,
+        sequences : list of str, Series, array, table, str or Path, optional
+            As in `predict`. By default validation rows of the run.
+        target : str, optional
+            Class or output to explain, or the start of its name. By default the second class of a binary task,
+            otherwise all of up to four.
+        out : str or Path, optional
+            Folder for the page, tables and logos. Nothing is written without one.
+        motifs : bool, default True
+            Search motifs by TF-MoDISco.
+        quiet : bool, default False
+            Show no progress.
+        **options : Any
+            The other options of `l2g-ray explain` under their names, such as `top=100`, `method="deeplift"`,
             `database=["jaspar:insects"]`, `rc_average=True`.
 
         Returns
         -------
-        Explained : `motifs` and `sequences` (DataFrames), `contributions` (arrays by output), and `page`.
+        Explained
+            `motifs` and `sequences` (DataFrames), `contributions` (arrays (n, length_bp) by output), and `page` (Path).
 
         Raises
         ------
-        UserError : an unknown option, a model without contributions of bases; and as `predict`.
+        UserError
+            If an option is unknown or the model has no contributions of bases; otherwise as `predict`.
 
         Examples
         --------
@@ -326,23 +279,34 @@ class Predictor:
 
         Parameters
         ----------
-        vcf, genome : files of variants (VCF, plain or compressed) and of the genome that they were called on (FASTA).
-        pairs : instead, a table or file with the columns `ref` and `alt`, both whole sequences.
-        on_mismatch : a row that does not fit the genome: 'error' raises, 'skip' leaves it without scores, 'swap' reads it
+        vcf : str or Path, optional
+            File of variants: VCF, plain or compressed.
+        genome : str or Path, optional
+            FASTA of the genome that the variants were called on.
+        pairs : table or str or Path, optional
+            Instead of both, a table or file with the columns `ref` and `alt`, both whole sequences.
+        on_mismatch : str, default "error"
+            For a row that does not fit the genome: `error` raises, `skip` leaves it without scores, `swap` scores it
             where the genome has the ALT.
-        at_edge : a window beyond a contig's edge: 'pad' reads N there, 'skip' leaves it without scores.
-        strand : '+', '-', 'both' (their mean), or 'auto': both, unless the task belongs to one strand.
-        window_bp : length of the window; the model's by default.
-        quiet : show no progress.
+        at_edge : str, default "pad"
+            For a window beyond a contig's edge: `pad` reads N there, `skip` leaves the row without scores.
+        strand : str, default "auto"
+            `+`, `-`, `both` (their mean), or `auto`: both, unless the task belongs to one strand.
+        window_bp : int, optional
+            Length of the window. By default the model's.
+        quiet : bool, default False
+            Show no progress.
 
         Returns
         -------
-        DataFrame, a row for each allele or pair, with `ref_<label>`, `alt_<label>`, `diff_<label>` and, of
-        probabilities, `log_odds_diff_<label>` (natural logarithm). `attrs` name the model, and `notes` what was left out.
+        DataFrame
+            A row for each allele or pair: `ref_<label>`, `alt_<label>`, `diff_<label>` and, of probabilities,
+            `log_odds_diff_<label>` (natural logarithm). `attrs` name the model, and `attrs["notes"]` what was left out.
 
         Raises
         ------
-        UserError : options that do not go together, or a faulty row.
+        UserError
+            If options do not go together or a row is faulty.
 
         Examples
         --------
@@ -386,20 +350,27 @@ class Predictor:
 
         Parameters
         ----------
-        sequence : the sequence itself.
-        target : which class or output; by default all, of a binary task the second.
-        region : change only positions 'START-END', counted from 1, both included.
-        strand : '+', 'both' or 'auto', as in `variants`.
-        quiet : show no progress.
+        sequence : str
+            The sequence itself.
+        target : str, optional
+            Class or output. By default the second class of a binary task, otherwise all.
+        region : str, optional
+            Change only positions `"START-END"`, counted from 1, both included.
+        strand : str, default "auto"
+            `+`, `both` or `auto`, as in `variants`.
+        quiet : bool, default False
+            Show no progress.
 
         Returns
         -------
-        DataFrame, a row for each output and position: `output`, `position` (from 1), `base`, and for A, C, G and T the
-        score of the changed sequence minus that of the given one, in log-odds, for regression in the labels' units.
+        DataFrame
+            A row for each output and position: `output`, `position` (from 1), `base`, and for A, C, G and T the score
+            of the changed sequence minus that of the given one, in log-odds, for regression in the labels' units.
 
         Raises
         ------
-        UserError : an unknown output, a region outside of the sequence, or a faulty sequence.
+        UserError
+            If the output is unknown, the region is outside of the sequence, or the sequence is faulty.
 
         Examples
         --------

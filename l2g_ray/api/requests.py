@@ -167,11 +167,15 @@ def make_request(
 
     Parameters
     ----------
-    settings : dotted keys to values, as `--set` gives them. `language_model`, `seeds`, `arms` and `keep_duplicates` are
+    settings : mapping of str to values, optional
+        Dotted keys to values, as `--set` gives them. `language_model`, `seeds`, `arms` and `keep_duplicates` are
         settings that have a parameter here, and override these.
-    arms : names, 'A,B' or 'all'.
-    suffix : added to a given `name`, for several suites of one command.
-    others : further fields of `SuiteRequest`.
+    arms : str or iterable of str, optional
+        Names, "A,B" or "all".
+    suffix : str
+        Added to a given `name`, for several suites of one command.
+    **others : Any
+        Further fields of `SuiteRequest`.
     """
     from l2g_ray.request import EXPERIMENT, SuiteRequest
     from l2g_ray.storage import Location

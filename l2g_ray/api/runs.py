@@ -23,16 +23,20 @@ class Run:
 
     Parameters
     ----------
-    folder : the run's folder, which `run` and `suite` print.
+    folder : str or Path
+        The run's folder, which `run` and `suite` print.
 
     Attributes
     ----------
-    folder : Path.
-    failures : task to why it has no result; empty for a run that was opened from its folder.
+    folder : Path
+        The run's folder.
+    failures : dict of str to str
+        For each failed task, why it has no result. Empty for a run that was opened from its folder.
 
     Raises
     ------
-    UserError : a folder that holds no finished run.
+    UserError
+        If the folder holds no finished run.
 
     Examples
     --------
@@ -52,7 +56,7 @@ class Run:
 
     @property
     def leaderboard(self) -> pd.DataFrame:
-        """A row for each task: the scores on the test split with their intervals, by arm. See docs/results.md."""
+        """A row for each task: the scores on the test split with their intervals, by arm."""
         import pandas as pd
 
         return pd.read_csv(self.folder / LEADERBOARD)
@@ -68,9 +72,22 @@ class Run:
         return self.folder / "report.html"
 
     def best(self, task: str | None = None) -> Predictor:
-        """Return what the run predicts with; `task` says which, where the run has several.
+        """Return the model that the run predicts with.
 
-        Raises UserError as `load`.
+        Parameters
+        ----------
+        task : str, optional
+            Which task's model. Required where the run has several.
+
+        Returns
+        -------
+        Predictor
+            The model, loaded by `load`.
+
+        Raises
+        ------
+        UserError
+            As `load`.
 
         Examples
         --------
@@ -78,7 +95,7 @@ class Run:
         >>> l2g.Run("runs/toy").best().task
         'planted'
         """
-        from l2g_ray.api.predictor import load
+        from l2g_ray.api.loading import load
 
         return load(self, task)
 
@@ -117,35 +134,60 @@ def run(
 
     Parameters
     ----------
-    source : BENCH/TASK of the catalogue; a table, FASTA or BED file; a folder with train and test files; or several
-        FASTA or BED files, one for each class.
-    preset : 'smoke', 'fast', 'paper', or a YAML file of settings.
-    settings : dotted keys to values, such as ``{"finetune.trials": 8}``. `l2g-ray config show` lists them.
-    arms : what to train: names, or 'all'.
-    seeds : how often every arm is trained.
-    language_model : hub id, local folder, or 'minilm'.
-    data_dir : folder that holds the benchmarks' files.
-    out : where runs are kept, a folder or `s3://...`.
-    name : name of the run's folder; made of task and preset by default.
-    replace : replace a finished run of this name that had other data or settings.
-    keep_duplicates : keep train rows that are also in test.
-    experiment : MLflow experiment; MLFLOW_EXPERIMENT_NAME by default, else l2g_ray.
-    register : register the model in MLflow.
-    cpus : cores of a local cluster; all by default.
-    gpus_per_trial, workers_per_trial, slots : see `l2g-ray run --help`.
-    quiet : show no progress.
-    verbose : show Ray's own messages too.
-    files : how files are read and split, under the names of `l2g-ray run --help`, such as ``window_bp=200``,
-        ``label_column="y"``, ``test_chromosomes=["chr8"]``.
+    source : str, Path or sequence of them
+        BENCH/TASK of the catalogue; a table, FASTA or BED file; a folder with train and test files; or several FASTA
+        or BED files, one for each class.
+    preset : str or Path, default "fast"
+        `smoke`, `fast`, `paper`, or a YAML file of settings.
+    settings : mapping of str to values, optional
+        Settings to change, by dotted key, such as `{"finetune.trials": 8}`. `l2g-ray config show` lists them.
+    arms : str or iterable of str, optional
+        Arms to train: names, or `all`. By default the preset's.
+    seeds : int, optional
+        Number of seeds with which every arm is trained. By default the preset's.
+    language_model : str or Path, optional
+        A Hugging Face id, a local folder, or `minilm`.
+    data_dir : str or Path, optional
+        Folder that holds the benchmarks' files.
+    out : str or Path, default "runs"
+        Where runs are stored: a folder or `s3://...`.
+    name : str, optional
+        Name of the run's folder. By default made of benchmark, task and preset.
+    replace : bool, default False
+        Replace a finished run of this name that had other data or settings.
+    keep_duplicates : bool, default False
+        Keep training rows that are also in the test split.
+    experiment : str, optional
+        MLflow experiment. By default MLFLOW_EXPERIMENT_NAME, otherwise `l2g_ray`.
+    register : bool, default False
+        Register the model in MLflow.
+    cpus : int, optional
+        Cores that a local cluster may use. By default all.
+    gpus_per_trial : float, optional
+        GPUs that a trial takes. By default 1 on a cluster with GPUs, less once a trial of the kind has been measured.
+    workers_per_trial : int, default 1
+        Processes that train one model together, each with its share of every batch and its own GPU.
+    slots : int, optional
+        Trials to run at once on a cluster that grows. By default counted.
+    quiet : bool, default False
+        Show no progress.
+    verbose : bool, default False
+        Also show Ray's own messages.
+    **files : Any
+        How files are read and split, under the names of `l2g-ray run --help`, such as `window_bp=200`,
+        `label_column="y"`, `test_chromosomes=["chr8"]`.
 
     Returns
     -------
     Run
+        The finished run.
 
     Raises
     ------
-    UserError : anything that can be known before training starts.
-    RuntimeError : the task failed; what is finished is kept.
+    UserError
+        If a mistake can be found before training starts.
+    RuntimeError
+        If the task failed. Finished stages are kept.
 
     Examples
     --------
@@ -195,19 +237,30 @@ def suite(
 
     Parameters
     ----------
-    bench : benchmark; `l2g-ray tasks` lists them.
-    tasks : only these tasks.
-    preset, data_dir, quiet : as in `run`.
-    options : the other options of `run`, but for those of files.
+    bench : str
+        Name of the benchmark. `l2g-ray tasks` lists them.
+    tasks : sequence of str, optional
+        Tasks of the benchmark. By default all.
+    preset : str or Path, default "fast"
+        As in `run`.
+    data_dir : str or Path, optional
+        As in `run`.
+    quiet : bool, default False
+        Show no progress.
+    **options : Any
+        The other options of `run`, but for those of files.
 
     Returns
     -------
-    Run : `failures` names the tasks that failed.
+    Run
+        The finished run. Its `failures` names the tasks that failed.
 
     Raises
     ------
-    UserError : anything that can be known before training starts.
-    RuntimeError : all tasks failed; what is finished is kept.
+    UserError
+        If a mistake can be found before training starts.
+    RuntimeError
+        If all tasks failed. Finished stages are kept.
 
     Examples
     --------

@@ -145,7 +145,7 @@ def explain(
     from rich.console import Console
     from rich.markup import escape
 
-    from l2g_ray.api.predictor import open_arm
+    from l2g_ray.api.loading import open_arm
     from l2g_ray.explain import page
     from l2g_ray.explain.request import ExplainRequest
     from l2g_ray.monitor.bars import Bar
@@ -293,7 +293,7 @@ def _embed_file(
     device: str,
     batch_size: int | None,
 ) -> None:
-    from l2g_ray.api.predictor import open_arm
+    from l2g_ray.api.loading import open_arm
     from l2g_ray.explain.vectors import SequenceEmbedder, embed_file
     from l2g_ray.monitor.bars import Bar
 

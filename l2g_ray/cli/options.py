@@ -75,16 +75,19 @@ class Command(click.Command):
         return [*renamed, *args[end:]]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a section for each group, or a single one where options of few kinds are."""
+        """Write the sections of `list_sections`."""
+        for name, records in self.list_sections(ctx).items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+    def list_sections(self, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
+        """Return names and help of the options by group, or in a single section where options are of few kinds."""
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in (*GROUPS, "")}
         single = {getattr(param, "group", "") for param in self.params} <= {"Output", ""}
         for param in self.get_params(ctx):
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
                 sections["" if single else getattr(param, "group", "")].append(record)
-        for name, records in sections.items():
-            if records:
-                with formatter.section(name or "Options"):
-                    formatter.write_dl(records)
+        return {name or "Options": records for name, records in sections.items() if records}
 
 
 class Group(click.Group):

@@ -99,7 +99,7 @@ def predict(
       l2g-ray predict runs/demo-fast --task splice_junction --input new.fa --output predictions.csv
       zcat new.fa.gz | l2g-ray predict runs/demo-fast --task splice_junction -i - -o - | head
     """
-    from l2g_ray.api.predictor import open_arm
+    from l2g_ray.api.loading import open_arm
     from l2g_ray.monitor.bars import Bar
     from l2g_ray.predict import load_predictor, predict_file
 

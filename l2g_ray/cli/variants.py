@@ -101,7 +101,7 @@ def variants(
       l2g-ray variants runs/demo-fast --task enhancer_grammar --input new.vcf.gz --genome hg38.fa --output scores.tsv
       l2g-ray variants runs/demo-fast --task enhancer_grammar --input pairs.csv --output scores.csv
     """
-    from l2g_ray.api.predictor import open_arm
+    from l2g_ray.api.loading import open_arm
     from l2g_ray.data.readers import strip_suffixes
     from l2g_ray.errors import UserError
     from l2g_ray.explain.effects import score_variants
@@ -186,7 +186,7 @@ def mutate(
       l2g-ray mutate runs/demo-fast --task splice_junction --input new.fa --id seq7
       l2g-ray mutate runs/demo-fast --task enhancer_grammar --sequence ACGT... --target developmental
     """
-    from l2g_ray.api.predictor import open_arm
+    from l2g_ray.api.loading import open_arm
     from l2g_ray.data.table_writer import refuse_overwrite
     from l2g_ray.errors import UserError
     from l2g_ray.explain.mutagenesis import choose_outputs, list_files, mutate_sequence, parse_region, write_mutagenesis
