@@ -31,7 +31,7 @@ def test_a_worker_killed_in_each_stage(undisturbed: Path, sources: Sources, tmp_
     check_same(out, undisturbed)
     assert "composition: lost its process or machine and begins again; finished stages are there already" in said
     for name in ("select (resnet|unet)", "align alpha-1 seed-0", "evaluate test"):
-        assert re.search(rf"composition: {name} failed: .*; begins again from its last epoch", said)
+        assert re.search(rf"composition: {name} failed: .*; restarts from its last epoch", said)
     assert "(raylet)" not in said, "Ray's own words are for -v"
 
 
@@ -67,7 +67,7 @@ def test_trials_that_raise_or_hang_now_and_then(undisturbed: Path, sources: Sour
     limit = "failed: no epoch ended within 20 s (cluster.stall_limit_s), it stood in File "
     assert f"composition: align alpha-1 seed-0 {limit}" in said
     assert "in broken, File " in said
-    assert said.count("failed: RuntimeError: planted fault; begins again from its last epoch") == 3
+    assert said.count("failed: RuntimeError: planted fault; restarts from its last epoch") == 3
     assert "given up" not in said
 
 

@@ -230,6 +230,7 @@ def test_a_stage_beside_others_has_the_table_only_where_none_of_them_runs() -> N
     stage("embedder")  # nothing else runs
     epoch("embedder_only", "e", 0.7)
     assert (progress.views["a"].stage, len(progress.views["a"].trials)) == ("embedder", 1)
+    assert "a: embedder only begins, 2 trials\n" in said.getvalue()
     stage("align")
     assert progress.views["a"].stage == "align"
     stage("arms", "done")
