@@ -123,8 +123,8 @@ def test_a_fetched_ensemble_brings_the_arms_that_may_stand_for_it(tiny_lm: Path,
         pd.testing.assert_frame_equal(embedder.predictor.predict(DNA), wanted)
         assert embedder.facts()["model"] == str(run / "arms" / "embedder_only")
         assert find_explained(found).facts()["model"] == str(run / "best" / "gapped_kmer")
-        with pytest.raises(UserError, match=r"planted/best: only models are read from there; name a folder with --out"):
-            found.local_folder("name a folder with --out")
+        with pytest.raises(UserError, match=r"planted/best: only models are read from there; name an output folder"):
+            found.local_folder("name an output folder")
 
 
 def test_predict_takes_the_ensemble_or_an_arm(cli: Cli, run: Path, fasta: Path, tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def choose_output(task: Task, name: str | None) -> list[int]:
             return [1]
         if len(labels) > 4:
             raise UserError(
-                f"task '{task.name}' has {len(labels)} outputs; choose one with --target: {', '.join(labels[:8])}, ..."
+                f"task '{task.name}' has {len(labels)} outputs; choose one of: {', '.join(labels[:8])}, ..."
             )
         return list(range(len(labels)))
     matches = [i for i, label in enumerate(labels) if label == name] or [
@@ -246,7 +246,7 @@ def choose_output(task: Task, name: str | None) -> list[int]:
     found = (
         f"means {', '.join(labels[i] for i in matches[:5])}" if matches else f"is no output ({nearest(name, labels)})"
     )
-    raise UserError(f"--target '{name}' {found}; choose one of task '{task.name}'")
+    raise UserError(f"target '{name}' {found}; choose one of task '{task.name}'")
 
 
 def make_weights(task: Task, output: int) -> torch.Tensor:

@@ -321,7 +321,9 @@ def write_embeddings(
         (folder / "embeddings.json").write_text(json.dumps(summary, indent=1))
         save(plot_embeddings(panels, rows, facts.get("predicts_from", ())), folder / "embeddings")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); choose another with --out") from None
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); name another output folder"
+        ) from None
     return summary
 
 

@@ -114,7 +114,7 @@ def write_files(explanation: Explanation, out: Path) -> None:
         scratch.rename(folder)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); name another folder with --out"
+            f"{folder}: cannot be written ({error.strerror or error}); name another output folder"
         ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -186,7 +186,7 @@ class Windows:
     def _describe(self, allele: Allele) -> str:
         row = allele.row
         place = f"{self.where}, line {row.line}: {row.chrom}:{row.pos}"
-        remedy = "give the genome that the variants were called on, or leave such rows out with --on-mismatch skip"
+        remedy = "give the genome that the variants were called on, or leave such rows out (on mismatch: skip)"
         if allele.status == "unknown_contig":
             return f"{place}: no contig '{row.chrom}' in {self.genome.path} ({nearest(row.chrom, self._lengths_bp)}); {remedy}"
         length_bp = self._lengths_bp[self._find(row.chrom) or ""]
