@@ -206,7 +206,7 @@ def test_commands_read_a_run_in_an_object_store(run: Path, bucket: str, cli: Cli
             str(tmp_path / f"{name}-here"), str(tmp_path / name)
         )
         said = cli(name, there, *options)
-        assert (said.code, "name an output folder" in said.err) == (2, True), said.err
+        assert (said.code, "name an output folder (--out)" in said.err) == (2, True), said.err
     said = cli("explain", there, "--out", tmp_path / "none")
     assert (said.code, "only models are read from there; give the sequences to explain" in said.err) == (2, True)
     for place, file in ((there, "there.csv"), (run, "here.csv")):

@@ -172,7 +172,7 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path, cli: Cli) -> Non
 
 def test_a_folder_that_refuses_writes_does_not_end_the_suite(run: Path) -> None:
     writer = StatusWriter(run, ["a"], {})
-    with writer._writing:  # between the lines its thread would make the folder anew
+    with writer._writing:  # between the lines its thread would make the folder again
         (run / STATUS_FILE).unlink()
         run.rename(run.with_name("away"))
         run.write_text("in the way")

@@ -59,7 +59,7 @@ def _make_deeplift_shap(explained: ExplainedOutput, apply_rules: Callable[[nn.Mo
 
     def compute(pairs: Pairs) -> torch.Tensor:
         with warnings.catch_warnings():
-            # Completeness is measured and told by us, for all sequences at once; N is zero in our one-hot.
+            # Completeness is measured and reported by us, for all sequences at once; N is zero in our one-hot.
             warnings.simplefilter("ignore")
             found = deep_lift_shap(
                 ruled,
@@ -292,7 +292,7 @@ def attribute(
     batch_size : pairs of a sequence and a reference to compute at once; by default as many as take about 1 GB. Halved
         where they do not fit into memory.
     steps : points of the path of integrated gradients; draws a reference of gradient SHAP.
-    progress : told the number of sequences done.
+    progress : called with the number of sequences done.
 
     Raises UserError for a module without a rule (`deeplift-shap`). Memory does not grow with n but for the result.
     """
