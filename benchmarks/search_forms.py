@@ -30,7 +30,7 @@ def run(options: Options) -> list[dict[str, Any]]:
     presets, lengths = (("smoke",), (200,)) if options.quick else (("smoke", "fast", "paper"), (200, 1000))
     before = os.environ.get("L2G_RAY_CACHE_DIR")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["L2G_RAY_CACHE_DIR"] = folder  # chosen anew, on the machine as it is now
+        os.environ["L2G_RAY_CACHE_DIR"] = folder  # measured again, on the machine as it is now
         try:
             return [_measure(preset, length_bp, options) for length_bp in lengths for preset in presets]
         finally:

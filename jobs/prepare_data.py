@@ -16,7 +16,7 @@ from l2g_ray.errors import UserError
 def prepare_one(
     bench: str, name: str, preset: str, assignments: tuple[str, ...], data_dir: Path | None, out: Path
 ) -> str:
-    """Check, part and write one task. Returns a line on what was found; runs on any node."""
+    """Check, split and write one task. Returns a line on what was found; runs on any node."""
     from l2g_ray.data.sources.official import find_raw
     from l2g_ray.orchestrate.identity import prepare_for_runs
     from l2g_ray.presets import parse_assignments, resolve
@@ -58,7 +58,7 @@ def prepare(bench: str, tasks: str | None, out: Path, **options: object) -> None
             failed += 1
             click.echo(f"{len(names) - len(waiting)} of {len(names)}  {name}: {error.cause}", err=True)
     if failed:
-        raise click.ClickException(f"{failed} of {len(names)} tasks could not be prepared; their lines stand above")
+        raise click.ClickException(f"{failed} of {len(names)} tasks could not be prepared; the lines above say why")
 
 
 if __name__ == "__main__":

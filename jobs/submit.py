@@ -82,7 +82,7 @@ def submit(file: Path, address: str | None, env: tuple[str, ...], no_wait: bool,
     try:
         asyncio.run(_follow(client, number))
     except KeyboardInterrupt:
-        click.echo(f"{number} goes on; to end it: ray job stop {number}", err=True)
+        click.echo(f"{number} still runs; to end it: ray job stop {number}", err=True)
         sys.exit(130)
     info = client.get_job_info(number)
     click.echo(f"{number}: {info.status.value.lower()}")

@@ -2,7 +2,7 @@
 
     python jobs/submit.py jobs/suite.yaml -- --bench nt --data-dir /shared/data --preset paper
 
-Submitted again, it goes on where it was stopped; finished, it shows what it found.
+Submitted again, a stopped job resumes, and a finished one shows its results.
 """
 
 import sys
@@ -10,6 +10,6 @@ import sys
 from l2g_ray.cli.main import run
 
 if __name__ == "__main__":
-    # The command line, and not a function of the package: what stands in suite.json can be typed in any shell.
+    # The command line, and not a function of the package: what is in suite.json can be typed in any shell.
     sys.argv[:1] = ["l2g-ray", "suite"]
     run()

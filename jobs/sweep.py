@@ -4,7 +4,7 @@
       --variant "skip" --variant "lm_only --set model.combine=lm_only" --variant "unaligned --set align.alphas=[0.0]"
 
 A variant is a name and options of `l2g-ray suite`, which come after those that all variants have in common. Variants share
-every stage that they agree on, so the second one costs only what differs. Stopped and submitted again, the job goes on.
+every stage that they agree on, so the second one costs only what differs. Stopped and submitted again, the job resumes.
 """
 
 import shlex

@@ -145,7 +145,7 @@ BASELINES: dict[str, ModelKind] = {
 # In the order in which `arms: all` trains them.
 ARMS: dict[str, ModelKind] = {
     **{name: BASELINES[name] for name in ("gapped_kmer", "kmer_boosting", "positional_kmer", "cnn")},
-    "embedder_only": ModelKind(title="embedder", explained="gradients", embeds=True),
+    "embedder_only": ModelKind(title="embedder only", explained="gradients", embeds=True),
     "l2g": ModelKind(title="L2G", explained="gradients", embeds=True),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -170,11 +171,22 @@ def fetch_arm(run: Location, task: str | None = None, arm: str = BEST, *, with_a
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of a name: auto (a GPU if there is one), cpu or cuda. Raises UserError for cuda without a GPU."""
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise UserError("device 'cuda': PyTorch sees no GPU here; choose cpu or auto, or check CUDA_VISIBLE_DEVICES")
-    return torch.device("cuda" if name != "cpu" and has_gpu else "cpu")
+    """The device of a name: auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of index N.
+
+    Raises UserError for another name, and for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"device '{name}': no such device; choose one of auto, cpu, cuda")
+    device = torch.device(name)
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+        found = f"only {n_gpus} GPUs" if n_gpus else "no GPU"
+        raise UserError(
+            f"device '{name}': PyTorch sees {found} here; choose cpu or auto, or check CUDA_VISIBLE_DEVICES"
+        )
+    return device
 
 
 @contextlib.contextmanager
@@ -184,7 +196,7 @@ def naming_memory(device: torch.device, length_bp: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise UserError(
-            f"a single sequence of {length_bp:,} bp does not fit into the memory of {device}; choose --device cpu, "
+            f"a single sequence of {length_bp:,} bp does not fit into the memory of {device}; choose the device cpu, "
             "or end other programs on the GPU"
         ) from None
 
@@ -273,6 +285,6 @@ def iter_predictions(
         kept = table.column_names if keep_columns else ["id"]
         if clash := next((name for name in kept if name in made), None):
             raise UserError(
-                f"{name_input(source)}: has a column '{clash}', as the predictions will; rename it, or leave out --keep-columns"
+                f"{name_input(source)}: has a column '{clash}', as the predictions will; rename it, or do not keep the input's columns"
             )
         yield pa.table({**{name: table[name] for name in kept}, **made})

@@ -53,7 +53,7 @@ class SuiteRequest:
 class SuiteResult:
     """Where everything is. `failures` maps a task's name to why it has no row; `stored` is in an object store.
 
-    `fresh` is False where all results were there, `relogged` where these were logged anew in MLflow.
+    `fresh` is False where all results were there, `relogged` where these were logged again in MLflow.
     """
 
     board: Board

@@ -134,7 +134,7 @@ def find_task(run: Path, task: str | None = None) -> Path:
     if not found:
         raise UserError(f"{run}: {_NO_MODEL}")
     if task is None and len(found) > 1:
-        raise UserError(f"{run}: several tasks here, choose one with --task: {', '.join(found)}")
+        raise UserError(f"{run}: several tasks here; choose one of: {', '.join(found)}")
     return found[task] if task else next(iter(found.values()))
 
 
@@ -157,7 +157,7 @@ def choose_arm(folder: Path, arm: str = BEST) -> Arm:
         raise UserError(f"{folder}: {_NO_MODEL}")
     if arm not in arms:
         found = ", ".join(f"{name} ({one.name})" if name == BEST else name for name, one in arms.items())
-        raise UserError(f"{folder}: has no arm '{arm}'; choose with --arm one of those it has: {found}")
+        raise UserError(f"{folder}: has no arm '{arm}'; choose one of: {found}")
     return arms[arm]
 
 

@@ -82,7 +82,7 @@ class Location:
     def info(self) -> pa_fs.FileInfo:
         """Type, size and time of change. Raises UserError where the store does not answer."""
         system, path = self.filesystem
-        with self._told():
+        with self._reporting():
             return system.get_file_info(path)
 
     def exists(self) -> bool:
@@ -100,7 +100,7 @@ class Location:
     def children(self) -> list[Location]:
         """What a folder holds, sorted by name; empty for none."""
         system, path = self.filesystem
-        with self._told():
+        with self._reporting():
             found = system.get_file_info(pa_fs.FileSelector(path, allow_not_found=True))
         return [self / name for name in sorted(PurePosixPath(info.path).name for info in found)]
 
@@ -129,7 +129,7 @@ class Location:
     def files(self) -> list[str]:
         """Paths of all files below a folder, relative to it, sorted; empty for none."""
         system, path = self.filesystem
-        with self._told():
+        with self._reporting():
             found = system.get_file_info(pa_fs.FileSelector(path, allow_not_found=True, recursive=True))
         base = PurePosixPath(path)
         return sorted(
@@ -138,31 +138,31 @@ class Location:
 
     def upload(self, path: Path) -> None:
         """Replace the file by a copy of a local one. Raises StorageUnavailable for a store that does not take it."""
-        with self._told(), path.open("rb") as source, self.open_output() as target:
+        with self._reporting(), path.open("rb") as source, self.open_output() as target:
             shutil.copyfileobj(source, target, COPY_BYTES)
 
     def download(self, path: Path) -> None:
         """Copy the file to a local one. Raises StorageUnavailable, or FileNotFoundError where there is none."""
-        with self._told(), self.open_input() as source, path.open("wb") as target:
+        with self._reporting(), self.open_input() as source, path.open("wb") as target:
             shutil.copyfileobj(source, target, COPY_BYTES)
 
     def read_if_there(self) -> str | None:
         """The whole file as UTF-8, None for none. Raises StorageUnavailable."""
         try:
-            with self._told():
+            with self._reporting():
                 return self.read_text()
         except FileNotFoundError:
             return None
 
     def replace_text(self, text: str) -> None:
         """As `write_text`. Raises StorageUnavailable for a store that does not take it."""
-        with self._told():
+        with self._reporting():
             self.write_text(text)
 
     def delete(self) -> None:
         """Remove a file, or a folder with all that it holds; nothing is no error. Raises StorageUnavailable."""
         system, path = self.filesystem
-        with self._told():
+        with self._reporting():
             kind = system.get_file_info(path).type
             if kind == pa_fs.FileType.Directory:
                 system.delete_dir(path)
@@ -185,7 +185,7 @@ class Location:
         return hashlib.sha256(f"{info.size} {info.mtime_ns}".encode()).hexdigest()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reporting(self) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:

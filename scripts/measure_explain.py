@@ -76,7 +76,7 @@ def methods(run: Path, task: str, output: str, sequences: Path, top: int, n_refe
 @_options
 @click.option("--epochs", type=int, default=12)
 def shuffled(run: Path, task: str, output: str, sequences: Path, top: int, n_references: int, epochs: int) -> None:
-    """Train the run's embedder anew on rows whose labels are shuffled, and look for planted motifs with it."""
+    """Train the run's embedder again on rows whose labels are shuffled, and look for planted motifs with it."""
     request = ExplainRequest(
         find_arm(run, task, "embedder_only"), output, sequences, top=top, n_references=n_references
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -157,8 +158,17 @@ def test_a_run_a_task_or_a_model_is_loaded(run: Path, expected: np.ndarray) -> N
         l2g.load(run, "plantde")
     with pytest.raises(l2g.UserError, match="no such folder"):
         l2g.load(run / "nowhere")
+    with pytest.raises(l2g.UserError, match=r"has no arm 'cn'; choose one of: best \(ensemble\), .*cnn"):
+        l2g.load(run, arm="cn")
+    with pytest.raises(l2g.UserError, match=r"^device 'gpu': no such device; choose one of auto, cpu, cuda"):
+        l2g.load(run, device="gpu")
     with pytest.raises(l2g.UserError, match=r"no leaderboard\.csv of a finished run here"):
         l2g.Run(run)
+    for place in ("s3://bucket/run", "models:/planted/1"):
+        with pytest.raises(l2g.UserError, match=f"^{place}: Run reads folders only"):
+            l2g.Run(place)
+    with pytest.raises(l2g.UserError, match=r"^s3://\*\*\*@bucket/run: Run reads"):
+        l2g.Run("s3://key:secret@bucket/run")
 
 
 def test_a_run_in_an_object_store(run: Path, expected: np.ndarray, bucket: str) -> None:
@@ -196,9 +206,9 @@ def test_commands_read_a_run_in_an_object_store(run: Path, bucket: str, cli: Cli
             str(tmp_path / f"{name}-here"), str(tmp_path / name)
         )
         said = cli(name, there, *options)
-        assert (said.code, "name a folder with --out" in said.err) == (2, True), said.err
+        assert (said.code, "name an output folder (--out)" in said.err) == (2, True), said.err
     said = cli("explain", there, "--out", tmp_path / "none")
-    assert (said.code, "only models are read from there; give sequences with --input" in said.err) == (2, True)
+    assert (said.code, "only models are read from there; give the sequences to explain" in said.err) == (2, True)
     for place, file in ((there, "there.csv"), (run, "here.csv")):
         assert cli("variants", place, "--input", tmp_path / "pairs.csv", "--output", tmp_path / file).code == 0
     assert (tmp_path / "there.csv").read_text() == (tmp_path / "here.csv").read_text()
@@ -343,9 +353,9 @@ def test_pairs_and_variants(predictor: l2g.Predictor, tmp_path: Path) -> None:
     assert scored.attrs["strand"] == "both"
     assert "1 without scores" in scored.attrs["notes"][0]
     for options, message in (
-        ({"vcf": files[0]}, "a VCF needs --genome"),
+        ({"vcf": files[0]}, "^a VCF needs the genome"),
         ({"vcf": files[0], "pairs": pairs}, "give either"),
-        ({"pairs": pairs, "strand": "forward"}, "--strand forward: choose one of"),
+        ({"pairs": pairs, "strand": "forward"}, "^strand 'forward': choose one of"),
         ({"pairs": {"ref": ["ACGT"]}}, "no column 'alt'"),
     ):
         with pytest.raises(l2g.UserError, match=message):
@@ -370,6 +380,17 @@ def test_explain_writes_only_where_it_is_asked_to(
     np.testing.assert_allclose(other, values, rtol=1e-4)
     with pytest.raises(l2g.UserError, match=r"explain: no option 'tpo' \(did you mean 'top'\?\)"):
         predictor.explain(DNA, tpo=3)
+    for given, option in (
+        ("databases", "database"),
+        ("n_references", "references"),
+        ("output", "target"),
+        ("with_motifs", "motifs"),
+    ):
+        with pytest.raises(l2g.UserError, match=rf"explain: no option '{given}' \(did you mean '{option}'\?\)"):
+            predictor.explain(DNA, **{given: None})
+    with pytest.raises(l2g.UserError, match=r"known: .*database.*") as caught:
+        predictor.explain(DNA, zzzzzz=1)
+    assert not {"databases", "n_references", "with_motifs"} & set(re.findall(r"\w+", str(caught.value)))
 
 
 def test_options_of_files_have_the_names_of_the_command_line() -> None:
@@ -377,6 +398,12 @@ def test_options_of_files_have_the_names_of_the_command_line() -> None:
     assert take_file_options({"label_column": "y", "split_seed": 3}) == {"label_columns": ("y",), "seed": 3}
     with pytest.raises(l2g.UserError, match=r"run: no option 'test_chromosome' \(did you mean 'test_chromosomes'\?\)"):
         l2g.run("new.csv", test_chromosome="chr8")
+    with pytest.raises(l2g.UserError, match=r"^run: no option 'presett' \(did you mean 'preset'\?\)"):
+        l2g.run("new.csv", presett="smoke")
+    with pytest.raises(l2g.UserError, match=r"^suite: no option 'presett' \(did you mean 'preset'\?\)"):
+        l2g.suite("demo", presett="smoke")
+    with pytest.raises(l2g.UserError, match=r"^suite: no option 'window_bp' \(it is for your own files; use `run`\)"):
+        l2g.suite("demo", window_bp=200)
 
 
 def test_run_refuses_what_it_cannot_read(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_notebook_shows_progress(tmp_path: Path) -> None:
     NotebookClient(notebook, timeout=500, kernel_name="python3").execute()
     trained, shown, quiet = ([html(output) for output in cell["outputs"]] for cell in notebook.cells[1:])
     # The last state of the table of tasks remains, a bar disappears when its computation is over.
-    assert any("ensemble of embedder 100%, test mcc" in text for text in trained)
+    assert any("ensemble of embedder only 100%, test mcc" in text for text in trained)
     assert ["<table" in text for text in shown] == [False, True]
     assert shown[0] == ""
     assert ["<table" in text for text in quiet] == [True]

@@ -382,7 +382,7 @@ def test_a_study_end_to_end(tmp_path: Path, sources: Sources) -> None:
         assert (tmp_path / "study" / f"study.{kind}").stat().st_size > 100
     done = stage_folders(tmp_path)
     kinds = [name.split("/")[0] for name in done]
-    # dash and cnn_only share the control arm; the text reference and the baseline are of all three.
+    # dash and cnn_only share the embedder-only control; the text reference and the baseline are of all three.
     assert kinds.count("embedder_only") == 2
     assert kinds.count("reference") == 1
     assert kinds.count("baseline") == 1

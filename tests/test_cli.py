@@ -353,7 +353,7 @@ def test_several_tasks_must_be_chosen_from(cli: Cli, sequences: Path, tmp_path: 
     for name in ("one", "two"):
         make_model(tmp_path / name / "model", None)
     arguments = ["predict", tmp_path, "--input", sequences / "in.fa", "--output", tmp_path / "out.csv"]
-    refuse(cli(*arguments), "several tasks here, choose one with --task: one, two")
+    refuse(cli(*arguments), "several tasks here; choose one of: one, two")
     assert cli(*arguments, "--task", "two").code == 0
 
 

@@ -132,6 +132,13 @@ def test_model_and_rows_are_on_the_device_that_was_asked_for(tmp_path: Path) -> 
 def test_devices_by_name() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "CPU", "cuda:x", "cpu:1", ""):
+        with pytest.raises(UserError, match=f"^device '{name}': no such device; choose one of auto, cpu, cuda$"):
+            choose_device(name)
+    with pytest.raises(
+        UserError, match=r"^device 'cuda:99': PyTorch sees (no GPU|only \d+ GPUs) here; choose cpu or auto"
+    ):
+        choose_device("cuda:99")
 
 
 def test_an_empty_input_has_no_predictions() -> None:

@@ -123,8 +123,10 @@ def test_a_fetched_ensemble_brings_the_arms_that_may_stand_for_it(tiny_lm: Path,
         pd.testing.assert_frame_equal(embedder.predictor.predict(DNA), wanted)
         assert embedder.facts()["model"] == str(run / "arms" / "embedder_only")
         assert find_explained(found).facts()["model"] == str(run / "best" / "gapped_kmer")
-        with pytest.raises(UserError, match=r"planted/best: only models are read from there; name a folder with --out"):
-            found.local_folder("name a folder with --out")
+        with pytest.raises(
+            UserError, match=r"planted/best: only models are read from there; name an output folder \(--out\)"
+        ):
+            found.local_folder("name an output folder (--out)")
 
 
 def test_predict_takes_the_ensemble_or_an_arm(cli: Cli, run: Path, fasta: Path, tmp_path: Path) -> None:
@@ -223,7 +225,10 @@ def test_an_arm_without_contributions_is_refused(cli: Cli, run: Path, fasta: Pat
     shutil.copytree(task / "arms" / "l2g", task / "arms" / "kmer_boosting")
     save_model(Baseline(BaselineConfig("boosting", "short", 2, 40)), task / "arms" / "kmer_boosting", "kmer_boosting")
     said = cli("explain", task, "--input", fasta, "--arm", "kmer_boosting")
-    assert (said.code, "the arm kmer_boosting has no contributions of bases; choose with" in said.err) == (2, True)
+    assert (said.code, "the arm kmer_boosting has no contributions of bases; choose one of: cnn, " in said.err) == (
+        2,
+        True,
+    )
     assert not (task / "explain").exists()
 
 

@@ -105,9 +105,9 @@ def test_mistakes_are_one_sentence(cli: Cli, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "motif": ["m"]}), tmp_path / "short.parquet")
     given = ["--input", tmp_path / "new.fa"]
     for options, part in {
-        (): "no readable task.json and stages.json of a finished task.*give sequences with --input",
-        (*given, "--arm", "l2g"): "has no arm 'l2g'; choose with --arm one of those it has: embedder_only, best",
-        (*given, "--target", "absend"): r"--target 'absend' is no output \(did you mean 'absent'\?\)",
+        (): "no readable task.json and stages.json of a finished task.*give the sequences to explain",
+        (*given, "--arm", "l2g"): "has no arm 'l2g'; choose one of: embedder_only, best",
+        (*given, "--target", "absend"): r"target 'absend' is no output \(did you mean 'absent'\?\)",
         (*given, "--database", "jaspar:insect"): "no group 'insect'; did you mean 'insects'",
         (*given, "--database", tmp_path / "no.meme"): "no motif in it",
         (*given, "--database", tmp_path / "broken.meme"): r"broken\.meme, row 4: motif 'a' has 1 rows.*says 3",

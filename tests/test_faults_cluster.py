@@ -53,7 +53,7 @@ def test_a_machine_removed_while_trials_run(
         said = driver.finish()
     finally:
         cluster.shutdown()
-    assert "; begins again from its last epoch" in said
+    assert "; restarts from its last epoch" in said
     check_same(out, undisturbed)
 
 

@@ -29,9 +29,9 @@ def test_a_worker_killed_in_each_stage(undisturbed: Path, sources: Sources, tmp_
             os.kill(pipeline, signal.SIGKILL)
     said = driver.finish()
     check_same(out, undisturbed)
-    assert "composition: lost its process or machine and begins again; finished stages are there already" in said
+    assert "composition: lost its process or machine and restarts; finished stages are reused" in said
     for name in ("select (resnet|unet)", "align alpha-1 seed-0", "evaluate test"):
-        assert re.search(rf"composition: {name} failed: .*; begins again from its last epoch", said)
+        assert re.search(rf"composition: {name} failed: .*; restarts from its last epoch", said)
     assert "(raylet)" not in said, "Ray's own words are for -v"
 
 
@@ -67,7 +67,7 @@ def test_trials_that_raise_or_hang_now_and_then(undisturbed: Path, sources: Sour
     limit = "failed: no epoch ended within 20 s (cluster.stall_limit_s), it stood in File "
     assert f"composition: align alpha-1 seed-0 {limit}" in said
     assert "in broken, File " in said
-    assert said.count("failed: RuntimeError: planted fault; begins again from its last epoch") == 3
+    assert said.count("failed: RuntimeError: planted fault; restarts from its last epoch") == 3
     assert "given up" not in said
 
 
@@ -75,7 +75,7 @@ def test_a_trial_that_always_fails_is_a_trial_that_lost(undisturbed: Path, sourc
     out = copy_stages(undisturbed, tmp_path / "out", "trial", "finetune", "refit", "evaluate")
     faults = plant(tmp_path, {"stage": "trial", "kind": "raise"})
     said = Driver(command(sources, out), **faults).finish()
-    assert said.count("failed: RuntimeError: planted fault; begins again") == 2
+    assert said.count("failed: RuntimeError: planted fault; restarts") == 2
     assert said.count("failed: RuntimeError: planted fault; given up") == 1
     trials = json.loads((out / RUN / "composition" / "stages.json").read_text())["trials"]
     assert [trial["trial"] is None for trial in trials] == [True, False]

@@ -140,7 +140,7 @@ def indices(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["toy.fa", "toy.fa.gz", "toy.fa.bgz"])
-def test_a_release_that_is_older_than_the_index_is_indexed_anew(tmp_path: Path, name: str) -> None:
+def test_a_release_that_is_older_than_the_index_is_indexed_again(tmp_path: Path, name: str) -> None:
     """`cp -p` keeps the time stamp, so that a new release may look older than the index of the release before."""
     path = put_genome(tmp_path / name, CHROMOSOMES, 60)
     assert read_genome(path) == {name: text.upper() for name, text in CHROMOSOMES.items()}
@@ -182,7 +182,7 @@ def test_no_index_of_another_file_is_ever_believed(tmp_path: Path, old: tuple, n
 
 @FUZZ
 @given(data=st.data(), suffix=st.sampled_from([".fa", ".gz"]))
-def test_a_damaged_index_is_made_anew(tmp_path: Path, data: st.DataObject, suffix: str) -> None:
+def test_a_damaged_index_is_rebuilt(tmp_path: Path, data: st.DataObject, suffix: str) -> None:
     records = {"a": "ACGTACGTACGTA", "b": "GATTACA", "c": "T"}
     path = put_genome(tmp_path / f"toy{suffix}", records, 5)
     found = [tmp_path / f"{path.name}{ending}" for ending in (".fai", ".gzi")[: 1 + (suffix == ".gz")]]

@@ -85,7 +85,7 @@ def test_command(cli: Cli, tmp_path: Path) -> None:
     assert "2 sequences; choose one with --id" in cli("mutate", run, "--input", fasta).err
     assert "no sequence 'tow' (did you mean 'two'?)" in cli("mutate", run, "--input", fasta, "--id", "tow").err
     assert (
-        "--region 5-99: give START-END within 1-8"
+        "region '5-99': give START-END within 1-8"
         in cli("mutate", run, "--sequence", SEQUENCES[1], "--region", "5-99").err
     )
     assert "--target 'cg'" in cli("mutate", run, "--sequence", SEQUENCES[1], "--target", "cg").err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from commands import Cli, Said
 from pydantic import BaseModel
 from test_cli import LENGTH_BP, make_model, refuse
 
-from l2g_ray.cli.main import main
+from l2g_ray.cli.main import _Lazy, main
 from l2g_ray.cli.options import GROUPS, Command, InputFile, Option, OutputFile
 from l2g_ray.config import Settings, known_keys
 
@@ -67,6 +68,19 @@ def test_every_command_has_help_by_both_names(cli: Cli, path: str) -> None:
     summary = ALL[path].help
     assert summary is not None
     assert summary.split("\n\n")[0].rstrip().endswith("."), summary
+
+
+def begin(text: str) -> list[str]:
+    return re.findall(r"[\w-]+", text)[:2]
+
+
+def test_the_list_of_commands_agrees_with_their_help() -> None:
+    """The list has its own, shorter summaries, so that it is printed without importing the commands."""
+    assert isinstance(main, _Lazy)
+    assert list(main.SUMMARIES) == list(main.MODULES)
+    for name, summary in main.SUMMARIES.items():
+        assert begin(summary) == begin(ALL[f"l2g-ray {name}"].help or ""), name
+    assert main.SUMMARIES["embed"].startswith("Embed new sequences, or compare")
 
 
 @pytest.mark.parametrize("path", LEAVES)
@@ -138,7 +152,8 @@ FORMER = {
     ("mutate", "--sequences"): "--input",
     ("variants", "--vcf"): "--input",
     ("variants", "--pairs"): "--input",
-    ("plan", "--gpu"): "--device",
+    ("plan", "--device"): "--machine",
+    ("plan", "--gpu"): "--machine",
 }
 
 
@@ -194,6 +209,10 @@ def test_a_former_name_that_means_something_else_now_is_not_replaced() -> None:
             "suite --bench demo --sedes 3",
             "No such option '--sedes'. Did you mean '--seeds'? See `l2g-ray suite --help`",
         ),
+        ("prepare", "No such command 'prepare'. Did you mean 'data prepare'? See `l2g-ray --help`"),
+        ("check x.csv", "No such command 'check'. Did you mean 'data check'? See `l2g-ray --help`"),
+        ("list", "No such command 'list'. Did you mean 'data list'? See `l2g-ray --help`"),
+        ("vaildate", "No such command 'vaildate'. Did you mean 'config validate'? See `l2g-ray --help`"),
         ("xyzzy", "No such command 'xyzzy'; see `l2g-ray --help`"),
     ],
 )

@@ -263,8 +263,8 @@ def test_what_a_run_has_found_leaves_no_candidates(tiny_lm: Path) -> None:
     assert alone.expected == alone.most
 
 
-def test_an_unknown_device_is_named_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"--device a6000: .*did you mean 'RTX A6000'"):
+def test_an_unknown_machine_is_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"machine 'a6000': .*did you mean 'RTX A6000'"):
         find_machine("a6000")
     assert find_machine("rtx a6000").name == "RTX A6000"
     machine = find_machine("L4")
@@ -284,7 +284,7 @@ def test_rows_of_own_files_are_counted(plan_json: Call, tiny_lm: Path, tmp_path:
     (tmp_path / "mine").mkdir()
     for seed, (split, rows) in enumerate((("train", 50), ("test", 20))):
         write_csv(plant(rows, 40, seed), tmp_path / "mine" / f"{split}.csv")
-    told = plan_json("mine", "--language-model", tiny_lm, "--preset", "smoke", "--device", "T4", "--price-per-hour", 2)
+    told = plan_json("mine", "--language-model", tiny_lm, "--preset", "smoke", "--machine", "T4", "--price-per-hour", 2)
     (task,) = told["tasks"]
     assert [task["rows"][split] for split in ("train", "valid", "test")] == [45, 5, 20]
     assert (task["rows"]["min_bp"], task["rows"]["max_bp"]) == (40, 40)
@@ -292,7 +292,7 @@ def test_rows_of_own_files_are_counted(plan_json: Call, tiny_lm: Path, tmp_path:
     assert told["total"]["expected"]["flops"] == task["total"]["expected"]["flops"] > 0
     expected, most = told["total"]["hours"]
     assert 0 < expected <= most
-    again = plan_json("mine", "--language-model", tiny_lm, "--preset", "smoke", "--device", "T4", "--utilisation", 0.5)
+    again = plan_json("mine", "--language-model", tiny_lm, "--preset", "smoke", "--machine", "T4", "--utilisation", 0.5)
     start = told["total"]["expected"]["start_s"] / 3600
     assert again["total"]["hours"][0] - start == pytest.approx((expected - start) / 2)
 
@@ -333,7 +333,7 @@ def fake_run(folder: Path, tiny_lm: Path, spent: list[dict[str, Any]] | None) ->
 def test_a_finished_run_tells_what_it_took(plan_json: Call, tiny_lm: Path, tmp_path: Path) -> None:
     base = {"stage": "refit", "key": "k1", "trials": 1, "epochs": 2, "wall_s": 3600.0, "cpu_s": 1800.0, "gpu_s": 900.0}
     spent = [base, base | {"key": "k2"}, base | {"stage": "evaluate", "key": "k3", "epochs": 0}]
-    told = plan_json(fake_run(tmp_path / "new", tiny_lm, spent), "--device", "L4", "--price-per-hour", 4)
+    told = plan_json(fake_run(tmp_path / "new", tiny_lm, spent), "--machine", "L4", "--price-per-hour", 4)
     refit = told["tasks"]["planted"]["stages"]["refit"]
     assert (refit["spent"]["trials"], refit["spent"]["epochs"], refit["spent"]["gpu_s"]) == (2, 4, 1800.0)
     assert refit["planned"]["epochs"] == 2 * 2, "two epochs of each of two folds"
@@ -404,7 +404,7 @@ def test_what_trials_take_to_start_is_planned(plan_json: Call, tiny_lm: Path, tm
     (tmp_path / "mine").mkdir()
     for seed, (split, rows) in enumerate((("train", 50), ("test", 20))):
         write_csv(plant(rows, 40, seed), tmp_path / "mine" / f"{split}.csv")
-    told = plan_json("mine", "--language-model", tiny_lm, "--preset", "smoke", "--device", "RTX A6000")["total"]
+    told = plan_json("mine", "--language-model", tiny_lm, "--preset", "smoke", "--machine", "RTX A6000")["total"]
     # Arithmetic of so small a task is nothing beside it.
     assert told["hours"][0] * 3600 == pytest.approx(told["expected"]["start_s"], rel=0.01)
     assert told["expected"]["start_s"] > 30

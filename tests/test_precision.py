@@ -29,7 +29,7 @@ from l2g_ray.stages.loop import Runtime
 from l2g_ray.stages.optim import compute_task_loss
 from l2g_ray.store.results import Store
 
-PLAN = ("plan", "demo/splice_junction", "--language-model", "minilm", "--gpu", "cpu")
+PLAN = ("plan", "demo/splice_junction", "--language-model", "minilm", "--machine", "cpu")
 
 
 @pytest.fixture(autouse=True)

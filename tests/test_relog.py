@@ -1,4 +1,4 @@
-"""A finished suite whose MLflow runs are gone: the same command logs them anew, and trains nothing."""
+"""A finished suite whose MLflow runs are gone: the same command logs them again, and trains nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_all_is_there_and_nothing_is_written(again: Cli, finished: Path) -> None
 
 
 @pytest.mark.parametrize("which", ["suite", "task", "all"])
-def test_deleted_runs_are_logged_anew(which: str, again: Cli, finished: Path) -> None:
+def test_deleted_runs_are_logged_again(which: str, again: Cli, finished: Path) -> None:
     before = check_logged(finished)
     doomed = {
         "suite": [before.suite],
@@ -71,7 +71,7 @@ def test_deleted_runs_are_logged_anew(which: str, again: Cli, finished: Path) ->
     assert "Nothing to do" in again()
 
 
-def test_a_store_that_was_removed_is_filled_anew(
+def test_a_store_that_was_removed_is_filled_again(
     cli: Cli, finished: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a copy: MLflow holds on to an SQLite file that this process has opened."""

@@ -166,7 +166,7 @@ def test_explained_parts_are_read_and_a_damaged_one_is_named(tmp_path: Path) -> 
     assert "explain.json could not be read" in read_explained(tmp_path)[0].warnings[0]
 
 
-def test_command_makes_the_report_anew(cli: Cli, suite_of_three: Path, tmp_path: Path) -> None:
+def test_command_writes_the_report_again(cli: Cli, suite_of_three: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(suite_of_three, out, ignore=shutil.ignore_patterns("tune"))
     run, first = out / "three", (suite_of_three / "three" / "report.html").read_text()

@@ -65,7 +65,7 @@ def test_buckets_keep_every_row_and_pad_little(prepared: PreparedTask) -> None:
     assert share[50] < 0.1 < share[0]
 
 
-def test_the_order_of_batches_is_shuffled_anew_each_epoch(prepared: PreparedTask) -> None:
+def test_the_order_of_batches_is_shuffled_again_each_epoch(prepared: PreparedTask) -> None:
     def widths(epoch: int) -> list[int]:
         tables = sources(prepared)[1].tables()
         return [

@@ -50,7 +50,7 @@ def script() -> Script:
 def test_a_task_takes_its_chain_of_stages(script: Script) -> None:
     use = simulate([script], 100).use
     assert (use.span_s, use.busy_s) == pytest.approx((CHAIN_S, WORK_S))
-    # The control arm trains beside the others; longer than they are, the evaluation waits for it.
+    # The embedder-only control trains beside the others; longer than they are, the evaluation waits for it.
     longer = replace(script, stages=STAGES | {"embedder_only": [40.0]})
     assert simulate([longer], 100).use.span_s == pytest.approx(2 + 4 + 40 + 1)
 

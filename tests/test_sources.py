@@ -78,8 +78,8 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
         ({"sequence_column": "dna"}, r"t\.csv: no column 'dna' .*name it with --sequence-column"),
         ({"label_columns": ("lable",)}, r"t\.csv: no column 'lable' .did you mean 'label'.*correct --label-column"),
         ({"id_column": "gene"}, r"t\.csv: no column 'gene' .*correct --id-column"),
-        ({"split": "group", "group_column": "gene"}, r"t\.csv: no column 'gene' to part the rows by"),
-        ({"split": "given"}, r"t\.csv: no column 'split' to part the rows by"),
+        ({"split": "group", "group_column": "gene"}, r"t\.csv: no column 'gene' to split the rows by"),
+        ({"split": "given"}, r"t\.csv: no column 'split' to split the rows by"),
     ):
         with pytest.raises(UserError, match=said):
             prepare(own(path, **options), tmp_path / "out", DataSettings())
@@ -106,7 +106,7 @@ def test_a_dnabert2_folder(tmp_path: Path) -> None:
     assert found == {"train": given["train"], "valid": given["dev"], "test": given["test"]}
     assert prepared.manifest["valid"] == {"made": "given", "file": "dev.csv"}
     assert prepared.manifest["made"] == {"rule": "given"}
-    with pytest.raises(UserError, match=r"train\.csv: comes with its own splits; give one file to part it by --split"):
+    with pytest.raises(UserError, match=r"train\.csv: comes with its own splits; give one file to split it by --split"):
         prepare(own(tmp_path / "prom_core_all", split="random"), tmp_path / "other", DataSettings())
 
 

@@ -180,7 +180,7 @@ def test_d4_numbers_of_numpy_in_a_row_do_not_break_a_resume(tmp_path: Path) -> N
 
     run(1)
     first, second = run(2)
-    assert (first["score"], second["score"]) == (1.0, 2.0), "the first epoch is not trained anew"
+    assert (first["score"], second["score"]) == (1.0, 2.0), "the first epoch is not trained again"
     assert {type(value) for row in (first, second) for value in row.values()} == {int, float}
 
 

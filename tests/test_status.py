@@ -172,7 +172,7 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path, cli: Cli) -> Non
 
 def test_a_folder_that_refuses_writes_does_not_end_the_suite(run: Path) -> None:
     writer = StatusWriter(run, ["a"], {})
-    with writer._writing:  # between the lines its thread would make the folder anew
+    with writer._writing:  # between the lines its thread would make the folder again
         (run / STATUS_FILE).unlink()
         run.rename(run.with_name("away"))
         run.write_text("in the way")
@@ -230,6 +230,7 @@ def test_a_stage_beside_others_has_the_table_only_where_none_of_them_runs() -> N
     stage("embedder")  # nothing else runs
     epoch("embedder_only", "e", 0.7)
     assert (progress.views["a"].stage, len(progress.views["a"].trials)) == ("embedder", 1)
+    assert "a: embedder only begins, 2 trials\n" in said.getvalue()
     stage("align")
     assert progress.views["a"].stage == "align"
     stage("arms", "done")

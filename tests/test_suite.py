@@ -309,7 +309,7 @@ def check_scores(tree: Tree, name: str, row: dict[str, Any]) -> None:
         assert scores[f"valid_{arm}_{metric}"] == pytest.approx(part["oof"]["mean"])
     for baseline, part in row["baselines"].items():
         assert scores[f"test_{baseline}_{metric}"] == pytest.approx(part["mean"])
-    # The stored model's own, computed anew with that very model.
+    # The stored model's own, recomputed with that very model.
     predictor = load_predictor(folder / "best")
     kept, frame = predictor.task, pd.read_parquet(folder / "predictions.parquet")
     used = {one.tags[0].value: one.dataset for one in task.inputs.dataset_inputs}

@@ -191,7 +191,7 @@ def test_writer_goes_on_when_the_server_is_back(tmp_path: Path, monkeypatch: pyt
         served.stop()
 
 
-def test_a_request_that_failed_is_asked_about_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_failed_is_asked_about_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = Tracker(None, "l2g", tmp_path)
     run_id = tracker.start("run", "run")

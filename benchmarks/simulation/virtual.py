@@ -213,5 +213,5 @@ class _Order(OrderedSearch):
 
     def __init__(self, in_flight: int) -> None:
         self.inner = SimpleNamespace(suggest=lambda trial_id: {}, on_trial_complete=lambda trial_id, result: None)
-        self.in_flight, self.told = in_flight, 0
+        self.in_flight, self.n_reported = in_flight, 0
         self.order, self.configs, self.ended = [], {}, {}

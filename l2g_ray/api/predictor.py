@@ -246,9 +246,12 @@ class Predictor:
         given = {"target": target, "motifs": motifs, **options}
         named = {_EXPLAIN_OPTIONS.get(name, name): value for name, value in given.items()}
         own = {field.name for field in fields(ExplainRequest)} - {"arm", "writes", "device"}
-        for name in named:
-            if name not in own:
-                raise UserError(f"explain: no option '{name}' ({nearest(name, own)})")
+        public = {field: name for name, field in _EXPLAIN_OPTIONS.items()}
+        known = {public.get(field, field) for field in own}
+        for name in given:
+            if name not in known:
+                hint = f"did you mean '{public[name]}'?" if name in public else nearest(name, known)
+                raise UserError(f"explain: no option '{name}' ({hint})")
         if isinstance(databases := named.get("databases"), str):
             named["databases"] = (databases,)
         column = named.get("sequence_column") or self.model.task.sequence_column

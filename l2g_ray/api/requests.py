@@ -206,11 +206,17 @@ def make_request(
     )
 
 
-def take_file_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of SourceOptions that named options set. Raises UserError for an unknown name."""
+def refuse_unknown(function: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UserError, with the nearest name, for an option that the function has not."""
     for name in options:
-        if name not in FILE_OPTIONS:
-            raise UserError(f"run: no option '{name}' ({nearest(name, FILE_OPTIONS)})")
+        if name not in known:
+            only_run = name in FILE_OPTIONS
+            hint = "it is for your own files; use `run`" if only_run else nearest(name, known)
+            raise UserError(f"{function}: no option '{name}' ({hint})")
+
+
+def take_file_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of SourceOptions that named options set."""
     fields = {FILE_OPTIONS[name]: value for name, value in options.items()}
     if isinstance(columns := fields.get("label_columns"), str):
         fields["label_columns"] = (columns,)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2g_ray.api.requests import DEFAULT_OUT, DEFAULT_PRESET, request_suite, request_task, take_file_options
+from l2g_ray.api.requests import (
+    DEFAULT_OUT,
+    DEFAULT_PRESET,
+    FILE_OPTIONS,
+    refuse_unknown,
+    request_suite,
+    request_task,
+    take_file_options,
+)
 from l2g_ray.errors import UserError
+from l2g_ray.redaction import redact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +57,11 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        if "://" in str(folder) or str(folder).startswith("models:/"):
+            raise UserError(
+                f"{redact(str(folder))}: Run reads folders only; copy the run here first, or open its model by `load`, "
+                "which reads object stores and MLflow models"
+            )
         self.folder = Path(folder)
         self.failures: dict[str, str] = {}
         if not (self.folder / LEADERBOARD).is_file():
@@ -199,6 +214,7 @@ def run(
     >>> done.leaderboard["metric"].tolist()
     ['mcc']
     """
+    refuse_unknown("run", files, {*_name_options(), *FILE_OPTIONS})
     names = [source] if isinstance(source, str | Path) else list(source)
     request = request_task(
         names,
@@ -269,9 +285,16 @@ def suite(
     >>> done.tasks  # doctest: +SKIP
     ['splice_junction']
     """
+    refuse_unknown("suite", options, _name_options())
     folder = None if data_dir is None else Path(data_dir)
     chosen = (tasks,) if isinstance(tasks, str) else tasks
     return _execute(request_suite(bench, chosen, preset=str(preset), data_dir=folder, **options), quiet)
+
+
+def _name_options() -> set[str]:
+    """Names of the options that `run` and `suite` share."""
+    parameters = signature(run).parameters.values()
+    return {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
 
 
 def _execute(request: SuiteRequest, quiet: bool) -> Run:

@@ -59,15 +59,15 @@ class _Lazy(Group):
         "baseline": "Run simple models and other methods on the same splits.",
         "scale": "Measure how training scales over workers, and trials over slots.",
         "predict": "Predict sequences of a FASTA, CSV, TSV or Parquet file.",
-        "explain": "Compute contributions of bases, find motifs and name them.",
+        "explain": "Explain the model of a run: contributions of bases, motifs and their names.",
         "variants": "Score both alleles of variants.",
         "mutate": "Score every single-base change of a sequence.",
-        "embed": "Compare embeddings before and after each stage.",
+        "embed": "Embed new sequences, or compare stages.",
         "report": "Write the report of a finished run again, with later results.",
         "data": "Check, prepare, inspect and list data.",
         "ui": "Open the MLflow UI on a run's store.",
         "server": "Run the MLflow tracking server of a team.",
-        "tasks": "List benchmarks and tasks.",
+        "tasks": "List all benchmarks and their tasks.",
         "config": "Show and check settings.",
     }
 

@@ -91,7 +91,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group that suggests the nearest command for a mistyped one."""
+    """A group that suggests the nearest command, or command of a group in it, for a mistyped one."""
 
     command_class = Command
 
@@ -105,10 +105,20 @@ class Group(click.Group):
         """Return the command. Raises click.UsageError with the nearest name for an unknown one."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
-            hint = f". Did you mean '{near[0]}'?" if near else "."
+            near = self._find_nearest(ctx, name)
+            hint = f". Did you mean '{near}'?" if near else "."
             raise click.UsageError(f"No such command '{name}'{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def _find_nearest(self, ctx: click.Context, name: str) -> str | None:
+        """Return what is called most like `name`, such as 'suite' or 'data prepare'; of equals the first, a command of this group."""
+        calls = [(one, one) for one in self.list_commands(ctx)]
+        for one in self.list_commands(ctx):
+            command = self.get_command(ctx, one)
+            if isinstance(command, click.Group):
+                calls += [(inner, f"{one} {inner}") for inner in command.list_commands(ctx)]
+        near = difflib.get_close_matches(name, dict.fromkeys(last for last, _ in calls), n=1, cutoff=0.5)
+        return next((call for last, call in calls if last in near), None)
 
 
 Group.group_class = Group

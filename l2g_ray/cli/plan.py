@@ -60,10 +60,10 @@ DEFAULT_GPU = "RTX A6000"
 @with_set
 @with_runs
 @option(
-    "--device",
+    "--machine",
     metavar="NAME",
     group="Cluster",
-    former=("--gpu",),
+    former=("--device", "--gpu"),
     shell_complete=complete.machines,
     show_default=f"{DEFAULT_GPU}; of a finished run on a CPU, 'cpu'",
     help="GPU model to plan for, or 'cpu' for one core.",
@@ -73,7 +73,7 @@ DEFAULT_GPU = "RTX A6000"
     type=click.FloatRange(0),
     metavar="NUMBER",
     group="Cluster",
-    help="Price of the device per hour, in any currency.",
+    help="Price of the machine per hour, in any currency.",
 )
 @option(
     "--utilisation",
@@ -81,7 +81,7 @@ DEFAULT_GPU = "RTX A6000"
     metavar="SHARE",
     group="Cluster",
     show_default="0.25",
-    help="Share of the device's peak performance that training reaches.",
+    help="Share of the machine's peak performance that training reaches.",
 )
 @with_json
 def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, **options: Any) -> None:
@@ -91,8 +91,8 @@ def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, *
 
     \b
     Examples:
-      l2g-ray plan --bench nt --preset paper --data-dir data --device "RTX A6000" --price-per-hour 0.8
-      l2g-ray plan my_data --language-model minilm --device cpu
+      l2g-ray plan --bench nt --preset paper --data-dir data --machine "RTX A6000" --price-per-hour 0.8
+      l2g-ray plan my_data --language-model minilm --machine cpu
       l2g-ray plan runs/demo-fast          # a finished run
     """
     from l2g_ray.plan.costs import find_machine, read_known
@@ -107,10 +107,10 @@ def plan(source: tuple[str, ...], source_flags: dict[str, Any], as_json: bool, *
     if len(source) == 1 and is_run(Path(source[0])):
         finished = read_run(Path(source[0]))
         on_gpu = any(one.gpu_s for task in finished for one in task.trials)
-        machine = find_machine(options["device"] or (DEFAULT_GPU if on_gpu else "cpu"))
+        machine = find_machine(options["machine"] or (DEFAULT_GPU if on_gpu else "cpu"))
         _show_run(finished, machine, utilisation, price, as_json)
         return
-    machine = find_machine(options["device"] or DEFAULT_GPU)
+    machine = find_machine(options["machine"] or DEFAULT_GPU)
     plans, notes = _plan_all(source, source_flags, options, machine)
     _show_plans(plans, notes, machine, utilisation, price, as_json)
 

@@ -74,6 +74,7 @@ def status(run: Path, as_json: bool) -> None:
 def _show(found: SuiteStatus) -> None:
     from rich.markup import escape
 
+    from l2g_ray.monitor.outline import name_stage
     from l2g_ray.results.terminal import Column, Listing, print_fitted
 
     console = table_console()
@@ -91,7 +92,7 @@ def _show(found: SuiteStatus) -> None:
             listing.add(
                 task.name,
                 status.state,
-                status.stage or "",
+                name_stage(status.stage or ""),
                 f"{status.trials_begun} of {status.trials}" if status.trials else "",
                 str(status.failures or ""),
                 str(status.epoch or ""),

@@ -206,7 +206,7 @@ def mutate(
     bounds = parse_region(region, len(sequence))
     both = predictor.strand_averaged if strand == "auto" else strand == "both"
     own = Path("mutagenesis", chosen.name, safe_name(name, otherwise="sequence"))
-    folder = out or chosen.local_folder("name a folder with --out") / own
+    folder = out or chosen.local_folder("name an output folder (--out)") / own
     # Calls for different outputs of one sequence do not share a folder either.
     each = len(outputs) > 1 or (out is None and len(scored_outputs(predictor.task)) > 1)
     names = safe_names(predictor.task.labels, otherwise="output")

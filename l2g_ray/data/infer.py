@@ -106,11 +106,11 @@ def _find_outputs(
     columns = {name: values for name in others if (values := as_numbers(table[name], missing)) is not None}
     left_out = {name: reason for name, values in columns.items() if (reason := _no_label(name, values))}
     outputs = tuple(name for name in columns if name not in left_out)
-    told = ", ".join(f"'{show(name)}' ({reason})" for name, reason in left_out.items())
+    shown = ", ".join(f"'{show(name)}' ({reason})" for name, reason in left_out.items())
     if not outputs:
         known = nearest(LABEL, others) if others else "it has only sequences"
         raise UserError(
-            f"{where}: no column 'label' and no column of numbers ({told or known}); "
+            f"{where}: no column 'label' and no column of numbers ({shown or known}); "
             "name the labels' column 'label', or give it with --label-column"
         )
     if len(outputs) > 1 and not all(_is_flags(columns[name]) for name in outputs):
@@ -120,10 +120,10 @@ def _find_outputs(
             f"{where}: no column 'label', and {len(outputs)} columns of numbers that could be it; say which are labels, "
             f"all or some of: {flags}{more}"
         )
-    if told or len(outputs) == 1:
+    if shown or len(outputs) == 1:
         names = "columns of 0 and 1" if len(outputs) > 1 else f"column '{show(outputs[0])}'"
         notes.append(
-            f"Labels: {names}, {f'not {told}' if told else 'the only one of numbers'}; --label-column names others."
+            f"Labels: {names}, {f'not {shown}' if shown else 'the only one of numbers'}; --label-column names others."
         )
     return outputs
 
@@ -178,15 +178,15 @@ def _guess_kind(rows: Counter[str], where: str, name: str, notes: list[str]) -> 
         if not all(number.is_integer() for number in numbers):
             return "regression"
         coded = sorted(numbers) == list(range(n)) and min(rows.values()) >= MIN_CLASS_ROWS
-        told = f"column '{show(name)}' holds {n} different whole numbers"
+        shown = f"column '{show(name)}' holds {n} different whole numbers"
         if n > MAX_CLASSES and not coded:
             notes.append(
-                f"Kind regression: {told}, more than {MAX_CLASSES}, and not 0 to {n - 1} in {MIN_CLASS_ROWS} rows each; "
+                f"Kind regression: {shown}, more than {MAX_CLASSES}, and not 0 to {n - 1} in {MIN_CLASS_ROWS} rows each; "
                 "--kind multiclass makes each a class."
             )
             return "regression"
         if n > 2:
-            notes.append(f"Kind multiclass: {told}; --kind regression reads them as amounts.")
+            notes.append(f"Kind multiclass: {shown}; --kind regression reads them as amounts.")
     elif n > MAX_CLASSES:
         # Mostly numbers: a regression whose odd value `prepare` will name by its row.
         if len(numbers) > n / 2:

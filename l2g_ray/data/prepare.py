@@ -187,7 +187,7 @@ def _part(spools: dict[str, Spool], options: SourceOptions, task: Task) -> tuple
     if ALL not in spools:
         if options.split not in ("auto", "given"):
             where = spools["train"].where()
-            raise UserError(f"{where}: comes with its own splits; give one file to part it by --split {options.split}")
+            raise UserError(f"{where}: comes with its own splits; give one file to split it by --split {options.split}")
         return {split: Selection(s, np.arange(len(s))) for split, s in spools.items()}, {"rule": "given"}
     spool = spools[ALL]
     classes = spool.labels if task.is_classification else None

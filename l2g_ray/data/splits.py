@@ -44,7 +44,7 @@ def part_rows(
     classes: np.ndarray | None = None,
     keys: Sequence[str] | None = None,
 ) -> Partition:
-    """Part the rows of a source that comes in one piece.
+    """Split the rows of a source that comes in one piece.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def find_key_column(options: SourceOptions) -> str | None:
 
 def _need(keys: Sequence[str] | None, column: str, where: str) -> Sequence[str]:
     if keys is None:
-        raise UserError(f"{where}: no column '{column}' to part the rows by; name it, or choose another --split")
+        raise UserError(f"{where}: no column '{column}' to split the rows by; name it, or choose another --split")
     return keys
 
 

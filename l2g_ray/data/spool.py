@@ -335,7 +335,7 @@ def _clean(
 def _read_keys(table: pa.Table, column: str, where: str, first_row: int) -> list[str]:
     if column not in table.column_names:
         raise UserError(
-            f"{where}: no column '{column}' to part the rows by ({nearest(column, table.column_names)}); "
+            f"{where}: no column '{column}' to split the rows by ({nearest(column, table.column_names)}); "
             "name another, or choose another --split"
         )
     values = table[column].to_pylist()
@@ -375,9 +375,9 @@ def _can_cast(value: Any, kind: pa.DataType, wanted: pa.DataType) -> bool:
 def _refuse_other_columns(where: str, schema: pa.Schema, first: str, first_schema: pa.Schema) -> None:
     extra, lost = (set(a.names) - set(b.names) for a, b in ((schema, first_schema), (first_schema, schema)))
     before = "earlier rows have" if where == first else f"{first} has"
-    told = [f"a column '{name}', which {before} not" for name in sorted(extra)]
-    told += [f"no column '{name}', which {before}" for name in sorted(lost)]
-    raise UserError(f"{where}: there is {' and '.join(told)}; give all rows of a split the same columns")
+    differences = [f"a column '{name}', which {before} not" for name in sorted(extra)]
+    differences += [f"no column '{name}', which {before}" for name in sorted(lost)]
+    raise UserError(f"{where}: there is {' and '.join(differences)}; give all rows of a split the same columns")
 
 
 def _label_values(column: pa.ChunkedArray, task: Task) -> np.ndarray:

@@ -59,7 +59,7 @@ def _make_deeplift_shap(explained: ExplainedOutput, apply_rules: Callable[[nn.Mo
 
     def compute(pairs: Pairs) -> torch.Tensor:
         with warnings.catch_warnings():
-            # Completeness is measured and told by us, for all sequences at once; N is zero in our one-hot.
+            # Completeness is measured and reported by us, for all sequences at once; N is zero in our one-hot.
             warnings.simplefilter("ignore")
             found = deep_lift_shap(
                 ruled,
@@ -235,7 +235,7 @@ def choose_output(task: Task, name: str | None) -> list[int]:
             return [1]
         if len(labels) > 4:
             raise UserError(
-                f"task '{task.name}' has {len(labels)} outputs; choose one with --target: {', '.join(labels[:8])}, ..."
+                f"task '{task.name}' has {len(labels)} outputs; choose one of: {', '.join(labels[:8])}, ..."
             )
         return list(range(len(labels)))
     matches = [i for i, label in enumerate(labels) if label == name] or [
@@ -246,7 +246,7 @@ def choose_output(task: Task, name: str | None) -> list[int]:
     found = (
         f"means {', '.join(labels[i] for i in matches[:5])}" if matches else f"is no output ({nearest(name, labels)})"
     )
-    raise UserError(f"--target '{name}' {found}; choose one of task '{task.name}'")
+    raise UserError(f"target '{name}' {found}; choose one of task '{task.name}'")
 
 
 def make_weights(task: Task, output: int) -> torch.Tensor:
@@ -292,7 +292,7 @@ def attribute(
     batch_size : pairs of a sequence and a reference to compute at once; by default as many as take about 1 GB. Halved
         where they do not fit into memory.
     steps : points of the path of integrated gradients; draws a reference of gradient SHAP.
-    progress : told the number of sequences done.
+    progress : called with the number of sequences done.
 
     Raises UserError for a module without a rule (`deeplift-shap`). Memory does not grow with n but for the result.
     """

@@ -59,23 +59,23 @@ def score_variants(
     if (vcf is None) == (pairs is None):
         raise UserError("give either a VCF with its genome, or pairs of sequences")
     if vcf is not None and genome is None:
-        raise UserError("a VCF needs --genome, the FASTA file that its variants were called on")
+        raise UserError("a VCF needs the genome (FASTA) that its variants were called on")
     if pairs is not None and (genome is not None or window_bp is not None or strand == "-"):
-        raise UserError("pairs are scored as they are; leave out --genome, --window-bp and --strand -")
+        raise UserError("pairs are scored as they are; leave out the genome, the window and strand '-'")
     for target in targets:
         if not target.name.endswith((*SUFFIXES, *VCF_SUFFIXES)):
             raise UserError(f"{target}: the output must end in {', '.join((*SUFFIXES, *VCF_SUFFIXES))}")
         if not target.absolute().parent.is_dir():
             raise UserError(f"{target}: no such folder; make it first")
     if window_bp is not None and window_bp > predictor.length_bp:
-        raise UserError(f"--window-bp {window_bp:,}: this model reads up to {predictor.length_bp:,} bp; lower it")
+        raise UserError(f"a window of {window_bp:,} bp: this model reads up to {predictor.length_bp:,} bp; lower it")
     for option, value, known in (
-        ("--strand", strand, STRANDS),
-        ("--on-mismatch", on_mismatch, ("error", "skip", "swap")),
-        ("--at-edge", at_edge, ("pad", "skip")),
+        ("strand", strand, STRANDS),
+        ("on_mismatch", on_mismatch, ("error", "skip", "swap")),
+        ("at_edge", at_edge, ("pad", "skip")),
     ):
         if value not in known:
-            raise UserError(f"{option} {value}: choose one of {', '.join(known)}")
+            raise UserError(f"{option} '{value}': choose one of {', '.join(known)}")
     if strand == "auto":
         strand = "both" if predictor.strand_averaged else "+"
     mixed = "the label of this task belongs to one strand; the mean over both mixes two questions"

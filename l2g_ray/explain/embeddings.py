@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEFORE, ALIGNED, FINETUNED, ALONE = "before training", "after align", "after finetune", "embedder only"
-# Of an arm: the points to show, and those of them that it predicts from. An average predicts from its members; beside L2G
-# stands its control.
+# Of an arm: the points to show, and those of them that it predicts from. An average predicts from its members; L2G
+# is shown next to its control.
 ARM_POINTS = {
     "l2g": ((BEFORE, ALIGNED, FINETUNED, ALONE), (FINETUNED,)),
     "embedder_only": ((BEFORE, ALONE), (ALONE,)),
@@ -66,7 +66,7 @@ def load_points(
         points.append(Point(BEFORE, _untrained(net.config, language_model, deployed["seed"]), None))
     else:
         say(
-            f"{task_folder / 'stages.json'}: does not tell the seed (an earlier version wrote it), so 'before training' is left out"
+            f"{task_folder / 'stages.json'}: names no seed (an earlier version wrote it), so 'before training' is left out"
         )
     aligned = _load_stage(deployed.get("align"), "align", say) if ALIGNED in wanted else None
     if aligned is not None:
@@ -154,14 +154,14 @@ def _untrained(
 def _load_stage(folder: str | None, stage: str, say: Callable[[str], None]) -> EmbedderNet | None:
     if folder is None:
         say(
-            f"the run does not tell which result of stage '{stage}' its model went on from (an earlier version wrote it), "
+            f"the run does not name the result of stage '{stage}' that its model was trained from (an earlier version wrote it), "
             f"so 'after {stage}' is left out"
         )
         return None
     if not (Path(folder) / "config.json").exists():
         say(
             f"{folder}: the result of stage '{stage}' is not there any more, so 'after {stage}' is left out; delete "
-            "suite.json and run the suite's command again to make it anew"
+            "suite.json and run the suite's command again to recompute it"
         )
         return None
     net = load_model(Path(folder))
@@ -321,7 +321,9 @@ def write_embeddings(
         (folder / "embeddings.json").write_text(json.dumps(summary, indent=1))
         save(plot_embeddings(panels, rows, facts.get("predicts_from", ())), folder / "embeddings")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); choose another with --out") from None
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); name another output folder (--out)"
+        ) from None
     return summary
 
 

@@ -82,12 +82,10 @@ def open_request(request: ExplainRequest) -> Opened:
     predictor = load_predictor(arm, request.device)
     if not is_linear(predictor.model) and not reads_one_hot(predictor.model):
         others = ", ".join((*_BY_GRADIENTS, *_EXACT))
-        raise UserError(
-            f"{arm.folder}: the arm {arm.name} has no contributions of bases; choose with --arm one of {others}"
-        )
+        raise UserError(f"{arm.folder}: the arm {arm.name} has no contributions of bases; choose one of: {others}")
     if is_linear(predictor.model) and request.method != METHODS[0]:
         raise UserError(
-            f"--method {request.method}: the arm {arm.name} is linear, its contributions are exact; leave it out"
+            f"method '{request.method}': the arm {arm.name} is linear, its contributions are exact; leave the method out"
         )
     _need_packages(request, is_linear(predictor.model))
     outputs = choose_output(predictor.task, request.output)
@@ -119,20 +117,20 @@ def _need_packages(request: ExplainRequest, linear: bool) -> None:
 
 def _choose_folder(request: ExplainRequest, arm: Arm, task: Task, outputs: Sequence[int]) -> Path:
     """The folder to write to, made. Raises UserError where files that it must keep are in the way."""
-    out = request.out or arm.local_folder("name a folder with --out") / "explain" / arm.name
+    out = request.out or arm.local_folder("name an output folder (--out)") / "explain" / arm.name
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}); name another folder with --out") from None
+        raise UserError(f"{out}: cannot be made ({error.strerror}); name another output folder (--out)") from None
     if not os.access(out, os.W_OK):
-        raise UserError(f"{out}: may not be written to; name another folder with --out")
+        raise UserError(f"{out}: may not be written to; name another output folder (--out)")
     own = [out / folder_names(task)[output] for output in outputs]
     files = [Path(name) for name in (*(request.databases or ()), request.known) if name and Path(name).exists()]
     sequences = None if isinstance(request.sequences, pa.Table) else request.sequences
     refuse_overwrite([arm.folder, sequences, request.truth, *files], [*own, *(out / name for name in PAGES)])
     for place in own:
         if place.exists() and not (place / ARRAYS).exists():
-            raise UserError(f"{place}: holds other files, which would be replaced; name another folder with --out")
+            raise UserError(f"{place}: holds other files, which would be replaced; name another output folder (--out)")
     return out
 
 
@@ -228,8 +226,8 @@ def explain_output(
         discovery = discover_motifs(attributions, settings)
         clock.note("motifs")
         notes.append(_describe_discovery(discovery, settings, chosen.lengths_bp, attributions.observed_only))
-    targets, told = _read_targets(request)
-    notes += [told] if told and discovery and discovery.motifs else []
+    targets, note = _read_targets(request)
+    notes += [note] if note and discovery and discovery.motifs else []
     sites, planted_motifs = _read_truth(request, task, label, chosen)
     progress("names", 0, 1)
     queries = [motif.ppm for motif in discovery.motifs] if discovery else []

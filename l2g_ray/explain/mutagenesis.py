@@ -46,7 +46,7 @@ def saturation_mutagenesis(
     score : any function of codes and lengths; it sees at most `batch_size` sequences at once.
     codes, lengths_bp : right-padded sequences (n, length) and their lengths (n,), as `sequence.encode` gives them.
     region : positions start to end, counted from 0, the end excluded; all when None.
-    progress : told the number of scored sequences.
+    progress : called with the number of scored sequences.
 
     Returns
     -------
@@ -234,7 +234,7 @@ def parse_region(region: str | None, length_bp: int) -> tuple[int, int]:
         return 0, length_bp
     found = re.fullmatch(r"(\d+)-(\d+)", region)
     if found is None or not 1 <= int(found[1]) <= int(found[2]) <= length_bp:
-        raise UserError(f"--region {region}: give START-END within 1-{length_bp}, the sequence's length")
+        raise UserError(f"region '{region}': give START-END within 1-{length_bp}, the sequence's length")
     return int(found[1]) - 1, int(found[2])
 
 
@@ -277,7 +277,9 @@ def write_mutagenesis(found: Mutagenesis, folder: Path, facts: dict[str, Any]) -
         }
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); choose another with --out") from None
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); name another output folder (--out)"
+        ) from None
     return list_files(folder)
 
 

@@ -84,7 +84,7 @@ def _named(progress: Callable[[str, int, int], None], output: str) -> Callable[[
 
 
 def write_files(explanation: Explanation, out: Path) -> None:
-    """Write an output's folder in `out` anew, whole or not at all: arrays, tables, motifs and logos.
+    """Replace an output's folder in `out`, whole or not at all: arrays, tables, motifs and logos.
 
     `one_hot.npz` and `hypothetical.npz` (n, 4, length) are what `modisco motifs` reads, `motifs.h5` is what it writes. If
     only observed bases have contributions, these are in `contributions.npz` instead.
@@ -114,7 +114,7 @@ def write_files(explanation: Explanation, out: Path) -> None:
         scratch.rename(folder)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); name another folder with --out"
+            f"{folder}: cannot be written ({error.strerror or error}); name another output folder (--out)"
         ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -207,7 +207,7 @@ def open_candidates(predictor: Predictor, arm: Arm, wanted: int) -> Candidates:
 
     Raises UserError where the run's data is not there any more, or the run is elsewhere.
     """
-    otherwise = "give sequences with --input"
+    otherwise = "give the sequences to explain"
     prepared = find_prepared(arm.local_folder(otherwise), otherwise)
     splits = ["valid"] if prepared.n_rows("valid") >= 4 * wanted else ["valid", "train"]
     tables = [prepared.table(split, ["id", "sequence"]) for split in splits]

@@ -138,7 +138,7 @@ def _refuse_unruled(name: str, module: nn.Module) -> None:
         return
     raise UserError(
         f"module '{name}' ({type(module).__name__}) has no DeepLIFT rule, so contributions would not add up; "
-        "use --method integrated-gradients"
+        "use the method integrated-gradients"
     )
 
 

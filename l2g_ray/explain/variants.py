@@ -93,17 +93,17 @@ class Tally:
 
     def describe(self) -> list[str]:
         """A sentence for each thing that a reader must know, none where all went well."""
-        told = []
+        entries = []
         if n := self.counts.get(SWAPPED, 0):
-            told.append(f"{n:,} with REF and ALT exchanged in the file (first: line {self.first[SWAPPED]})")
-        told += [
+            entries.append(f"{n:,} with REF and ALT exchanged in the file (first: line {self.first[SWAPPED]})")
+        entries += [
             f"{self.counts[reason]:,} without scores: {text} (first: line {self.first[reason]})"
             for reason, text in REASONS.items()
             if reason in self.counts
         ]
         if self.padded:
-            told.append(f"{self.padded:,} at a contig's edge: the missing bases are N")
-        return told
+            entries.append(f"{self.padded:,} at a contig's edge: the missing bases are N")
+        return entries
 
 
 class Windows:
@@ -186,7 +186,7 @@ class Windows:
     def _describe(self, allele: Allele) -> str:
         row = allele.row
         place = f"{self.where}, line {row.line}: {row.chrom}:{row.pos}"
-        remedy = "give the genome that the variants were called on, or leave such rows out with --on-mismatch skip"
+        remedy = "give the genome that the variants were called on, or leave such rows out (on mismatch: skip)"
         if allele.status == "unknown_contig":
             return f"{place}: no contig '{row.chrom}' in {self.genome.path} ({nearest(row.chrom, self._lengths_bp)}); {remedy}"
         length_bp = self._lengths_bp[self._find(row.chrom) or ""]
@@ -381,10 +381,10 @@ class AnnotatedVcf(WholeFile):
             for row in rows:
                 one = slice(first, first + len(row.alts))
                 first = one.stop
-                told = [f"{INFO_PREFIX}STATUS={','.join(statuses[one])}"]
+                entries = [f"{INFO_PREFIX}STATUS={','.join(statuses[one])}"]
                 if any(v is not None for field in columns for v in columns[field][one]):
-                    told += [f"{field}={','.join(map(_number, values[one]))}" for field, values in columns.items()]
-                self._writer.write("\t".join(_with_info(row.fields, told)) + "\n")
+                    entries += [f"{field}={','.join(map(_number, values[one]))}" for field, values in columns.items()]
+                self._writer.write("\t".join(_with_info(row.fields, entries)) + "\n")
 
     def _open(self) -> Any:
         if self.target.suffix == ".vcf":
@@ -424,10 +424,10 @@ def _info_fields(task: Task) -> dict[str, tuple[str, str]]:
     return fields
 
 
-def _with_info(fields: tuple[str, ...], told: list[str]) -> list[str]:
+def _with_info(fields: tuple[str, ...], entries: list[str]) -> list[str]:
     whole = [*fields, *["."] * (len(COLUMNS) - len(fields))]
     kept = [item for item in whole[7].split(";") if item not in ("", ".") and not item.startswith(INFO_PREFIX)]
-    whole[7] = ";".join(kept + told)
+    whole[7] = ";".join(kept + entries)
     return whole
 
 

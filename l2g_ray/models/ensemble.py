@@ -137,7 +137,7 @@ def predict_each(
 def to_evidence(kind: str, predictions: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """What an arm adds to the sum, (n, n_outputs), from its predictions of the same shape.
 
-    Classification: log-probabilities, centred over the classes, so that an arm that does not tell classes apart adds 0.
+    Classification: log-probabilities, centred over the classes, so that an arm that cannot separate classes adds 0.
     Multilabel: log-odds. Regression: values in standard deviations (`scale`, (n_outputs,)) from the mean (`offset`).
     """
     if kind == "regression":

@@ -181,7 +181,7 @@ class MixedConv1d(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, weight_std: float | None = 0.01, generator: torch.Generator | None = None) -> None:
-        """Draw weights and logits anew (logits 1e-3 * N(0, 1), as DASH); set the bias to 0."""
+        """Draw weights and logits again (logits 1e-3 * N(0, 1), as DASH); set the bias to 0."""
         if weight_std is None:
             self.weight.uniform_(-1, 1, generator=generator)
             fan_in = torch.tensor(self.operation_set.kernel_sizes) * (self.in_channels // self.groups)

@@ -158,7 +158,7 @@ def stamp_row(row: Mapping[str, float], began_at: float) -> dict[str, float]:
 
 
 def describe_cut(name: TrialName, row: Mapping[str, float]) -> str:
-    """What to tell when a trial began to cut its batches."""
+    """The sentence on a trial that began to cut its batches."""
     return (
         f"{name}: memory did not suffice in epoch {int(row['epoch']) + 1}; each batch now goes through in "
         f"{int(row['micro_batches'])} micro-batches. The effective batch stays; batch norm takes each micro-batch's statistics"
@@ -193,16 +193,16 @@ class Board:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.told: dict[tuple[str, str, str], int] = {}
+        self.reported: dict[tuple[str, str, str], int] = {}
         self.cuts: dict[tuple[str, str, str], int] = {}
 
     def put(self, event: Event) -> None:
         """Add one event. A restarted trial reports its first epochs again; these are left out."""
         if isinstance(event, Epoch):
             trial, epoch = (event.task, event.name.stage, event.name.key), int(event.row["epoch"])
-            if epoch <= self.told.get(trial, -1):
+            if epoch <= self.reported.get(trial, -1):
                 return
-            self.told[trial] = epoch
+            self.reported[trial] = epoch
             self._note_cut(trial, event)
         self.events.append(event)
 

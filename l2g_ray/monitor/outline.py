@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_TITLES = {"embedder": "embedder only"}
+
+
+def name_stage(stage: str) -> str:
+    """Return the name of a stage for people: that of its arm, where it has another in events."""
+    return _TITLES.get(stage, stage)
+
 
 @dataclass(frozen=True)
 class Step:

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from l2g_ray.monitor.bars import NotebookLive, make_live
 from l2g_ray.monitor.events import End, Epoch, Failure, News, Note, StageBegan, StageDone, Winner
-from l2g_ray.monitor.outline import Outline, Step
+from l2g_ray.monitor.outline import Outline, Step, name_stage
 from l2g_ray.monitor.status import TaskStatus
 from l2g_ray.results.terminal import Column, Listing
 from l2g_ray.stages.registry import find_stage
@@ -110,7 +110,7 @@ class Progress(_Shown):
                     view.stage, view.beside, view.trials, view.best = event.stage, event.beside, {}, -math.inf
                     view.n_trials, view.stage_runs = event.trials, True
                 if self.live is None:
-                    self.say(f"{event.task}: {event.stage} begins, {_describe_begin(event, view.outline)}")
+                    self.say(f"{event.task}: {name_stage(event.stage)} begins, {_describe_begin(event, view.outline)}")
             case StageDone():
                 view.outline.finish(event.stage, event.cached)
                 if self.live is None:
@@ -164,11 +164,11 @@ class Progress(_Shown):
         self.console.print(f"{stamp} {text}", highlight=False, soft_wrap=self.live is None)
 
     def _say_done(self, event: StageDone, view: _TaskView) -> None:
-        task, stage = event.task, event.stage
+        task, stage, name = event.task, event.stage, name_stage(event.stage)
         if event.cached:
-            self.say(f"{task}: {stage} is there already")
+            self.say(f"{task}: {name} is there already")
             return
-        parts = [f"{task}: {stage} done"]
+        parts = [f"{task}: {name} done"]
         if view.outline.names and stage == view.stage and view.epochs:
             parts.append(f"{view.epochs} epoch{'s' if view.epochs > 1 else ''}")
         if view.best_value is not None and stage == view.stage and not view.beside:
@@ -187,7 +187,7 @@ class Progress(_Shown):
             place, most = view.outline.place(view.stage), view.outline.epochs.get(view.stage)
             listing.add(
                 task,
-                view.result or (f"{view.stage}, {place}" if place else view.stage),
+                view.result or ", ".join(filter(None, (name_stage(view.stage), place))),
                 str(len(view.trials) or ""),
                 (f"{view.epochs} of {most}" if most else str(view.epochs)) if view.epochs else "",
                 "" if view.best_value is None else f"{view.best_value:.3f}",
@@ -210,9 +210,9 @@ def describe_event(event: News) -> str:
         case Note():
             return event.text
         case StageBegan():
-            return f"{event.task}: {event.stage} begins"
+            return f"{event.task}: {name_stage(event.stage)} begins"
         case StageDone():
-            return f"{event.task}: {event.stage} done"
+            return f"{event.task}: {name_stage(event.stage)} done"
         case Epoch():
             return f"{event.name}, epoch {int(event.row['epoch']) + 1}"
         case End():
@@ -220,7 +220,7 @@ def describe_event(event: News) -> str:
         case Winner():
             return f"{event.name} won the search"
         case Failure():
-            then = "begins again from its last epoch" if event.again else "given up"
+            then = "restarts from its last epoch" if event.again else "given up"
             return f"{event.name} failed: {event.reason}; {then}"
 
 
@@ -238,7 +238,7 @@ class ReadingProgress(_Shown):
     def __init__(self, console: Console, title: str) -> None:
         self.console, self.title = console, title
         self.doing, self.rows = "", 0
-        self.begun = self.told = time.monotonic()
+        self.begun = self.printed = time.monotonic()
         self.live = make_live(console, self._line, transient=True)
 
     def advance(self, doing: str, rows: int) -> None:
@@ -246,8 +246,8 @@ class ReadingProgress(_Shown):
         if doing != self.doing:
             self.doing, self.rows = doing, 0
         self.rows += rows
-        if self.live is None and time.monotonic() - self.told >= self.EVERY_S:
-            self.told = time.monotonic()
+        if self.live is None and time.monotonic() - self.printed >= self.EVERY_S:
+            self.printed = time.monotonic()
             self.console.print(self._line(), highlight=False, soft_wrap=True)
 
     def _line(self) -> str:

@@ -318,14 +318,14 @@ def sigterm_interrupts() -> Iterator[None]:
 
 def name_interrupt() -> str:
     """Return what interrupted this process: SIGTERM or Ctrl-C. Ray also raises KeyboardInterrupts, without a cause."""
-    return _told[-1] if _told else "Ctrl-C"
+    return _received[-1] if _received else "Ctrl-C"
 
 
-_told: list[str] = []
+_received: list[str] = []
 
 
 def _interrupt(signum: int, frame: Any) -> None:
-    _told.append(signal.Signals(signum).name)
+    _received.append(signal.Signals(signum).name)
     # After the first signal the process stops cleanly; a second signal must not break that.
     signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -167,7 +167,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another output folder (--out)") from None
 
 
 STUDY_FILE = "study.json"

@@ -77,11 +77,11 @@ def run_job(
     """
     stage, key = find_stage(spec.job.stage), spec.job.key
     store = spec.site.open_store()
-    told: set[float] = set()
+    reported: set[float] = set()
 
     def report_once(row: dict[str, float]) -> None:
-        if row["epoch"] not in told:  # a stage that resumes reports its first epochs again
-            told.add(row["epoch"])
+        if row["epoch"] not in reported:  # a stage that resumes reports its first epochs again
+            reported.add(row["epoch"])
             report(row)
 
     with contextlib.ExitStack() as held:
@@ -92,7 +92,7 @@ def run_job(
         values = team.share(found.values if found else None)
         if values is None:
             try:
-                if team.size > 1:  # one of several cannot begin again alone: Ray Train starts all of them again
+                if team.size > 1:  # one of several cannot restart alone: Ray Train restarts all of them
                     return _run_locked(stage, spec, report, store, train, valid, team)
                 wait_s = spec.site.settings.cluster.storage_wait_s
                 return persist(

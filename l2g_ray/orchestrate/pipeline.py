@@ -52,7 +52,7 @@ class Member:
 class TaskOutcome:
     """All that one task's pipeline found; the leaderboard row is made of it.
 
-    `members` are the models of all arms; `aligned` the embedders that L2G's went on from, by seed and fold. Without L2G among
+    `members` are the models of all arms; `aligned` the embedders that L2G's were trained from, by seed and fold. Without L2G among
     the arms there are no `trials`.
     """
 
@@ -369,7 +369,7 @@ class Pipeline:
         self, shape: Candidate, trial: HyperParameters, inputs: dict[str, StageResult]
     ) -> tuple[list[Member], dict[tuple[int, int], StageResult]]:
         """The winner's settings trained for every seed and fold, stage 2 too, so that the spread is that of the whole method;
-        and the embedders that they went on from."""
+        and the embedders that they were trained from."""
         alpha, one_split = float(trial["alpha"]), not self.folds[0].of
         name = f"align:{alpha}"
         pairs = [(seed, fold) for seed in self.seeds for fold in self.folds]

@@ -42,7 +42,7 @@ def run_task(spec: TaskSpec, board: Any) -> TaskOutcome:
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     begun = scratch / f"{site.task}.begun"
     if begun.exists():
-        text = f"{site.task}: lost its process or machine and begins again; finished stages are there already"
+        text = f"{site.task}: lost its process or machine and restarts; finished stages are reused"
         emit(Note(site.task, text))
     with contextlib.suppress(OSError):
         begun.touch()

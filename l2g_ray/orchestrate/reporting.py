@@ -57,17 +57,17 @@ def read_details(folder: Path, row: Mapping[str, Any], settings: Mapping[str, An
     finetune = settings.get("finetune", {})
     # A label of many outputs is one column a name there.
     labels = tuple(task["labels"])
-    told = [task.get("description", ""), *task.get("notes", ())]
+    sentences = [task.get("description", ""), *task.get("notes", ())]
     if row.get("aligned_to"):
-        told.append(f"Aligned to {row['aligned_to']}.")
+        sentences.append(f"Aligned to {row['aligned_to']}.")
     if row.get("precision"):
-        told.append(f"Trained in {row['precision']}.")
+        sentences.append(f"Trained in {row['precision']}.")
     return TaskDetails(
         task=row["task"],
         kind=row["kind"],
         labels=labels,
         title=task.get("title", ""),
-        description=" ".join(told).strip(),
+        description=" ".join(sentences).strip(),
         source=task.get("source", ""),
         licence=task.get("licence", ""),
         group=task.get("group", ""),
@@ -191,7 +191,7 @@ def log_report(run: Path) -> str:
         done = tracker.replace_artifacts(f"suite-{key}", {run / REPORT: None, run / FIGURES: FIGURES})
     except UserError as error:
         return f"not put into MLflow: {error}"
-    again = "run the suite's command again to log it anew"
+    again = "run the suite's command again to log it again"
     return f"and in MLflow ({uri})" if done else f"not put into MLflow: {uri} does not know this suite; {again}"
 
 
@@ -213,7 +213,7 @@ def log_if_gone(
     board: Board,
     say: Callable[[str], None],
 ) -> tuple[str, bool]:
-    """Log a finished suite anew where its MLflow store does not have its runs.
+    """Log a finished suite again where its MLflow store does not have its runs.
 
     The store is that of MLFLOW_TRACKING_URI, else the one to which the suite was logged. A store that does not answer
     and an experiment that was deleted are no failure: `say` reports them.

@@ -101,7 +101,7 @@ class TuneReport:
 
     @property
     def times(self) -> tuple[float, float] | None:
-        """When the trial began and when it reported; None of one that told what the store has."""
+        """When the trial began and when it reported; None of one that reported what the store has."""
         found = [self.row[name] for name in TIMES if name in self.row]
         return (found[0], found[1]) if found else None
 

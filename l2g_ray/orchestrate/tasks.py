@@ -96,7 +96,7 @@ def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None
     if missing:
         place.emit(StageBegan(place.task, name, len(missing), stage.beside))
 
-        def tell(index: int, error: Exception, again: bool) -> None:
+        def report_failure(index: int, error: Exception, again: bool) -> None:
             _note_failure(place, missing[index], error, again)
 
         errors: Iterable[BaseException | None]
@@ -112,7 +112,7 @@ def run_jobs(place: Place, name: str, jobs: list[Job], runner: str | None = None
                 place.slots,
                 place.held,
                 place.board,
-                tell,
+                report_failure,
                 lambda index: emit_end(place, missing[index]),
             )
         done = [result for job in missing if (result := place.store.find(job.stage, job.key))]

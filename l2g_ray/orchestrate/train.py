@@ -272,7 +272,7 @@ def _finish(
     trial.__name__ = trial.__qualname__ = f"trial_{uuid.uuid4().hex}"
     # A Train run and a warm process ask for the slot themselves; the trial that waits for them takes none.
     own: Any = {"cpu": float(slots.cpus), "gpu": slots.gpus}
-    if slots.packed:  # asked anew for each trial, when Tune makes it
+    if slots.packed:  # asked again for each trial, when Tune makes it
 
         def own(config: Any) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([{"CPU": float(slots.cpus), "GPU": share(config)}])

@@ -47,20 +47,20 @@ class OrderedSearch(Searcher):
         self.order: list[str] = []
         self.configs: dict[str, HyperParameters] = {}
         self.ended: dict[str, float] = {}
-        self.told = 0
+        self.n_reported = 0
 
     def suggest(self, trial_id: str) -> HyperParameters | None:
         """The next trial's config, or None while the trials it may learn from are not all over."""
         known = len(self.order) + 1 - self.in_flight
-        while self.told < known:
-            earlier = self.order[self.told]
+        while self.n_reported < known:
+            earlier = self.order[self.n_reported]
             if earlier not in self.ended:
                 return None
             score = self.ended[earlier]
             self.inner.on_trial_complete(
                 earlier, {"best_score": score if math.isfinite(score) else WORST_SCORE, "training_iteration": 1}
             )
-            self.told += 1
+            self.n_reported += 1
         config = self.inner.suggest(trial_id)
         if isinstance(config, dict):
             self.order.append(trial_id)
@@ -109,9 +109,9 @@ class OrderedASHA(FIFOScheduler):
 def _experiment(
     place: Place, stage: str, emitter: _EmitRows | None = None
 ) -> Iterator[tuple[tune.RunConfig, _EmitRows]]:
-    """A quiet Tune run whose own files are gone afterwards (results live in the store), and what it told."""
+    """A quiet Tune run whose own files are gone afterwards (results live in the store), and what it emitted."""
     keep_secrets_from_trials()
-    told = emitter or _EmitRows(place)
+    emitted = emitter or _EmitRows(place)
     name = f"{place.task}-{stage}"
     shutil.rmtree(place.scratch / name, ignore_errors=True)
     try:
@@ -120,12 +120,14 @@ def _experiment(
             storage_path=str(place.scratch.resolve()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[told],
+            callbacks=[emitted],
         )
-        yield config, told
+        yield config, emitted
     except EOFError:  # Tune reads its trials' errors back from files that a full disk has cut
         reason = (
-            told.reasons[-1] if told.reasons else f"{place.scratch}: a trial failed, and its error could not be written"
+            emitted.reasons[-1]
+            if emitted.reasons
+            else f"{place.scratch}: a trial failed, and its error could not be written"
         )
         raise UserError(reason.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from None
     finally:
@@ -183,8 +185,8 @@ class _EmitRows(Callback):
 
 def run_trials(place: Place, stage: str, jobs: list[Job], runner: str) -> list[Exception]:
     """Run jobs as the trials of one Tune run, as many at once as there are slots; the errors of those that failed for good."""
-    told = _EmitRows(place, on_end=lambda trial: emit_end(place, jobs[trial.config["index"]]))
-    with _experiment(place, stage, told) as (run_config, _):
+    emitted = _EmitRows(place, on_end=lambda trial: emit_end(place, jobs[trial.config["index"]]))
+    with _experiment(place, stage, emitted) as (run_config, _):
         results = tune.Tuner(
             make_trainable(place.site, jobs, runner, place.slots, place.held),
             param_space={"index": tune.grid_search(list(range(len(jobs))))},
@@ -207,7 +209,7 @@ def run_search(
     search = OrderedSearch(space, settings.parallel_trials, settings.initial_random_trials, seed)
     rungs = rung_epochs(settings.grace_epochs, settings.epochs, settings.reduction_factor)
 
-    def tell_end(trial: Any) -> None:
+    def report_end(trial: Any) -> None:
         last = TuneReport.from_tune(trial.last_result)
         if last and (times := _read_times(place, last)):
             stopped = describe_end(int(last.row["epoch"]) + 1, last.row["train_loss"], settings.epochs, rungs)
@@ -217,7 +219,7 @@ def run_search(
     def name(trial: Any) -> str:
         return name_trial(search.order.index(trial.trial_id))
 
-    with _experiment(place, "finetune", _EmitRows(place, name, tell_end)) as (run_config, told):
+    with _experiment(place, "finetune", _EmitRows(place, name, report_end)) as (run_config, emitted):
         results = tune.Tuner(
             make_search_trainable(place.site, base, runner, place.slots, place.held),
             tune_config=tune.TuneConfig(
@@ -241,7 +243,7 @@ def run_search(
             ordered.append(SearchTrial(None, draw_job(base, search.configs[trial_id]).key, error="failed"))
             continue
         result, report = last[trial_id]
-        history, times = told.histories.get(report.name.key, []), _read_times(place, report)
+        history, times = emitted.histories.get(report.name.key, []), _read_times(place, report)
         wall_s = sum(row["wall_s"] for row in history)
         gpus = place.slots.gpus if report.gpus is None else report.gpus
         ordered.append(

@@ -44,7 +44,7 @@ def run_warm(spec: JobSpec, runner: str, slots: Slots, held: Held, board: Any) -
 
     name = spec.name
     note_logs(spec.site.scratch, name.key, name)
-    told: list[Any] = []
+    sent: list[Any] = []
     try:
         if runner == "train":
             from l2g_ray.orchestrate.train import run_in_train
@@ -58,12 +58,12 @@ def run_warm(spec: JobSpec, runner: str, slots: Slots, held: Held, board: Any) -
             sources = open_held(held)
             run_job(
                 spec,
-                lambda row: told.append(board.put.remote(Epoch.from_row(name, row))),
+                lambda row: sent.append(board.put.remote(Epoch.from_row(name, row))),
                 sources.get("train"),
                 sources.get("valid"),
             )
     finally:
-        ray.get(told)  # on the board before the pipeline says that the stage is over
+        ray.get(sent)  # on the board before the pipeline says that the stage is over
         sources = {}
         gc.collect()  # models hold cycles, and the next job may be far away
 

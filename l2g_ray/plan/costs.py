@@ -124,7 +124,7 @@ def read_known() -> Known:
 
 
 def find_machine(name: str) -> Machine:
-    """A device by its name, in any case. Raises UserError for an unknown one; the nearest is named."""
+    """A machine by its name, in any case. Raises UserError for an unknown one; the nearest is named."""
     known = read_known().machines
     found = next((key for key in known if key.lower() == name.strip().lower()), None)
     if found is None:
@@ -132,7 +132,7 @@ def find_machine(name: str) -> Machine:
         hint = nearest(name.lower(), lowered)
         for low, key in lowered.items():
             hint = hint.replace(f"'{low}'", f"'{key}'")
-        raise UserError(f"--device {name}: not in the table of devices; {hint}")
+        raise UserError(f"machine '{name}': not in the table of machines; {hint}")
     return known[found]
 
 

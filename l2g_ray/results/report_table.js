@@ -52,7 +52,7 @@
 
   var text = document.getElementById("filter-text"), kind = document.getElementById("filter-kind");
   if (!text) return;
-  var told = document.getElementById("filter-told");
+  var note = document.getElementById("filter-told");
   function filter() {
     var wanted = text.value.trim().toLowerCase(), shown = 0;
     rows.forEach(function (row) {
@@ -60,7 +60,7 @@
       row.hidden = words.indexOf(wanted) < 0 || (kind.value !== "" && row.getAttribute("data-kind") !== kind.value);
       shown += row.hidden ? 0 : 1;
     });
-    told.textContent = shown === rows.length ? "" : shown + " of " + rows.length + " tasks";
+    note.textContent = shown === rows.length ? "" : shown + " of " + rows.length + " tasks";
   }
   text.addEventListener("input", filter);
   kind.addEventListener("change", filter);

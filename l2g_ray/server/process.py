@@ -146,7 +146,7 @@ def check_health(url: str) -> tuple[bool, str]:
         return True, f"{shown} is well: MLflow {_ask(f'{url}/version')[:200]}"
     except urllib.error.HTTPError as error:
         if error.url.endswith("/version"):
-            return True, f"{shown} is well: version not told (status {error.code})"
+            return True, f"{shown} is well: version unknown (status {error.code})"
         return False, f"{shown} does not answer ({error})"
     except (OSError, ValueError, http.client.HTTPException) as error:
         return False, f"{shown} does not answer ({redact(str(getattr(error, 'reason', error)))})"

@@ -143,7 +143,7 @@ def make_joint_losses(
 ) -> Losses:
     """Return one loss a group: batch norm sees each batch alone, MMD sees all rows of the group together.
 
-    Source rows are drawn anew each step, as many as target rows, with replacement; targets are masked means over
+    Source rows are drawn again each step, as many as target rows, with replacement; targets are masked means over
     tokens after LayerNorm. Workers of a team compare the same source rows with the pooled tokens of all of them.
 
     Micro-batches, which are there because memory did not suffice for a group, are back-propagated one at a time. MMD

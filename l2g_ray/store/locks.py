@@ -112,7 +112,7 @@ def _take(path: Path, blocking: bool = False) -> IO[str] | None:
             if isinstance(error, FileNotFoundError | FileExistsError) and attempt < 100:
                 continue
             raise UserError(
-                f"{path.parent}: cannot be written ({error.strerror}); choose another folder with --out"
+                f"{path.parent}: cannot be written ({error.strerror}); name another output folder (--out)"
             ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
@@ -127,7 +127,7 @@ def _take(path: Path, blocking: bool = False) -> IO[str] | None:
             if error.errno in NO_LOCKS:
                 raise UserError(
                     f"{path.parent}: its file system has no file locks ({error.strerror}); mount it with them, or "
-                    "choose another folder with --out"
+                    "name another output folder (--out)"
                 ) from None
             raise
         file.close()  # removed by the one who held it

@@ -255,14 +255,14 @@ def lease(out: Location, name: str, say: Say, lost: Callable[[], None]) -> Itera
         path.replace_text(json.dumps(asdict(mine)))
 
     def wait_for_others() -> None:
-        seen, limit, told = path.info().mtime_ns, time.monotonic() + LEASE_S, False
+        seen, limit, printed = path.info().mtime_ns, time.monotonic() + LEASE_S, False
         while (owner := _read_owner(path)) and owner != mine and time.monotonic() < limit:
             where = f"{redact(str(out / name))}: runs already (process {owner.process} on {owner.host})"
             if path.info().mtime_ns != seen:
                 raise UserError(f"{where}; wait until it has ended, or choose another --name or --out")
-            if not told:
+            if not printed:
                 say(f"{where}, or was killed there; waiting up to {LEASE_S:.0f} s for a sign of life")
-                told = True
+                printed = True
             time.sleep(SETTLE_S)
 
     wait_for_others()

@@ -112,7 +112,7 @@ def measure_scaling(request: ScaleRequest, say: Say) -> dict[str, Any]:
         scratch.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder with --out") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another output folder (--out)") from None
     bench = _Bench(request, gpus, scratch, ray.remote(num_cpus=0)(Board).remote(), say)
     try:
         strong = [bench.train(workers, request.rows, request.batch_size, "strong") for workers in request.workers]

@@ -250,7 +250,7 @@ class Tracker:
             log(run.run_id, str(path), artifact_path)
 
     def replace_artifacts(self, key: str, paths: Mapping[Path, str | None]) -> bool:
-        """Store files, or all files of folders, anew in a run that may have ended long ago: what is made of it later.
+        """Store files, or all files of folders, again in a run that may have ended long ago: what is made of it later.
 
         `paths` maps each to its artifact folder. False, and nothing done, when the store has no run of this key.
         """

@@ -195,7 +195,7 @@ def open_store(uri: str | None, experiment: str, home: Path) -> tuple[str, Mlflo
             client = MlflowClient(uri, uri)
             return uri, client, _find_experiment(client, uri, experiment, home)
     except OSError as error:
-        raise UserError(f"cannot write to {home} ({error.strerror}); name another folder with --out") from None
+        raise UserError(f"cannot write to {home} ({error.strerror}); name another output folder (--out)") from None
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         reason = redact(str(error).strip().splitlines()[0])
         raise UserError(

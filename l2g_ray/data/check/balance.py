@@ -273,16 +273,16 @@ def measure_balance(task: Task, labels: dict[str, np.ndarray]) -> dict[str, Any]
 
 
 def _describe(task: Task, values: np.ndarray) -> dict[str, Any]:
-    told = {}
+    found = {}
     for name, column in zip(task.labels, values.T, strict=True):
         known = column[~np.isnan(column)].astype(float)
-        told[name] = {
+        found[name] = {
             "mean": round_off(known.mean() if len(known) else None),
             "sd": round_off(known.std() if len(known) else None),
             "rows": len(known),
             "missing": len(column) - len(known),
         }
-    return told
+    return found
 
 
 def _compare_classes(task: Task, one: np.ndarray, other: np.ndarray) -> dict[str, Any]:

@@ -104,13 +104,13 @@ def _conflicts(check: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _leak(check: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for feature, name in _FEATURES.items():
-        told = check["leak"][feature]
-        if told["leaks"]:
-            measure = "AUROC" if told["measure"] == "auroc" else "|Spearman|"
+        leak = check["leak"][feature]
+        if leak["leaks"]:
+            measure = "AUROC" if leak["measure"] == "auroc" else "|Spearman|"
             yield (
                 "warning",
-                f"The {name} alone predicts '{told['label']}' in train ({measure} {told['value']:.2f}, limit "
-                f"{check['leak']['limits'][told['measure']]}): compare every score with that, or choose negatives of "
+                f"The {name} alone predicts '{leak['label']}' in train ({measure} {leak['value']:.2f}, limit "
+                f"{check['leak']['limits'][leak['measure']]}): compare every score with that, or choose negatives of "
                 f"the same {name}.",
             )
 

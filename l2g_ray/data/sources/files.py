@@ -173,8 +173,8 @@ def _make_task(name: str, described: dict[str, Any], files: list[Location], opti
         ignored = {"id", "sequence", options.id_column, options.split_column, options.group_column}
         missing = missing_texts(options.na_values)
         inferred = infer_fields(tables, str(files[0]), tuple(columns), ignored, fields.get("kind"), missing)
-        if isinstance(told := fields.get("notes"), list):
-            fields["notes"] = [*inferred["notes"], *told]
+        if isinstance(own_notes := fields.get("notes"), list):
+            fields["notes"] = [*inferred["notes"], *own_notes]
         fields = inferred | fields
     return parse_task(fields, where)
 
