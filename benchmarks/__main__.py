@@ -24,7 +24,7 @@ _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def list_benchmarks() -> list[str]:
-    """Names of the modules of this package that measure something."""
+    """Return names of the modules of this package that measure something."""
     return sorted(
         m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.ispkg and m.name not in _NO_BENCHMARK
     )

@@ -34,7 +34,9 @@ Fit = Callable[[Stacker, np.ndarray], Combination]
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a task of every run: the metric of the bags combined each way, mean over the seeds that weights were fitted to."""
+    """Return one row a task of every run: the metric of the bags combined each way, mean over the seeds that weights
+    were fitted to.
+    """
     torch.set_num_threads(options.threads)
     table = []
     for path in sorted(options.out.glob("*/*/oof.parquet")):
@@ -47,7 +49,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def compare(task: Task, rows: pd.DataFrame) -> dict[str, Any]:
-    """The metric of single arms, of their bags (as the best one), and of the bags combined each way."""
+    """Return the metric of single arms, of their bags (as the best one), and of the bags combined each way."""
     arms = [arm for arm in rows["arm"].unique() if arm != ENSEMBLE and not arm.startswith(WITHOUT)]
     seeds = sorted(rows["seed"].unique())
     found = {(a, s): read_outputs(task, part.sort_values("id")) for (a, s), part in rows.groupby(["arm", "seed"])}

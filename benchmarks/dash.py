@@ -46,7 +46,9 @@ Architecture = list[tuple[int, int]]
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a task and one of all tasks: mean validation scores over seeds, and how often DASH is above the others."""
+    """Return one row a task and one of all tasks: mean validation scores over seeds, and how often DASH is above the
+    others.
+    """
     torch.set_num_threads(options.threads)
     kept = Kept("dash", options)
     tasks, seeds = (TASKS[-1:], SEEDS[:1]) if options.quick else (TASKS, SEEDS)
@@ -104,7 +106,9 @@ def load_rows(name: str, settings: Settings, options: Options) -> TaskData:
 
 
 def draw_architectures(settings: Settings, data: TaskData, searched: Architecture, seed: int) -> list[Architecture]:
-    """Of 400 random architectures of the operation set the `RANDOM` whose number of weights is nearest to the found one's."""
+    """Return, of 400 random architectures of the operation set the `RANDOM` whose number of weights is nearest to the
+    found one's.
+    """
     channels = make_embedder_config(settings, data, REFERENCE, BACKBONE).channels
     widths = [settings.data.channels] + [c for c in channels for _ in range(len(searched) // len(channels))]
 
@@ -119,8 +123,9 @@ def draw_architectures(settings: Settings, data: TaskData, searched: Architectur
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean scores a task; in the last row those of all tasks, and under each net how many pairs DASH wins and loses against
-    it with the two-sided p of the sign test."""
+    """Return mean scores a task; in the last row those of all tasks, and under each net how many pairs DASH wins and
+    loses against it with the two-sided p of the sign test.
+    """
     nets = [net for net in dict.fromkeys(row["net"] for row in rows) if net != "search"]
     scores = {(row["task"], row["seed"], row["net"]): row["score"] for row in rows}
     tasks = list(dict.fromkeys(row["task"] for row in rows))
@@ -137,6 +142,6 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p that a fair coin is at least as uneven; ties count for neither."""
+    """Return two-sided p that a fair coin is at least as uneven; ties count for neither."""
     n = wins + losses
     return min(1.0, 2 * sum(comb(n, k) for k in range(max(wins, losses), n + 1)) / 2**n) if n else 1.0

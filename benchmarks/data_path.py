@@ -27,7 +27,9 @@ LENGTH_BP, BATCH_SIZE = 200, 64
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a way of feeding: rows a second beside tensors in memory, and the share of a step spent on waiting."""
+    """Return one row a way of feeding: rows a second beside tensors in memory, and the share of a step spent on
+    waiting.
+    """
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -54,7 +56,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def _measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """In the worker: epochs of the three ways in turn."""
+    """Time epochs of the three ways in turn, in the worker."""
     import ray.train
 
     from l2g_ray.orchestrate.train import RayDataSource

@@ -16,7 +16,7 @@ from l2g_ray.sequence import CODE_TABLE, encode
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a length: million bases a second of each side, and the two ratios."""
+    """Return one row a length: million bases a second of each side, and the two ratios."""
     generator = np.random.default_rng(0)
     n_bases = 200_000 if options.quick else 20_000_000
     sets = {str(width): np.full(n_bases // width, width) for width in (70, 200, 1_000)}

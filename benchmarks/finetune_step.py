@@ -33,7 +33,9 @@ BATCH_SIZE, DROPOUT = 32, 0.1
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """A row a set of sequences: seconds of an epoch over the same rows, operations a second beside the matrix rate."""
+    """Return a row a set of sequences: seconds of an epoch over the same rows, operations a second beside the matrix
+    rate.
+    """
     torch.set_num_threads(options.threads)
     generator = np.random.default_rng(0)
     n_rows = (1 if options.quick else 6) * BATCH_SIZE

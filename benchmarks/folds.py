@@ -44,7 +44,7 @@ RUNTIME = Runtime()
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a task and number of folds: mean validation scores over seeds, and CPU seconds of all models."""
+    """Return one row a task and number of folds: mean validation scores over seeds, and CPU seconds of all models."""
     torch.set_num_threads(options.threads)
     kept = Kept("folds", options)
     seeds, numbers, tasks = (SEEDS[:1], FOLDS[:2], TASKS[1:2]) if options.quick else (SEEDS, FOLDS, TASKS)
@@ -98,7 +98,7 @@ def measure(name: str, seed: int, n_folds: int, options: Options) -> dict[str, A
 
 
 def train_arm(arm: str, data: TaskData, settings: Settings, seed: int) -> torch.nn.Module:
-    """A model of an arm, as a run trains it."""
+    """Return a model of an arm, as a run trains it."""
     if arm != "cnn":
         return fit_baseline(arm, data, settings, RUNTIME, seed).model
     net = build_cnn(data, settings, seed)

@@ -61,7 +61,7 @@ class Bench:
         return 64 if self.smoke else 500
 
     def size(self, full: int) -> int:
-        """A batch size, small in a smoke run."""
+        """Return a batch size, small in a smoke run."""
         return 4 if self.smoke else full
 
     def add(self, row: Row) -> None:
@@ -113,7 +113,7 @@ class Bench:
 
 
 def measure(smoke: bool, out: Path | None = None, limit_s: float = math.inf) -> dict[str, Any]:
-    """All measurements, those of most value first; on a machine without CUDA a smoke run.
+    """Return all measurements, those of most value first; on a machine without CUDA a smoke run.
 
     `out` is written after every row. After `limit_s` seconds, or where a part takes longer than is left, a row says so.
     """
@@ -314,7 +314,7 @@ def _compile(bench: Bench, name: str) -> None:
 
 
 def _train_in_loop(bench: Bench, name: str) -> None:
-    """The product's own training of a fine-tuning trial from a table in memory: one epoch, after one to warm up. Beside the
+    """Time the product's own training of a fine-tuning trial from a table in memory: one epoch, after one to warm up. Beside the
     bare step, what batches, schedule and bookkeeping cost."""
     import numpy as np
     import pyarrow as pa
@@ -358,7 +358,7 @@ def _train_in_loop(bench: Bench, name: str) -> None:
 
 
 def _compare_forms(bench: Bench) -> None:
-    """A mixed convolution, forward and backward, in each of its forms: a wide layer at two lengths, and a depthwise one."""
+    """Time a mixed convolution, forward and backward, in each of its forms: a wide layer at two lengths, and a depthwise one."""
     operations = OperationSet((3, 5, 7, 9, 11), (1, 3, 5, 7))
     rows, width = bench.size(64), 8 if bench.smoke else 256
     for length, groups in ((bench.length_bp // 4, 1), (bench.length_bp, 1), (bench.length_bp, width)):
@@ -403,7 +403,7 @@ def _predict(bench: Bench, name: str) -> None:
 
 
 def _run_several(bench: Bench, name: str) -> None:
-    """Steps a second of 1, 2 and 4 trials at once: threads with a stream each, and processes."""
+    """Measure the steps a second of 1, 2 and 4 trials at once: threads with a stream each, and processes."""
     steps, rows = (1, 4) if bench.smoke else (20, 32)
     for n_trials in (1, 2) if bench.smoke else (1, 2, 4):
         codes, _ = _draw_codes(bench, rows)
@@ -449,7 +449,7 @@ def _work_apart(device: str, smoke: bool, name: str, steps: int, rows: int, barr
 
 
 def run(options: Any) -> list[Row]:
-    """For `python -m benchmarks gpu`: the rows, all with the same columns."""
+    """Return the rows for `python -m benchmarks gpu`, all with the same columns."""
     return list(_square(measure(smoke=bool(options.quick))))
 
 

@@ -64,7 +64,7 @@ def fit_line(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, fl
 
 
 def fit_growth(values: dict[int, float]) -> Growth | None:
-    """The growth over all sizes, or over their upper half where the lower half grows clearly more slowly.
+    """Return the growth over all sizes, or over their upper half where the lower half grows clearly more slowly.
 
     The halves share the size in the middle, or of an even number the first of the upper half. None for fewer than two sizes.
     """
@@ -82,7 +82,7 @@ def fit_growth(values: dict[int, float]) -> Growth | None:
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a series and unit; `growth_points.json` and the figure `growth` (SVG, PNG) go to `options.out`.
+    """Return one row a series and unit; `growth_points.json` and the figure `growth` (SVG, PNG) go to `options.out`.
 
     `quick`: the two smallest sizes of each series, and memory of one series alone.
     """
@@ -221,7 +221,7 @@ def _set_limits(panel: Any) -> None:
 
 
 def _write_slopes(panel: Any, ends: list[tuple[int, float, str, str]]) -> None:
-    """Texts right of (x, y), moved up where they would touch the one below; of a line that ends before others, above it."""
+    """Write texts right of (x, y), moved up where they would touch the one below; of a line that ends before others, above it."""
     (bottom, top), last = panel.get_ylim(), max((end[0] for end in ends), default=0)
     below, gap = 0.0, (top / bottom) ** 0.07
     for x, y, text, colour in sorted(ends, key=lambda end: end[1]):

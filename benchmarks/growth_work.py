@@ -50,7 +50,7 @@ def make_encode(rows: int, folder: Path) -> Callable[[], Any]:
 
 
 def make_prepare(rows: int, folder: Path) -> Callable[[], Any]:
-    """What `l2g-ray data prepare` does with one CSV file: read, check, part, look for leakage, write shards."""
+    """Return what `l2g-ray data prepare` does with one CSV file: read, check, part, look for leakage, write shards."""
     from l2g_ray.config import DataSettings
     from l2g_ray.data.prepare import prepare
     from l2g_ray.data.raw import SourceOptions
@@ -81,7 +81,7 @@ def make_train_of_length(length_bp: int, folder: Path) -> Callable[[], Any]:
 
 
 def make_search_of_length(length_bp: int, folder: Path) -> Callable[[], Any]:
-    """A step of the DASH search over that ResNet."""
+    """Return a step of the DASH search over that ResNet."""
     return _make_search((32, 64, 96), length_bp)
 
 
@@ -91,12 +91,12 @@ def make_train_of_channels(channels: int, folder: Path) -> Callable[[], Any]:
 
 
 def make_search_of_channels(channels: int, folder: Path) -> Callable[[], Any]:
-    """A step of the search over that ResNet."""
+    """Return a step of the search over that ResNet."""
     return _make_search((channels, 2 * channels, 3 * channels), LENGTH_BP)
 
 
 def make_l2g_of_length(length_bp: int, folder: Path) -> Callable[[], Any]:
-    """A fine-tuning step of the ResNet with three layers of MiniLM, 4 rows, a token every 8 bp."""
+    """Return a fine-tuning step of the ResNet with three layers of MiniLM, 4 rows, a token every 8 bp."""
     import torch
 
     from benchmarks.search_step import make_step
@@ -125,7 +125,7 @@ def make_tasks_of_trials(trials: int, folder: Path) -> Callable[[], Any]:
 
 
 def make_search_of_trials(trials: int, folder: Path) -> Callable[[], Any]:
-    """The same with all trials in the search of one task."""
+    """Return the same with all trials in the search of one task."""
     from benchmarks.simulation.virtual import simulate
     from l2g_ray.presets import resolve
 
@@ -136,7 +136,9 @@ def make_search_of_trials(trials: int, folder: Path) -> Callable[[], Any]:
 
 
 def make_proposals(trials: int, folder: Path) -> Callable[[], Any]:
-    """What the simulation leaves out: HyperOpt's proposals for the trials of one search, each told how it ended."""
+    """Return what the simulation leaves out: HyperOpt's proposals for the trials of one search, each told how it
+    ended.
+    """
     from l2g_ray.orchestrate.pipeline import Pipeline
     from l2g_ray.orchestrate.tune import OrderedSearch
     from l2g_ray.presets import resolve

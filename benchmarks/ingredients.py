@@ -33,7 +33,9 @@ RUNTIME = Runtime()
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a task and change: mean and spread of validation scores over seeds, beside those of what is shipped."""
+    """Return one row a task and change: mean and spread of validation scores over seeds, beside those of what is
+    shipped.
+    """
     torch.set_num_threads(options.threads)
     kept = Kept("ingredients", options)
     seeds, tasks = (SEEDS[:1], TASKS[:1]) if options.quick else (SEEDS, TASKS)
@@ -61,7 +63,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def train_and_score(arm: str, data: TaskData, settings: Settings, seed: int) -> float:
-    """Validation score after the last epoch of a model that is trained as a run trains it."""
+    """Return validation score after the last epoch of a model that is trained as a run trains it."""
     if arm == "cnn":
         return float(train_cnn(data, settings, RUNTIME, seed).history[-1]["score"])
     kernel_size = settings.select.kernel_sizes[0]
@@ -72,7 +74,7 @@ def train_and_score(arm: str, data: TaskData, settings: Settings, seed: int) -> 
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds that are there, and the mean difference from what is shipped."""
+    """Return mean and standard deviation over the seeds that are there, and the mean difference from what is shipped."""
     table = []
     for task, arm, key, value in dict.fromkeys((r["task"], r["arm"], r["setting"], r["value"]) for r in rows):
         mine = {r["seed"]: r["score"] for r in rows if (r["task"], r["arm"], r["value"]) == (task, arm, value)}

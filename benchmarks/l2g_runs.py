@@ -24,13 +24,13 @@ QUICK: dict[str, Any] = {
 
 
 def has_data(name: str, options: Options) -> bool:
-    """Whether the files of BENCH/TASK are there."""
+    """Return whether the files of BENCH/TASK are there."""
     bench, _, task = name.partition("/")
     return find_folder(find_tasks(bench, [task])[0], options.data_dir) is not None
 
 
 def run_l2g(name: str, label: str, settings: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """What `stages.json` of the run has: trials of fine-tuning with their epochs, CPU seconds by stage.
+    """Return what `stages.json` of the run has: trials of fine-tuning with their epochs, CPU seconds by stage.
 
     Runs in `--out` share finished stages. Scores are of the given validation split.
     """

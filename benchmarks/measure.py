@@ -31,7 +31,9 @@ class Options:
 def interleave(
     sides: Mapping[str, Callable[[], Any]], rounds: int = 7, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, dict[str, float]]:
-    """Seconds of each side, measured in turn so that the machine's mood falls on all alike: median, least and most."""
+    """Return seconds of each side, measured in turn so that the machine's mood falls on all alike: median, least and
+    most.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side()  # warm caches, lazy imports
@@ -49,7 +51,8 @@ def interleave(
 def compare(
     what: str, ours: float, other: float, target: float, unit: str = "ms", faster: bool = True
 ) -> dict[str, Any]:
-    """A row: both sides, how many times the other takes what ours takes, the target for that, and whether it is met.
+    """Return a row: both sides, how many times the other takes what ours takes, the target for that, and whether it
+    is met.
 
     `faster=False` is for a cost that may be up to `target` times the other's: the ratio is then ours / other.
     """
@@ -83,7 +86,7 @@ def measure_peak_mib(module: str, *arguments: str) -> float:
 
 
 def print_peak(work: Callable[[], Any]) -> None:
-    """In the fresh process: do the work, print how far the peak of memory rose above what was held at the start, MiB."""
+    """Do the work in the fresh process, print how far the peak of memory rose above what was held at the start, MiB."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of what came before, such as imports
     before = _read_mib("VmRSS")
@@ -132,7 +135,7 @@ class Kept:
             self.rows = [json.loads(line) for line in self.file.read_text().splitlines()]
 
     def has(self, case: dict[str, Any]) -> bool:
-        """Whether a row with all of these values is there."""
+        """Return whether a row with all of these values is there."""
         return any(case.items() <= row.items() for row in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:

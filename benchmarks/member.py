@@ -29,7 +29,9 @@ L2G_STAGES = ("warmup", "align", "trials", "refit")
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a run: the metric of the stack without L2G, what each addition gains with its interval, CPU seconds a seed."""
+    """Return one row a run: the metric of the stack without L2G, what each addition gains with its interval, CPU
+    seconds a seed.
+    """
     torch.set_num_threads(options.threads)
     table = []
     for path in sorted(options.out.glob("*/*/oof.parquet")):
@@ -56,7 +58,9 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def compare(task: Task, frame: pd.DataFrame, quick: bool = False) -> dict[str, Any]:
-    """The stack without L2G, L2G alone, and the differences that L2G and one more embedder make: (mean, low, high)."""
+    """Return the stack without L2G, L2G alone, and the differences that L2G and one more embedder make: (mean, low,
+    high).
+    """
     frame = frame[(frame["arm"] != ENSEMBLE) & ~frame["arm"].str.startswith(WITHOUT)]
     parts = {(a, s): part.sort_values("id").reset_index(drop=True) for (a, s), part in frame.groupby(["arm", "seed"])}
     arms, seeds = [a for a in frame["arm"].unique() if a != "l2g"], sorted(frame["seed"].unique())
@@ -81,7 +85,7 @@ def compare(task: Task, frame: pd.DataFrame, quick: bool = False) -> dict[str, A
 
 
 def _stack(task: Task, members: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The first member's rows with the outputs of the cross-fitted stack of all."""
+    """Return the first member's rows with the outputs of the cross-fitted stack of all."""
     first = next(iter(members.values()))
     labels, _ = read_outputs(task, first)
     offset, scale = torch.zeros(task.n_outputs), torch.ones(task.n_outputs)

@@ -20,7 +20,7 @@ ROWS = 16
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a layer and length."""
+    """Return one row a layer and length."""
     torch.set_num_threads(options.threads)
     rows = []
     for name, (c_in, c_out, groups) in LAYERS.items():

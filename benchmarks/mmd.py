@@ -44,7 +44,7 @@ def _step(loss: Any, source: Tensor, target: Tensor) -> Tensor:
 
 
 def expand(source: Tensor, target: Tensor) -> Tensor:
-    """The loss as the official code computes it: all differences at once."""
+    """Return the loss as the official code computes it: all differences at once."""
     n = len(source)
     pool = torch.cat([source, target])
     distances = (pool[None] - pool[:, None]).square().sum(2)

@@ -25,7 +25,9 @@ STAGES = ("reference", "warmup", "align", "finetune")
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a task, tokens and layers: mean and spread of the score, CPU seconds, and whether nothing is better for less."""
+    """Return one row a task, tokens and layers: mean and spread of the score, CPU seconds, and whether nothing is
+    better for less.
+    """
     kept = Kept("model_size", options)
     tasks, seeds, tokens = (TASKS[:1], SEEDS[:1], TOKENS[:2]) if options.quick else (TASKS, SEEDS, TOKENS)
     for seed in seeds:
@@ -75,7 +77,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(table: Sequence[dict[str, Any]], path: Path) -> None:
-    """A panel a task, a line a number of layers, a point a number of tokens."""
+    """Draw a panel a task, a line a number of layers, a point a number of tokens."""
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(row["task"] for row in table))

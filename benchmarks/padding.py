@@ -16,7 +16,7 @@ from l2g_ray.tasks.catalogue import find_tasks
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a batch size and bucket: the share of positions that are padding, over three epochs."""
+    """Return one row a batch size and bucket: the share of positions that are padding, over three epochs."""
     (task,) = find_tasks("genomic_benchmarks", ["human_ensembl_regulatory"])
     if find_folder(task, options.data_dir) is None:
         return []

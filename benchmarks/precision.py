@@ -29,7 +29,7 @@ SEEDS = (0, 1, 2)
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """A row a task: mean and standard deviation of the validation score over seeds, CPU seconds of a training."""
+    """Return a row a task: mean and standard deviation of the validation score over seeds, CPU seconds of a training."""
     torch.set_num_threads(options.threads)
     gains = {f"{name} gain": f"{gain:.2f} ×" for name, gain in measure_gains(options.threads).items()}
     rows = []

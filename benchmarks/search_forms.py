@@ -25,7 +25,9 @@ ROWS = {"paper": 16}
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a preset and length: medians in ms, and how much faster the choice is than the better single form."""
+    """Return one row a preset and length: medians in ms, and how much faster the choice is than the better single
+    form.
+    """
     torch.set_num_threads(options.threads)
     presets, lengths = (("smoke",), (200,)) if options.quick else (("smoke", "fast", "paper"), (200, 1000))
     before = os.environ.get("L2G_RAY_CACHE_DIR")

@@ -24,7 +24,7 @@ SIZES = {"official widths": ((128, 256, 384), 1, 16, 300), "preset fast": ((32, 
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a size of the ResNet."""
+    """Return one row a size of the ResNet."""
     torch.set_num_threads(options.threads)
     settings = read_settings()
     rows = []
@@ -43,7 +43,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def read_settings() -> Settings:
-    """The operations and the optimiser of the preset `paper`, for sequences of four channels."""
+    """Return the operations and the optimiser of the preset `paper`, for sequences of four channels."""
     return resolve("paper", None, {"data.channels": 4})
 
 
@@ -56,7 +56,7 @@ def _config(channels: tuple[int, ...], pool: int, length_bp: int, kernel_size: i
 def make_search(
     settings: Settings, channels: tuple[int, ...], pool: int, batch_size: int, length_bp: int
 ) -> tuple[Callable[[], None], dict[str, str]]:
-    """A step of the search at these widths, and the form of each mixed convolution."""
+    """Return a step of the search at these widths, and the form of each mixed convolution."""
     net = EmbedderNet(_config(channels, pool, length_bp))
     mixed = build_supernet(net, settings, seed=0)
     forms = set_forms(net, settings, length_bp, Runtime())
@@ -72,7 +72,7 @@ def make_search(
 def make_plain(
     settings: Settings, channels: tuple[int, ...], pool: int, batch_size: int, length_bp: int
 ) -> Callable[[], None]:
-    """A training step of the same ResNet with kernel size 11."""
+    """Return a training step of the same ResNet with kernel size 11."""
     net = EmbedderNet(_config(channels, pool, length_bp, 11))
     optimizer = make_search_optimizer(net, {}, settings.search)
     return make_step(net, optimizer, batch_size, length_bp, lambda: None)
@@ -85,7 +85,7 @@ def make_step(
     length_bp: int,
     before_step: Callable[[], None],
 ) -> Callable[[], None]:
-    """A step of any model of codes and lengths with two outputs, on random rows of one length."""
+    """Return a step of any model of codes and lengths with two outputs, on random rows of one length."""
     codes = torch.randint(0, 4, (batch_size, length_bp), dtype=torch.uint8)
     lengths_bp = torch.full((batch_size,), length_bp)
     labels = torch.randint(0, 2, (batch_size,))

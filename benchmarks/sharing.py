@@ -17,7 +17,7 @@ from benchmarks.measure import Options
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row for the reference, one for the alignments."""
+    """Return one row for the reference, one for the alignments."""
     trials = 2 if options.quick else 6
     with tempfile.TemporaryDirectory() as folder:
         for task in ("splice_junction", "enhancer_grammar"):

@@ -106,7 +106,7 @@ def _trials(root: Path, language_model: Path, quick: bool) -> list[dict[str, Any
         place.held.update(hold(prepared, settings.data, 1))
 
         def start(how: str) -> Callable[[], object]:
-            """One job as the pipeline would run it: `select` is a Tune trial, `embedder_only` a task."""
+            """Run one job as the pipeline would: `select` is a Tune trial, `embedder_only` a task."""
             stage = "select" if how == "tune" else "embedder_only"
             runner = "train" if how == "train" else "process"
             args = {"backbone": "resnet", "architecture": architecture, "seed": 0}
@@ -132,7 +132,7 @@ def _trials(root: Path, language_model: Path, quick: bool) -> list[dict[str, Any
 
 
 def _finished_suite(root: Path, language_model: Path, quick: bool) -> dict[str, Any]:
-    """The command once more after it has finished."""
+    """Return the command once more after it has finished."""
     own = TINY | {
         "align.alphas": [1.0],
         "finetune.trials": 1,
@@ -185,7 +185,7 @@ def _time(call: Callable[[], object]) -> float:
 
 
 def _write_language_model(folder: Path) -> Path:
-    """A BERT of two layers with random weights."""
+    """Return a BERT of two layers with random weights."""
     from transformers import BertConfig, BertModel
 
     shutil.rmtree(folder, ignore_errors=True)

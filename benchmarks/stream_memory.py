@@ -24,7 +24,9 @@ LENGTH_BP, LABELS = 1_000, 919
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a way of feeding and a number of rows; the last column is the peak beside that of the fewest rows."""
+    """Return one row a way of feeding and a number of rows; the last column is the peak beside that of the fewest
+    rows.
+    """
     sizes = (2_000, 10_000) if options.quick else (200_000, 1_000_000)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +50,7 @@ def _measure(prepared: Path, way: str) -> dict[str, Any]:
 
 
 def _work(prepared_folder: str, way: str) -> dict[str, Any]:
-    """In the worker: an epoch over all rows, with the peak of memory sampled beside it."""
+    """Run an epoch over all rows in the worker, with the peak of memory sampled beside it."""
     import torch
 
     from l2g_ray.data.dataset import ShardSource, open_prepared

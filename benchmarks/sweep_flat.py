@@ -70,7 +70,7 @@ class Sample:
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a sample; the last is the slope by 100 trials, after the warm-up."""
+    """Return one row a sample; the last is the slope by 100 trials, after the warm-up."""
     n_trials = 20 if options.quick else TRIALS
     samples = sweep(n_trials, 5 if options.quick else EVERY)
     rows = [{key.replace("_", " "): value for key, value in asdict(one).items()} for one in samples]
@@ -79,7 +79,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def slope_by_100(samples: list[Sample]) -> dict[str, float]:
-    """What each column grows by in 100 trials, by least squares over the samples after the warm-up."""
+    """Return what each column grows by in 100 trials, by least squares over the samples after the warm-up."""
     late = [one for one in samples if one.trials >= WARM_UP * samples[-1].trials]
     x = np.array([one.trials for one in late], float)
     names = [field.name for field in fields(Sample) if field.name != "trials"]
@@ -169,7 +169,7 @@ def _sample(driver: int, trials: int) -> Sample:
 
 
 def _family(root: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all that descend from it."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -194,7 +194,7 @@ def _role(pid: int) -> str:
 
 
 def _read_status(pid: int) -> dict[str, int]:
-    """Lines of /proc/PID/status in kB; empty for a process that is gone."""
+    """Return lines of /proc/PID/status in kB; empty for a process that is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

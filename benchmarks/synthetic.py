@@ -37,7 +37,7 @@ def write_prepared(folder: Path, n_rows: int, length_bp: int, n_labels: int = 0,
 
 
 def draw_table(generator: np.random.Generator, rows: int, length_bp: int, n_labels: int = 0) -> pa.Table:
-    """Columns id, sequence and label of random rows."""
+    """Return columns id, sequence and label of random rows."""
     letters = np.frombuffer(b"ACGT", np.uint8)[generator.integers(0, 4, (rows, length_bp), dtype=np.uint8)]
     offsets = pa.py_buffer(np.arange(0, (rows + 1) * length_bp, length_bp, dtype=np.int64))
     sequences = pa.LargeStringArray.from_buffers(rows, offsets, pa.py_buffer(letters.tobytes()))

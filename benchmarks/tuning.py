@@ -38,8 +38,9 @@ WITHIN = 0.005
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a task and method: best validation score and epochs spent, means over seeds, and the share of what `random` spends
-    at which the score of `random`, less half a point, is reached."""
+    """Return one row a task and method: best validation score and epochs spent, means over seeds, and the share of
+    what `random` spends at which the score of `random`, less half a point, is reached.
+    """
     kept = Kept("tuning", options)
     tasks, seeds = (TASKS[:1], SEEDS[:1]) if options.quick else (TASKS, SEEDS)
     for seed in seeds:
@@ -58,7 +59,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def search(name: str, method: str, seed: int, options: Options) -> dict[str, Any]:
-    """The epochs and best score of each trial, in order, and what the search cost."""
+    """Return the epochs and best score of each trial, in order, and what the search cost."""
     given = {"seed": seed, "finetune.trials": TRIALS, "finetune.epochs": EPOCHS, **SPACE, **METHODS[method]}
     if options.quick:
         grace = min(QUICK["finetune.epochs"], METHODS[method]["finetune.grace_epochs"])
@@ -115,7 +116,7 @@ def find_share(row: dict[str, Any], random: dict[str, Any]) -> float | None:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A panel a task: best validation score against epochs spent, the mean over seeds and each seed."""
+    """Draw a panel a task: best validation score against epochs spent, the mean over seeds and each seed."""
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))

@@ -25,7 +25,7 @@ def make_scripts(preset: str, count: int) -> list[Script]:
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a simulation, and the plot in `options.out`."""
+    """Return one row a simulation, and the plot in `options.out`."""
     rows: list[dict[str, Any]] = []
     drawn: dict[str, Simulated] = {}
     for preset, slots in CASES:

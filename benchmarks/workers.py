@@ -45,12 +45,12 @@ class Shard:
     n_rows: int
 
     def tables(self) -> Iterator[pa.Table]:
-        """The shard's rows, each with its number in the split."""
+        """Yield the shard's rows, each with its number in the split."""
         yield self.table
 
 
 def run(options: Options) -> list[dict[str, Any]]:
-    """One row a task and number of workers: mean and standard deviation of validation scores over seeds."""
+    """Return one row a task and number of workers: mean and standard deviation of validation scores over seeds."""
     kept = Kept("workers", options)
     tasks, seeds = (TASKS[:1], SEEDS[:1]) if options.quick else (TASKS, SEEDS)
     for seed in seeds:
@@ -71,7 +71,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 
 def train(rank: int, n_workers: int, folder: str, name: str, seed: int, options: Options) -> None:
-    """What each worker does; the first one leaves the score of the last epoch in `folder`."""
+    """Train as one worker; the first one leaves the score of the last epoch in `folder`."""
     torch.set_num_threads(options.threads)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=n_workers)
     team = Team.joined()
@@ -91,7 +91,7 @@ def train(rank: int, n_workers: int, folder: str, name: str, seed: int, options:
 
 
 def cut(source: Any, rank: int, n_workers: int) -> Shard:
-    """The worker's shard: rows in a row, as shards of a stream are."""
+    """Return the worker's shard: rows in a row, as shards of a stream are."""
     assert isinstance(source, InMemorySource)
     n_rows = source.table.num_rows
     numbered = source.table.append_column("row_index", pa.array(np.arange(n_rows)))
@@ -100,7 +100,7 @@ def cut(source: Any, rank: int, n_workers: int) -> Shard:
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean, standard deviation and seeds of each task and number of workers."""
+    """Return mean, standard deviation and seeds of each task and number of workers."""
     table = []
     for task, n_workers in dict.fromkeys((row["task"], row["workers"]) for row in rows):
         mine = [row for row in rows if (row["task"], row["workers"]) == (task, n_workers)]

@@ -28,7 +28,7 @@ FIELDS = (
 
 
 def read_job(path: Path, options: tuple[str, ...] = (), env: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The arguments of `submit_job` from a YAML file.
+    """Return the arguments of `submit_job` from a YAML file.
 
     `options` are added to the entrypoint, `env` (NAME=VALUE) to the environment. `working_dir` counts from the file's own
     folder. A time is added to `submission_id`, since Ray takes an id only once.
@@ -95,7 +95,7 @@ async def _follow(client: Any, number: str) -> None:
 
 
 def _speak(call: Callable[[], Any]) -> Any:
-    """What Ray answers; its refusals as one sentence each."""
+    """Return what Ray answers; its refusals as one sentence each."""
     from ray.exceptions import AuthenticationError
 
     try:

@@ -158,7 +158,7 @@ def find_baseline(name: str) -> ModelKind:
 
 
 def is_seeded(name: str) -> bool:
-    """Whether another seed gives another model; False for a name that is no model's."""
+    """Return whether another seed gives another model; False for a name that is no model's."""
     kind = ARMS.get(name) or BASELINES.get(name)
     return kind is not None and kind.seeded
 
@@ -170,5 +170,5 @@ def name_arm(name: str) -> str:
 
 
 def count_splits(settings: Settings) -> int:
-    """How many models of each arm and seed there are: one a fold, or one."""
+    """Return how many models of each arm and seed there are: one a fold, or one."""
     return max(1, settings.folds)

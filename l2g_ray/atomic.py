@@ -14,13 +14,13 @@ from typing import Any
 
 
 def temporary_beside(path: Path) -> Path:
-    """A hidden name in the folder of `path`, another one in each process."""
+    """Return a hidden name in the folder of `path`, another one in each process."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which replaces `path` at the end of the block; it is removed where the block raises."""
+    """Yield a file to write, which replaces `path` at the end of the block; it is removed where the block raises."""
     temporary = temporary_beside(path)
     try:
         yield temporary

@@ -33,7 +33,7 @@ CNN_SCHEDULES = {
 
 
 def choose_cnn_schedule(settings: Settings, by_position: bool) -> OneCycleSettings:
-    """The schedule of either small CNN; with `baselines.cnn_steps`, of that length, from one epoch on."""
+    """Return the schedule of either small CNN; with `baselines.cnn_steps`, of that length, from one epoch on."""
     stage, steps = CNN_SCHEDULES[by_position], settings.baselines.cnn_steps
     if steps is None or isinstance(stage.epochs, int):
         return stage
@@ -41,7 +41,7 @@ def choose_cnn_schedule(settings: Settings, by_position: bool) -> OneCycleSettin
 
 
 def default_architecture(backbone: str) -> list[tuple[int, int]]:
-    """The (kernel size, dilation) of every layer before any search."""
+    """Return the (kernel size, dilation) of every layer before any search."""
     return [(BACKBONES[backbone].kernel_size, 1)] * BACKBONES[backbone].n_layers
 
 
@@ -60,7 +60,9 @@ class Candidate:
 
 
 def list_candidates(stage: SelectSettings) -> list[Candidate]:
-    """What `select` compares: each backbone with each of `kernel_sizes`, or with its own kernels where there are none."""
+    """Return what `select` compares: each backbone with each of `kernel_sizes`, or with its own kernels where there
+    are none.
+    """
     found = []
     for backbone in stage.backbones:
         own = default_architecture(backbone)
@@ -90,13 +92,13 @@ def batches_per_epoch(stage: SearchSettings, n_rows: int) -> int:
 
 
 def use_rc(settings: Settings, task: Task) -> bool:
-    """Whether reverse complements are the same example: 'auto' is yes unless the task belongs to one strand."""
+    """Return whether reverse complements are the same example: 'auto' is yes unless the task belongs to one strand."""
     choice = settings.data.rc_augment
     return choice == "on" or (choice == "auto" and not task.strand_specific)
 
 
 def average_strands(settings: Settings, task: Task) -> bool:
-    """Whether the reported predictions are means over both strands: 'auto' follows the augmentation."""
+    """Return whether the reported predictions are means over both strands: 'auto' follows the augmentation."""
     choice = settings.evaluate.rc_average
     return choice == "on" or (choice == "auto" and use_rc(settings, task))
 
@@ -117,12 +119,12 @@ def rung_epochs(grace: int, epochs: int, reduction_factor: int) -> list[int]:
 
 
 def name_trial(number: int) -> str:
-    """The name of a trial of the search, everywhere: its number in the order of being drawn, from 00."""
+    """Return the name of a trial of the search, everywhere: its number in the order of being drawn, from 00."""
     return f"{number:02d}"
 
 
 def describe_end(epochs_run: int, last_loss: float, epochs: int, rungs: list[int]) -> str:
-    """Why a trial that did not fail ended after `epochs_run` epochs.
+    """Return why a trial that did not fail ended after `epochs_run` epochs.
 
     Parameters
     ----------
@@ -148,7 +150,7 @@ def survives(score: float, peers: list[float], reduction_factor: int) -> bool:
 def expected_epochs(
     trials: int, epochs: int, grace: int, reduction_factor: int, in_flight: int, repeats: int = 200
 ) -> float:
-    """Mean number of epochs of all trials together, between trials * grace and trials * epochs.
+    """Return mean number of epochs of all trials together, between trials * grace and trials * epochs.
 
     Trials are drawn with random qualities that rank them alike at every rung, and put through the very rule: trial i is
     compared with trials 0 .. i - `in_flight` (see `asha`). A search that learns, so that later trials are better than

@@ -18,7 +18,7 @@ class ClusterLost(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming the closest of `known`, or all of them when none is close."""
+    """Return a hint naming the closest of `known`, or all of them when none is close."""
     options = sorted(known)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     if close:

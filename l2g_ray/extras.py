@@ -32,7 +32,7 @@ EXTRAS: dict[str, dict[str, str]] = {
 
 
 def is_installed(module: str) -> bool:
-    """Whether a top-level module can be imported; it is not imported."""
+    """Return whether a top-level module can be imported; it is not imported."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -57,7 +57,7 @@ def need_for(settings: Settings) -> None:
 
 
 def how_to_install(extra: str) -> str:
-    """The command that installs one of the package's extras for this Python; the package is on no index.
+    """Return the command that installs one of the package's extras for this Python; the package is on no index.
 
     From the checkout that the package was installed from, by its path; `.` where that is not known.
     """

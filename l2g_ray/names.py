@@ -12,12 +12,14 @@ _HASH_CHARACTERS = 6
 
 
 def clean(name: str, characters: str = FILE_CHARACTERS, otherwise: str = "unnamed") -> str:
-    """A name of some characters only, each run of others being '_'; two names may become one. See `safe_names`."""
+    """Return a name of some characters only, each run of others being '_'; two names may become one. See
+    `safe_names`.
+    """
     return re.sub(f"[^{characters}]+", "_", name, flags=re.ASCII).lstrip("._-")[:MOST_CHARACTERS] or otherwise
 
 
 def safe_names(names: Iterable[str], characters: str = FILE_CHARACTERS, otherwise: str = "unnamed") -> list[str]:
-    """Names for a set of things that belong together: of `characters` only, and all different.
+    """Return names for a set of things that belong together: of `characters` only, and all different.
 
     A name that is safe stays as it is. Of the others, one that would be another's name, in whatever case, gets a number.
     """
@@ -43,7 +45,9 @@ def safe_names(names: Iterable[str], characters: str = FILE_CHARACTERS, otherwis
 def safe_name(
     name: str, characters: str = FILE_CHARACTERS, otherwise: str = "unnamed", most: int = MOST_CHARACTERS
 ) -> str:
-    """A name for one thing whose neighbours are not known: itself where it is safe, else with a hash of the whole name."""
+    """Return a name for one thing whose neighbours are not known: itself where it is safe, else with a hash of the
+    whole name.
+    """
     if _is_safe(name, characters, most):
         return name
     mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_CHARACTERS]

@@ -62,7 +62,7 @@ class Predictor:
         return self.strand_averaged and not isinstance(self.model, Ensemble)
 
     def read(self, both_strands: bool) -> Predictor:
-        """This predictor for means over both strands, or for the given strand alone."""
+        """Return this predictor for means over both strands, or for the given strand alone."""
         model = self.model.read(both_strands) if isinstance(self.model, Ensemble) else self.model
         return replace(self, model=model, strand_averaged=both_strands)
 
@@ -72,13 +72,13 @@ class Predictor:
         return self.at_once.size
 
     def facts(self) -> dict[str, str]:
-        """What a file of predictions says about where they come from."""
+        """Return what a file of predictions says about where they come from."""
         return {"task": self.task.name, **self.arm.facts(), "version": l2g_ray.__version__}
 
     def predict_array(
         self, sequences: pa.Array | pa.ChunkedArray, where: str | Path = "the input", first_row: int = 1
     ) -> np.ndarray:
-        """Outputs (n, n_outputs): probabilities, or values in the labels' units.
+        """Return outputs (n, n_outputs): probabilities, or values in the labels' units.
 
         Sequences are cleaned as for training. Raises UserError for an empty or too long sequence, or a letter that is
         no nucleotide; it names `where` they come from and the row, counted from `first_row`.
@@ -94,7 +94,7 @@ class Predictor:
     def clean(
         self, sequences: pa.Array | pa.ChunkedArray, where: str | Path = "the input", first_row: int = 1
     ) -> pa.ChunkedArray:
-        """The sequences as they were cleaned for training. Raises as `predict_array`."""
+        """Return the sequences as they were cleaned for training. Raises as `predict_array`."""
         clean = clean_sequences(sequences, where, sys.maxsize, first_row)
         lengths_bp = pc.binary_length(clean).to_numpy()
         too_long = np.flatnonzero(lengths_bp > self.length_bp)
@@ -122,7 +122,7 @@ class Predictor:
         return predict_each(self.forward, self.task.kind, codes, lengths, self.strands_apart)[:, -1].numpy()
 
     def predict(self, sequences: list[str]) -> pd.DataFrame:
-        """One row a sequence: `prediction` and `probability_<label>`, or `prediction_<output>` for regression.
+        """Return one row a sequence: `prediction` and `probability_<label>`, or `prediction_<output>` for regression.
 
         The table's `attrs` name task, arm and model.
         """
@@ -135,7 +135,7 @@ class Predictor:
 
 
 def find_model(run: Path, task: str | None = None, arm: str = BEST) -> Path:
-    """The model folder of an arm of a run. Raises UserError as `find_arm`."""
+    """Return the model folder of an arm of a run. Raises UserError as `find_arm`."""
     return find_arm(run, task, arm).folder
 
 
@@ -171,7 +171,7 @@ def fetch_arm(run: Location, task: str | None = None, arm: str = BEST, *, with_a
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of a name: auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of index N.
+    """Return the device of a name: auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of index N.
 
     Raises UserError for another name, and for a GPU that is not there.
     """
@@ -202,7 +202,7 @@ def naming_memory(device: torch.device, length_bp: int) -> Iterator[None]:
 
 
 def load_predictor(model: Path | Arm, device: str | torch.device = "auto", batch_size: int | None = None) -> Predictor:
-    """The predictor of a model folder, or of an arm. Nothing is unpickled.
+    """Return the predictor of a model folder, or of an arm. Nothing is unpickled.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ class L2GPyfunc(PythonModel):
         self._predictor = load_predictor(Path(context.artifacts["model"]), str(device), int(batch_size) or None)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Predictions of n sequences.
+        """Return predictions of n sequences.
 
         Parameters
         ----------

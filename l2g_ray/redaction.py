@@ -16,7 +16,7 @@ MIN_CHARS = 8
 
 
 def redact(text: str) -> str:
-    """The text with the logins of its URLs, and the values of the environment's secrets, replaced by `***`."""
+    """Return the text with the logins of its URLs, and the values of the environment's secrets, replaced by `***`."""
     # Up to the last '@', and past '/', since SQLAlchemy takes both inside a password.
     text = re.sub(r"://([^/\s]+|[^/\s:]*:[^@\s]*)@", f"://{HIDDEN}@", text)
     text = re.sub(r"([?&]passw(?:or)?d=)[^&\s]+", rf"\1{HIDDEN}", text)
@@ -27,12 +27,12 @@ def redact(text: str) -> str:
 
 
 def without_secrets(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without the keys that name a secret, and with every text redacted."""
+    """Return a copy without the keys that name a secret, and with every text redacted."""
     return {key: clean(value) for key, value in nested.items() if not SECRET.search(str(key))}
 
 
 def clean(value: Any) -> Any:
-    """A copy of a value that JSON can hold, every mapping in it `without_secrets`."""
+    """Return a copy of a value that JSON can hold, every mapping in it `without_secrets`."""
     if isinstance(value, Mapping):
         return without_secrets(value)
     if isinstance(value, list | tuple):

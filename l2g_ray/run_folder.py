@@ -46,20 +46,22 @@ class Arm:
         return parent.parent if inside else parent
 
     def local_folder(self, otherwise: str) -> Path:
-        """The task's folder, for what lies there beside the models. Raises UserError for a copy, ending with `otherwise`."""
+        """Return the task's folder, for what lies there beside the models. Raises UserError for a copy, ending with
+        `otherwise`.
+        """
         if self.place:
             raise UserError(f"{self.place}: only models are read from there; {otherwise}")
         return self.task_folder
 
     def describe(self) -> str:
-        """The arm, as a line of output names it."""
+        """Return the arm, as a line of output names it."""
         if self.name == ENSEMBLE:
             return f"{self.name} of {self._shares()}"
         role = "best on validation" if self.is_best else self.role
         return f"{self.name} ({role})" if role else self.name
 
     def facts(self) -> dict[str, str]:
-        """What a file of results says about the model that made them."""
+        """Return what a file of results says about the model that made them."""
         if self.weights:
             about = {"ensemble_of": self._shares()}
         else:
@@ -67,7 +69,7 @@ class Arm:
         return {"arm": self.name, **about, "model": self.place or str(self.folder)}
 
     def share(self, arm: str) -> float:
-        """The weight of one of an ensemble's arms, against the sum of all; 0 for an arm that is none of them."""
+        """Return the weight of one of an ensemble's arms, against the sum of all; 0 for an arm that is none of them."""
         return dict(self.weights).get(arm, 0.0) / sum(weight for _, weight in self.weights)
 
     def _shares(self) -> str:
@@ -76,7 +78,8 @@ class Arm:
 
 
 def list_arms(task_folder: Path) -> dict[str, Arm]:
-    """The arms of a finished task by name, and what it predicts with as 'best' too; empty where there is no model.
+    """Return the arms of a finished task by name, and what it predicts with as 'best' too; empty where there is no
+    model.
 
     Raises UserError for a model whose `config.json` cannot be read.
     """
@@ -92,7 +95,7 @@ def _read_inside(folder: Path) -> list[Arm]:
 
 
 def _relate(arms: dict[str, Arm], chosen: Arm) -> dict[str, Arm]:
-    """The arms with what they are to the `chosen` one, which is what the run predicts with."""
+    """Return the arms with what they are to the `chosen` one, which is what the run predicts with."""
     related = {BEST: replace(chosen, is_best=True)}
     for name, arm in arms.items():
         share = chosen.share(name) if chosen.weights and name != chosen.name else None
@@ -102,7 +105,9 @@ def _relate(arms: dict[str, Arm], chosen: Arm) -> dict[str, Arm]:
 
 
 def read_arm(model_folder: Path) -> Arm:
-    """The arm of a stored model; of an earlier version, the model's form is the name. Raises UserError as `load_config`."""
+    """Return the arm of a stored model; of an earlier version, the model's form is the name. Raises UserError as
+    `load_config`.
+    """
     config = load_config(model_folder)
     combination = config.get("combination") or {}
     weights = tuple(zip(combination.get("arms", ()), combination.get("weights", ()), strict=True))
@@ -110,7 +115,7 @@ def read_arm(model_folder: Path) -> Arm:
 
 
 def find_arm(run: Path, task: str | None = None, arm: str = BEST) -> Arm:
-    """An arm of a run: a suite's folder (with `task` where it has several), a task's, or a model's own.
+    """Return an arm of a run: a suite's folder (with `task` where it has several), a task's, or a model's own.
 
     'best' is what the run predicts with: its ensemble, in a run of an earlier version the arm that was best on validation, or
     L2G where none was chosen.
@@ -121,7 +126,7 @@ def find_arm(run: Path, task: str | None = None, arm: str = BEST) -> Arm:
 
 
 def find_task(run: Path, task: str | None = None) -> Path:
-    """The task's folder of a run, or the model's own folder. Raises UserError as `find_arm`."""
+    """Return the task's folder of a run, or the model's own folder. Raises UserError as `find_arm`."""
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; give the folder of a finished run")
     if _has_model(run) or any(_has_model(run / name) for name in MODEL_FOLDERS):
@@ -139,7 +144,7 @@ def find_task(run: Path, task: str | None = None) -> Path:
 
 
 def choose_arm(folder: Path, arm: str = BEST) -> Arm:
-    """An arm of a task's folder, or the arm of a model's own. Raises UserError where it has no such arm."""
+    """Return an arm of a task's folder, or the arm of a model's own. Raises UserError where it has no such arm."""
     if _has_model(folder):
         own = read_arm(folder)
         if folder.name in MODEL_FOLDERS or folder.absolute().parent.name in ARM_FOLDERS:
@@ -162,7 +167,7 @@ def choose_arm(folder: Path, arm: str = BEST) -> Arm:
 
 
 def choose_member(ensemble: Arm, groups: Sequence[Sequence[str]], what: str) -> Arm:
-    """The arm that stands for an ensemble where the ensemble itself will not do.
+    """Return the arm that stands for an ensemble where the ensemble itself will not do.
 
     It is the one with the largest weight of the first of the `groups` (names of arms) of which any has weight; where none has,
     the first that the run has at all. `what` says what such arms have. Raises UserError where there is none.
@@ -181,7 +186,7 @@ def choose_member(ensemble: Arm, groups: Sequence[Sequence[str]], what: str) -> 
 
 
 def _placed_beside(arm: Arm, fetched: Arm) -> Arm:
-    """An arm of a copy, with the place that it has where the copy is from."""
+    """Return an arm of a copy, with the place that it has where the copy is from."""
     if not fetched.place:
         return arm
     steps = Path(os.path.relpath(arm.folder, fetched.folder)).parts

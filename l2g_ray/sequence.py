@@ -38,7 +38,7 @@ _TRANSLATION = CODE_TABLE.tobytes()
 
 
 def bytes_and_offsets(sequences: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """The character buffer (uint8) and the n + 1 offsets of a string array, without a Python loop."""
+    """Return the character buffer (uint8) and the n + 1 offsets of a string array, without a Python loop."""
     import pyarrow as pa
 
     if isinstance(sequences, pa.ChunkedArray):
@@ -103,7 +103,7 @@ def encode(
 
 
 def _pad(flat: np.ndarray, offsets: np.ndarray, width: int) -> np.ndarray:
-    """Rows of codes (n, width) from joined ones, by Arrow's own padding: half the time of numpy's masks."""
+    """Return rows of codes (n, width) from joined ones, by Arrow's own padding: half the time of numpy's masks."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -117,7 +117,7 @@ def _pad(flat: np.ndarray, offsets: np.ndarray, width: int) -> np.ndarray:
 
 
 def decode(codes: np.ndarray, lengths_bp: np.ndarray) -> list[str]:
-    """The strings of right-padded codes (n, length) uint8; the inverse of `encode` up to case, U and IUPAC."""
+    """Return the strings of right-padded codes (n, length) uint8; the inverse of `encode` up to case, U and IUPAC."""
     letters = np.frombuffer(b"ACGTN", np.uint8)
     return [letters[row[:n]].tobytes().decode() for row, n in zip(codes, lengths_bp, strict=True)]
 
@@ -130,7 +130,7 @@ def make_mask(lengths_bp: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def one_hot(codes: torch.Tensor, mask: torch.Tensor, channels: int = 4) -> torch.Tensor:
-    """One-hot (batch, channels, length) float32 of codes (batch, length); padding is all zeros.
+    """Map one-hot (batch, channels, length) float32 of codes (batch, length); padding is all zeros.
 
     With 4 channels N is all zeros; with 5 channels N has a channel of its own (the official NT loader).
     """
@@ -152,8 +152,10 @@ def send(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 def encode_batch(
     codes: torch.Tensor, lengths_bp: torch.Tensor, channels: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Codes (batch, length) and lengths (batch,) to one-hot (batch, channels, length) and mask (batch, 1, length), which is
-    None when no position is padding. Both are on the codes' device; with lengths on the CPU nothing waits for it."""
+    """Map codes (batch, length) and lengths (batch,) to one-hot (batch, channels, length) and mask (batch, 1,
+    length), which is None when no position is padding. Both are on the codes' device; with lengths on the CPU nothing
+    waits for it.
+    """
     padded = bool((lengths_bp < codes.shape[1]).any())
     mask = make_mask(lengths_bp.to(codes.device, non_blocking=True), codes.shape[1])
     x = one_hot(codes, mask, channels)

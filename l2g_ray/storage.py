@@ -65,7 +65,7 @@ class Location:
         return Location(f"{body.rstrip('/')}/{part}{query}")
 
     def absolute(self) -> Location:
-        """The same place whatever the working directory."""
+        """Return the same place whatever the working directory."""
         return self if self.is_remote else Location(str(self.local.resolve()))
 
     def _split(self) -> tuple[str, str]:
@@ -86,19 +86,19 @@ class Location:
             return system.get_file_info(path)
 
     def exists(self) -> bool:
-        """Whether there is a file or folder."""
+        """Return whether there is a file or folder."""
         return self.info().type != pa_fs.FileType.NotFound
 
     def is_dir(self) -> bool:
-        """Whether it is a folder."""
+        """Return whether it is a folder."""
         return self.info().type == pa_fs.FileType.Directory
 
     def is_file(self) -> bool:
-        """Whether it is a file."""
+        """Return whether it is a file."""
         return self.info().type == pa_fs.FileType.File
 
     def children(self) -> list[Location]:
-        """What a folder holds, sorted by name; empty for none."""
+        """Return what a folder holds, sorted by name; empty for none."""
         system, path = self.filesystem
         with self._reporting():
             found = system.get_file_info(pa_fs.FileSelector(path, allow_not_found=True))
@@ -117,7 +117,7 @@ class Location:
         return system.open_output_stream(path, compression=None)
 
     def read_text(self) -> str:
-        """The whole file as UTF-8. Raises OSError as pyarrow does."""
+        """Return the whole file as UTF-8. Raises OSError as pyarrow does."""
         with self.open_input() as file:
             return file.read().decode()
 
@@ -127,7 +127,7 @@ class Location:
             file.write(text.encode())
 
     def files(self) -> list[str]:
-        """Paths of all files below a folder, relative to it, sorted; empty for none."""
+        """Return paths of all files below a folder, relative to it, sorted; empty for none."""
         system, path = self.filesystem
         with self._reporting():
             found = system.get_file_info(pa_fs.FileSelector(path, allow_not_found=True, recursive=True))
@@ -147,7 +147,7 @@ class Location:
             shutil.copyfileobj(source, target, COPY_BYTES)
 
     def read_if_there(self) -> str | None:
-        """The whole file as UTF-8, None for none. Raises StorageUnavailable."""
+        """Return the whole file as UTF-8, None for none. Raises StorageUnavailable."""
         try:
             with self._reporting():
                 return self.read_text()
@@ -200,7 +200,7 @@ class Location:
 
 
 def as_location(where: str | Path | Location) -> Location:
-    """A location from whatever names one."""
+    """Return a location from whatever names one."""
     return where if isinstance(where, Location) else Location(str(where))
 
 
@@ -243,7 +243,9 @@ HUB_TIMEOUT_S = 2.0
 
 
 def hub_answers() -> bool:
-    """Whether the hub (or the mirror of HF_ENDPOINT) takes connections; False at once where HF_HUB_OFFLINE is 1."""
+    """Return whether the hub (or the mirror of HF_ENDPOINT) takes connections; False at once where HF_HUB_OFFLINE is
+    1.
+    """
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         return False
     endpoint = os.environ.get("HF_ENDPOINT") or HUB_URL

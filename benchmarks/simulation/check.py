@@ -16,7 +16,7 @@ from benchmarks.utilisation import OVERHEADS
 
 
 def main(runs: list[Path]) -> None:
-    """One line a run."""
+    """Print one line a run."""
     print(
         "| run | slots | trials | from first to last, s | simulated | trials' seconds | simulated | busy | simulated |"
     )

@@ -98,7 +98,7 @@ class Result:
 
 
 def wait_any(clock: Clock, results: list[Result], timeout_s: float | None = None) -> list[Result]:
-    """The first one that is there, as a list, or an empty list after `timeout_s`."""
+    """Return the first one that is there, as a list, or an empty list after `timeout_s`."""
     if not any(result.is_set for result in results):
         wake = _Wake()
         for result in results:

@@ -44,7 +44,7 @@ class Recorded:
 
 
 def read_recorded(path: Path = RECORDED) -> list[Recorded]:
-    """All tasks of the file."""
+    """Return all tasks of the file."""
     return [Recorded(**one) for one in json.loads(path.read_text())["tasks"]]
 
 
@@ -62,20 +62,20 @@ class Script:
     chain: float
 
     def trial(self, stage: str, index: int) -> float:
-        """Seconds of a stage's trial; further trials than were recorded are as the recorded ones."""
+        """Return seconds of a stage's trial; further trials than were recorded are as the recorded ones."""
         trials = self.stages.get(stage)
         return trials[index % len(trials)] if trials else 0.0
 
 
 def script_as_recorded(task: Recorded, seeds: int = 1) -> Script:
-    """The preset `fast` with the arms of the run and its first seeds, whose members come first in the record."""
+    """Return the preset `fast` with the arms of the run and its first seeds, whose members come first in the record."""
     settings = resolve("fast", None, {"arms": task.arms, "seeds": seeds})
     stages = {stage: [seconds for _, seconds in trials] for stage, trials in task.trials.items()}
     return Script(task.name, settings, stages | {"evaluate": [task.evaluate_s * seeds]}, task.work, task.chain)
 
 
 def script_paper(task: Recorded, seed: int = 0) -> Script:
-    """The shape of the preset `paper` (3 seeds, 24 trials by ASHA) with the recorded mean seconds of an epoch.
+    """Return the shape of the preset `paper` (3 seeds, 24 trials by ASHA) with the recorded mean seconds of an epoch.
 
     ASHA's rule decides on random scores which trials continue. Simple arms and baselines take what they took.
     """
@@ -125,7 +125,7 @@ def _draw_epochs(stage: FinetuneSettings, generator: random.Random) -> list[int]
 
 
 def record(runs: list[Path]) -> dict[str, Any]:
-    """What the JSON file holds, of the tasks of finished suites."""
+    """Return what the JSON file holds, of the tasks of finished suites."""
     from l2g_ray.plan.finished import read_settings, read_spent
     from l2g_ray.plan.order import estimate_length
     from l2g_ray.plan.rows import rows_of_manifest

@@ -189,7 +189,7 @@ class _World:
         return [StageResult(job.stage, job.key, Path(), values) for job in jobs]
 
     def _finetune(self, pipe: pipeline.Pipeline) -> tuple[list[SearchTrial], SearchTrial]:
-        """What Ray Tune does with `OrderedSearch`; ASHA has already decided the epochs of each trial."""
+        """Return what Ray Tune does with `OrderedSearch`; ASHA has already decided the epochs of each trial."""
         stage, script = pipe.settings.finetune, self.scripts[pipe.place.task]
         self.clock.sleep(self.overheads.search_s)
         search, at_once = _Order(stage.parallel_trials), min(stage.parallel_trials, self.count)

@@ -404,7 +404,9 @@ class Predictor:
         return self._finish(frame)
 
     def _finish(self, frame: pd.DataFrame, given: object = None, read: object = None) -> pd.DataFrame:
-        """The frame with the index of a `given` DataFrame, without ids that what was `read` has not, and with facts."""
+        """Return the frame with the index of a `given` DataFrame, without ids that what was `read` has not, and with
+        facts.
+        """
         if isinstance(read, pa.Table) and "id" not in read.column_names:
             frame = frame.drop(columns="id")
         if isinstance(given, pd.DataFrame):

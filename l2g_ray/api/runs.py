@@ -292,7 +292,7 @@ def suite(
 
 
 def _name_options() -> set[str]:
-    """Names of the options that `run` and `suite` share."""
+    """Return names of the options that `run` and `suite` share."""
     parameters = signature(run).parameters.values()
     return {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
 

@@ -38,7 +38,7 @@ def tasks(ctx: _Context, param: _Parameter, incomplete: str) -> list[CompletionI
 
 
 def bench_tasks(ctx: _Context, param: _Parameter, incomplete: str) -> list[CompletionItem]:
-    """Tasks of the benchmark that `--bench` names, after the commas that are there."""
+    """Return tasks of the benchmark that `--bench` names, after the commas that are there."""
     from l2g_ray.tasks.catalogue import list_benches, load_bench
 
     bench = ctx.params.get("bench")
@@ -46,7 +46,7 @@ def bench_tasks(ctx: _Context, param: _Parameter, incomplete: str) -> list[Compl
 
 
 def run_tasks(ctx: _Context, param: _Parameter, incomplete: str) -> list[CompletionItem]:
-    """Tasks of the run that the command reads."""
+    """Return tasks of the run that the command reads."""
     run = Path(str(ctx.params.get("run") or ""))
     names = [path.parent.name for path in run.glob("*/stages.json")] if run.is_dir() else []
     return _matching(sorted(names), incomplete)
@@ -74,7 +74,7 @@ def machines(ctx: _Context, param: _Parameter, incomplete: str) -> list[Completi
 
 
 def arms(ctx: _Context, param: _Parameter, incomplete: str) -> list[CompletionItem]:
-    """Arms of a run, after the commas that are there."""
+    """Return arms of a run, after the commas that are there."""
     from l2g_ray.arms import ARMS
 
     return _listed(["all", *ARMS], incomplete)

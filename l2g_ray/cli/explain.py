@@ -413,7 +413,7 @@ def _embed_rows(
 
 
 def _find_vanilla(task_folder: Path, run: Path | None) -> Arm | None:
-    """The task's arm of vanilla fine-tuning in `run`, else beside it; None where there is none."""
+    """Return the task's arm of vanilla fine-tuning in `run`, else beside it; None where there is none."""
     from l2g_ray.run_folder import find_arm, list_arms
     from l2g_ray.studies.study import JOINT
 

@@ -196,7 +196,7 @@ def _pour(file: Path) -> None:
 
 
 def _recognise(start: bytes) -> str:
-    """The suffix of a file that starts with these bytes."""
+    """Return the suffix of a file that starts with these bytes."""
     if start.startswith(b"PAR1"):
         return ".parquet"
     if start.startswith((b"##", b"#CHROM")):

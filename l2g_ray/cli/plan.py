@@ -159,7 +159,7 @@ def _plan_all(
 
 
 def _find(source: tuple[str, ...], flags: dict[str, Any], options: dict[str, Any]) -> list[tuple[Task, Any]]:
-    """Tasks and where their rows are: a raw or prepared task, or None where the data is not here."""
+    """Return tasks and where their rows are: a raw or prepared task, or None where the data is not here."""
     from l2g_ray.data.sources.official import find_folder, find_raw
     from l2g_ray.tasks.catalogue import find_tasks, list_benches
 
@@ -285,7 +285,7 @@ def _show_plans(
 
 
 def _sum_stage(described: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """A stage over all tasks."""
+    """Return a stage over all tasks."""
     from l2g_ray.plan.costs import Amount, add_amounts
 
     stages = [t["stages"][name] for t in described if name in t["stages"]]

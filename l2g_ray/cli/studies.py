@@ -245,7 +245,7 @@ def baseline(names: str | None, tasks: tuple[str, ...], as_list: bool, **options
 
 
 def _choose_baselines(text: str | None) -> tuple[list[str], list[str]]:
-    """Simple models, and methods that are arms."""
+    """Return simple models, and methods that are arms."""
     from l2g_ray.studies.study import read_baseline_arms
 
     arms = list(read_baseline_arms())

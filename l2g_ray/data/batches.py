@@ -49,7 +49,7 @@ class InMemorySource:
         return self.table.num_rows
 
     def tables(self) -> Iterator[pa.Table]:
-        """The one table."""
+        """Yield the one table."""
         yield self.table
 
 
@@ -111,13 +111,15 @@ class Batch:
         return replace(self, codes=send(self.codes, device), labels=send(self.labels, device), _host_codes=self.letters)
 
     def split(self, n: int) -> list[Batch]:
-        """The same rows in `n` micro-batches of like size, in order; some are empty where there are fewer rows."""
+        """Return the same rows in `n` micro-batches of like size, in order; some are empty where there are fewer
+        rows.
+        """
         whole = self.part or Part(self.n_own, (self.n_own,), count_labels(self.labels))
         edges = [cut_rows(self.n_own, i, n) for i in range(n)]
         return [self.take(start, stop, replace(whole, micro=i)) for i, (start, stop) in enumerate(edges)]
 
     def take(self, start: int, stop: int, part: Part) -> Batch:
-        """The rows from `start` up to `stop`, as a part of what `part` says."""
+        """Return the rows from `start` up to `stop`, as a part of what `part` says."""
         part, rows = replace(part, n_own=stop - start), slice(start, stop)
         if start < stop:
             return Batch(self.codes[rows], self.lengths_bp[rows], self.labels[rows], self.row_index[rows], part)
@@ -131,7 +133,7 @@ def cut_rows(n_rows: int, index: int, n: int) -> tuple[int, int]:
 
 
 def count_labels(labels: torch.Tensor) -> int:
-    """Labels of a batch that are not missing."""
+    """Return labels of a batch that are not missing."""
     return int(torch.isfinite(labels).sum()) if labels.is_floating_point() else labels.numel()
 
 
@@ -187,7 +189,7 @@ def iter_batches(
 
 
 def fill_steps(batches: Iterable[Batch], n: int) -> Iterator[Batch]:
-    """The first `n` batches, and where there are fewer, batches without rows: all workers take the same steps.
+    """Yield the first `n` batches, and where there are fewer, batches without rows: all workers take the same steps.
 
     Raises ValueError where there is no batch at all.
     """
@@ -202,7 +204,7 @@ def fill_steps(batches: Iterable[Batch], n: int) -> Iterator[Batch]:
 
 
 def iter_evaluation_batches(tables: Iterable[pa.Table], *, kind: Kind, batch_size: int) -> Iterator[Batch]:
-    """All rows in order, as they are; the last batch may be smaller. L is each batch's longest sequence.
+    """Yield all rows in order, as they are; the last batch may be smaller. L is each batch's longest sequence.
 
     Raises
     ------
@@ -213,7 +215,7 @@ def iter_evaluation_batches(tables: Iterable[pa.Table], *, kind: Kind, batch_siz
 
 
 def make_batch(table: pa.Table, kind: Kind, length_bp: int | None = None) -> Batch:
-    """The rows of a table as one batch, in order; `row_index` is the table's column of that name, else 0..B-1.
+    """Return the rows of a table as one batch, in order; `row_index` is the table's column of that name, else 0..B-1.
 
     Raises
     ------
@@ -231,7 +233,7 @@ def make_batch(table: pa.Table, kind: Kind, length_bp: int | None = None) -> Bat
 
 
 def read_labels(table: pa.Table, kind: Kind) -> torch.Tensor:
-    """Labels of a table, as `Batch` has them."""
+    """Return labels of a table, as `Batch` has them."""
     if "label" not in table.column_names:
         return torch.empty(0)
     column = table["label"].combine_chunks()
@@ -256,7 +258,7 @@ def _number(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _cut(tables: Iterable[pa.Table], n_rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `n_rows`, the last one smaller."""
+    """Yield the same rows in tables of exactly `n_rows`, the last one smaller."""
     held: list[pa.Table] = []
     n_held = 0
     for table in tables:
@@ -277,7 +279,7 @@ def _cut(tables: Iterable[pa.Table], n_rows: int) -> Iterator[pa.Table]:
 
 
 def _copy(table: pa.Table) -> pa.Table:
-    """The same rows without the rest of what they were sliced from."""
+    """Return the same rows without the rest of what they were sliced from."""
     return table.take(np.arange(table.num_rows))
 
 

@@ -32,12 +32,12 @@ MISSING = missing_texts()
 
 
 def find_missing(texts: pa.ChunkedArray, missing: frozenset[str] = MISSING) -> pa.ChunkedArray:
-    """Which of n texts, without blanks round them, are no value: booleans, false for null."""
+    """Return which of n texts, without blanks round them, are no value: booleans, false for null."""
     return pc.is_in(texts, value_set=pa.array(sorted(missing), texts.type))
 
 
 def count_missing(column: pa.ChunkedArray, missing: frozenset[str] = MISSING) -> dict[str, int]:
-    """How many rows of a column say each text that is read as missing; empty cells are left out."""
+    """Return how many rows of a column say each text that is read as missing; empty cells are left out."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
@@ -48,7 +48,7 @@ def count_missing(column: pa.ChunkedArray, missing: frozenset[str] = MISSING) ->
 
 
 def name_missing(counts: dict[str, int]) -> str:
-    """The texts of `count_missing` for a message: 'NA' or 'null'."""
+    """Return the texts of `count_missing` for a message: 'NA' or 'null'."""
     return " or ".join(f"'{text}'" for text in counts)
 
 
@@ -59,7 +59,7 @@ _COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 def show(value: object, width: int = 40) -> str:
-    """A cell's text for a message: one line, cut where it is long, so that a message stays one sentence."""
+    """Return a cell's text for a message: one line, cut where it is long, so that a message stays one sentence."""
     text = str(value)
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:width])
     return line if len(text) <= width else f"{line}..."
@@ -124,7 +124,8 @@ def count_letters(sequences: pa.ChunkedArray) -> dict[str, int]:
 def parse_labels(
     table: pa.Table, task: Task, where: str | Path, first_row: int = 1, missing: frozenset[str] = MISSING
 ) -> pa.Array:
-    """The labels of n rows: int64 codes for classification, else fixed-size lists of n_outputs float32 (NaN = missing).
+    """Return the labels of n rows: int64 codes for classification, else fixed-size lists of n_outputs float32 (NaN =
+    missing).
 
     Classification takes label names, or codes counted from 0 where no label's own name is a whole number. Several
     outputs have one column each, or one column of lists. Texts of `missing` are no label, unless the task has a class of
@@ -160,7 +161,8 @@ def parse_labels(
 
 
 def label_texts(column: pa.ChunkedArray, missing: frozenset[str] = MISSING) -> tuple[list[str | None], np.ndarray]:
-    """The distinct labels of n rows as text, None where missing, and which of them each row has: codes (n,) int64.
+    """Return the distinct labels of n rows as text, None where missing, and which of them each row has: codes (n,)
+    int64.
 
     A whole number written as a float (1.0) reads as that number (1). The column may not be nested.
     """
@@ -211,7 +213,7 @@ def _parse_classes(
 
 
 def _explain_missing(value: Any) -> str:
-    """Why a cell that is not empty has no label, for a message."""
+    """Return why a cell that is not empty has no label, for a message."""
     if not isinstance(value, str) or not value.strip():
         return ""
     return f" ('{value.strip()}' means no value, unless --na-values names other texts)"
@@ -231,7 +233,8 @@ def _parse_numbers(
 
 
 def as_numbers(column: pa.ChunkedArray, missing: frozenset[str] = MISSING) -> np.ndarray | None:
-    """A column of numbers, or of texts that are numbers, as float64 (n,), NaN where missing; None for anything else.
+    """Return a column of numbers, or of texts that are numbers, as float64 (n,), NaN where missing; None for anything
+    else.
 
     True and false of a boolean column are 1 and 0.
     """
@@ -283,7 +286,9 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _decode(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A dictionary-encoded column (pandas: categorical) as what it stands for; half floats, which Arrow hardly reads."""
+    """Return a dictionary-encoded column (pandas: categorical) as what it stands for; half floats, which Arrow hardly
+    reads.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column

@@ -39,7 +39,7 @@ class PreparedTask:
         return self.manifest["splits"][split]["fingerprint"]
 
     def n_rows(self, split: str) -> int:
-        """Rows of a split, from the manifest."""
+        """Return rows of a split, from the manifest."""
         return self.manifest["splits"][split]["rows"]
 
     def length_range(self) -> tuple[int, int]:
@@ -48,17 +48,17 @@ class PreparedTask:
         return min(r["min"] for r in ranges), max(r["max"] for r in ranges)
 
     def shard_paths(self, split: str) -> list[Location]:
-        """The shards of train or valid, in order. Raises ValueError for test."""
+        """Return the shards of train or valid, in order. Raises ValueError for test."""
         self._refuse_test(split)
         return self._shards(split)
 
     def table(self, split: str, columns: list[str] | None = None) -> pa.Table:
-        """All rows of train or valid (columns id, sequence, label). Raises ValueError for test."""
+        """Return all rows of train or valid (columns id, sequence, label). Raises ValueError for test."""
         self._refuse_test(split)
         return self._read(split, columns)
 
     def open_test(self, columns: list[str] | None = None) -> pa.Table:
-        """All rows of the test split. For stages/evaluate.py only, once everything is chosen."""
+        """Return all rows of the test split. For stages/evaluate.py only, once everything is chosen."""
         return self._read("test", columns)
 
     def near_train_rows(self) -> np.ndarray | None:
@@ -93,7 +93,7 @@ class PreparedTask:
 
 
 def read_shard(shard: Location, columns: list[str] | None = None) -> pa.Table:
-    """All rows of one shard."""
+    """Return all rows of one shard."""
     with _whole(shard), shard.open_input() as source:
         table = pq.read_table(source, columns=columns)
         return table.rename_columns(table.column_names)  # names are decoded on use only: damaged ones are found here
@@ -120,7 +120,7 @@ class ShardSource:
     rows_per_table: int = 4096
 
     def tables(self) -> Iterator[pa.Table]:
-        """One pass over the rows, in order: columns sequence and label."""
+        """Yield one pass over the rows, in order: columns sequence and label."""
         for shard in self.shards:
             with _whole(shard), shard.open_input() as source, pq.ParquetFile(source) as file:
                 for batch in file.iter_batches(self.rows_per_table, columns=["sequence", "label"]):
@@ -128,7 +128,7 @@ class ShardSource:
 
 
 def open_prepared(folder: str | Path | Location) -> PreparedTask:
-    """The prepared task in a folder.
+    """Return the prepared task in a folder.
 
     Raises
     ------
@@ -161,7 +161,7 @@ GROUPS = "groups.parquet"
 
 @contextlib.contextmanager
 def scratch_folder(out: Location) -> Iterator[Path]:
-    """A folder beside `out` (on this machine for a remote one) that is gone afterwards.
+    """Yield a folder beside `out` (on this machine for a remote one) that is gone afterwards.
 
     Raises UserError for a place that cannot be written, a full disk among them.
     """
@@ -249,7 +249,7 @@ def _write_shards(folder: Path, selection: Selection, rows_per_shard: int, prefi
 
 
 def cut_shards(n_rows: int, n_shards: int) -> np.ndarray:
-    """Number (n_shards + 1,) int64 of the first row of each shard, and of the row after the last."""
+    """Return number (n_shards + 1,) int64 of the first row of each shard, and of the row after the last."""
     return np.linspace(0, n_rows, n_shards + 1).round().astype(np.int64)
 
 

@@ -41,7 +41,8 @@ class Genome:
         return dict(self._lengths_bp)
 
     def find_chromosome(self, name: str) -> str:
-        """The file's own name of a chromosome: `name` itself, or the one that it means ('1' and 'chr1', 'MT' and 'chrM').
+        """Return the file's own name of a chromosome: `name` itself, or the one that it means ('1' and 'chr1', 'MT'
+        and 'chrM').
 
         Raises
         ------
@@ -58,7 +59,8 @@ class Genome:
         )
 
     def fetch(self, chrom: str, start: int, end: int, strand: str = "+") -> str:
-        """The end - start upper-case letters of a place, reverse-complemented (IUPAC letters too) for strand '-'.
+        """Return the end - start upper-case letters of a place, reverse-complemented (IUPAC letters too) for strand
+        '-'.
 
         Raises
         ------
@@ -256,13 +258,13 @@ class _Field:
         return np.where(known > 0, strong / np.maximum(known, 1), np.nan)
 
     def is_unclear(self, start: np.ndarray, width: np.ndarray) -> np.ndarray:
-        """Whether too many letters are none of A C G T."""
+        """Return whether too many letters are none of A C G T."""
         return self._count_unknown(start, width) > MAX_UNKNOWN * width
 
     def draw(
         self, width: np.ndarray, target: np.ndarray, tolerance: float, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Starts (n,) and GC contents (n,) of n negatives; the start is -1 where there is no room."""
+        """Return starts (n,) and GC contents (n,) of n negatives; the start is -1 where there is no room."""
         starts = np.full(len(width), -1, dtype=np.int64)
         gc = np.full(len(width), np.nan)
         longest_gap_bp = int(np.max(self._gaps() @ np.array([-1, 1]), initial=0))
@@ -299,7 +301,7 @@ class _Field:
         tries: int,
         generator: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each pending row the first of `tries` candidates that fits: rows, starts, GC contents."""
+        """Return, for each pending row, the first of `tries` candidates that fits: rows, starts, GC contents."""
         wide = np.repeat(width[pending], tries)
         start = generator.integers(0, self.length_bp - wide + 1)
         gc = self.gc(start, wide)

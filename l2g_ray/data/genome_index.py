@@ -46,7 +46,7 @@ class Record:
     line_bytes: int
 
     def place(self, base: int) -> int:
-        """The byte at which a base stands."""
+        """Return the byte at which a base stands."""
         lines, rest = divmod(base, self.line_bp)
         return self.offset + lines * self.line_bytes + rest
 
@@ -105,7 +105,7 @@ class GenomeText:
 
 
 def open_indexed(path: Path) -> tuple[GenomeText, dict[str, Record]]:
-    """The text of a FASTA file and its records by name, in the order of the file.
+    """Return the text of a FASTA file and its records by name, in the order of the file.
 
     An index beside the file, or in the cache folder, is taken if it fits the file, whatever its age. Otherwise it is made
     and written beside the file, or into the cache folder where that cannot be; where neither can, it is used all the same.
@@ -137,7 +137,7 @@ def open_indexed(path: Path) -> tuple[GenomeText, dict[str, Record]]:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a file is named as one of bgzip."""
+    """Return whether a file is named as one of bgzip."""
     return split_suffix(path.name)[1] in (".gz", ".bgz")
 
 
@@ -153,7 +153,8 @@ def _indices(path: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def _fit(text: GenomeText, records: dict[str, Record]) -> bool:
-    """Whether the records are those of the text: every header is where it must be, and lines end where they must.
+    """Return whether the records are those of the text: every header is where it must be, and lines end where they
+    must.
 
     Where lines have one length, as an index wants it, the place of each header, the first line and the end of a record
     leave no other reading of it. The bases themselves may be others.
@@ -171,7 +172,7 @@ def _fit(text: GenomeText, records: dict[str, Record]) -> bool:
 
 
 def _is_header(gap: bytes, name: str, first: bool) -> bool:
-    """Whether what is between two sequences is the end of a line, blank lines, and the header of `name`."""
+    """Return whether what is between two sequences is the end of a line, blank lines, and the header of `name`."""
     *before, header = gap.splitlines()
     blank = all(not line.strip() or (first and line.startswith(b";")) for line in before)
     begins = first or gap[:1].isspace() or gap.startswith(b">")
@@ -205,7 +206,7 @@ def _spread(n: int, count: int) -> list[int]:
 
 
 def _measure(path: Path, blocks: list[Block] | None) -> int:
-    """Bytes of text. Raises one of `DAMAGE` where the blocks are not those of the file."""
+    """Return bytes of text. Raises one of `DAMAGE` where the blocks are not those of the file."""
     if blocks is None:
         return path.stat().st_size
     with path.open("rb") as file:
@@ -260,7 +261,7 @@ def _make_blocks(path: Path) -> list[Block]:
 
 
 def _make_records(lines: Iterable[bytes], path: Path) -> dict[str, Record]:
-    """The records of a FASTA file, as samtools' faidx has them. Raises UserError, naming the line."""
+    """Return the records of a FASTA file, as samtools' faidx has them. Raises UserError, naming the line."""
     records: dict[str, Record] = {}
     draft: _Draft | None = None
     place = number = 0
@@ -330,7 +331,7 @@ class _Draft:
         self.length_bp += bases
 
     def finish(self) -> Record:
-        """The record."""
+        """Return the record."""
         return Record(self.length_bp, self.offset, self.line_bp, self.line_bytes)
 
     def _refuse(self, number: int, what: str, remedy: str) -> None:

@@ -46,7 +46,7 @@ _PLACES = frozenset(
 
 
 def make_name(text: str) -> str:
-    """A task's name from the name of a file or folder."""
+    """Return a task's name from the name of a file or folder."""
     return clean(text, otherwise="task")
 
 
@@ -101,7 +101,7 @@ def infer_fields(
 def _find_outputs(
     table: pa.Table, where: str, ignored: set[str | None], missing: frozenset[str], notes: list[str]
 ) -> tuple[str, ...]:
-    """The columns that are labels although none is named so: the only one of numbers, or several of 0 and 1."""
+    """Return the columns that are labels although none is named so: the only one of numbers, or several of 0 and 1."""
     others = [name for name in table.column_names if name not in ignored]
     columns = {name: values for name in others if (values := as_numbers(table[name], missing)) is not None}
     left_out = {name: reason for name, values in columns.items() if (reason := _no_label(name, values))}
@@ -129,7 +129,7 @@ def _find_outputs(
 
 
 def _no_label(name: str, values: np.ndarray) -> str:
-    """Why a column of numbers is no label; '' where it may be one."""
+    """Return why a column of numbers is no label; '' where it may be one."""
     plain = re.sub(r"[\s_.]", "", name.lower())
     if _INDEX.fullmatch(plain):
         return "row number" if name else "no name"
@@ -171,7 +171,7 @@ def _infer_one(
 
 
 def _guess_kind(rows: Counter[str], where: str, name: str, notes: list[str]) -> Kind:
-    """The kind that a column's labels make, from the number of rows of each."""
+    """Return the kind that a column's labels make, from the number of rows of each."""
     n = len(rows)
     numbers = [float(text) for text in rows if _is_number(text)]
     if n and len(numbers) == n:
@@ -200,7 +200,7 @@ def _guess_kind(rows: Counter[str], where: str, name: str, notes: list[str]) -> 
 
 
 def _check_rows(rows: Counter[str], unread: dict[str, int], n_rows: int, where: str, name: str) -> None:
-    """Raises UserError where classes do not cover the rows, or are fewer than two."""
+    """Raise UserError where classes do not cover the rows, or are fewer than two."""
     if unread:
         n = sum(unread.values())
         raise UserError(

@@ -115,7 +115,7 @@ def prepare(
 
 
 def check_raw(raw: RawTask, settings: DataSettings, progress: Progress = lambda doing, rows: None) -> dict[str, Any]:
-    """What `check_splits` finds in a source, with the test (and valid) rows as they are; nothing is kept.
+    """Return what `check_splits` finds in a source, with the test (and valid) rows as they are; nothing is kept.
 
     Raises UserError as `prepare` does.
     """
@@ -134,7 +134,7 @@ def _open(
 
 
 def _check(splits: dict[str, Selection], task: Task) -> tuple[dict[str, Any], np.ndarray]:
-    """The check, and the numbers of the test rows that have a near-duplicate in train."""
+    """Return the check, and the numbers of the test rows that have a near-duplicate in train."""
     check = check_splits(task, {name: _as_part(selection) for name, selection in splits.items()})
     rows = {name: found.pop("other_near_rows") for name, found in check["near"].items() if name != "within"}
     return check, np.asarray(rows["train_in_test"], np.int64)
@@ -197,7 +197,7 @@ def _part(spools: dict[str, Spool], options: SourceOptions, task: Task) -> tuple
 
 
 def _as_part(*selections: Selection) -> Part:
-    """The rows of selections, one after the other, as the checks see them."""
+    """Return the rows of selections, one after the other, as the checks see them."""
 
     def sequences() -> Any:
         return (batch["sequence"] for selection in selections for batch in selection.batches())

@@ -20,7 +20,7 @@ Header = Callable[[str], tuple[str, str | None]]
 
 
 def whole_header(header: str) -> tuple[str, str | None]:
-    """The id is all up to the first blank, bars included (`TR20|c0_g1_i1 len=2936`); there is no label."""
+    """Split a header: the id is all up to the first blank, bars included (`TR20|c0_g1_i1 len=2936`); there is no label."""
     return (header.split() or [""])[0], None
 
 
@@ -33,7 +33,7 @@ def split_header(header: str) -> tuple[str, str | None]:
 
 
 def make_header(pattern: str) -> Header:
-    """Reads headers by a regular expression with a group `label` and, where it has one, a group `id`.
+    """Read headers by a regular expression with a group `label` and, where it has one, a group `id`.
 
     A header that does not match has no label; `prepare` then names its row.
     """
@@ -115,14 +115,14 @@ FASTA_SUFFIXES = tuple(suffix for suffix, name in _FORMATS.items() if name == "f
 
 
 def recognise(name: str) -> str | None:
-    """The kind of a file by its name: parquet, csv, tsv, json or fasta; None for any other."""
+    """Return the kind of a file by its name: parquet, csv, tsv, json or fasta; None for any other."""
     stem, compression = split_suffix(name)
     kind = next((kind for suffix, kind in _FORMATS.items() if stem.endswith(suffix)), None)
     return None if kind == "parquet" and compression else kind
 
 
 def strip_suffixes(name: str) -> str:
-    """A file's name without the suffixes of its kind and compression."""
+    """Return a file's name without the suffixes of its kind and compression."""
     stem, compression = split_suffix(name)
     suffix = next((suffix for suffix in _FORMATS if stem.endswith(suffix)), "")
     return name[: len(name) - len(compression) - len(suffix)]
@@ -285,7 +285,7 @@ class VcfHeader:
 
 
 def open_vcf(path: str | Path) -> tuple[VcfHeader, Iterator[VcfRow]]:
-    """The header, and the rows as a stream.
+    """Return the header, and the rows as a stream.
 
     Raises
     ------
@@ -311,7 +311,7 @@ def open_vcf(path: str | Path) -> tuple[VcfHeader, Iterator[VcfRow]]:
 
 
 def _iter_items(location: Location, where: str) -> Iterator[VcfHeader | VcfRow]:
-    """The header, then the rows."""
+    """Yield the header, then the rows."""
     with readable(where), open_lines(location) as lines:
         yield from _parse_variant(lines, where)
 

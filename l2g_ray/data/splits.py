@@ -97,7 +97,7 @@ def find_rule(options: SourceOptions) -> str:
 
 
 def find_key_column(options: SourceOptions) -> str | None:
-    """The column that `part_rows` needs as `keys`, or None."""
+    """Return the column that `part_rows` needs as `keys`, or None."""
     rule = find_rule(options)
     if rule == "given":
         return options.split_column or "split"
@@ -153,7 +153,9 @@ def _by_chromosome(keys: Sequence[str], options: SourceOptions, where: str) -> P
 def cut_folds(
     n_groups: int, folds: int, seed: int, classes: np.ndarray | None, sizes: np.ndarray | None = None
 ) -> np.ndarray:
-    """The fold (n_groups,) of each row or group; each class is dealt out evenly, groups of many rows (`sizes`) first."""
+    """Return the fold (n_groups,) of each row or group; each class is dealt out evenly, groups of many rows (`sizes`)
+    first.
+    """
     generator = np.random.default_rng(seed)
     fold = np.empty(n_groups, np.int64)
     start = 0
@@ -264,7 +266,7 @@ class Fold:
 
 
 def make_folds(prepared: PreparedTask, n_folds: int, seed: int) -> list[Fold]:
-    """All folds of a task; the given split as the only one for 0."""
+    """Return all folds of a task; the given split as the only one for 0."""
     if not n_folds:
         return [Fold(0, 0, 0)]
     groups = prepared.row_groups()
@@ -286,7 +288,7 @@ class SelectedRows:
         return int(self.wanted.sum())
 
     def tables(self) -> Iterator[pa.Table]:
-        """One pass over the wanted rows, in order."""
+        """Yield one pass over the wanted rows, in order."""
         start = 0
         for source in self.sources:
             for table in source.tables():

@@ -42,7 +42,7 @@ class Facts:
         return np.minimum(self.hash, self.flipped)
 
     def take(self, rows: np.ndarray) -> Facts:
-        """The facts of some rows: indices, or a mask (n,)."""
+        """Return the facts of some rows: indices, or a mask (n,)."""
         return Facts(self.hash[rows], self.flipped[rows], self.length_bp[rows], self.gc[rows])
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Facts:
 
 
 def measure_facts(sequences: pa.Array | pa.ChunkedArray) -> Facts:
-    """The facts of n clean (upper-case DNA) sequences."""
+    """Return the facts of n clean (upper-case DNA) sequences."""
     raw, offsets = bytes_and_offsets(sequences)
     lengths = np.diff(offsets)
     positions = _multipliers(int(lengths.max()) if len(lengths) else 0)
@@ -60,7 +60,7 @@ def measure_facts(sequences: pa.Array | pa.ChunkedArray) -> Facts:
 
 
 def join_facts(parts: Iterable[Facts]) -> Facts:
-    """The facts of several tables, one after the other."""
+    """Return the facts of several tables, one after the other."""
     parts = list(parts) or [measure_facts(pa.array([], pa.large_string()))]
     return Facts(
         *(np.concatenate([getattr(p, name) for p in parts]) for name in ("hash", "flipped", "length_bp", "gc"))
@@ -82,7 +82,7 @@ _FORWARD, _FLIPPED, _STRONG, _KNOWN = _tables()
 
 
 def _multipliers(width: int) -> np.ndarray:
-    """One random odd multiplier a position, the same for every call and any width."""
+    """Return one random odd multiplier a position, the same for every call and any width."""
     generator = np.random.Generator(np.random.PCG64(7))
     return generator.integers(1, 1 << 63, size=width, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
@@ -151,7 +151,7 @@ class Overlap:
         return self.exact | self.reverse_complement
 
     def count(self) -> dict[str, int]:
-        """Counts from both sides, for the manifest."""
+        """Return counts from both sides, for the manifest."""
         return {
             "exact": int(self.exact.sum()),
             "reverse_complement": int(self.reverse_complement.sum()),
@@ -198,11 +198,11 @@ class Spool:
         return len(self.facts)
 
     def where(self) -> str:
-        """The first file's name."""
+        """Return the first file's name."""
         return self.pieces[0][1]
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows in order: id, sequence, label and, where the source has them, chrom, start, end and strand."""
+        """Yield the rows in order: id, sequence, label and, where the source has them, chrom, start, end and strand."""
         with pa.memory_map(str(self.path)) as source, pa.ipc.open_file(source) as reader:
             for index in range(reader.num_record_batches):
                 yield reader.get_batch(index)
@@ -229,11 +229,11 @@ class Selection:
         return self.spool.labels[self.rows]
 
     def keep(self, mask: np.ndarray) -> Selection:
-        """Those of the rows whose mask (len(self),) is true."""
+        """Return those of the rows whose mask (len(self),) is true."""
         return Selection(self.spool, self.rows[mask])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The chosen rows in order."""
+        """Yield the chosen rows in order."""
         chosen = np.zeros(len(self.spool), bool)
         chosen[self.rows] = True
         start = 0
@@ -348,7 +348,7 @@ def _read_keys(table: pa.Table, column: str, where: str, first_row: int) -> list
 
 
 def _place(column: pa.ChunkedArray, name: str, where: str, first_row: int) -> pa.ChunkedArray:
-    """Text, or whole numbers for start and end; an empty cell is missing."""
+    """Return text, or whole numbers for start and end; an empty cell is missing."""
     kind = pa.int64() if name in ("start", "end") else pa.string()
     try:
         if pa.types.is_large_string(column.type) and kind == pa.int64():

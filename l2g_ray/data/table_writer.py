@@ -134,7 +134,7 @@ class TableWriter(WholeFile):
         self.rows += len(table)
 
     def _fit(self, table: pa.Table) -> pa.Table:
-        """The table with the types of the first: those of JSON lines are guessed block by block."""
+        """Return the table with the types of the first: those of JSON lines are guessed block by block."""
         if table.schema == self._schema:
             return table
         names = self._schema.names

@@ -23,14 +23,14 @@ COMPRESSIONS = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd"}
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """A lower-case file name without its compression's suffix, and that suffix ('' for none)."""
+    """Return a lower-case file name without its compression's suffix, and that suffix ('' for none)."""
     name = name.lower()
     suffix = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
     return name[: len(name) - len(suffix)], suffix
 
 
 def open_bytes(location: Location) -> pa.NativeFile:
-    """A stream of the uncompressed bytes, read in order. Raises OSError and ArrowInvalid as pyarrow does."""
+    """Return a stream of the uncompressed bytes, read in order. Raises OSError and ArrowInvalid as pyarrow does."""
     compression = COMPRESSIONS.get(split_suffix(location.name)[1])
     file = location.open_input()
     return pa.CompressedInputStream(file, compression) if compression else file
@@ -38,7 +38,7 @@ def open_bytes(location: Location) -> pa.NativeFile:
 
 @contextmanager
 def open_lines(location: Location) -> Iterator[Iterator[str]]:
-    """Lines of UTF-8 text; a byte-order mark is no part of them, CR LF ends a line as LF does.
+    """Yield lines of UTF-8 text; a byte-order mark is no part of them, CR LF ends a line as LF does.
 
     Raises UserError at a line that is no UTF-8.
     """
@@ -135,7 +135,7 @@ def _blocks_of_rows(head: bytes, source: pa.NativeFile, quoted: bool) -> Iterato
 
 
 def _find_end(block: bytes, quoted: bool) -> int:
-    """Where the last whole row of a block ends: behind a line end that is not in quotes; 0 for nowhere."""
+    """Return where the last whole row of a block ends: behind a line end that is not in quotes; 0 for nowhere."""
 
     def last_line_end(stop: int) -> int:
         return max(block.rfind(b"\n", 0, stop), block.rfind(b"\r", 0, stop)) + 1
@@ -160,7 +160,7 @@ class _Parser:
         self._sound = re.compile(cell + rb"(?:" + mark + cell + rb")*+")
 
     def parse(self, block: bytes) -> Iterator[pa.Table]:
-        """The block's rows, and before those of the first block a table without rows."""
+        """Yield the block's rows, and before those of the first block a table without rows."""
         if not self._names:
             header = _ROW[self._quoted].match(block)
             assert header is not None
@@ -224,7 +224,7 @@ class _Parser:
             )
 
     def _describe(self, error: pa.ArrowInvalid) -> Exception:
-        """What pyarrow says of a block, with the row counted in the file; the error itself where unknown."""
+        """Return what pyarrow says of a block, with the row counted in the file; the error itself where unknown."""
         said = str(error)
         found = re.search(r"Row #(\d+): (?:Expected (\d+) columns, got (\d+))?", said)
         if not found:

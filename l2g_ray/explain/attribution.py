@@ -36,7 +36,7 @@ def make_multipliers(
     steps: int,
     seed: int,
 ) -> Method:
-    """The method of a name, ready for an output. Raises UserError where `captum` or a rule is missing."""
+    """Return the method of a name, ready for an output. Raises UserError where `captum` or a rule is missing."""
     if name == "deeplift-shap":
         return _make_deeplift_shap(explained, apply_rules)
     if name == "mutagenesis":
@@ -173,7 +173,9 @@ class ExplainedOutput(nn.Module):
         self.register_buffer("weights", weights.float())
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """One-hot (batch, 4, length), N and padding all zero, and mask (batch, 1, length) or None, to (batch, 1)."""
+        """Map one-hot (batch, 4, length), N and padding all zero, and mask (batch, 1, length) or None, to (batch,
+        1).
+        """
         if self.in_channels > 4:
             # The channel of N, as a linear function of the others.
             x = torch.cat([x, (1.0 if mask is None else mask) - x.sum(1, keepdim=True)], 1)
@@ -182,7 +184,7 @@ class ExplainedOutput(nn.Module):
 
 
 def reads_one_hot(model: nn.Module) -> bool:
-    """Whether a model can be reduced to an `ExplainedOutput`."""
+    """Return whether a model can be reduced to an `ExplainedOutput`."""
     if isinstance(model, AverageModel | MeanOutputs):
         return all(reads_one_hot(member) for member in model.members)
     return isinstance(model, L2GModel | EmbedderNet | SmallCNN)
@@ -225,7 +227,8 @@ class Attributions:
 
 
 def choose_output(task: Task, name: str | None) -> list[int]:
-    """The outputs that a name, or the unique beginning of one, means; all of them for None, the second of a binary task.
+    """Return the outputs that a name, or the unique beginning of one, means; all of them for None, the second of a
+    binary task.
 
     Raises UserError for a name that no output, or more than one, begins with, and for None with more than four outputs.
     """
@@ -250,8 +253,9 @@ def choose_output(task: Task, name: str | None) -> list[int]:
 
 
 def make_weights(task: Task, output: int) -> torch.Tensor:
-    """Weights (n_outputs,) of what is explained: the value or logit itself; for exclusive classes its logit minus the mean
-    of the others', since only differences of logits move a softmax (binary: the log-odds)."""
+    """Return weights (n_outputs,) of what is explained: the value or logit itself; for exclusive classes its logit
+    minus the mean of the others', since only differences of logits move a softmax (binary: the log-odds).
+    """
     weights = torch.zeros(task.n_outputs)
     if task.is_classification:
         weights -= 1 / (task.n_outputs - 1)
@@ -260,7 +264,7 @@ def make_weights(task: Task, output: int) -> torch.Tensor:
 
 
 def describe_output(task: Task, output: int) -> str:
-    """What the explained number is, in words."""
+    """Return what the explained number is, in words."""
     if task.kind == "binary":
         return "log-odds"
     return {"multiclass": "logit minus mean logit of the other classes", "multilabel": "logit"}.get(task.kind, "value")
@@ -344,7 +348,9 @@ def evaluate(
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
 ) -> np.ndarray:
-    """The explained value f(x) (n,), in float64, of right-padded codes (n, length); `batch_size` as in `attribute`."""
+    """Return the explained value f(x) (n,), in float64, of right-padded codes (n, length); `batch_size` as in
+    `attribute`.
+    """
 
     def compute(some: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         own = some.to(device)

@@ -50,12 +50,12 @@ class Match:
 
 
 def has_jaspar() -> bool:
-    """Whether the package with JASPAR's motifs is installed."""
+    """Return whether the package with JASPAR's motifs is installed."""
     return is_installed("pyjaspar")
 
 
 def read_jaspar(group: str) -> list[KnownMotif]:
-    """The CORE motifs of a taxonomic group. Raises UserError for an unknown group, or without the package."""
+    """Return the CORE motifs of a taxonomic group. Raises UserError for an unknown group, or without the package."""
     if group not in JASPAR_GROUPS:
         raise UserError(f"JASPAR has no group '{group}'; {nearest(group, JASPAR_GROUPS)}")
     if not has_jaspar():
@@ -71,7 +71,9 @@ def read_jaspar(group: str) -> list[KnownMotif]:
 
 
 def read_meme(path: Path) -> list[KnownMotif]:
-    """The motifs of a file in MEME's format. Raises UserError for a file without, or a damaged one (row named)."""
+    """Return the motifs of a file in MEME's format. Raises UserError for a file without, or a damaged one (row
+    named).
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a file in MEME's format, or jaspar:GROUP")
     with readable(str(path)), open_lines(Location(str(path))) as text:
@@ -204,18 +206,19 @@ class Comparison:
 
 @cache
 def shipped_lists() -> tuple[KnownList, ...]:
-    """The lists of `known_motifs.yaml`."""
+    """Return the lists of `known_motifs.yaml`."""
     text = (resources.files("l2g_ray.explain") / "known_motifs.yaml").read_text("utf-8")
     return tuple(KnownList.model_validate(entry) for entry in yaml.safe_load(text))
 
 
 def find_list(task: str, output: str) -> KnownList | None:
-    """The shipped list for an output of the task `bench/name`, if there is one."""
+    """Return the shipped list for an output of the task `bench/name`, if there is one."""
     return next((entry for entry in shipped_lists() if (entry.task, entry.output) == (task, output)), None)
 
 
 def read_list(name: str) -> KnownList:
-    """A list by file (YAML like an entry of `known_motifs.yaml`, or one name a line), or a shipped one by `task:output`.
+    """Return a list by file (YAML like an entry of `known_motifs.yaml`, or one name a line), or a shipped one by
+    `task:output`.
 
     Raises UserError for a file that is neither, or an unknown name.
     """
@@ -270,7 +273,7 @@ class Site:
 
 
 def read_sites(path: Path, ids: Sequence[str]) -> list[Site]:
-    """The sites of the sequences with these ids, from Parquet with id, motif, start, end, strand, output.
+    """Return the sites of the sequences with these ids, from Parquet with id, motif, start, end, strand, output.
 
     Raises UserError for a file without these columns. Sequences without a site have none.
     """
@@ -304,7 +307,7 @@ def cover(sites: Sequence[Site], shape: tuple[int, int]) -> np.ndarray:
 
 
 def measure_share(attributions: Attributions, inside: np.ndarray, share: float = 0.1) -> dict[str, float]:
-    """How much of the strongest contributions stands inside sites; `inside` (n, length) is `cover`'s.
+    """Return how much of the strongest contributions stands inside sites; `inside` (n, length) is `cover`'s.
 
     Taken are the `share` of all real positions with the largest |contribution|. `mass`: the part of their summed
     |contribution| inside; `positions`: the part of their number; `expected`: the part of all positions, chance.
@@ -322,7 +325,7 @@ def measure_share(attributions: Attributions, inside: np.ndarray, share: float =
 
 
 def build_motifs(sites: Sequence[Site], codes: np.ndarray, source: str) -> list[KnownMotif]:
-    """What was planted, as motifs: the letters of all sites of a name, turned to the + strand."""
+    """Return what was planted, as motifs: the letters of all sites of a name, turned to the + strand."""
     counts: dict[str, np.ndarray] = {}
     for site in sites:
         letters = codes[site.row, site.start : site.end]

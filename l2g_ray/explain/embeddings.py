@@ -42,7 +42,8 @@ ARM_POINTS = {
 def load_points(
     task_folder: Path, settings: dict[str, Any], arm: str = "l2g", say: Callable[[str], None] = lambda sentence: None
 ) -> list[Point]:
-    """The points of `ARM_POINTS`: L2G of a finished task before training, after align and after finetune, and the control.
+    """Return the points of `ARM_POINTS`: L2G of a finished task before training, after align and after finetune, and
+    the control.
 
     Where an arm has several fold models, the first one is taken. `settings` are the task's, from `suite.json`; they say whether
     the language model was pretrained. A missing point is reported through `say` and left out. Raises UserError if the arm's
@@ -80,7 +81,7 @@ def load_points(
 
 
 def load_point(name: str, arm: Arm, prepared: PreparedTask) -> Point:
-    """The finished model of another run of the same rows, to be shown beside; the first of several fold models.
+    """Return the finished model of another run of the same rows, to be shown beside; the first of several fold models.
 
     Raises UserError where it is no L2G model, or was trained on other rows.
     """
@@ -103,7 +104,7 @@ def load_point(name: str, arm: Arm, prepared: PreparedTask) -> Point:
 
 
 def _describe(settings: dict[str, Any]) -> dict[str, Any]:
-    """The language model that a task's settings name."""
+    """Return the language model that a task's settings name."""
     model = settings.get("model", {})
     return {name: model[name] for name in ("language_model", "positions", "language_model_layers") if name in model}
 
@@ -121,8 +122,9 @@ def _read_deployed(task_folder: Path) -> dict[str, Any]:
 def _load_language_model(
     config: L2GConfig, settings: dict[str, Any], seed: int, pretrained: str | None, say: Callable[[str], None]
 ) -> tuple[LanguageModel, torch.Tensor, torch.Tensor] | None:
-    """The language model as it was before finetune, and its embedding LayerNorm (weight, bias). `pretrained` is the
-    folder of one that was trained further on the task's sequences."""
+    """Return the language model as it was before finetune, and its embedding LayerNorm (weight, bias). `pretrained`
+    is the folder of one that was trained further on the task's sequences.
+    """
     init = settings.get("model", {}).get("language_model_init", "pretrained")
     try:
         transformer = (
@@ -140,7 +142,7 @@ def _load_language_model(
 def _untrained(
     config: EmbedderConfig, language_model: tuple[LanguageModel, torch.Tensor, torch.Tensor] | None, seed: int
 ) -> EmbedderNet:
-    """The very weights that the alignment of this seed started from (`stages.context.build_net`)."""
+    """Return the very weights that the alignment of this seed started from (`stages.context.build_net`)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = EmbedderNet(config)
@@ -170,7 +172,7 @@ def _load_stage(folder: str | None, stage: str, say: Callable[[str], None]) -> E
 
 
 def measure_silhouette(values: np.ndarray, classes: np.ndarray, metric: str = "euclidean") -> float | None:
-    """Mean silhouette coefficient (-1 to 1) of points (n, width) by their classes (n,), exact, by scikit-learn.
+    """Return mean silhouette coefficient (-1 to 1) of points (n, width) by their classes (n,), exact, by scikit-learn.
 
     None where it is undefined: fewer than two classes, or as many as points.
     """
@@ -195,7 +197,7 @@ def sample_rows(classes: np.ndarray, max_rows: int, seed: int) -> np.ndarray:
 
 
 def project(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first two principal components (n, 2), and the shares of variance that they hold (2,)."""
+    """Return the first two principal components (n, 2), and the shares of variance that they hold (2,)."""
     from sklearn.decomposition import PCA
 
     n_components = min(2, *values.shape)
@@ -227,7 +229,7 @@ class Rows:
 
 
 def read_rows(prepared: PreparedTask, split: str, output: str | None, max_rows: int, seed: int) -> Rows:
-    """Rows of a split; of more than `max_rows`, a sample drawn from `seed` in which each class keeps its share.
+    """Return rows of a split; of more than `max_rows`, a sample drawn from `seed` in which each class keeps its share.
 
     `output` says which label of a multilabel task makes the two classes, or which output colours a regression; the
     first when None. Raises UserError for a name that the task does not have.
@@ -328,7 +330,7 @@ def write_embeddings(
 
 
 def list_files(folder: Path) -> list[Path]:
-    """What `write_embeddings` writes into a folder."""
+    """Return what `write_embeddings` writes into a folder."""
     return [folder / f"embeddings.{kind}" for kind in ("npz", "json", "svg", "png")]
 
 

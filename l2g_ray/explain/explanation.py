@@ -116,7 +116,7 @@ def _need_packages(request: ExplainRequest, linear: bool) -> None:
 
 
 def _choose_folder(request: ExplainRequest, arm: Arm, task: Task, outputs: Sequence[int]) -> Path:
-    """The folder to write to, made. Raises UserError where files that it must keep are in the way."""
+    """Return the folder to write to, made. Raises UserError where files that it must keep are in the way."""
     out = request.out or arm.local_folder("name an output folder (--out)") / "explain" / arm.name
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -135,13 +135,14 @@ def _choose_folder(request: ExplainRequest, arm: Arm, task: Task, outputs: Seque
 
 
 def find_explained(arm: Arm) -> Arm:
-    """What is explained of an arm: itself, but of an ensemble its arm with the largest weight that reads one-hot, or if none
-    has weight the largest that is linear in k-mers."""
+    """Return what is explained of an arm: itself, but of an ensemble its arm with the largest weight that reads
+    one-hot, or if none has weight the largest that is linear in k-mers.
+    """
     return choose_member(arm, (_BY_GRADIENTS, _EXACT), "contributions of bases") if arm.name == ENSEMBLE else arm
 
 
 def folder_names(task: Task) -> list[str]:
-    """Of each output the folder that its files go to; all different."""
+    """Return, for each output, the folder that its files go to; all different."""
     return safe_names(task.labels, otherwise="output")
 
 
@@ -277,7 +278,7 @@ def _find_warnings(attributions: Attributions) -> list[str]:
 
 
 def _describe_linear(linear: LinearOutput) -> str:
-    """What the contributions to a linear model are."""
+    """Return what the contributions to a linear model are."""
     return (
         f"Exact: the bias, {linear.bias:.3g}, and the contributions add up to the value. The part of each k-mer (weight times "
         "value in this sequence) is divided equally among the bases that it reads. Only bases of the sequence have one."
@@ -322,7 +323,7 @@ def _read_targets(request: ExplainRequest) -> tuple[list[KnownMotif], str]:
 def _read_truth(
     request: ExplainRequest, task: Task, label: str, chosen: Candidates
 ) -> tuple[list[Site], list[KnownMotif]]:
-    """All planted sites of the chosen sequences, and as motifs those that drive this output."""
+    """Return all planted sites of the chosen sequences, and as motifs those that drive this output."""
     path = request.truth or shipped_truth(task)
     if path is None:
         return [], []

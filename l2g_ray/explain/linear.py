@@ -27,7 +27,7 @@ _ROWS_AT_ONCE = 64
 
 
 def is_linear(model: nn.Module) -> bool:
-    """Whether a model is linear in k-mers, or the mean of several that read the same ones."""
+    """Return whether a model is linear in k-mers, or the mean of several that read the same ones."""
     members = list(model.members) if isinstance(model, AverageModel) else [model]
     configs = {m.config for m in members if isinstance(m, Baseline) and m.config.form == "linear"}
     return all(isinstance(m, Baseline) for m in members) and len(configs) == 1 and configs.pop().features in _FEATURES
@@ -63,7 +63,7 @@ class LinearOutput:
         return contributions / len(self.features)
 
     def _weigh(self, codes: np.ndarray) -> list[Any]:
-        """Each member's features, of words that are counted once."""
+        """Return each member's features, of words that are counted once."""
         blocks = self.features[0].count(torch.from_numpy(codes))
         return [features.weigh([block.copy() for block in blocks]) for features in self.features]
 
@@ -95,7 +95,7 @@ class LinearOutput:
                 first += width
 
     def _find_words(self, codes: np.ndarray) -> list[list[Words]]:
-        """Where the words of each block of features stand."""
+        """Return the positions of the words of each block of features."""
         config = self.features[0].config
         if config.features == "places":
             return [Places(config.length_bp).find_words(codes[:, : config.length_bp])]

@@ -35,7 +35,7 @@ def draw_logo(values: np.ndarray, axes: Axes, first_position: int = 1, ylabel: s
 
 
 def plot_logo(values: np.ndarray, ylabel: str = "", first_position: int = 1) -> Figure:
-    """A figure of its own with the logo of `values` (length, 4)."""
+    """Return a figure of its own with the logo of `values` (length, 4)."""
     import matplotlib
 
     from l2g_ray.results.figures import STYLE, _new_figure

@@ -70,7 +70,7 @@ class Motif:
         return "".join(letters)
 
     def mean_contribution(self, contributions: np.ndarray) -> float:
-        """Mean over its places of the summed contributions (n, length) there."""
+        """Return mean over its places of the summed contributions (n, length) there."""
         sums = [contributions[i, max(a, 0) : b].sum() for i, a, b in zip(self.sequence_index, self.start, self.end)]
         return float(np.mean(sums))
 
@@ -174,7 +174,7 @@ def save_hdf5(discovery: Discovery, path: Path) -> None:
 
 
 def format_meme(motifs: list[Motif], background: np.ndarray) -> str:
-    """The motifs in MEME's minimal format, version 4; `background` (4,) are letter shares of the sequences."""
+    """Return the motifs in MEME's minimal format, version 4; `background` (4,) are letter shares of the sequences."""
     shares = " ".join(f"{letter} {share:.4f}" for letter, share in zip(ALPHABET, background, strict=True))
     lines = ["MEME version 4", "", f"ALPHABET= {ALPHABET}", "", "strands: + -", ""]
     lines += ["Background letter frequencies", shares, ""]

@@ -39,7 +39,7 @@ def saturation_mutagenesis(
     region: tuple[int, int] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of all single-base changes of n sequences.
+    """Return scores of all single-base changes of n sequences.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def saturation_mutagenesis(
 
 
 def count_mutants(codes: np.ndarray, lengths_bp: np.ndarray, region: tuple[int, int] | None = None) -> int:
-    """How many sequences `saturation_mutagenesis` scores beside the references."""
+    """Return how many sequences `saturation_mutagenesis` scores beside the references."""
     start, end = region or (0, codes.shape[1])
     total = 0
     for row, length in zip(codes, lengths_bp, strict=True):
@@ -118,13 +118,13 @@ class Mutagenesis:
         return np.where(present, -means[:, None], 0.0)
 
     def table(self) -> pd.DataFrame:
-        """A row for each position, counted from 1: `position`, `base`, and the differences for A, C, G and T."""
+        """Return a row for each position, counted from 1: `position`, `base`, and the differences for A, C, G and T."""
         positions = range(self.first + 1, self.first + len(self.sequence) + 1)
         columns = dict(zip(ALPHABET, self.differences.T, strict=True))
         return pd.DataFrame({"position": positions, "base": list(self.sequence), **columns})
 
     def strongest(self, n: int = 10) -> list[dict[str, Any]]:
-        """The n changes with the largest differences, by size; positions counted from 1."""
+        """Return the n changes with the largest differences, by size; positions counted from 1."""
         order = np.argsort(-np.abs(self.differences), axis=None, kind="stable")[:n]
         changes = [divmod(int(i), N_BASES) for i in order]
         return [
@@ -210,7 +210,8 @@ def mutate_sequence(
 
 
 def choose_outputs(task: Task, name: str | None, option: str) -> list[int]:
-    """Indices of the outputs to score: the named one, else those of `scored_outputs` where these are at most ten.
+    """Return indices of the outputs to score: the named one, else those of `scored_outputs` where these are at most
+    ten.
 
     Raises UserError for an unknown name, or too many outputs; messages name the `option`.
     """
@@ -284,7 +285,7 @@ def write_mutagenesis(found: Mutagenesis, folder: Path, facts: dict[str, Any]) -
 
 
 def list_files(folder: Path) -> list[Path]:
-    """What `write_mutagenesis` writes into a folder."""
+    """Return what `write_mutagenesis` writes into a folder."""
     pictures = [f"{name}.{kind}" for name in PICTURES for kind in ("svg", "png")]
     return [folder / name for name in (SUMMARY, MATRIX, ARRAYS, *pictures)]
 

@@ -136,7 +136,7 @@ _MAX_LOGO_BP = 150
 
 
 def mean_by_position(attributions: Attributions) -> np.ndarray:
-    """Mean contribution of each base at each position over all sequences that reach it, (length, 4).
+    """Return mean contribution of each base at each position over all sequences that reach it, (length, 4).
 
     A base other than the observed one counts as 0, so a column's sum is the position's mean contribution.
     """
@@ -145,7 +145,7 @@ def mean_by_position(attributions: Attributions) -> np.ndarray:
 
 
 def has_mean_logo(attributions: Attributions) -> bool:
-    """Whether a position means the same in all sequences (equal lengths), and a logo of all can be read."""
+    """Return whether a position means the same in all sequences (equal lengths), and a logo of all can be read."""
     return len(set(attributions.lengths_bp.tolist())) == 1 and attributions.codes.shape[1] <= _MAX_LOGO_BP
 
 
@@ -167,7 +167,7 @@ def plot_positions(attributions: Attributions) -> Figure:
 
 @_styled
 def plot_example(attributions: Attributions, row: int, sites: Sequence[Site] = ()) -> Figure:
-    """The contributions of one sequence as a logo, with its planted sites, if known, as bars below (Fig. 4C).
+    """Return the contributions of one sequence as a logo, with its planted sites, if known, as bars below (Fig. 4C).
 
     Of a long sequence, the 150 bp with the largest.
     """
@@ -196,7 +196,7 @@ def plot_example(attributions: Attributions, row: int, sites: Sequence[Site] = (
 
 @_styled
 def plot_sets(comparison: Comparison) -> Figure:
-    """Two circles: the motifs of the list, the found ones, and both (Fig. 4B)."""
+    """Return two circles: the motifs of the list, the found ones, and both (Fig. 4B)."""
     from matplotlib.patches import Circle
 
     figure, (axes,) = _new_figure(6.4, 3.2)

@@ -103,7 +103,7 @@ class Explanation:
         }
 
     def motif_table(self) -> pd.DataFrame:
-        """A row a motif: counts, contribution, consensus and its best matches."""
+        """Return a row a motif: counts, contribution, consensus and its best matches."""
         columns = [
             "motif", "sign", "seqlets", "sequences", "mean_contribution", "consensus", "length_bp",
             "match", "match_id", "database", "p_value", "q_value", "other_matches",
@@ -133,7 +133,9 @@ class Explanation:
         return pd.DataFrame(rows, columns=columns)
 
     def sequence_table(self) -> pd.DataFrame:
-        """A row a sequence: its explained value, that of its references, the sum of contributions, the relative error."""
+        """Return a row a sequence: its explained value, that of its references, the sum of contributions, the
+        relative error.
+        """
         a = self.attributions
         return pd.DataFrame(
             {
@@ -147,7 +149,7 @@ class Explanation:
         )
 
     def summary(self) -> dict[str, Any]:
-        """All figures, ready for JSON."""
+        """Return all figures, ready for JSON."""
         return {
             "output": self.output,
             "folder": self.folder,
@@ -190,7 +192,7 @@ class Candidates:
     source: str
 
     def take(self, rows: np.ndarray) -> Candidates:
-        """Some of them, as far padded as they need."""
+        """Return some of them, as far padded as they need."""
         lengths_bp = self.lengths_bp[rows]
         width = int(lengths_bp.max()) if len(rows) else 0
         return Candidates([self.ids[row] for row in rows], self.codes[rows, :width], lengths_bp, self.source)
@@ -203,7 +205,8 @@ def read_candidates(predictor: Predictor, source: Path | pa.Table, sequence_colu
 
 
 def open_candidates(predictor: Predictor, arm: Arm, wanted: int) -> Candidates:
-    """The own rows of the arm's run: those of validation, and those of training too where these are fewer than four times `wanted`.
+    """Return the own rows of the arm's run: those of validation, and those of training too where these are fewer than
+    four times `wanted`.
 
     Raises UserError where the run's data is not there any more, or the run is elsewhere.
     """
@@ -215,7 +218,7 @@ def open_candidates(predictor: Predictor, arm: Arm, wanted: int) -> Candidates:
 
 
 def find_prepared(task_folder: Path, otherwise: str) -> PreparedTask:
-    """The prepared rows of a finished task: where its run had them, or beside the run, by their fingerprints.
+    """Return the prepared rows of a finished task: where its run had them, or beside the run, by their fingerprints.
 
     Raises UserError where they are not there any more; it ends with what to do `otherwise`.
     """
@@ -247,7 +250,9 @@ def find_prepared(task_folder: Path, otherwise: str) -> PreparedTask:
 def choose_top(
     candidates: Candidates, score: Callable[[np.ndarray, np.ndarray], np.ndarray], top: int, batch_rows: int = 512
 ) -> Candidates:
-    """The `top` candidates with the highest score, in their order; `score` takes codes and lengths to values (n,)."""
+    """Return the `top` candidates with the highest score, in their order; `score` takes codes and lengths to values
+    (n,).
+    """
     n = len(candidates.ids)
     if n <= top:
         return candidates.take(np.arange(n))

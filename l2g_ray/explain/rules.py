@@ -79,7 +79,7 @@ class RuledAttention(nn.Module):
 
 
 def apply_rules(model: nn.Module) -> nn.Module:
-    """A copy of a model that `ExplainedOutput` takes, in evaluation mode, on which every rule finds its place.
+    """Return a copy of a model that `ExplainedOutput` takes, in evaluation mode, on which every rule finds its place.
 
     Same outputs as the model's. Raises UserError for a module that has no rule, by its name.
     """
@@ -109,7 +109,7 @@ def extra_rules(model: nn.Module) -> dict[type[nn.Module], Any]:
 def _route_highest(
     module: nn.Module, grad_input: tuple[torch.Tensor, ...], grad_output: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor]:
-    """The rescale rule for a max over positions, as `tangermeme` has it for max pooling.
+    """Return the rescale rule for a max over positions, as `tangermeme` has it for max pooling.
 
     Sequence or reference, whichever has the larger max: the change of the max goes to the position where it has it, and is
     divided by the change of the input there.

@@ -27,12 +27,12 @@ class Scores:
     log_odds: np.ndarray | None
 
     def take(self, rows: np.ndarray) -> Scores:
-        """Some rows, by index (m,)."""
+        """Return some rows, by index (m,)."""
         return Scores(self.values[rows], None if self.log_odds is None else self.log_odds[rows])
 
 
 def scored_outputs(task: Task) -> list[int]:
-    """The outputs worth a column: all; of a binary task the second class alone, the other is one minus it."""
+    """Return the outputs worth a column: all; of a binary task the second class alone, the other is one minus it."""
     return [1] if task.kind == "binary" else list(range(task.n_outputs))
 
 

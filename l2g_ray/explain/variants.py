@@ -92,7 +92,7 @@ class Tally:
         return self.counts.get(SCORED, 0) + self.counts.get(SWAPPED, 0)
 
     def describe(self) -> list[str]:
-        """A sentence for each thing that a reader must know, none where all went well."""
+        """Return a sentence for each thing that a reader must know, none where all went well."""
         entries = []
         if n := self.counts.get(SWAPPED, 0):
             entries.append(f"{n:,} with REF and ALT exchanged in the file (first: line {self.first[SWAPPED]})")
@@ -115,7 +115,7 @@ class Windows:
         self._names: dict[str, str | None] = {}
 
     def cut(self, row: VcfRow) -> list[Allele]:
-        """An `Allele` for each alternative of a row.
+        """Return an `Allele` for each alternative of a row.
 
         Raises UserError, naming the line, for a row that does not fit the genome under the policy 'error'.
         """
@@ -167,7 +167,9 @@ class Windows:
         return bool((_codes(there) == _codes(bases)).all())
 
     def _window(self, name: str, start: int, replaced_bp: int, bases: str, longest_bp: int) -> tuple[str, int]:
-        """The window with `bases` instead of the `replaced_bp` bases from `start`, and how many bases are padding."""
+        """Return the window with `bases` instead of the `replaced_bp` bases from `start`, and how many bases are
+        padding.
+        """
         left_bp = (self.policy.length_bp - longest_bp) // 2
         right_bp = self.policy.length_bp - left_bp - len(bases)
         left, left_pad = self._fetch(name, start - left_bp, start)
@@ -306,7 +308,8 @@ def score_pairs(
 
 
 def tabulate_alleles(predictor: Predictor, alleles: list[Allele], both_strands: bool) -> pa.Table:
-    """One row an allele: line, chrom, pos, id, ref, alt, status, padded_bp, and the effects, null where not scored.
+    """Return one row an allele: line, chrom, pos, id, ref, alt, status, padded_bp, and the effects, null where not
+    scored.
 
     The effects of each score (`scored_outputs`) are `ref_`, `alt_`, `diff_` (alternative minus reference) and, of
     probabilities, `log_odds_diff_`.

@@ -104,7 +104,7 @@ def embed(
 
 
 def _take_positions(embedding: Embedding, hidden: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """Positions (batch, positions, width) by layer, NaN where there is padding."""
+    """Return positions (batch, positions, width) by layer, NaN where there is padding."""
     feature_mask = None if embedding.feature_mask is None else embedding.feature_mask[:, 0]
     layers = {
         "backbone": (embedding.features.transpose(1, 2), feature_mask),

@@ -103,7 +103,7 @@ class ResNet(Composed):
         return length_bp
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
-        """One-hot (batch, in, length) to features (batch, channels[-1], out_length)."""
+        """Map one-hot (batch, in, length) to features (batch, channels[-1], out_length)."""
         for i, block in enumerate(self.blocks):
             x = block(x, mask)
             if i < len(self.pools):
@@ -153,7 +153,7 @@ class UNet(Composed):
         return length_bp
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
-        """One-hot (batch, in, length) to features (batch, channels[0], length)."""
+        """Map one-hot (batch, in, length) to features (batch, channels[0], length)."""
         skips: list[Features] = []
         for i, encoder in enumerate(self.encoders):
             if i:
@@ -195,7 +195,7 @@ class DeepSEA(Composed):
         return math.ceil(math.ceil(length_bp / 4) / 4)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
-        """One-hot (batch, in, length) to features (batch, channels[-1], ceil(length / 16))."""
+        """Map one-hot (batch, in, length) to features (batch, channels[-1], ceil(length / 16))."""
         for i, conv in enumerate(self.convs):
             x = apply_mask(self.activations[i](conv(x)), mask)
             if i < 2:
@@ -221,10 +221,10 @@ class Orca(Composed):
         return length_bp
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
-        """One-hot as it is."""
+        """Return one-hot as it is."""
         return x, mask
 
 
 def searchable_layers(module: nn.Module) -> list[tuple[str, SearchableConv1d]]:
-    """The convolutions that DASH replaces, by name, in the order of an architecture's pairs."""
+    """Return the convolutions that DASH replaces, by name, in the order of an architecture's pairs."""
     return [(name, m) for name, m in module.named_modules() if isinstance(m, SearchableConv1d)]

@@ -31,7 +31,7 @@ class SmallCNNConfig:
     by_position: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return asdict(self)
 
 
@@ -72,11 +72,11 @@ class SmallCNN(Composed):
         return 4
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
+        """Map codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
         return self.forward_one_hot(*encode_batch(codes, lengths_bp))
 
     def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """One-hot (batch, 4, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
+        """Map one-hot (batch, 4, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
         for unit, pool in zip(self.units, self.pools, strict=True):
             x, mask = pool(unit(x, mask), mask)
         if not self.config.by_position:
@@ -99,7 +99,7 @@ class DeepSTARRConfig:
     n_outputs: int
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return asdict(self)
 
 
@@ -126,7 +126,7 @@ class DeepSTARR(nn.Module):
         self.predictor = Predictor(DENSE, config.n_outputs)
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
+        """Map codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
         wanted = self.config.length_bp
         codes = nn.functional.pad(codes[:, :wanted], (0, max(0, wanted - codes.shape[1])), value=N_CODE)
         return self.predictor(self.layers(one_hot(codes, torch.ones_like(codes, dtype=torch.bool))))
@@ -153,7 +153,7 @@ class BaselineConfig:
     canonical: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return asdict(self)
 
 
@@ -178,7 +178,7 @@ class FeatureKind:
 
 
 def find_patterns(config: BaselineConfig) -> tuple[Pattern, ...]:
-    """The k-mer patterns of a config's features."""
+    """Return the k-mer patterns of a config's features."""
     if config.features == "short":
         return SHORT
     if config.features == "gapped":
@@ -267,7 +267,7 @@ class Features(nn.Module):
         self.n_features = len(kept)
 
     def weigh(self, blocks: list[Any]) -> Any:
-        """The features (n, n_features) of raw blocks, which are changed on the way."""
+        """Return the features (n, n_features) of raw blocks, which are changed on the way."""
         weighting = self.kind.weighting
         if weighting is None:
             return scipy.sparse.hstack(blocks, format="csr", dtype=np.float32) if len(blocks) > 1 else blocks[0]
@@ -315,7 +315,9 @@ class Baseline(nn.Module):
             self.register_buffer("bias", torch.zeros(config.n_outputs))
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor, counts: list[Any] | None = None) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs). `counts`: see `Features`."""
+        """Map codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs). `counts`: see
+        `Features`.
+        """
         features = self.features(codes, counts)
         if self.config.form == "boosting":
             return self._boost(features).to(codes.device)

@@ -55,7 +55,7 @@ def _multiply(spectrum: Tensor, response: Tensor, groups: int) -> Tensor:
 
 @lru_cache(256)
 def plan_blocks(length: int, span: int, c_in: int, c_out: int, groups: int = 1) -> tuple[int, int]:
-    """How many blocks, and how many outputs each: the fewest operations of both transforms and the product."""
+    """Return how many blocks, and how many outputs each: the fewest operations of both transforms and the product."""
 
     def operations(n_blocks: int) -> int:
         m = -(-length // n_blocks)

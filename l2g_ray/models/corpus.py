@@ -121,7 +121,7 @@ def _parse_text(lines: list[str], name: str) -> Corpus:
 
 
 def find_corpus(source: str, path: str | None, data_dir: Path | None) -> tuple[Corpus | None, str]:
-    """The corpus for `align.source`, and one sentence on where it is from; None stands for the vocabulary.
+    """Return the corpus for `align.source`, and one sentence on where it is from; None stands for the vocabulary.
 
     'auto' takes the given path, else `conll2003/ner` of the data folder, else the hub, else the vocabulary.
     """

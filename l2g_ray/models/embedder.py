@@ -40,7 +40,7 @@ class EmbedderConfig:
     architecture: tuple[tuple[int, int], ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping; `from_dict` reads it back."""
+        """Return a JSON-ready mapping; `from_dict` reads it back."""
         return {
             **self.__dict__,
             "architecture": [list(pair) for pair in self.architecture],
@@ -49,12 +49,12 @@ class EmbedderConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EmbedderConfig:
-        """The config that `to_dict` wrote."""
+        """Return the config that `to_dict` wrote."""
         pairs = tuple((int(k), int(d)) for k, d in values["architecture"])
         return cls(**{**values, "architecture": pairs, "channels": tuple(values["channels"])})
 
     def with_architecture(self, architecture: list[tuple[int, int]]) -> EmbedderConfig:
-        """The same embedder with other kernel sizes and dilations."""
+        """Return the same embedder with other kernel sizes and dilations."""
         return replace(self, architecture=tuple(architecture))
 
 
@@ -130,7 +130,7 @@ class Predictor(Composed):
         self.scale.copy_(scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What was pooled (batch, features) to (batch, n_outputs)."""
+        """Return what was pooled (batch, features) to (batch, n_outputs)."""
         read = self.linear(self.hidden(x))
         return read.to(torch.promote_types(read.dtype, torch.float32)) * self.scale + self.offset
 
@@ -182,7 +182,7 @@ class Embedder(Composed):
         return math.ceil(self.backbone.out_length(self.config.length_bp) / self.stride)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Embedding:
-        """One-hot (batch, channels, length), mask (batch, 1, length) float or None, to an `Embedding`."""
+        """Map one-hot (batch, channels, length), mask (batch, 1, length) float or None, to an `Embedding`."""
         features, feature_mask = self.backbone(x, mask)
         tokens, token_mask = features, feature_mask
         if self.projection is not None:
@@ -194,7 +194,7 @@ class Embedder(Composed):
 
 
 def make_token_predictor(config: EmbedderConfig, n_tokens: int, zero: bool = False) -> Predictor:
-    """A predictor that reads tokens, or what a language model makes of them."""
+    """Return a predictor that reads tokens, or what a language model makes of them."""
     return Predictor(config.width, config.n_outputs, zero=zero, pooling=config.pooling, n_places=n_tokens)
 
 
@@ -230,11 +230,11 @@ class EmbedderNet(Composed):
         return self.config.in_channels
 
     def encode(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Codes (batch, length) to one-hot and mask; the mask is None when no position is padding."""
+        """Map codes (batch, length) to one-hot and mask; the mask is None when no position is padding."""
         return encode_batch(codes, lengths_bp, self.config.in_channels)
 
     def predict(self, embedding: Embedding) -> torch.Tensor:
-        """Outputs (batch, n_outputs) of Predictor 1."""
+        """Return outputs (batch, n_outputs) of Predictor 1."""
         if self.config.predictor_reads == "tokens":
             return self.predictor.read(embedding.tokens, embedding.token_mask)
         mask = None if embedding.feature_mask is None else embedding.feature_mask[:, 0]
@@ -246,13 +246,14 @@ class EmbedderNet(Composed):
         return self.config.predictor_reads != "tokens"
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor, pool: bool = False) -> Any:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs); with `pool` to outputs and the mean
-        of each row's tokens (batch, width)."""
+        """Map codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs); with `pool` to
+        outputs and the mean of each row's tokens (batch, width).
+        """
         if not pool:
             return self.forward_one_hot(*self.encode(codes, lengths_bp))
         embedding = self.embedder(*self.encode(codes, lengths_bp))
         return self.predict(embedding), embedding.pooled_tokens()
 
     def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """One-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
+        """Map one-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
         return self.predict(self.embedder(x, mask))

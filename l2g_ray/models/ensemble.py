@@ -54,7 +54,7 @@ class AverageModel(Composed):
         return int(self.members[0].in_channels)  # type: ignore[arg-type]
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
+        """Map codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
         first = self.members[0]
         if isinstance(first, Baseline) and all(
             getattr(member, "config", None) == first.config for member in self.members
@@ -64,7 +64,7 @@ class AverageModel(Composed):
         return self._average([member(codes, lengths_bp) for member in self.members])
 
     def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """One-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
+        """Map one-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
         return self._average([member.forward_one_hot(x, mask) for member in self.members])  # type: ignore[operator]
 
     def _average(self, outputs: list[torch.Tensor]) -> torch.Tensor:
@@ -89,11 +89,11 @@ class MeanOutputs(Composed):
         return int(self.members[0].in_channels)  # type: ignore[arg-type]
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
+        """Map codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
         return torch.stack([member(codes, lengths_bp).float() for member in self.members]).mean(0)
 
     def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """One-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
+        """Map one-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
         outputs = [member.forward_one_hot(x, mask).float() for member in self.members]  # type: ignore[operator]
         return torch.stack(outputs).mean(0)
 
@@ -103,7 +103,9 @@ LEAST_PROBABILITY = 1e-4
 
 
 def to_predictions(kind: str, outputs: torch.Tensor) -> torch.Tensor:
-    """Probabilities (batch, n_outputs) for classification and multilabel tasks, the values themselves for regression."""
+    """Return probabilities (batch, n_outputs) for classification and multilabel tasks, the values themselves for
+    regression.
+    """
     if kind in ("binary", "multiclass"):
         return outputs.float().softmax(1)
     return outputs.float().sigmoid() if kind == "multilabel" else outputs.float()
@@ -115,8 +117,9 @@ def read_strands(
     lengths_bp: torch.Tensor,
     both_strands: bool,
 ) -> list[torch.Tensor]:
-    """What a model gives for codes (batch, length) and lengths (batch,): of the given strand, and of its reverse complement
-    where `both_strands` says so."""
+    """Return what a model gives for codes (batch, length) and lengths (batch,): of the given strand, and of its
+    reverse complement where `both_strands` says so.
+    """
     strands = [codes, reverse_complement(codes, lengths_bp)] if both_strands else [codes]
     return [model(strand, lengths_bp) for strand in strands]
 
@@ -128,14 +131,15 @@ def predict_each(
     lengths_bp: torch.Tensor,
     both_strands: bool,
 ) -> torch.Tensor:
-    """Predictions (batch, 1 or 2, n_outputs) as of `to_predictions`: of the given strand and, where `both_strands` says so,
-    their mean over both."""
+    """Return predictions (batch, 1 or 2, n_outputs) as of `to_predictions`: of the given strand and, where
+    `both_strands` says so, their mean over both.
+    """
     found = [to_predictions(kind, outputs) for outputs in read_strands(model, codes, lengths_bp, both_strands)]
     return torch.stack([found[0], torch.stack(found).mean(0)][: len(found)], 1)
 
 
 def to_evidence(kind: str, predictions: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """What an arm adds to the sum, (n, n_outputs), from its predictions of the same shape.
+    """Return what an arm adds to the sum, (n, n_outputs), from its predictions of the same shape.
 
     Classification: log-probabilities, centred over the classes, so that an arm that cannot separate classes adds 0.
     Multilabel: log-odds. Regression: values in standard deviations (`scale`, (n_outputs,)) from the mean (`offset`).
@@ -161,11 +165,11 @@ class Combination:
     scale: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping; `Combination(**values)` reads it back, lists being as good as tuples."""
+        """Return a JSON-ready mapping; `Combination(**values)` reads it back, lists being as good as tuples."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in self.__dict__.items()}
 
     def combine(self, predictions: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits or values (n, n_outputs), float64, from each arm's predictions (n, n_outputs)."""
+        """Return logits or values (n, n_outputs), float64, from each arm's predictions (n, n_outputs)."""
         offset, scale, bias = (torch.tensor(x, dtype=torch.float64) for x in (self.offset, self.scale, self.bias))
         total = bias.expand(len(predictions[self.arms[0]]), -1).clone()
         for arm, weight in zip(self.arms, self.weights, strict=True):
@@ -186,14 +190,14 @@ class Ensemble(nn.Module):
         self.arms = nn.ModuleDict({name: arms[name] for name in combination.arms})
 
     def read(self, both_strands: bool) -> Ensemble:
-        """The same arms, read on both strands or on the given one alone."""
+        """Return the same arms, read on both strands or on the given one alone."""
         return Ensemble(self.combination, dict(self.arms.items()), both_strands).train(self.training)
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to logits or values (batch, n_outputs)."""
+        """Map codes (batch, length) uint8 and lengths (batch,) to logits or values (batch, n_outputs)."""
         predictions = {arm: self.predict_arm(arm, codes, lengths_bp) for arm in self.arms}
         return self.combination.combine(predictions).float().to(codes.device)
 
     def predict_arm(self, arm: str, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Probabilities or values (batch, n_outputs) of one arm, over both strands where that is so."""
+        """Return probabilities or values (batch, n_outputs) of one arm, over both strands where that is so."""
         return predict_each(self.arms[arm], self.combination.kind, codes, lengths_bp, self.both_strands)[:, -1]

@@ -87,7 +87,7 @@ def _describe(layer: MixedConv1d, length: int, rows: int, precision: str) -> str
 
 
 def _measure(layer: MixedConv1d, length: int, rows: int, precision: str) -> str:
-    """The form whose forward and backward pass took the least time, in interleaved rounds."""
+    """Return the form whose forward and backward pass took the least time, in interleaved rounds."""
     own, device = layer.form, layer.weight.device
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, layer.in_channels, length, generator=generator).to(layer.weight).requires_grad_()

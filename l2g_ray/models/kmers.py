@@ -51,7 +51,9 @@ class Pattern:
         return np.unique(np.minimum(number, reverse), return_inverse=True)[1].astype(np.int32)
 
     def count_features(self, both_strands: bool) -> int:
-        """Columns of this pattern: 4^k words; half of them (rounded up) where word and reverse complement are merged."""
+        """Return columns of this pattern: 4^k words; half of them (rounded up) where word and reverse complement are
+        merged.
+        """
         return int(self.canonical.max()) + 1 if both_strands and self.is_symmetric else self.n_kmers
 
 
@@ -145,7 +147,9 @@ def _count(codes: np.ndarray, pattern: Pattern, both_strands: bool) -> Any:
 
 
 def _number(codes: np.ndarray, pattern: Pattern, complement: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Number (n, windows) of the word in each window, and whether it is one; of the window's reverse complement if asked."""
+    """Return number (n, windows) of the word in each window, and whether it is one; of the window's reverse
+    complement if asked.
+    """
     windows = codes.shape[1] - pattern.span + 1
     numbers = np.zeros((len(codes), windows), np.int32)
     known = np.ones((len(codes), windows), bool)
@@ -158,7 +162,7 @@ def _number(codes: np.ndarray, pattern: Pattern, complement: bool = False) -> tu
 
 
 def _to_csr(words: list[Words], n_rows: int, n_columns: int) -> Any:
-    """Counts (n_rows, n_columns) of the words that were found."""
+    """Return counts (n_rows, n_columns) of the words that were found."""
     if not words:
         return scipy.sparse.csr_matrix((n_rows, n_columns), dtype=np.float32)
     columns, known = (np.concatenate([getattr(one, name) for one in words], 1) for name in ("columns", "known"))
@@ -194,13 +198,15 @@ class Places:
         return sum(4**k for k in POSITIONAL) * self.n_places
 
     def find(self, codes: np.ndarray) -> Any:
-        """A CSR matrix (n, n_features) float32 of ones where a word stands at, or near, a place; codes as `count_kmers`."""
+        """Return a CSR matrix (n, n_features) float32 of ones where a word stands at, or near, a place; codes as
+        `count_kmers`.
+        """
         parts = [self._find(codes[rows]) for rows in iter_chunks(codes)]
         empty = scipy.sparse.csr_matrix((0, self.n_features), dtype=np.float32)
         return scipy.sparse.vstack(parts, format="csr") if parts else empty
 
     def find_words(self, codes: np.ndarray) -> list[Words]:
-        """Where the words stand, once for each place that they count for."""
+        """Return the positions of the words, once for each place that they count for."""
         found, first = [], 0
         for k, reach in POSITIONAL.items():
             if codes.shape[1] >= k:

@@ -63,11 +63,11 @@ class L2GModel(Composed):
         return self.net.in_channels
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
+        """Map codes (batch, length) uint8 and lengths (batch,) to outputs (batch, n_outputs)."""
         return self.forward_one_hot(*self.net.encode(codes, lengths_bp))
 
     def forward_one_hot(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """One-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
+        """Map one-hot (batch, channels, length), mask (batch, 1, length) or None, to outputs (batch, n_outputs)."""
         embedding = self.net.embedder(x, mask)
         hidden = self.language_model(embedding.tokens, embedding.token_mask)
         outputs = self.head.read(hidden, embedding.token_mask)
@@ -123,7 +123,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
 
 
 def load_model(folder: Path) -> Model:
-    """The model that `save_model` wrote, in evaluation mode, without the original language model at hand.
+    """Return the model that `save_model` wrote, in evaluation mode, without the original language model at hand.
 
     Raises UserError for a folder that holds no model, or one of another schema.
     """

@@ -47,7 +47,7 @@ def merge_lora(encoder: nn.Module) -> None:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Loading without transformers' reports and progress bars."""
+    """Load without transformers' reports and progress bars."""
     # Reports about the unused pooler, and a progress bar over 100 tensors, are no news to anybody.
     from transformers.utils import logging as transformers_logging
 
@@ -61,7 +61,8 @@ def quiet_loading() -> Iterator[None]:
 
 
 def load_transformer(name: str, init: str = "pretrained", seed: int = 0, masked: bool = False) -> Any:
-    """A `transformers` encoder in evaluation mode, float32; `masked`: with its head for masked modelling around it.
+    """Return a `transformers` encoder in evaluation mode, float32; `masked`: with its head for masked modelling
+    around it.
 
     `init` 'random' keeps the architecture and draws new weights from `seed` (the paper's weights ablation).
     Raises UserError where the model cannot be had or is no encoder that reads `inputs_embeds`.
@@ -93,7 +94,7 @@ def load_transformer(name: str, init: str = "pretrained", seed: int = 0, masked:
 
 
 def load_tokenizer(name: str, remedy: str) -> Any:
-    """The fast tokenizer of a language model. Raises UserError, which ends with `remedy`, where there is none."""
+    """Return the fast tokenizer of a language model. Raises UserError, which ends with `remedy`, where there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -220,8 +221,9 @@ class LanguageModel(Composed):
         return self.transformer(inputs_embeds=tokens, attention_mask=attention).last_hidden_state
 
     def _make_attention_mask(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """What the layers take, (batch, 1, N, N). `transformers` leaves such a mask as it is; of (batch, N) it would ask whether
-        anything is masked, for which the host waits for the device."""
+        """Return what the layers take, (batch, 1, N, N). `transformers` leaves such a mask as it is; of (batch, N) it
+        would ask whether anything is masked, for which the host waits for the device.
+        """
         real = mask.bool()
         # A row without tokens attends to its padding, for a softmax over nothing is no number.
         real = real | ~real.any(1, keepdim=True)
@@ -254,7 +256,7 @@ class GenomicLM(nn.Module):
         self.predictor = Predictor(int(transformer.config.hidden_size), n_outputs)
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Codes (batch, length) uint8 and lengths (batch,), best on the host, to outputs (batch, n_outputs)."""
+        """Map codes (batch, length) uint8 and lengths (batch,), best on the host, to outputs (batch, n_outputs)."""
         sequences = decode(codes.cpu().numpy(), lengths_bp.cpu().numpy())
         if k := self.words_bp:
             sequences = [" ".join(s[i : i + k] for i in range(max(1, len(s) - k + 1))) for s in sequences]
@@ -269,7 +271,7 @@ class GenomicLM(nn.Module):
 
 
 def load_genomic_lm(name: str, n_outputs: int, words_bp: int = 0) -> GenomicLM:
-    """A pre-trained model and its tokenizer, with a new predictor.
+    """Return a pre-trained model and its tokenizer, with a new predictor.
 
     Raises UserError where either cannot be had, or the model wants to bring its own code.
     """
@@ -290,7 +292,7 @@ def load_genomic_lm(name: str, n_outputs: int, words_bp: int = 0) -> GenomicLM:
 
 
 def describe_genomic_lm(model: GenomicLM) -> dict[str, Any]:
-    """What `build_genomic_lm` needs beside the tokenizer's files and the weights."""
+    """Return what `build_genomic_lm` needs beside the tokenizer's files and the weights."""
     transformer = model.transformer
     config = transformer.config.to_diff_dict() | {"model_type": transformer.config.model_type}
     return {
@@ -302,7 +304,7 @@ def describe_genomic_lm(model: GenomicLM) -> dict[str, Any]:
 
 
 def build_genomic_lm(config: dict[str, Any], folder: Path) -> GenomicLM:
-    """The model of a stored config, with new weights and the tokenizer of the model's folder."""
+    """Return the model of a stored config, with new weights and the tokenizer of the model's folder."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     described = dict(config["transformer"])

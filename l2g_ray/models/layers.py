@@ -144,7 +144,7 @@ class MaskedMax(Composed):
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
-    """Mean of x over `dim`, over real positions only; mask broadcasts against x."""
+    """Return mean of x over `dim`, over real positions only; mask broadcasts against x."""
     if mask is None:
         return x.mean(dim)
     weights = mask.to(x.dtype)
@@ -170,5 +170,5 @@ class Dropout(nn.Dropout):
     """`nn.Dropout` by `drop`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The input with elements dropped in training, as it is in evaluation mode."""
+        """Return the input with elements dropped in training, as it is in evaluation mode."""
         return drop(input, self.p) if self.training and self.p else input

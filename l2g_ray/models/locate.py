@@ -19,7 +19,7 @@ PACKAGED: dict[str, tuple[str, str, str]] = {
 
 
 def locate(name: str) -> str:
-    """The folder of a packaged or local model, or the hub id itself, checked to be reachable.
+    """Return the folder of a packaged or local model, or the hub id itself, checked to be reachable.
 
     Raises
     ------
@@ -65,7 +65,9 @@ MODEL_SCHEMA = 1
 
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` of a model folder says. Raises UserError where there is none, or one of another schema."""
+    """Return what `config.json` of a model folder says. Raises UserError where there is none, or one of another
+    schema.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:

@@ -194,7 +194,7 @@ class MixedConv1d(nn.Module):
             self.bias.zero_()
 
     def candidates(self) -> tuple[str, ...]:
-        """The forms that can be the fastest here; one convolution an operation never is.
+        """Return the forms that can be the fastest here; one convolution an operation never is.
 
         On CPUs transforms of blocks need channels to multiply over, and one dense kernel has too many taps but for few
         channels; whole transforms are for depthwise and narrow layers.
@@ -249,7 +249,7 @@ class MixedConv1d(nn.Module):
         return output if self.bias is None else output + self.bias.to(output.dtype)[:, None]
 
     def _mix(self, coefficients: Tensor) -> Tensor:
-        """One kernel a dilation, (|D|, k_max, out, in / groups): the kernels of one dilation are nested."""
+        """Return one kernel a dilation, (|D|, k_max, out, in / groups): the kernels of one dilation are nested."""
         by_dilation = coefficients.view(-1, len(self.operation_set.dilations)).t()
         # Masking the few coefficients, not the many weights, also keeps gradients off the masked taps.
         return torch.einsum("dtk,dtkoi->dtoi", by_dilation[:, None, :] * self.tap_mask.t(), self.weight)
@@ -303,7 +303,7 @@ class MixedConv1d(nn.Module):
 
     @torch.no_grad()
     def to_conv(self, index: int | None = None) -> SearchableConv1d:
-        """The convolution of one operation (default: the best) with its weights and the bias copied."""
+        """Return the convolution of one operation (default: the best) with its weights and the bias copied."""
         index = int(self.logits.argmax()) if index is None else index
         pair, has_bias = self.operation_set.discretise(index), self.bias is not None
         conv = SearchableConv1d(self.in_channels, self.out_channels, *pair, self.causal, self.groups, has_bias)
@@ -313,13 +313,13 @@ class MixedConv1d(nn.Module):
         return conv.train(self.training)
 
     def extra_repr(self) -> str:
-        """What `print` shows of the layer."""
+        """Return what `print` shows of the layer."""
         shape = f"{self.in_channels}, {self.out_channels}, groups={self.groups}"
         return f"{shape}, {self.operation_set}, causal={self.causal}, form={self.form}"
 
 
 def _fast_size(least: int) -> int:
-    """The least even number with no prime factor above 5 that is not below `least`: transforms of it are fast."""
+    """Return the least even number with no prime factor above 5 that is not below `least`: transforms of it are fast."""
     size = least + least % 2
     while True:
         rest = size

@@ -93,7 +93,9 @@ class Team:
         return self.sum(place.view(-1, *[1] * x.ndim) * x[None])
 
     def gather_rows(self, x: torch.Tensor, by_worker: Sequence[int]) -> torch.Tensor:
-        """Rows (sum of `by_worker`, ...) of all workers, of which this one has x (by_worker[rank], ...); carries gradients."""
+        """Return rows (sum of `by_worker`, ...) of all workers, of which this one has x (by_worker[rank], ...);
+        carries gradients.
+        """
         if self.size == 1:
             return x
         padded = torch.cat([x, x.new_zeros(max(by_worker) - len(x), *x.shape[1:])])
@@ -106,7 +108,7 @@ class Team:
         return torch.stack(found)
 
     def gather(self, value: Shared) -> list[Shared]:
-        """The objects of all workers, in the order of ranks."""
+        """Return the objects of all workers, in the order of ranks."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -118,7 +120,7 @@ class Team:
         return value if self.size == 1 else float(self.gather_numbers(torch.tensor(value, dtype=torch.float64)).sum())
 
     def share(self, value: Shared) -> Shared:
-        """The first worker's value, on all workers."""
+        """Return the first worker's value, on all workers."""
         if self.size == 1:
             return value
         box = [value if self.is_first else None]

@@ -87,7 +87,7 @@ class Epoch(_OfTrial):
 
     @classmethod
     def from_row(cls, name: TrialName, row: Mapping[str, float]) -> Self:
-        """An epoch from a row that may have times (`stamp_row`)."""
+        """Return an epoch from a row that may have times (`stamp_row`)."""
         numbers = {key: value for key, value in row.items() if key not in TIMES}
         return cls(name, numbers, **{key: row[key] for key in TIMES if key in row})
 
@@ -133,13 +133,15 @@ TIMES = ("began_at", "at")
 
 
 def event_to_json(event: Recorded) -> dict[str, Any]:
-    """The mapping that is a line of `events.jsonl`: `type`, the fields of the trial's name and those of the event."""
+    """Return a line of `events.jsonl`: `type`, the fields of the trial's name and those of the
+    event.
+    """
     own = {key: value for key, value in asdict(event).items() if value is not None}
     return {"type": event.kind, **own.pop("name"), **own}
 
 
 def event_from_json(found: dict[str, Any]) -> Recorded:
-    """The event of a line of `events.jsonl`, also of an earlier version."""
+    """Return the event of a line of `events.jsonl`, also of an earlier version."""
     kind = _KINDS[found["type"]]
     name = {one.name: found[one.name] for one in fields(TrialName)}
     own = {one.name: found[one.name] for one in fields(kind) if one.name in found}
@@ -147,7 +149,7 @@ def event_from_json(found: dict[str, Any]) -> Recorded:
 
 
 def stamp_row(row: Mapping[str, float], began_at: float) -> dict[str, float]:
-    """A row that a stage reports, with its times. All of its numbers travel to the events and to MLflow.
+    """Return a row that a stage reports, with its times. All of its numbers travel to the events and to MLflow.
 
     Raises ValueError for a value that is no number, and for a name in `TIMES`.
     """
@@ -158,7 +160,7 @@ def stamp_row(row: Mapping[str, float], began_at: float) -> dict[str, float]:
 
 
 def describe_cut(name: TrialName, row: Mapping[str, float]) -> str:
-    """The sentence on a trial that began to cut its batches."""
+    """Return the sentence on a trial that began to cut its batches."""
     return (
         f"{name}: memory did not suffice in epoch {int(row['epoch']) + 1}; each batch now goes through in "
         f"{int(row['micro_batches'])} micro-batches. The effective batch stays; batch norm takes each micro-batch's statistics"
@@ -166,7 +168,7 @@ def describe_cut(name: TrialName, row: Mapping[str, float]) -> str:
 
 
 def warn_of_cuts(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
-    """For the leaderboard: stages whose batches were cut, from histories named 'stage/trial'."""
+    """Return the stages, for the leaderboard, whose batches were cut, from histories named 'stage/trial'."""
     cut: dict[str, int] = {}
     for name, rows in histories.items():
         if most := _most_cut(rows):
@@ -213,7 +215,7 @@ class Board:
             self.events.append(Note(event.task, describe_cut(event.name, event.row)))
 
     def drain(self) -> list[Event]:
-        """All events since the last call."""
+        """Return all events since the last call."""
         taken, self.events = self.events, []
         return taken
 
@@ -233,7 +235,7 @@ class SlotUse:
         return self.busy_s / (self.slots * self.span_s) if self.span_s > 0 else 0.0
 
     def to_dict(self) -> dict[str, float]:
-        """A JSON-ready mapping, `busy` included."""
+        """Return a JSON-ready mapping, `busy` included."""
         return {key: round(value, 4) for key, value in (asdict(self) | {"busy": self.busy}).items()}
 
 

@@ -53,7 +53,7 @@ class TaskStatus:
     best: float | None = None
 
     def to_json(self) -> dict[str, str | float | None]:
-        """What is known; `best` of a task that runs is null until there is a score."""
+        """Return what is known; `best` of a task that runs is null until there is a score."""
         running = self.trials is not None
         return {key: value for key, value in asdict(self).items() if value is not None or (key == "best" and running)}
 
@@ -79,13 +79,13 @@ class _Live:
     at: float
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """Return the text of the file."""
         tasks = {name: task.to_json() for name, task in self.tasks.items()}
         return json.dumps({"schema": 1} | asdict(self) | {"tasks": tasks}, indent=1)
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
-        """Of the file's content, also of one that another version wrote."""
+        """Read the file's content, also what another version wrote."""
         known = {one.name: found[one.name] for one in fields(cls) if one.name in found}
         names = {one.name for one in fields(TaskStatus)}
         tasks = {n: TaskStatus(**{k: v for k, v in t.items() if k in names}) for n, t in found.get("tasks", {}).items()}
@@ -121,18 +121,18 @@ class StatusWriter:
         self._thread.start()
 
     def say(self, doing: str) -> None:
-        """What the driver does now, as one word or two."""
+        """Record what the driver does now, as one word or two."""
         self._live = replace(self._live, doing=doing)
         self._changed.set()
 
     def show(self, tasks: Mapping[str, TaskStatus]) -> None:
-        """How the tasks stand (`Progress.snapshot`)."""
+        """Record the state of the tasks (`Progress.snapshot`)."""
         if tasks != self._live.tasks:
             self._live = replace(self._live, tasks=tasks)
             self._changed.set()
 
     def tell(self, event: str) -> None:
-        """What happened last."""
+        """Record what happened last."""
         self._live = replace(self._live, last_event=_LastEvent(time.time(), event))
         self._changed.set()
 
@@ -179,7 +179,7 @@ class ShownTask:
     elapsed_s: float | None
 
     def to_json(self) -> dict[str, str | float | None]:
-        """A mapping with the fields of the status, but `begun` and `ended`."""
+        """Return a mapping with the fields of the status, but `begun` and `ended`."""
         found = {"task": self.name} | {k: v for k, v in self.status.to_json().items() if k not in ("begun", "ended")}
         return found | ({} if self.elapsed_s is None else {"elapsed_s": self.elapsed_s})
 
@@ -213,12 +213,12 @@ class SuiteStatus:
     next: str
 
     def to_json(self) -> dict[str, Any]:
-        """What `l2g-ray status --json` prints."""
+        """Return what `l2g-ray status --json` prints."""
         return asdict(self) | {"tasks": [task.to_json() for task in self.tasks]}
 
 
 def read_status(run: Path) -> SuiteStatus:
-    """How the suite in folder `run` stands.
+    """Return how the suite in folder `run` stands.
 
     Raises
     ------
@@ -260,7 +260,7 @@ def read_status(run: Path) -> SuiteStatus:
 
 
 def _find_command(command: str, began_in: str | None, run: Path) -> str:
-    """The command of a suite; where its folder was moved, with an `--out` that finds it again."""
+    """Return the command of a suite; where its folder was moved, with an `--out` that finds it again."""
     if not command or not began_in or run.absolute() == Path(began_in):
         return command
     return f"{command} {shlex.join(['--out', str(run.absolute().parent)])}"
@@ -310,7 +310,7 @@ def _is_alive(live: _Live, now: float) -> bool:
 
 
 def _process_started(pid: int) -> str | None:
-    """When a process of this machine began, in ticks since its boot; None where it is gone. Linux only."""
+    """Return when a process of this machine began, in ticks since its boot; None where it is gone. Linux only."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

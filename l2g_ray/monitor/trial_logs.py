@@ -53,7 +53,7 @@ def note_logs(scratch: Path, note: str, name: TrialName) -> None:
 
 
 def read_note(scratch: Path, note: str) -> TrialNote | None:
-    """What `note_logs` wrote; None for a trial that never began."""
+    """Return what `note_logs` wrote; None for a trial that never began."""
     try:
         facts = json.loads(_place(scratch, note).read_text())
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def read_note(scratch: Path, note: str) -> TrialNote | None:
 
 
 def fetch_last_lines(note: TrialNote | None) -> str:
-    """The last lines of a trial's output and errors, from the node where it ran."""
+    """Return the last lines of a trial's output and errors, from the node where it ran."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -77,7 +77,7 @@ def fetch_last_lines(note: TrialNote | None) -> str:
 
 
 def read_last_lines(files: dict[str, tuple[str, int]]) -> str:
-    """The last lines of each file, from an offset on; {name: (path, offset)}."""
+    """Return the last lines of each file, from an offset on; {name: (path, offset)}."""
     parts = []
     for name, (path, offset) in files.items():
         with open(path, "rb") as file:

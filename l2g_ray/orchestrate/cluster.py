@@ -34,7 +34,8 @@ _LINK = "l2g-ray-session-"
 
 
 def find_session_folder() -> str:
-    """The folder of a local Ray's sessions: `ray` in RAY_TMPDIR or TMPDIR, or in the system's where these cannot be used.
+    """Return the folder of a local Ray's sessions: `ray` in RAY_TMPDIR or TMPDIR, or in the system's where these
+    cannot be used.
 
     Where its path is too long for a socket, a short link to it; the link is removed when this process ends.
 
@@ -184,7 +185,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Any:
 
 
 def read_nodes(ray: Any) -> list[dict[str, float]]:
-    """The resources of each machine that is there."""
+    """Return the resources of each machine that is there."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -288,7 +289,7 @@ class SuiteMetrics:
             self._best.set(metric.sign * best, tags)
 
     def show(self, tasks: Mapping[str, TaskStatus], waiting_events: int) -> None:
-        """How the tasks stand (`Progress.snapshot`), and how much MLflow has not got."""
+        """Record the state of the tasks (`Progress.snapshot`), and how much MLflow has not got."""
         counted = Counter(task.state for task in tasks.values())
         for state in STATES:
             self._tasks.set(counted[state], self._tags | {"state": state})

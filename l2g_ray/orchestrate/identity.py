@@ -40,7 +40,9 @@ Dumped = dict[str, JsonValue]
 
 
 def prepared_folder(out: Location, task: Task, source: RawTask, settings: DataSettings) -> Location:
-    """A folder a source, options and data settings, so that a run with others cannot pull the shards from under this one."""
+    """Return a folder a source, options and data settings, so that a run with others cannot pull the shards from
+    under this one.
+    """
     files = {name: str(as_location(f).absolute()) for name, f in source.files.items()}
     mark = hash_content([files, source.options.model_dump(mode="json"), settings.model_dump(mode="json")])[:8]
     return out / "prepared" / task.bench / f"{task.name}-{mark}"
@@ -68,13 +70,15 @@ def prepare_for_runs(
 
 
 def resolve_task(request: SuiteRequest, task: Task) -> Settings:
-    """The settings of one task of the suite. Raises UserError as `resolve`."""
+    """Return the settings of one task of the suite. Raises UserError as `resolve`."""
     own = request.task_assignments.get(task.name, {})
     return resolve(request.preset, task.overrides, {**request.assignments, **own}).for_task(task.strand_specific)
 
 
 def prepare_task(request: SuiteRequest, task: Task, settings: Settings, console: Console) -> PreparedTask:
-    """The rows of one task, prepared now unless they were before. Raises UserError for rows that cannot be used."""
+    """Return the rows of one task, prepared now unless they were before. Raises UserError for rows that cannot be
+    used.
+    """
     source = request.sources[task.name]
     if isinstance(source, PreparedTask):
         return source
@@ -254,7 +258,7 @@ def _find_other_data(earlier: SuiteMeta, identity: SuiteIdentity) -> list[str]:
 def _find_changed(
     before: dict[str, Dumped], after: dict[str, Dumped]
 ) -> Iterator[tuple[str, tuple[JsonValue, JsonValue]]]:
-    """Settings that both versions know and that differ in a task."""
+    """Yield settings that both versions know and that differ in a task."""
     for task in before.keys() & after.keys():
         old, new = _flatten(before[task]), _flatten(after[task])
         for name in new:
@@ -282,7 +286,7 @@ def _shorten(text: str) -> str:
 
 
 def _read(path: Location) -> Any:
-    """The mapping that a JSON file holds; None where there is none."""
+    """Return the mapping that a JSON file holds; None where there is none."""
     text = path.read_if_there()
     try:
         found = json.loads(text) if text else None

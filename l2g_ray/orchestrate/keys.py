@@ -14,7 +14,7 @@ from l2g_ray.store.results import Job
 
 
 def describe_data(prepared: PreparedTask, settings: Settings) -> dict[str, Any]:
-    """The part of a key that says which rows, and how they reach a model."""
+    """Return the part of a key that says which rows, and how they reach a model."""
     dumped = settings.for_task(prepared.task.strand_specific).data.model_dump(mode="json")
     names = ("channels", "rc_augment", "shift_bp", "shuffle_window_rows", "bucket_batches")
     return {
@@ -34,7 +34,8 @@ def make_baseline_job(
     strength: float | None = None,
     precision: str = "fp32",
 ) -> Job:
-    """A baseline of `arms.BASELINES` on the task's rows; nothing of the embedder or the language model is in its key.
+    """Return a baseline of `arms.BASELINES` on the task's rows; nothing of the embedder or the language model is in
+    its key.
 
     Raises UserError for an unknown name. With a fold it is an arm's member, whose penalty has the `strength` given. `precision`: of what trains by gradients.
     """
@@ -75,6 +76,6 @@ def make_pretrain_job(prepared: PreparedTask, settings: Settings, precision: str
 
 
 def name_member(what: str, seed: int, fold: Fold) -> str:
-    """What a model of an arm is called in tables and in MLflow."""
+    """Return what a model of an arm is called in tables and in MLflow."""
     place = f"fold-{fold.number + 1}" if fold.of else ""
     return " ".join(part for part in (what, f"seed-{seed}", place) if part)

@@ -41,7 +41,8 @@ MEMORY_ARGUMENTS = ("backbone", "architecture")
 
 
 def share_of_gpu(peak_bytes: float, gpu_bytes: float, headroom: float = HEADROOM) -> float:
-    """The share of a GPU for a trial that took `peak_bytes`: 1 / n, n being how many fit with headroom, at most 8.
+    """Return the share of a GPU for a trial that took `peak_bytes`: 1 / n, n being how many fit with headroom, at
+    most 8.
 
     Rounded down to what Ray counts, so that n shares never exceed one GPU. At least one fits: the measured one did.
     """
@@ -51,7 +52,7 @@ def share_of_gpu(peak_bytes: float, gpu_bytes: float, headroom: float = HEADROOM
 
 
 def memory_key(job: Job) -> str:
-    """The kind of a job: jobs of one kind have the same shapes, and so the same need of memory."""
+    """Return the kind of a job: jobs of one kind have the same shapes, and so the same need of memory."""
     trial = job.args.get("trial") or {}
     return hash_content(
         {
@@ -81,14 +82,14 @@ class Measured:
         write_json(path, {"peak_bytes": row["peak_bytes"], "gpu_bytes": row["gpu_bytes"]}, indent=None)
 
     def find(self, kind: str) -> dict[str, float] | None:
-        """The measurement of a kind, or None."""
+        """Return the measurement of a kind, or None."""
         try:
             return json.loads(self._path(kind).read_text())
         except OSError:
             return None
 
     def share(self, kind: str) -> float:
-        """The share of a GPU that a trial of this kind shall ask for; a whole one while nothing is known."""
+        """Return the share of a GPU that a trial of this kind shall ask for; a whole one while nothing is known."""
         found = self.find(kind)
         return share_of_gpu(found["peak_bytes"], found["gpu_bytes"]) if found else 1.0
 
@@ -132,7 +133,7 @@ def fits(prepared: PreparedTask, settings: DataSettings, store_bytes: float, tas
 
 
 def hold(prepared: PreparedTask, settings: DataSettings, tasks_at_once: int) -> Held:
-    """References to the tables of train and valid in the object store; empty where they are to be streamed."""
+    """Return references to the tables of train and valid in the object store; empty where they are to be streamed."""
     import ray
 
     nodes = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
@@ -143,7 +144,7 @@ def hold(prepared: PreparedTask, settings: DataSettings, tasks_at_once: int) -> 
 
 
 def open_held(held: Held) -> dict[str, Source]:
-    """The sources behind the references, none for none."""
+    """Return the sources behind the references, none for none."""
     import ray
 
     from l2g_ray.data.batches import InMemorySource

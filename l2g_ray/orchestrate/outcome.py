@@ -80,7 +80,7 @@ def write_task_folder(folder: Path, prepared: PreparedTask, outcome: TaskOutcome
 
 
 def choose_seed(task: Task, oof: pd.DataFrame) -> int:
-    """The seed whose ensemble scores best on held-out rows, the first of equals."""
+    """Return the seed whose ensemble scores best on held-out rows, the first of equals."""
     used = oof[oof["arm"] == ENSEMBLE]
     parts = {int(seed): used[used["seed"] == seed] for seed in used["seed"].unique()}
     scores = {seed: signed_score(task.kind, task.metric, *read_outputs(task, part)) for seed, part in parts.items()}
@@ -115,7 +115,9 @@ def write_models(folder: Path, outcome: TaskOutcome, seed: int) -> None:
 
 
 def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcome, folder: Path) -> dict[str, Any]:
-    """The leaderboard row of a task (design: `leaderboard.json`), with bootstrap intervals over test rows and seeds."""
+    """Return the leaderboard row of a task (design: `leaderboard.json`), with bootstrap intervals over test rows and
+    seeds.
+    """
     task, evaluation = prepared.task, outcome.evaluation.values
     frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("predictions", "oof")}
     resamples = settings.evaluate.bootstrap_resamples
@@ -178,7 +180,9 @@ def assemble_row(prepared: PreparedTask, settings: Settings, outcome: TaskOutcom
 def summarise_used(
     arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome, settings: Settings, folder: Path
 ) -> dict[str, Any]:
-    """What the run predicts with: its scores, how many models of how many bytes, and rows per second on this machine."""
+    """Return what the run predicts with: its scores, how many models of how many bytes, and rows per second on this
+    machine.
+    """
     combined = list(outcome.evaluation.values["combinations"].values())
     taken = set().union(*(one["arms"] for one in combined))
     took_s = sum(outcome.evaluation.values["predict_s"][arm] for arm in taken)
@@ -195,8 +199,9 @@ def summarise_used(
 
 
 def summarise_arms(arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome) -> dict[str, Any]:
-    """Of every arm: its scores on test and on held-out rows, its weight (mean over seeds), what the ensemble gains by it on
-    held-out rows, and the ensemble minus the arm on test."""
+    """Return, for every arm, its scores on test and on held-out rows, its weight (mean over seeds), what the ensemble
+    gains by it on held-out rows, and the ensemble minus the arm on test.
+    """
     combined = list(outcome.evaluation.values["combinations"].values())
     found = {}
     for arm in dict.fromkeys(member.arm for member in outcome.members):
@@ -213,7 +218,7 @@ def summarise_arms(arms: ArmScores, held_out: ArmScores, outcome: TaskOutcome) -
 
 
 def score_apart(arms: ArmScores, near: np.ndarray) -> dict[str, int | Summary] | None:
-    """Scores on the test rows that are no near-duplicates of train rows; None where none is, or all are."""
+    """Return scores on the test rows that are no near-duplicates of train rows; None where none is, or all are."""
     if not 0 < len(near) < arms.n_rows:
         return None
     rest = arms.without(near)
@@ -222,7 +227,7 @@ def score_apart(arms: ArmScores, near: np.ndarray) -> dict[str, int | Summary] |
 
 
 def count_findings(prepared: PreparedTask) -> dict[str, int | None]:
-    """What the data check found: warnings, notes, and test rows that are near-duplicates of train rows."""
+    """Return what the data check found: warnings, notes, and test rows that are near-duplicates of train rows."""
     check = prepared.manifest.get("check") or {}
     levels = [finding["level"] for finding in check.get("findings", [])]
     near = (check.get("near") or {}).get("train_in_test", {}).get("other_near")
@@ -230,7 +235,7 @@ def count_findings(prepared: PreparedTask) -> dict[str, int | None]:
 
 
 def _baselines(arms: ArmScores, outcome: TaskOutcome, sign: float) -> dict[str, Any]:
-    """Each baseline's test score, its validation score, and the ensemble minus it over the same rows."""
+    """Return each baseline's test score, its validation score, and the ensemble minus it over the same rows."""
     return {
         name: {
             **arms.summarise(name),

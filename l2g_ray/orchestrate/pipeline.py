@@ -162,7 +162,9 @@ class Pipeline:
         )
 
     def _train_others(self, shape: Candidate) -> tuple[list[Member], dict[str, StageResult]]:
-        """The members of all arms but L2G, and all that was fitted on the given split, by name. Called beside L2G's stages."""
+        """Return the members of all arms but L2G, and all that was fitted on the given split, by name. Called beside
+        L2G's stages.
+        """
         simple = [arm for arm in self.arms if not ARMS[arm].embeds]
         tuned = [arm for arm in simple if ARMS[arm].tuned]
         names = list(dict.fromkeys([*self.settings.baselines.names, *tuned]))
@@ -233,7 +235,9 @@ class Pipeline:
         warm: StageResult | None = None,
         **args: Any,
     ) -> Job:
-        """A job that trains an embedder of this shape, from that of `warm` on; `args` as its stage's function takes them."""
+        """Return a job that trains an embedder of this shape, from that of `warm` on; `args` as its stage's function
+        takes them.
+        """
         inputs = {"warmup": str(warm.folder)} if warm else {}
         return Job(stage, label, _to_args(shape) | args, inputs, parts | self._own_widths(shape.backbone))
 
@@ -255,7 +259,7 @@ class Pipeline:
         return candidates[choose_best(scores)], scores
 
     def _search(self, candidate: Candidate) -> tuple[list[tuple[int, int]], str]:
-        """The architecture to deploy and where it is from: what DASH finds, or the candidate's."""
+        """Return the architecture to deploy and where it is from: what DASH finds, or the candidate's."""
         if not candidate.architecture:
             return [], "none"
         if not self.settings.search.enabled:
@@ -268,7 +272,7 @@ class Pipeline:
         return [(int(k), int(d)) for k, d in values], "searched"
 
     def _shares_warmup(self) -> bool:
-        """Whether there is a task-only phase that the runs of all alphas have in common."""
+        """Return whether there is a task-only phase that the runs of all alphas have in common."""
         align = self.settings.align
         return align.enabled and 0 < align.task_only_epochs < align.epochs
 
@@ -286,7 +290,7 @@ class Pipeline:
         return self._embed("embedder_only", label, shape, parts, seed=seed, fold=asdict(fold))
 
     def _align_all(self, shape: Candidate) -> dict[str, StageResult]:
-        """The first seed's embedder for every alpha, trained on the given split."""
+        """Return the first seed's embedder for every alpha, trained on the given split."""
         first, alphas = self.seeds[0], self.settings.align.alphas
         warm = self._run("warmup", [self._warmup(shape, first)])[0] if self._shares_warmup() else None
         aligned = self._run("align", [self._align(shape, a, first, warm) for a in alphas])
@@ -368,8 +372,9 @@ class Pipeline:
     def _train_l2g(
         self, shape: Candidate, trial: HyperParameters, inputs: dict[str, StageResult]
     ) -> tuple[list[Member], dict[tuple[int, int], StageResult]]:
-        """The winner's settings trained for every seed and fold, stage 2 too, so that the spread is that of the whole method;
-        and the embedders that they were trained from."""
+        """Return the winner's settings trained for every seed and fold, stage 2 too, so that the spread is that of
+        the whole method; and the embedders that they were trained from.
+        """
         alpha, one_split = float(trial["alpha"]), not self.folds[0].of
         name = f"align:{alpha}"
         pairs = [(seed, fold) for seed in self.seeds for fold in self.folds]
@@ -393,7 +398,7 @@ class Pipeline:
         return members, {(s, f.number): source[name] for (s, f), source in sources.items()}
 
     def _refit_runner(self) -> str:
-        """Rows that are not in the object store reach the final models through Ray Data, in Ray Train runs."""
+        """Return jobs whose rows, which are not in the object store, reach the final models through Ray Data, in Ray Train runs."""
         asked = self.settings.finetune.trial_runner
         if asked == "auto":
             return "process" if self.place.held and self.place.slots.workers == 1 else "train"
@@ -434,5 +439,5 @@ def _to_args(shape: Candidate) -> dict[str, str | list[list[int]]]:
 
 
 def choose_best(scores: dict[str, float]) -> str:
-    """The candidate with the best validation score; ties go to the one listed first."""
+    """Return the candidate with the best validation score; ties go to the one listed first."""
     return max(scores, key=lambda name: scores[name])

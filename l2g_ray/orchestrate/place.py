@@ -51,7 +51,7 @@ class Place:
         return JobSpec(self.site, job).name
 
     def find_stall(self, stage: str, key: str) -> str | None:
-        """Where a job hung, in words; None if it did not."""
+        """Return where a job hung, in words; None if it did not."""
         stood = read_stall(self.store.work_folder(stage, key))
         limit_s = self.site.settings.cluster.stall_limit_s
         return f"no epoch ended within {limit_s:g} s (cluster.stall_limit_s), it stood in {stood}" if stood else None
@@ -130,7 +130,7 @@ def raise_first_error(
 
 
 def find_cause(error: BaseException) -> Exception:
-    """The error at the bottom of what Ray wraps around it; a UserError wherever it stands."""
+    """Return the error at the bottom of what Ray wraps around it; a UserError wherever it stands."""
     while True:
         # Of a Train run's workers any will do: they fail together. What Ray wraps around a UserError is one by type, too.
         failures = list(getattr(error, "worker_failures", {}).values())

@@ -62,7 +62,7 @@ def run_task(spec: TaskSpec, board: Any) -> TaskOutcome:
 
 
 def _pretrain(place: Place, prepared: PreparedTask, settings: Settings) -> StageResult | None:
-    """The language model trained further on the task's training rows; None where that is not asked for."""
+    """Return the language model trained further on the task's training rows; None where that is not asked for."""
     if not settings.pretrain.enabled:
         return None
     job = make_pretrain_job(prepared, settings, place.site.precision, place.slots.cpus)

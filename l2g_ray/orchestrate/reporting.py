@@ -141,7 +141,9 @@ def remake_report(run: Path, studies: list[Path]) -> Path:
 
 
 def read_run(run: Path) -> tuple[Board, SuiteMeta]:
-    """The leaderboard and `suite.json` of a suite's folder. Raises UserError where they are not there or not readable."""
+    """Return the leaderboard and `suite.json` of a suite's folder. Raises UserError where they are not there or not
+    readable.
+    """
     if (run.parent / "suite.json").exists() and not (run / "suite.json").exists():
         raise UserError(f"{run}: is the folder of one task; give the suite's folder {run.parent}")
     try:
@@ -272,7 +274,7 @@ def _log(
 
 
 def _read_events(folder: Path) -> list[Recorded]:
-    """The events of a suite; none where an earlier version wrote none."""
+    """Return the events of a suite; none where an earlier version wrote none."""
     path = folder / EVENTS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [event_from_json(json.loads(line)) for line in lines]

@@ -46,7 +46,7 @@ class Site:
     pretrained: Path | None = None
 
     def open_store(self) -> Store:
-        """The store of stage results."""
+        """Return the store of stage results."""
         return open_store(self.root, self.remote, self.settings.cluster.storage_wait_s)
 
 
@@ -88,12 +88,12 @@ class TuneReport:
     gpus: float | None = None
 
     def to_tune(self) -> dict[str, Any]:
-        """The row is kept apart from Tune's own numbers; beside it is what a search looks at."""
+        """Return the row, apart from Tune's own numbers, and beside it what a search looks at."""
         return {name: self.row[name] for name in ("epoch", "best_score")} | asdict(self)
 
     @classmethod
     def from_tune(cls, result: dict[str, Any] | None) -> TuneReport | None:
-        """The last report of a trial; None of one that has not reported."""
+        """Return the last report of a trial; None of one that has not reported."""
         if not result or "row" not in result:
             return None
         found = {one.name: result[one.name] for one in fields(cls)}
@@ -126,10 +126,10 @@ class SearchTrial:
     ended_at: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> SearchTrial:
-        """Of a stored search; those of earlier versions may lack times."""
+        """Read a stored search; those of earlier versions may lack times."""
         return cls(**{one.name: stored[one.name] for one in fields(cls) if one.name in stored})

@@ -327,7 +327,7 @@ class _Run:
         return outline_task(self.prepared[site.task], site.settings, site.device == "cuda", site.precision)
 
     def _order(self, slots: Slots) -> tuple[list[str], int]:
-        """Names in the order in which tasks start, and how many run at once; see `plan.order`."""
+        """Return names in the order in which tasks start, and how many run at once; see `plan.order`."""
         from l2g_ray.plan.order import FEWEST_TO_PLAN, count_at_once, estimate_length, order_tasks
 
         if len(self.prepared) < FEWEST_TO_PLAN:

@@ -71,7 +71,7 @@ def run_jobs_warm(
 
 
 def find_runner(place: Place, stage: str) -> str:
-    """What a job of a stage runs in: a process, or a Ray Train run where several workers train one model."""
+    """Return what a job of a stage runs in: a process, or a Ray Train run where several workers train one model."""
     return "train" if find_stage(stage).teamed and place.slots.workers > 1 else "process"
 
 

@@ -57,7 +57,7 @@ class RayDataSource:
         return self._n_rows
 
     def tables(self) -> Iterator[pa.Table]:
-        """One pass over the rows, in order; without those that fill up a shard."""
+        """Yield one pass over the rows, in order; without those that fill up a shard."""
         if self._keep and self._kept is None:
             self._kept = list(self._read())
         yield from self._read() if self._kept is None else self._kept
@@ -69,7 +69,8 @@ class RayDataSource:
 
 
 def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
-    """A Ray Dataset (columns sequence and label) of train or valid, in the shards' order. Raises ValueError for test.
+    """Return a Ray Dataset (columns sequence and label) of train or valid, in the shards' order. Raises ValueError
+    for test.
 
     Ray must be initialised. Reading asks for no CPU: Train workers may hold them all while they wait for these very
     rows, and `ray.data.read_parquet` would wait for one, if only to look at the files. `preserve_order` is set on this
@@ -79,7 +80,8 @@ def make_ray_dataset(prepared: PreparedTask, split: str) -> Any:
 
 
 def make_shared_dataset(prepared: PreparedTask, split: str, fold: Fold | None, n_workers: int) -> tuple[Any, int]:
-    """The Ray Dataset of train or valid that workers share, and its rows; with a fold, train is the other folds' rows.
+    """Return the Ray Dataset of train or valid that workers share, and its rows; with a fold, train is the other
+    folds' rows.
 
     It has the column row_index too, each row's number. Workers get equal shards (`streaming_split` would drop rows
     otherwise): up to n_workers - 1 rows of number -1 fill them up.
@@ -235,7 +237,7 @@ NEXT_TO_NOTHING = tune.PlacementGroupFactory([{"memory": 1}])  # Tune refuses a 
 
 
 def make_trainable(site: Site, jobs: list[Job], runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
-    """A Tune trainable whose config {'index': i} runs job i of a list, on rows that `held` refers to."""
+    """Return a Tune trainable whose config {'index': i} runs job i of a list, on rows that `held` refers to."""
 
     def trial(config: dict[str, int], held: Held) -> None:
         run_reporting(JobSpec(site, jobs[config["index"]]), runner, slots, held)
@@ -247,13 +249,13 @@ def make_trainable(site: Site, jobs: list[Job], runner: str, slots: Slots, held:
 
 
 def draw_job(base: Job, config: HyperParameters) -> Job:
-    """The job of one set of hyper-parameters."""
+    """Return the job of one set of hyper-parameters."""
     drawn = {name: value.item() if hasattr(value, "item") else value for name, value in config.items()}
     return Job(base.stage, base.label, base.args | {"trial": drawn}, base.inputs, base.parts)
 
 
 def make_search_trainable(site: Site, base: Job, runner: str, slots: Slots, held: Held) -> Callable[..., Any]:
-    """A Tune trainable whose config is a set of hyper-parameters for `base`."""
+    """Return a Tune trainable whose config is a set of hyper-parameters for `base`."""
 
     def trial(config: HyperParameters, held: Held) -> None:
         job = draw_job(base, config)

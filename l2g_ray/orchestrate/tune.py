@@ -50,7 +50,7 @@ class OrderedSearch(Searcher):
         self.n_reported = 0
 
     def suggest(self, trial_id: str) -> HyperParameters | None:
-        """The next trial's config, or None while the trials it may learn from are not all over."""
+        """Return the next trial's config, or None while the trials it may learn from are not all over."""
         known = len(self.order) + 1 - self.in_flight
         while self.n_reported < known:
             earlier = self.order[self.n_reported]
@@ -89,7 +89,7 @@ class OrderedASHA(FIFOScheduler):
         self.recorded: dict[int, dict[str, float]] = {rung: {} for rung in self.rungs}
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """The metric is fixed: best validation score so far, maximised."""
+        """Accept the properties; the metric is fixed: best validation score so far, maximised."""
         return True
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -109,7 +109,7 @@ class OrderedASHA(FIFOScheduler):
 def _experiment(
     place: Place, stage: str, emitter: _EmitRows | None = None
 ) -> Iterator[tuple[tune.RunConfig, _EmitRows]]:
-    """A quiet Tune run whose own files are gone afterwards (results live in the store), and what it emitted."""
+    """Yield a quiet Tune run whose own files are gone afterwards (results live in the store), and what it emitted."""
     keep_secrets_from_trials()
     emitted = emitter or _EmitRows(place)
     name = f"{place.task}-{stage}"
@@ -153,7 +153,7 @@ class _EmitRows(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """One epoch of one trial."""
+        """Report one epoch of one trial."""
         if report := TuneReport.from_tune(result):
             name = replace(report.name, trial=self.label(trial) or report.name.trial)
             event = Epoch.from_row(name, report.row | _read_times(self.place, report))
@@ -164,15 +164,15 @@ class _EmitRows(Callback):
             self.place.emit(event)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed, and is started again."""
+        """Report that a trial failed and is started again."""
         self._emit_failure(trial, again=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial is through, or was stopped."""
+        """Report that a trial ended, or was stopped."""
         self.on_end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed for good."""
+        """Report that a trial failed for good."""
         self._emit_failure(trial, again=False)
 
     def _emit_failure(self, trial: Any, again: bool) -> None:

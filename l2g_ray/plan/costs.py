@@ -51,7 +51,7 @@ class TaskPlan:
     output_bytes: float
 
     def total(self, which: str = "most") -> Amount:
-        """Sums over stages; memory and scratch are the largest of any stage."""
+        """Return sums over stages; memory and scratch are the largest of any stage."""
         return add_amounts(getattr(stage, which) for stage in self.stages)
 
     @property
@@ -70,7 +70,7 @@ class Found:
 
 
 def add_amounts(amounts: Iterable[Amount]) -> Amount:
-    """Sums; of memory and scratch the largest."""
+    """Return sums; of memory and scratch the largest."""
     every = list(amounts)
     largest = {"memory_bytes", "scratch_bytes"}
     return Amount(
@@ -124,7 +124,7 @@ def read_known() -> Known:
 
 
 def find_machine(name: str) -> Machine:
-    """A machine by its name, in any case. Raises UserError for an unknown one; the nearest is named."""
+    """Return a machine by its name, in any case. Raises UserError for an unknown one; the nearest is named."""
     known = read_known().machines
     found = next((key for key in known if key.lower() == name.strip().lower()), None)
     if found is None:
@@ -201,7 +201,7 @@ class Tally:
         self._alive: list[Shape] = []  # so that ids are not used again
 
     def counted(self) -> Counted:
-        """The sums; all weights train."""
+        """Return the sums; all weights train."""
         return Counted(
             self.forward,
             self.train,
@@ -221,15 +221,16 @@ class Tally:
         return x
 
     def add_flops(self, flops: float, passes: int = 3) -> None:
-        """A product: forward, and the gradients of its input and of its weights."""
+        """Add a product: forward, and the gradients of its input and of its weights."""
         self.forward += flops
         self.train += passes * flops
 
     def convolve(
         self, x: Shape, out: int, kernel: int, length: int, *, own_weights: bool = True, backward: bool = True
     ) -> Shape:
-        """A convolution with bias; the input is kept for the gradient of the weights. `own_weights` false: they are
-        counted elsewhere. `backward` false: nothing flows back through it."""
+        """Return a convolution with bias; the input is kept for the gradient of the weights. `own_weights` false:
+        they are counted elsewhere. `backward` false: nothing flows back through it.
+        """
         weights = out * x.channels * kernel
         self.add_flops(2.0 * weights * length, (2 if x.is_input else 3) if backward else 1)
         self.save(x)
@@ -240,11 +241,11 @@ class Tally:
         return Shape(out, length)
 
     def linear(self, x: Shape, out: int) -> Shape:
-        """A linear map of a row."""
+        """Return a linear map of a row."""
         return self.convolve(x, out, 1, x.length)
 
     def activate(self, x: Shape) -> Shape:
-        """A ReLU keeps its result."""
+        """Return a ReLU keeps its result."""
         return self.save(Shape(x.channels, x.length))
 
     def drop(self, x: Shape, p: float) -> Shape:
@@ -255,7 +256,7 @@ class Tally:
         return Shape(x.channels, x.length)
 
     def normalise(self, x: Shape, masked: bool) -> Shape:
-        """A batch norm; the one that leaves padding out keeps three tensors, in float32."""
+        """Return a batch norm; the one that leaves padding out keeps three tensors, in float32."""
         self.parameters += 2 * x.channels
         if masked:
             for _ in range(3):
@@ -267,7 +268,7 @@ class Tally:
         return Shape(x.channels, x.length)
 
     def normalise_rows(self, x: Shape) -> Shape:
-        """A LayerNorm keeps its input, and mean and deviation of each position."""
+        """Return a LayerNorm keeps its input, and mean and deviation of each position."""
         self.parameters += 2 * x.channels
         self.save(x)
         self.saved += 2 * x.length * FLOAT_BYTES
@@ -281,7 +282,7 @@ class Tally:
         return Shape(pooled.channels, pooled.length) if masked else pooled
 
     def reach_highest(self, x: Shape) -> Shape:
-        """Mean and max of each channel: the max keeps its input and its result."""
+        """Return mean and max of each channel: the max keeps its input and its result."""
         self.save(x)
         self.save(Shape(x.channels, 1))
         return Shape(2 * x.channels, 1)

@@ -59,7 +59,8 @@ class _Encoder:
 
 
 def read_shape(name: str) -> LanguageModelShape:
-    """The shape of a language model: packaged, a local folder, the hub's cache, the table in machines.yaml, the hub.
+    """Return the shape of a language model: packaged, a local folder, the hub's cache, the table in machines.yaml,
+    the hub.
 
     Raises UserError where it cannot be had.
     """
@@ -78,7 +79,7 @@ def read_shape(name: str) -> LanguageModelShape:
 
 
 def shape_from_config(name: str, config: dict[str, JsonValue]) -> LanguageModelShape:
-    """The shape that a config mapping describes (`model_type` and what differs from its defaults)."""
+    """Return the shape that a config mapping describes (`model_type` and what differs from its defaults)."""
     return LanguageModelShape(name, json.dumps(config, sort_keys=True, default=str), "its config")
 
 
@@ -191,7 +192,7 @@ _DISTANCES = 32
 
 
 def _saved_of_layer(encoder: _Encoder, n: int, trains: bool, rank: int, precision: str, fused: bool) -> float:
-    """Bytes that one layer keeps of a row; inputs of linear maps only where their weights (or LoRA's) train."""
+    """Return bytes that one layer keeps of a row; inputs of linear maps only where their weights (or LoRA's) train."""
     size = 2 if precision == "bf16" else FLOAT_BYTES
     inputs = trains or rank > 0
     # Two of the tensors are of the norms, which autocast keeps in float32.
@@ -202,8 +203,9 @@ def _saved_of_layer(encoder: _Encoder, n: int, trains: bool, rank: int, precisio
 
 
 def count_vocabulary(shape: LanguageModelShape, n_tokens: int) -> Counted:
-    """What masked modelling adds to the encoder over `n_tokens` tokens a row: token embeddings, and a head of a dense layer
-    and the scores of the whole vocabulary (whose matrix is that of the embeddings)."""
+    """Return what masked modelling adds to the encoder over `n_tokens` tokens a row: token embeddings, and a head of
+    a dense layer and the scores of the whole vocabulary (whose matrix is that of the embeddings).
+    """
     encoder = _read_encoder(shape)
     width, vocabulary = encoder.width, encoder.vocabulary
     weights = width * (vocabulary + width)

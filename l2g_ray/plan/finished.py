@@ -93,7 +93,7 @@ def _add(a: Spent, b: Spent) -> Spent:
 
 
 def read_spent(task_folder: Path) -> list[Spent]:
-    """What a finished task took, from its `stages.json`.
+    """Return what a finished task took, from its `stages.json`.
 
     A run of an earlier version has no `spent`: it is put together from the histories, where a stage that trains
     nothing has left no time. Raises UserError for a folder without a readable `stages.json`.
@@ -116,7 +116,7 @@ def read_spent(task_folder: Path) -> list[Spent]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a run. Raises UserError where it cannot be read."""
+    """Return a JSON file of a run. Raises UserError where it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -134,7 +134,7 @@ def show_count(value: float) -> str:
 
 
 def show_bytes(value: float) -> str:
-    """In decimal units, as vendors give them."""
+    """Format bytes in decimal units, as vendors give them."""
     for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
@@ -151,7 +151,7 @@ def show_hours(hours: float) -> str:
 
 
 def show_seconds(value: float | None) -> str:
-    """Seconds as `show_hours`; a dash for what was not written down."""
+    """Return seconds as `show_hours`; a dash for what was not written down."""
     return "–" if value is None else show_hours(value / 3600)
 
 
@@ -213,12 +213,12 @@ class FinishedTask:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a suite's."""
+    """Return whether a folder is a suite's."""
     return (folder / SUITE_FILE).is_file()
 
 
 def read_run(folder: Path) -> list[FinishedTask]:
-    """The finished tasks of a suite's folder, also of an unfinished suite.
+    """Return the finished tasks of a suite's folder, also of an unfinished suite.
 
     The plan is made with the backbone and architecture that the run found, for the kind of device it ran on. Raises
     UserError for a folder without finished tasks, or with files that cannot be read.
@@ -265,7 +265,9 @@ def _shape(folder: Path, settings: Settings) -> LanguageModelShape:
 
 
 def read_settings(raw: dict[str, JsonValue]) -> Settings:
-    """Those of an earlier version too: what this one does not know is left out, what it has more takes its default."""
+    """Read those of an earlier version too: what this one does not know is left out, what it has more takes its
+    default.
+    """
     return validate(_keep_known(raw, set(known_keys()), ""))
 
 

@@ -99,7 +99,7 @@ def count_predictor(net: NetShape, precision: str = "fp32") -> Counted:
 
 
 def _read(tally: Tally, net: NetShape, x: Shape) -> None:
-    """A `models.embedder.Predictor` that reads x."""
+    """Add a `models.embedder.Predictor` that reads x."""
     pooled = Shape(x.channels, 1)
     if net.pooling == "mean_max":
         pooled = tally.drop(tally.reach_highest(x), MEAN_MAX_DROPOUT)
@@ -131,7 +131,7 @@ class Costs(ABC):
 
     @staticmethod
     def out_channels(net: NetShape) -> int:
-        """Features a position."""
+        """Return features a position."""
         return net.channels[-1]
 
     @abstractmethod
@@ -159,7 +159,7 @@ class Costs(ABC):
         return Shape(out, y.length) if self.masked else y
 
     def convolve(self, x: Shape, out: int) -> Shape:
-        """A convolution with the next pair of the architecture, or with all that the search mixes."""
+        """Return a convolution with the next pair of the architecture, or with all that the search mixes."""
         kernel, dilation = next(self.pairs) if self.mixture is None else (1, 1)
         if self.mixture is not None:
             return self._mix(x, out, self.mixture)
@@ -223,7 +223,7 @@ class UNetCosts(Costs):
 
     @staticmethod
     def out_channels(net: NetShape) -> int:
-        """Features a position: those of the first level."""
+        """Return features a position: those of the first level."""
         return net.channels[0]
 
     def add_layers(self, x: Shape) -> Shape:
@@ -266,7 +266,7 @@ class OrcaCosts(Costs):
 
     @staticmethod
     def out_channels(net: NetShape) -> int:
-        """Features a position: those of the input."""
+        """Return features a position: those of the input."""
         return net.in_channels
 
     def add_layers(self, x: Shape) -> Shape:

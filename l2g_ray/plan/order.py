@@ -46,12 +46,12 @@ def _chain(stage: StagePlan, settings: Settings) -> float:
 
 
 def order_tasks(lengths: Mapping[str, Length]) -> list[str]:
-    """Names, the longest first; equals in the order given."""
+    """Return names, the longest first; equals in the order given."""
     return sorted(lengths, key=lambda name: -lengths[name].work)
 
 
 def count_at_once(lengths: Mapping[str, Length], slots: int) -> int:
-    """How many tasks to run at once.
+    """Return how many tasks to run at once.
 
     Slots + 1, so that a stage of one trial leaves no slot idle. If the longest chain takes longer than all work would on
     these slots: the number that fills the slots on average, + 1. Trials of more tasks would be queued before those of the

@@ -46,7 +46,7 @@ def plan_task(
     on_gpu: bool = True,
     found: Found | None = None,
 ) -> TaskPlan:
-    """The plan of one task.
+    """Return the plan of one task.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ class Sizer:
         }
 
     def amounts(self, v: Variant) -> dict[str, Amount]:
-        """The stages that run, in the registry's order."""
+        """Return the stages that run, in the registry's order."""
         found: dict[str, Amount] = {}
         for stage in STAGES.values():
             if stage.count:
@@ -151,7 +151,7 @@ class Sizer:
         return found
 
     def count_embedder_arm(self, v: Variant, name: str) -> dict[str, Amount]:
-        """An arm that is the embedder alone, by the section of the settings that has the arm's name."""
+        """Return an arm that is the embedder alone, by the section of the settings that has the arm's name."""
         if name not in self.settings.arms:
             return {}
         stage = getattr(self.settings, name)
@@ -159,7 +159,7 @@ class Sizer:
         return {name: self._train_arm(net, stage.optim, epochs, stage.batch_size)}
 
     def count_arms(self, v: Variant, name: str) -> dict[str, Amount]:
-        """The arms that train by gradients, and are baselines too."""
+        """Return the arms that train by gradients, and are baselines too."""
         n_rows = self._fold_rows()[0]
         return {
             arm: self._train_arm(model, schedule.optim, schedule.count_epochs(n_rows), schedule.batch_size)
@@ -176,7 +176,7 @@ class Sizer:
         return align.task_only_epochs if 0 < align.task_only_epochs < align.epochs else 0
 
     def count_warmup(self, v: Variant, name: str) -> dict[str, Amount]:
-        """The epochs that the runs of all alphas share."""
+        """Return the epochs that the runs of all alphas share."""
         align, shared = self.settings.align, self._shared_epochs()
         if "l2g" not in self.settings.arms or not shared:
             return {}
@@ -186,7 +186,7 @@ class Sizer:
         return {name: replace(warm, disk_bytes=float(kept))}
 
     def count_align(self, v: Variant, name: str) -> dict[str, Amount]:
-        """Every alpha once on the given split, then the winner's for every seed and fold."""
+        """Return every alpha once on the given split, then the winner's for every seed and fold."""
         align, group = self.settings.align, group_size(self.settings.align)
         if "l2g" not in self.settings.arms:
             return {}
@@ -202,11 +202,11 @@ class Sizer:
         return {name: replace(one, disk_bytes=float((jobs + again) * net.model_bytes))}
 
     def model_bytes(self, v: Variant) -> float:
-        """Weights of the L2G model and of the embedder alone."""
+        """Return weights of the L2G model and of the embedder alone."""
         return self._whole(v).model_bytes + self._net(v.backbone, v.architecture, 0.0).model_bytes
 
     def count_reference(self, v: Variant, name: str) -> dict[str, Amount]:
-        """The text: the embedding layer looks tokens up, so no product, and nothing for the encoder."""
+        """Return the text: the embedding layer looks tokens up, so no product, and nothing for the encoder."""
         return {name: Amount(trials=1, disk_bytes=4.0 * self.width * (9 * self.settings.align.per_class + 2))}
 
     def count_pretrain(self, v: Variant, name: str) -> dict[str, Amount]:
@@ -227,7 +227,7 @@ class Sizer:
         return any(ARMS[arm].embeds for arm in self.settings.arms)
 
     def count_select(self, v: Variant, name: str) -> dict[str, Amount]:
-        """All candidates, where there is something to choose."""
+        """Return all candidates, where there is something to choose."""
         stage = self.settings.select
         candidates = list_candidates(stage)
         if not self._embeds() or len(candidates) == 1:
@@ -263,7 +263,7 @@ class Sizer:
         return {show_stage(name): replace(amount, tokens=seen * self._n_tokens(v))}
 
     def count_refit(self, v: Variant, name: str) -> dict[str, Amount]:
-        """The winner's models for every seed and fold."""
+        """Return the winner's models for every seed and fold."""
         if "l2g" not in self.settings.arms:
             return {}
         stage, whole, largest = self.settings.finetune, self._whole(v), max(self.settings.finetune.batch_size)
@@ -272,7 +272,7 @@ class Sizer:
         return {name: replace(refit, tokens=tokens, disk_bytes=float(self.members * whole.model_bytes))}
 
     def count_evaluate(self, v: Variant, name: str) -> dict[str, Amount]:
-        """Every arm's models on the test split."""
+        """Return every arm's models on the test split."""
         s = self.settings
         both = average_strands(s, self.task)
         passes = (3 if both else 1) * self.members
@@ -291,7 +291,7 @@ class Sizer:
         return {name: one}
 
     def _fold_rows(self) -> tuple[int, int]:
-        """Rows that a model of an arm is trained on, and those that it predicts."""
+        """Return rows that a model of an arm is trained on, and those that it predicts."""
         rows, folds = self.rows.train + self.rows.valid, self.settings.folds
         if not folds:
             return self.rows.train, self.rows.valid

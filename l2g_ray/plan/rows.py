@@ -79,7 +79,7 @@ def rows_of_manifest(splits: dict[str, SplitFacts], origin: str) -> Rows:
 
 
 def count_rows(source: RawTask | PreparedTask, settings: DataSettings) -> Rows:
-    """Rows of a source: a prepared task's manifest, or one pass over the files that keeps nothing but lengths.
+    """Return rows of a source: a prepared task's manifest, or one pass over the files that keeps nothing but lengths.
 
     Counts may be a little above the rows that are trained on: duplicates between splits, which preparing drops, are counted,
     and a random split is not stratified. Raises UserError for files that cannot be read.
@@ -112,7 +112,7 @@ def count_rows(source: RawTask | PreparedTask, settings: DataSettings) -> Rows:
 
 
 def assume_rows(task: Task, settings: DataSettings) -> Rows | None:
-    """For data that is not here: 1,000 training rows of the catalogue's length, test as large as validation.
+    """Assume, for data that is not here, 1,000 training rows of the catalogue's length, test as large as validation.
 
     None where the catalogue has no length either.
     """

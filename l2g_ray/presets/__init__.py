@@ -16,7 +16,7 @@ from l2g_ray.errors import UserError, nearest
 
 
 def list_presets() -> list[str]:
-    """Names of the presets that ship with the package."""
+    """Return names of the presets that ship with the package."""
     return sorted(f.name[:-5] for f in _preset_folder().iterdir() if f.name.endswith(".yaml"))
 
 
@@ -25,7 +25,7 @@ def _preset_folder() -> Any:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The raw mapping of a preset, or of a YAML file of settings. Raises UserError for an unknown name."""
+    """Return the raw mapping of a preset, or of a YAML file of settings. Raises UserError for an unknown name."""
     if name.endswith((".yaml", ".yml")):
         return _read_file(Path(name))
     if name not in list_presets():
@@ -54,7 +54,7 @@ def resolve(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     assignments: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """The settings of a run.
+    """Return the settings of a run.
 
     Parameters
     ----------
@@ -91,14 +91,16 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def find_base(settings: Mapping[str, Any], strand_specific: bool) -> dict[str, Any]:
-    """The settings of the preset that a task's settings name, by dotted keys; of `fast` where they name a file."""
+    """Return the settings of the preset that a task's settings name, by dotted keys; of `fast` where they name a
+    file.
+    """
     name = settings.get("preset", "fast")
     base = resolve(name if name in list_presets() else "fast").for_task(strand_specific)
     return flatten(base.model_dump(mode="json"))
 
 
 def validate(raw: Mapping[str, Any], where: str = "settings") -> Settings:
-    """Settings from a nested mapping. Raises UserError naming the key and the nearest known one."""
+    """Return settings from a nested mapping. Raises UserError naming the key and the nearest known one."""
     check_keys(flatten(raw), f"{where}: ")
     try:
         return Settings.model_validate(raw)

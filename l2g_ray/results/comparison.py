@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 def read_board(run: Path) -> Board:
-    """The leaderboard of a run's folder. Raises UserError when there is none."""
+    """Return the leaderboard of a run's folder. Raises UserError when there is none."""
     try:
         return validate_leaderboard(json.loads((run / "leaderboard.json").read_text()))
     except (OSError, ValueError) as error:
@@ -41,7 +41,7 @@ def read_board(run: Path) -> Board:
 
 
 def compare_boards(boards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a task and variant, tasks in the first board's order.
+    """Return one row a task and variant, tasks in the first board's order.
 
     'held_out' and 'test' are scores of what the run predicts with ('used'; L2G where the row does not say), 'l2g' and
     'embedder_only' test scores, all of them means over seeds. 'difference' is L2G minus embedder only on test rows,
@@ -73,7 +73,7 @@ def compare_boards(boards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
 
 
 def render_comparison(rows: list[dict[str, Any]]) -> Listing:
-    """The rows for a terminal of any width."""
+    """Return the rows for a terminal of any width."""
     listing = Listing(COLUMNS, caption=[_caption()], keys=2)
     for row in rows:
         listing.add(f"{row['task']}, {row['metric']}", *_cells(row))
@@ -178,7 +178,7 @@ def write_study(folder: Path, study: StudyFile) -> list[Path]:
 
 
 def render_study(study: StudyFile) -> Listing:
-    """The study for a terminal of any width."""
+    """Return the study for a terminal of any width."""
     columns = [*(Column(h, words=True) for h in HEADINGS[:2]), *(Column(h) for h in HEADINGS[2:])]
     listing = Listing(columns, title=f"{study['study']}: {study['about']}", caption=[_explain(study)], keys=2)
     for one in study["compared"]:
@@ -276,7 +276,7 @@ SCALING_HEADINGS = ("Measured", "Number", "Rows", "Batch", "Epoch", "Speed", "Sp
 
 
 def list_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The measurements as text, a row each, under `SCALING_HEADINGS`."""
+    """Return the measurements as text, a row each, under `SCALING_HEADINGS`."""
     rows: list[tuple[str, ...]] = []
     for kind, (title, size, speed) in KINDS.items():
         for one in found[kind]:
@@ -299,7 +299,7 @@ def list_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def render_scaling(found: Mapping[str, Any]) -> Listing:
-    """For a terminal of any width."""
+    """Render for a terminal of any width."""
     shape, machine, rows = found["shape"], found["machine"], list_rows(found)
     title = (
         f"Scaling of fine-tuning: {shape['language_model']}, {shape['length_bp']} bp, {machine['cores']} CPU cores, "
@@ -314,7 +314,7 @@ def render_scaling(found: Mapping[str, Any]) -> Listing:
 
 
 def write_markdown(found: Mapping[str, Any]) -> str:
-    """The same table in Markdown."""
+    """Return the same table in Markdown."""
     lines = ["| " + " | ".join(SCALING_HEADINGS) + " |", "|---|" + "---:|" * (len(SCALING_HEADINGS) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in list_rows(found)]
     return "\n".join(lines) + "\n"

@@ -40,7 +40,7 @@ def plot_composition(check: Mapping[str, Any]) -> Figure:
 
 
 def explain_composition(check: Mapping[str, Any]) -> str:
-    """The caption of `plot_composition`."""
+    """Return the caption of `plot_composition`."""
     found = check["composition"]
     what = "rows with the lowest and the highest values" if check["kind"] == "regression" else "class"
     what = "positives of each label" if check["kind"] == "multilabel" else what
@@ -50,7 +50,7 @@ def explain_composition(check: Mapping[str, Any]) -> str:
 
 
 def tabulate_composition(check: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one line a split and class: the shares of the letters."""
+    """Return headings, and one line a split and class: the shares of the letters."""
     lines = [
         [f"{split}, {group}", *(["–"] * 4 if shares is None else [f"{share:.1%}" for share in shares])]
         for split, groups in check["composition"]["splits"].items()

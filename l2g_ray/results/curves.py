@@ -126,7 +126,7 @@ def _interval(values: Array) -> tuple[float, float]:
 
 
 def _band(values: Array) -> Array:
-    """The first row, and the interval of the others: (3, G)."""
+    """Return the first row, and the interval of the others: (3, G)."""
     drawn = values[1:] if len(values) > 1 else values
     return np.vstack([values[:1], np.quantile(drawn, [0.025, 0.975], axis=0)])
 
@@ -227,7 +227,7 @@ def _finish(axes: Axes, across: str, up: str, place: Literal["lower right", "low
 
 
 def tabulate_areas(curves: Sequence[Curves]) -> tuple[list[str], list[list[str]]]:
-    """Headings and a line a class: the areas and the Brier score with their intervals."""
+    """Return headings and a line a class: the areas and the Brier score with their intervals."""
     headings = ["Class or output", "Rows", "Positives", "AUROC", "Average precision", "Brier score"]
     return headings, [
         [one.name, f"{one.rows:,}", f"{one.positives:.1%}", str(one.auroc), str(one.auprc), str(one.brier)]
@@ -236,7 +236,9 @@ def tabulate_areas(curves: Sequence[Curves]) -> tuple[list[str], list[list[str]]
 
 
 def tabulate_curve(curves: Sequence[Curves], part: str) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines behind `plot_roc` ('roc') or `plot_precision` ('precision'), at every tenth point of the grid."""
+    """Return headings and lines behind `plot_roc` ('roc') or `plot_precision` ('precision'), at every tenth point of
+    the grid.
+    """
     names: Mapping[str, tuple[str, str]] = {
         "roc": ("False-positive rate", "True-positive rate"),
         "precision": ("Recall", "Precision"),
@@ -251,7 +253,7 @@ def tabulate_curve(curves: Sequence[Curves], part: str) -> tuple[list[str], list
 
 
 def tabulate_calibration(curves: Sequence[Curves]) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines behind `plot_calibration`."""
+    """Return headings and lines behind `plot_calibration`."""
     lines = [
         [one.name, f"{mean:.3f}", f"{share:.3f}", f"[{low:.3f}, {high:.3f}]", f"{rows:,.0f}"]
         for one in curves

@@ -64,7 +64,9 @@ def _draw_steps(axes: Axes, histogram: Mapping[str, Any], label: str) -> None:
 
 @_styled
 def plot_balance(check: Mapping[str, Any]) -> Figure:
-    """Labels by split: shares of the classes, shares of positives, or means and sds of the outputs in train's sd."""
+    """Return labels by split: shares of the classes, shares of positives, or means and sds of the outputs in train's
+    sd.
+    """
     splits, kind = check["balance"]["splits"], check["kind"]
     names = list(check["labels"])[:MAX_LABELS]
     figure, (axes,) = _new_figure(MEDIUM, 1.0 + (0.18 * len(splits) + 0.16) * len(names))
@@ -95,7 +97,7 @@ def plot_balance(check: Mapping[str, Any]) -> Figure:
 
 
 def _in_train_sd(splits: Mapping[str, Any], split: str, name: str) -> tuple[float, float]:
-    """Mean and sd of an output; NaN where a split has no values."""
+    """Return mean and sd of an output; NaN where a split has no values."""
     train, told = splits["train"][name], splits[split][name]
     if told["mean"] is None or train["mean"] is None:
         return np.nan, np.nan
@@ -105,7 +107,7 @@ def _in_train_sd(splits: Mapping[str, Any], split: str, name: str) -> tuple[floa
 
 @_styled
 def plot_near(check: Mapping[str, Any]) -> Figure:
-    """Rows of test and valid by the similarity to their best partner in train; dashed: the threshold."""
+    """Return rows of test and valid by the similarity to their best partner in train; dashed: the threshold."""
     pairs = [name for name in ("train_in_test", "train_in_valid") if name in check["near"]]
     figure, panels = _new_figure(SMALL * len(pairs), 2.7, columns=len(pairs))
     for axes, name in zip(panels, pairs, strict=True):
@@ -133,7 +135,7 @@ _EXPLAIN_PAIRS = (
 
 
 def render_check(check: Mapping[str, Any], title: str) -> Group:
-    """The check for a terminal of any width: findings, then a table of splits and one of pairs of splits."""
+    """Return the check for a terminal of any width: findings, then a table of splits and one of pairs of splits."""
     from rich.console import Group
 
     colours = {"warning": "yellow", "note": "dim"}
@@ -175,7 +177,7 @@ def render_summary(check_by_name: Mapping[str, Mapping[str, Any]]) -> Listing:
 
 
 def list_splits(check: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one line a split: what it holds."""
+    """Return headings, and one line a split: what it holds."""
     lines = []
     for split, rows in check["rows"].items():
         length, gc = (check["shift"][feature]["splits"][split] for feature in _FEATURES)
@@ -197,7 +199,9 @@ def list_splits(check: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def list_pairs(check: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one line a pair of splits: the rows of the second that have a partner in the first, and shifts."""
+    """Return headings, and one line a pair of splits: the rows of the second that have a partner in the first, and
+    shifts.
+    """
     lines = []
     for name, counts in check["duplicates"].items():
         one, other = name.split("_in_")

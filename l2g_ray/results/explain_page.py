@@ -59,7 +59,7 @@ class Section:
 
 
 def render_explanation(summary: Mapping[str, Any]) -> Group:
-    """The figures of an output for a terminal of any width."""
+    """Return the figures of an output for a terminal of any width."""
     from rich.console import Group
 
     lines: list[Any] = [Sentence(f"{summary['output']} ({summary['explained']})", "bold")]
@@ -75,7 +75,7 @@ def render_explanation(summary: Mapping[str, Any]) -> Group:
 
 
 def describe_completeness(completeness: Mapping[str, float], method: str) -> str:
-    """One sentence: how far the contributions of a method are from adding up."""
+    """Return one sentence: how far the contributions of a method are from adding up."""
     return (
         f"Completeness error of {method}: median {completeness['median']:.1e}, 95 % of sequences below "
         f"{completeness['p95']:.1e}, {completeness['above_0.01']:.0%} above 1 %."
@@ -83,7 +83,7 @@ def describe_completeness(completeness: Mapping[str, float], method: str) -> str
 
 
 def describe_share(name: str, share: Mapping[str, float]) -> str:
-    """One sentence: how much of the strongest contributions stands inside planted sites."""
+    """Return one sentence: how much of the strongest contributions stands inside planted sites."""
     return (
         f"Strongest tenth of all positions: {share['mass']:.1%} of its contribution inside {name} "
         f"(chance {share['expected']:.1%})."
@@ -91,7 +91,7 @@ def describe_share(name: str, share: Mapping[str, float]) -> str:
 
 
 def list_motifs(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one line a found motif."""
+    """Return headings, and one line a found motif."""
     lines = [
         [
             motif["motif"],
@@ -108,7 +108,7 @@ def list_motifs(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def list_planted(summary: Mapping[str, Any]) -> Table:
-    """One line a planted motif: as what it was found."""
+    """Return one line a planted motif: as what it was found."""
     lines = [
         [
             planted["motif"],

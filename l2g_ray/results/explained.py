@@ -43,7 +43,7 @@ class Part:
 
 
 def read_explained(task_folder: Path) -> list[Part]:
-    """Everything there is, in the order motifs, embeddings, mutagenesis; nothing where nothing was made."""
+    """Return everything there is, in the order motifs, embeddings, mutagenesis; nothing where nothing was made."""
     parts = []
     for path in sorted(task_folder.glob("explain/*/explain.json")):
         parts += _read(path, _list_motifs)
@@ -60,7 +60,7 @@ def read_explained(task_folder: Path) -> list[Part]:
 
 
 def read_study(folder: Path) -> Part:
-    """An ablation (after the paper's Fig. 5): its arms with intervals, and differences from the first, in pairs.
+    """Return an ablation (after the paper's Fig. 5): its arms with intervals, and differences from the first, in pairs.
 
     Raises UserError where the folder holds no study, or one that cannot be read.
     """
@@ -102,12 +102,12 @@ def _read(path: Path, make: Callable[[dict[str, Any], Path], list[Part]]) -> lis
 
 
 def _list_motifs(told: Mapping[str, Any], folder: Path) -> list[Part]:
-    """A part for each explained output of a model; `folder` is named after the model (l2g, embedder_only)."""
+    """Return a part for each explained output of a model; `folder` is named after the model (l2g, embedder_only)."""
     return [_motifs(summary, folder, _name_arm(told)) for summary in told["outputs"]]
 
 
 def _name_arm(told: Mapping[str, Any]) -> str:
-    """The arm that was read, with what it is to the run's ensemble."""
+    """Return the arm that was read, with what it is to the run's ensemble."""
     return f"{told['arm']} ({told['role']})" if told.get("role") else str(told.get("arm", "not named"))
 
 

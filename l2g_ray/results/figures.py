@@ -117,7 +117,9 @@ def plot_scores(board: Mapping[str, Any]) -> Figure:
 
 @_styled
 def plot_arms(row: Mapping[str, Any]) -> Figure:
-    """What the ensemble of a task gains by each arm on held-out rows, with 95 % intervals, the largest weight on top."""
+    """Return what the ensemble of a task gains by each arm on held-out rows, with 95 % intervals, the largest weight
+    on top.
+    """
     arms = list_arms(row)[::-1]
     figure, (axes,) = _new_figure(MEDIUM, 1.1 + 0.3 * max(len(arms), 1))
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -144,7 +146,7 @@ def plot_arms(row: Mapping[str, Any]) -> Figure:
 
 @_styled
 def plot_trials(history: Sequence[Epoch], stage: str = "finetune", rungs: Sequence[int] = ()) -> Figure:
-    """The ASHA search: for every trial of a stage, best first, the epochs that it reached and its best score.
+    """Return the ASHA search: for every trial of a stage, best first, the epochs that it reached and its best score.
 
     `rungs` are the epochs after which a trial is compared with others and may be stopped.
     """
@@ -222,7 +224,7 @@ def plot_measured(measured: np.ndarray, predicted: np.ndarray, names: Sequence[s
 
 @_styled
 def plot_architecture(architecture: Sequence[Mapping[str, int]]) -> Figure:
-    """The kernels that the search chose: for every layer a dot a tap, at its offset in the layer's input."""
+    """Return the kernels that the search chose: for every layer a dot a tap, at its offset in the layer's input."""
     figure, (axes,) = _new_figure(MEDIUM, 1.0 + 0.26 * max(len(architecture), 1))
     reach = max((a["dilation"] * (a["kernel_size"] // 2) for a in architecture), default=1)
     for layer, choice in enumerate(architecture):
@@ -253,7 +255,9 @@ def save(figure: Figure, path_stem: Path) -> tuple[Path, Path]:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as one `<svg>` element for an HTML page: text and blue in the page's colours, ids that start with `name`."""
+    """Return the figure as one `<svg>` element for an HTML page: text and blue in the page's colours, ids that start
+    with `name`.
+    """
     import matplotlib
 
     out = io.StringIO()
@@ -264,7 +268,9 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def embed_svg(svg: str, name: str, description: str) -> str:
-    """A stored SVG file's text as an `<svg>` element for an HTML page, in its own colours; ids start with `name`."""
+    """Return a stored SVG file's text as an `<svg>` element for an HTML page, in its own colours; ids start with
+    `name`.
+    """
     import html
 
     svg = svg[svg.index("<svg") :]
@@ -280,7 +286,7 @@ def embed_svg(svg: str, name: str, description: str) -> str:
 
 
 def _new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` by `height` inches and its axes, row by row."""
+    """Return a figure of `width` by `height` inches and its axes, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -63,7 +63,7 @@ def bootstrap_interval(
 def summarise_seeds(
     scores: Sequence[Score], n_rows: int, resamples: int = 1000, seed: int = 0, confidence: float = 0.95
 ) -> Summary:
-    """The mean over seeds of training, with its interval. `scores` holds one function a seed.
+    """Return the mean over seeds of training, with its interval. `scores` holds one function a seed.
 
     Raises as `bootstrap_interval`.
     """
@@ -80,7 +80,7 @@ def paired_difference(
     confidence: float = 0.95,
     higher_is_better: bool = True,
 ) -> PairedDifference:
-    """Mean of `first` minus mean of `second`, over the same rows.
+    """Return mean of `first` minus mean of `second`, over the same rows.
 
     Each arm is one function a seed, in the same order; the arms may have different numbers of seeds, which are then drawn
     apart. Raises as `bootstrap_interval`.
@@ -140,7 +140,7 @@ def _score_all_rows(scores: Sequence[Score], n_rows: int) -> Array:
 
 
 def _draw_scores(scores: Sequence[Score], n_rows: int, resamples: int, seed: int) -> Array:
-    """Scores (resamples, len(scores)); every row of it is one drawing of the data's rows."""
+    """Return scores (resamples, len(scores)); every row of it is one drawing of the data's rows."""
     if n_rows < 1 or resamples < 1 or not scores:
         raise ValueError(f"need rows, resamples and scores; got {n_rows}, {resamples} and {len(scores)}")
     generator = np.random.default_rng(seed)
@@ -154,7 +154,7 @@ def _draw_scores(scores: Sequence[Score], n_rows: int, resamples: int, seed: int
 def _draw_confusions(
     labels: ArrayLike, predictions: ArrayLike, n_classes: int, resamples: int, seed: int
 ) -> tuple[Array, Array]:
-    """Counts (seeds, C, C) of all rows, and (resamples, seeds, C, C) of drawn ones."""
+    """Return counts (seeds, C, C) of all rows, and (resamples, seeds, C, C) of drawn ones."""
     true, predicted = np.asarray(labels), np.atleast_2d(np.asarray(predictions))
     if true.ndim != 1 or not len(true) or predicted.ndim != 2 or predicted.shape[1] != len(true):
         raise ValueError(f"labels must be (n,), predictions (seeds, n); got {true.shape}, {predicted.shape}")
@@ -249,14 +249,14 @@ class ArmScores:
         self.n_rows = len(next(iter(self.parts.values()))[0])
 
     def without(self, rows: np.ndarray) -> ArmScores:
-        """The same arms on the test rows but these (numbers from 0)."""
+        """Return the same arms on the test rows but these (numbers from 0)."""
         kept = np.ones(self.n_rows, bool)
         kept[rows] = False
         frames = [part[kept] for parts in self.parts.values() for part in parts]
         return ArmScores(self.task, pd.concat(frames), self.resamples, self.seed)
 
     def summarise(self, arm: str) -> Summary:
-        """Mean over seeds, interval, score of each seed."""
+        """Return mean over seeds, interval, score of each seed."""
         if self.metric.of_counts:
             metric = {self.task.metric: self.metric.function}
             n_classes = len(self.task.labels)
@@ -266,7 +266,7 @@ class ArmScores:
         return summarise_seeds(self._scores(arm), self.n_rows, self.resamples, self.seed)
 
     def subtract(self, first: str, second: str) -> PairedDifference:
-        """Mean of the first arm minus mean of the second, with a paired interval."""
+        """Return mean of the first arm minus mean of the second, with a paired interval."""
         if self.metric.of_counts:
             return confusion_difference(
                 self._labels(first),
@@ -311,7 +311,7 @@ class ArmScores:
 
 
 def read_outputs(task: Task, part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and outputs (n, n_outputs) of one model's rows of `predictions.parquet`."""
+    """Return labels and outputs (n, n_outputs) of one model's rows of `predictions.parquet`."""
     if task.is_classification:
         return _read_codes(task, part["label"]), part[[f"probability_{name}" for name in task.labels]].to_numpy()
     prefix = "probability" if task.kind == "multilabel" else "prediction"

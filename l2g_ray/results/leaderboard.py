@@ -83,12 +83,12 @@ def describe_slots(board: Mapping[str, Any]) -> str:
 
 
 def find_baseline(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The best baseline, where no arm of k-mers takes its place."""
+    """Return the best baseline, where no arm of k-mers takes its place."""
     return None if best_simple_arm(row) else best_baseline(row)
 
 
 def render_table(board: Mapping[str, Any]) -> RenderableType:
-    """The board for a terminal, or a file, of any width: the tasks, the arms of each, notes and warnings."""
+    """Return the board for a terminal, or a file, of any width: the tasks, the arms of each, notes and warnings."""
     from rich.console import Group
 
     rows = board["tasks"]
@@ -149,7 +149,7 @@ def _describe_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def _describe_arms(row: Mapping[str, Any]) -> list[RenderableType]:
-    """The arms of a task as a table, and how the ensemble was made."""
+    """Return the arms of a task as a table, and how the ensemble was made."""
     lines, told = tabulate_arms(row), describe_ensemble(row)
     if not lines:
         return [Sentence(f"{row['task']}: {told}")] if told else []
@@ -222,7 +222,7 @@ def _flatten_row(row: Mapping[str, Any], arms: Sequence[str]) -> dict[str, Any]:
 
 
 def _spread(name: str, score: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A score as three columns."""
+    """Return a score as three columns."""
     lo, hi = (score or {}).get("ci95") or (None, None)
     return {f"{name}_mean": (score or {}).get("mean"), f"{name}_lo": lo, f"{name}_hi": hi}
 
@@ -278,7 +278,7 @@ def _score(score: Mapping[str, Any] | None) -> str:
 
 
 def _write_arms(board: Mapping[str, Any]) -> list[str]:
-    """What is used, and the arms of each task: how the ensemble was made, and what each of them adds."""
+    """Return what is used, and the arms of each task: how the ensemble was made, and what each of them adds."""
     lines: list[str] = []
     for row in board["tasks"]:
         told, arms = describe_ensemble(row), tabulate_arms(row)
@@ -298,7 +298,7 @@ def _write_arms(board: Mapping[str, Any]) -> list[str]:
 
 
 def _tabulate_apart(board: Mapping[str, Any]) -> list[str]:
-    """Scores on the test rows that are no near-duplicates of train rows; nothing where no row has them."""
+    """Return scores on the test rows that are no near-duplicates of train rows; nothing where no row has them."""
     rows = [row for row in board["tasks"] if row.get("test_without_near_duplicates")]
     if not rows:
         return []

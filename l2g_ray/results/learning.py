@@ -31,7 +31,7 @@ _QUANTITIES = (("loss", "training loss"), ("value", "validation {}"))
 
 
 def list_stages(history: Sequence[Epoch]) -> dict[str, pd.DataFrame]:
-    """The epochs of each stage, in the order of `STAGE_ORDER`."""
+    """Return the epochs of each stage, in the order of `STAGE_ORDER`."""
     frame = _to_frame(history)
     names = sorted(
         dict.fromkeys(frame["stage"]),
@@ -41,7 +41,7 @@ def list_stages(history: Sequence[Epoch]) -> dict[str, pd.DataFrame]:
 
 
 def describe_short_stages(history: Sequence[Epoch]) -> list[str]:
-    """A sentence for each stage whose trials have one epoch: it has no curve."""
+    """Return a sentence for each stage whose trials have one epoch: it has no curve."""
     sentences = []
     for name, frame in list_stages(history).items():
         if _list_panels(frame):
@@ -71,7 +71,7 @@ def _drop_single_scores(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def has_curves(history: Sequence[Epoch]) -> bool:
-    """Whether any stage has a curve to draw."""
+    """Return whether any stage has a curve to draw."""
     return any(_list_panels(frame) for frame in list_stages(history).values())
 
 

@@ -79,7 +79,8 @@ class Light(Graded):
 
 
 def list_lights(check: Mapping[str, Any], dropped: bool = False) -> list[Light]:
-    """The lights of a data check (`data.check.splits.check_splits`); checks that an earlier version did not make are left out.
+    """Return the lights of a data check (`data.check.splits.check_splits`); checks that an earlier version did not
+    make are left out.
 
     `dropped`: training rows that are also in test were dropped before training, so they are no problem.
     """

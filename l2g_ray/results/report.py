@@ -157,12 +157,12 @@ def _fill_section(row: Mapping[str, Any], detail: TaskDetails, drawn: TaskPictur
 
 
 def best_other(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The best published score of a row that is not comparable, where none is."""
+    """Return the best published score of a row that is not comparable, where none is."""
     return None if best_published(row) else best_published(row, comparable=False)
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 4 s, 2 h 5 min."""
+    """Return seconds as people say them: 42 s, 3 min 4 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

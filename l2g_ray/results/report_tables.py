@@ -36,7 +36,7 @@ class Table:
 
 
 def make_table(headings: Sequence[str], lines: Sequence[Sequence[Any]]) -> Table:
-    """Cells as text, undefined ones as a dash; at most `MAX_LINES` lines."""
+    """Return cells as text, undefined ones as a dash; at most `MAX_LINES` lines."""
     shown = [[_to_text(cell) for cell in line] for line in lines[:MAX_LINES]]
     return Table(list(headings), shown, max(0, len(lines) - MAX_LINES))
 
@@ -62,7 +62,7 @@ def tabulate_scores(board: Mapping[str, Any]) -> Table:
 
 
 def tabulate_arms(row: Mapping[str, Any]) -> Table | None:
-    """What is used and all arms of a row; None where it has none."""
+    """Return what is used and all arms of a row; None where it has none."""
     lines = ensemble.tabulate_arms(row)
     if not lines:
         return None

@@ -41,7 +41,7 @@ class Difference:
 
 
 def used_arm(row: Mapping[str, Any]) -> UsedArm | None:
-    """What `l2g-ray predict` uses: the ensemble; None where the row does not say."""
+    """Return what `l2g-ray predict` uses: the ensemble; None where the row does not say."""
     if used := row.get("used"):
         return UsedArm(used["arm"], used["test"], used["oof"]["mean"])
     chosen = row.get("chosen")
@@ -51,14 +51,18 @@ def used_arm(row: Mapping[str, Any]) -> UsedArm | None:
 
 
 def list_weights(row: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """The arms that the ensemble uses with their shares of all weights, the largest first; nothing where there is none."""
+    """Return the arms that the ensemble uses with their shares of all weights, the largest first; nothing where there
+    is none.
+    """
     weights = {arm: one["weight"] for arm, one in (row.get("arms") or {}).items() if one["weight"]}
     total = sum(weights.values())
     return sorted(((arm, weight / total) for arm, weight in weights.items()), key=lambda pair: -pair[1])
 
 
 def describe_weights(row: Mapping[str, Any], most: int | None = None) -> str:
-    """The arms that the ensemble uses with their shares, the `most` largest: "cnn 61%, gapped_kmer 22% and 2 more"."""
+    """Return the arms that the ensemble uses with their shares, the `most` largest: "cnn 61%, gapped_kmer 22% and 2
+    more".
+    """
     weights = list_weights(row)
     shown = weights[:most]
     rest = len(weights) - len(shown)
@@ -86,7 +90,9 @@ def list_board_arms(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def best_published(row: Mapping[str, Any], comparable: bool = True) -> dict[str, Any] | None:
-    """The best published score of a row, of the comparable ones only unless told otherwise; None where there is none."""
+    """Return the best published score of a row, of the comparable ones only unless told otherwise; None where there
+    is none.
+    """
     known = [p for p in row["published"] if p["comparable"] or not comparable]
     return find_metric(row["metric"]).best(known, lambda p: p["value"])
 
@@ -99,8 +105,8 @@ def best_baseline(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def warn_of_baseline(row: Mapping[str, Any]) -> list[str]:
-    """Sentences where a k-mer arm is better than what the run predicts with on held-out rows, or an arm or baseline on test
-    with an interval of the difference that is clear of 0.
+    """Return sentences where a k-mer arm is better than what the run predicts with on held-out rows, or an arm or
+    baseline on test with an interval of the difference that is clear of 0.
 
     In a row of an earlier version: where the best baseline is better on validation.
     """
@@ -145,7 +151,9 @@ def _warn_of(who: str, rows: str, known: float | None, test: float | None, row: 
 
 
 def warn_of_near_duplicates(row: Mapping[str, Any]) -> list[str]:
-    """A sentence where test rows are near-duplicates of train rows, with the score without them where it is known."""
+    """Return a sentence where test rows are near-duplicates of train rows, with the score without them where it is
+    known.
+    """
     near = (row.get("check") or {}).get("near_duplicates")
     if not near:
         return []
@@ -160,7 +168,7 @@ def warn_of_near_duplicates(row: Mapping[str, Any]) -> list[str]:
 
 
 def warn_of_findings(row: Mapping[str, Any]) -> list[str]:
-    """A sentence where the data check has warnings; the report lists them."""
+    """Return a sentence where the data check has warnings; the report lists them."""
     check = row.get("check") or {}
     counts = [
         f"{check[level]} {noun}{'s' if check[level] != 1 else ''}"
@@ -171,7 +179,9 @@ def warn_of_findings(row: Mapping[str, Any]) -> list[str]:
 
 
 def describe_result(row: Mapping[str, Any]) -> str:
-    """What the run predicts with and its test score, of L2G where the row does not say; the best k-mer arm beside it."""
+    """Return what the run predicts with and its test score, of L2G where the row does not say; the best k-mer arm
+    beside it.
+    """
     used = used_arm(row)
     name, score = (used.name, used.test) if used else ("l2g", row["test"])
     weights = f" of {shares}" if (shares := describe_weights(row, 3)) else ""
@@ -182,7 +192,7 @@ def describe_result(row: Mapping[str, Any]) -> str:
 
 
 def name_task(row: Mapping[str, Any]) -> str:
-    """The task's name, marked where its sequences are synthetic."""
+    """Return the task's name, marked where its sequences are synthetic."""
     return f"{row['task']} (synthetic)" if row.get("synthetic") else row["task"]
 
 
@@ -213,7 +223,9 @@ def subtract_arms(row: Mapping[str, Any]) -> Difference:
 
 
 def subtract_baseline(row: Mapping[str, Any], name: str) -> Difference:
-    """What the run predicts with (L2G in a row of an earlier version) minus a baseline, where an interval of that is known."""
+    """Return what the run predicts with (L2G in a row of an earlier version) minus a baseline, where an interval of
+    that is known.
+    """
     score = row["baselines"][name]
     if not isinstance(score, Mapping):
         return Difference(None, None, "")
@@ -226,7 +238,7 @@ def subtract_baseline(row: Mapping[str, Any], name: str) -> Difference:
 def make_difference(
     metric: str, paired: Mapping[str, Any] | None, mean: float | None, one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> Difference:
-    """A mean, the interval of a paired difference, and the verdict for the seeds that both scores have."""
+    """Return a mean, the interval of a paired difference, and the verdict for the seeds that both scores have."""
     seeds = min(len(score.get("per_seed") or [0]) for score in (one, other))
     ci95 = (paired or {}).get("ci95")
     return Difference(mean, tuple(ci95) if ci95 else None, judge(ci95, metric, seeds))
@@ -273,7 +285,7 @@ class ArmLine:
 
 
 def list_arms(row: Mapping[str, Any]) -> list[ArmLine]:
-    """All arms of a row, those with the largest weights first, then by name."""
+    """Return all arms of a row, those with the largest weights first, then by name."""
     shares, arms = dict(list_weights(row)), row.get("arms") or {}
     return [
         ArmLine(
@@ -293,17 +305,17 @@ def _read_difference(metric: str, paired: Mapping[str, Any] | None, score: Mappi
 
 
 def name_held_out(row: Mapping[str, Any]) -> str:
-    """What the held-out rows of a row are: OOF (out of fold), or validation where there are no folds."""
+    """Return what the held-out rows of a row are: OOF (out of fold), or validation where there are no folds."""
     return "OOF" if (row.get("used") or {}).get("folds") else "Validation"
 
 
 def head_arms(row: Mapping[str, Any]) -> list[str]:
-    """Headings of `tabulate_arms`."""
+    """Return headings of `tabulate_arms`."""
     return ["Arm", name_held_out(row), "Test", "Weight", "Adds"]
 
 
 def tabulate_arms(row: Mapping[str, Any]) -> list[list[str]]:
-    """What is used and all arms as cells of text; nothing for a row without arms."""
+    """Return what is used and all arms as cells of text; nothing for a row without arms."""
     arms, used = list_arms(row), row.get("used")
     if not arms or not used:
         return []
@@ -320,7 +332,7 @@ def _score(held_out: Mapping[str, Any] | None, test: Mapping[str, Any]) -> list[
 
 
 def explain_used(row: Mapping[str, Any]) -> str:
-    """How what the run predicts with was made, as sentences; nothing where the row does not say."""
+    """Return how what the run predicts with was made, as sentences; nothing where the row does not say."""
     used = row.get("used")
     if not used:
         return _explain_choice(row)
@@ -364,5 +376,5 @@ def describe_difference(row: Mapping[str, Any]) -> str:
 
 
 def describe_ensemble(row: Mapping[str, Any]) -> str:
-    """How what is used was made, its size and speed, and L2G minus embedder only, as one paragraph."""
+    """Return how what is used was made, its size and speed, and L2G minus embedder only, as one paragraph."""
     return " ".join(filter(None, (explain_used(row), describe_size(row), describe_difference(row))))

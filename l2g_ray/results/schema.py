@@ -160,13 +160,13 @@ class Board(TypedDict):
 
 
 def build_leaderboard(bench: str, preset: str, language_model: str, rows: list[LeaderboardRow], **extra: Any) -> Board:
-    """The board as the plain mapping that `leaderboard.json` holds; `extra` are further keys of the board."""
+    """Return the board as the plain mapping that `leaderboard.json` holds; `extra` are further keys of the board."""
     board = Leaderboard(bench=bench, preset=preset, language_model=language_model, tasks=tuple(rows), **extra)
     return _dump(board)
 
 
 def validate_leaderboard(board: Mapping[str, Any]) -> Board:
-    """The board in its plain form. Raises UserError naming the first key that does not fit the schema."""
+    """Return the board in its plain form. Raises UserError naming the first key that does not fit the schema."""
     try:
         return _dump(Leaderboard.model_validate(board))
     except ValidationError as error:

@@ -35,7 +35,7 @@ class Parameter:
 
 
 def read_parameters(trials: Sequence[Mapping[str, Any]]) -> tuple[list[Parameter], dict[str, Any]]:
-    """The hyper-parameters that differ between trials, as axes, and the values of those that do not."""
+    """Return the hyper-parameters that differ between trials, as axes, and the values of those that do not."""
     settings = [trial.get("trial") or {} for trial in trials]
     names = [name for name in dict.fromkeys(key for one in settings for key in one) if all(name in s for s in settings)]
     varying, same = [], {}
@@ -71,12 +71,12 @@ def _is_round(value: float) -> bool:
 
 
 def show_value(value: Any) -> str:
-    """A hyper-parameter's value as text, numbers with three digits."""
+    """Return a hyper-parameter's value as text, numbers with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def find_winner(trials: Sequence[Mapping[str, Any]], metric: str) -> int | None:
-    """The number of the trial with the best score; None where no trial has one."""
+    """Return the number of the trial with the best score; None where no trial has one."""
     return find_metric(metric).best(range(len(trials)), lambda i: trials[i].get("best_score"))
 
 
@@ -168,7 +168,9 @@ def _read_score(row: Mapping[str, Any]) -> float:
 
 
 def _grow_forest(table: Array, scores: Array, seed: int) -> tuple[float, Array]:
-    """The share of variance (n,) that trees explain out of bag, and the rise of error (P,) by each permuted column."""
+    """Return the share of variance (n,) that trees explain out of bag, and the rise of error (P,) by each permuted
+    column.
+    """
     from sklearn.tree import DecisionTreeRegressor
 
     generator = np.random.default_rng(seed)
@@ -194,7 +196,7 @@ def _grow_forest(table: Array, scores: Array, seed: int) -> tuple[float, Array]:
 
 @_styled
 def plot_importance(importance: Importance) -> Figure:
-    """A bar a hyper-parameter, the most important on top."""
+    """Return a bar a hyper-parameter, the most important on top."""
     names, values = list(importance.values)[::-1], list(importance.values.values())[::-1]
     figure, (axes,) = _new_figure(5.2, 0.8 + 0.28 * len(names))
     axes.barh(range(len(names)), values, color=BLUE, height=0.66)

@@ -42,8 +42,8 @@ class Standing:
 
 
 def gather_standings(board: Mapping[str, Any], parameters: Mapping[str, float] | None = None) -> list[Standing]:
-    """All models of a board: what is used, L2G, the embedder alone, then the published ones. `parameters` are the sizes of
-    our own.
+    """Return all models of a board: what is used, L2G, the embedder alone, then the published ones. `parameters` are
+    the sizes of our own.
 
     Rows whose metric is better when lower, or undefined, are left out. A published model's size is read from its name
     ("Enformer (252M)"), where that has one.
@@ -82,8 +82,8 @@ def read_size(model: str) -> float | None:
 
 
 def common_tasks(standings: Sequence[Standing]) -> tuple[list[str], list[Standing]]:
-    """The tasks that our own model with the most of them has, and the models that have all of those which at least one
-    published model has.
+    """Return the tasks that our own model with the most of them has, and the models that have all of those which at
+    least one published model has.
 
     Where no published model has any, the tasks are all of our own.
     """
@@ -98,7 +98,7 @@ def common_tasks(standings: Sequence[Standing]) -> tuple[list[str], list[Standin
 
 @_styled
 def plot_mean_scores(standings: Sequence[Standing], tasks: Sequence[str]) -> Figure:
-    """Mean score by model and number of parameters (after the paper's Fig. 1B); right: models of unknown size."""
+    """Return mean score by model and number of parameters (after the paper's Fig. 1B); right: models of unknown size."""
     figure, (axes,) = _new_figure(7.2, 4.2)
     sized = [s for s in standings if s.parameters]
     rest = [s for s in standings if not s.parameters]
@@ -136,7 +136,9 @@ def plot_mean_scores(standings: Sequence[Standing], tasks: Sequence[str]) -> Fig
 
 @_styled
 def plot_task_types(standings: Sequence[Standing], types: Mapping[str, str]) -> Figure:
-    """Mean score by type of task (after the paper's Fig. 3); a model is drawn where it has all tasks of a type."""
+    """Return mean score by type of task (after the paper's Fig. 3); a model is drawn where it has all tasks of a
+    type.
+    """
     table = mean_by_type(standings, types)
     names = list(dict.fromkeys(types.values()))
     figure, (axes,) = _new_figure(7.2, 1.2 + 0.24 * sum(len(table[name]) + 1 for name in names))
@@ -174,7 +176,9 @@ def measure_profile(standings: Sequence[Standing], tasks: Sequence[str]) -> dict
 
 @_styled
 def plot_profile(standings: Sequence[Standing], tasks: Sequence[str]) -> Figure:
-    """Performance profile (after the paper's Fig. S1C): the share of tasks on which a model is within tau of the best."""
+    """Return performance profile (after the paper's Fig. S1C): the share of tasks on which a model is within tau of
+    the best.
+    """
     whole = measure_profile(standings, tasks)
     published = sorted((s for s in standings if s.model not in OWN), key=lambda s: -s.mean(tasks))
     # More lines than this are no longer told apart; the distances are from the best of all models.

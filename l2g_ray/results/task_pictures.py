@@ -193,7 +193,7 @@ def _draw_training(row: Mapping[str, Any], detail: TaskDetails, found: TaskPictu
 
 
 def tabulate_metrics(detail: TaskDetails, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Arms as columns, with their weights, and metrics as lines; a cell is (mean, interval).
+    """Return arms as columns, with their weights, and metrics as lines; a cell is (mean, interval).
 
     The interval of the task's metric is that of the leaderboard, where the arm's metrics have none.
     """

@@ -77,7 +77,7 @@ class Listing:
         self.strong: set[tuple[int, int]] = set()
 
     def add(self, *cells: str | Sequence[str], strong: Sequence[int] = ()) -> None:
-        """A row; the first lines of the cells in the columns `strong` are in bold."""
+        """Add a row; the first lines of the cells in the columns `strong` are in bold."""
         if len(cells) != len(self.columns):
             raise ValueError(f"got {len(cells)} cells for {len(self.columns)} columns")
         self.strong |= {(len(self.rows), column) for column in strong}
@@ -102,7 +102,7 @@ class Listing:
         yield from map(Sentence, self.caption)
 
     def _measure(self, words: int | None) -> list[int]:
-        """What each column needs at least, one of `words` no more than that; a blank stands between two."""
+        """Return what each column needs at least, one of `words` no more than that; a blank stands between two."""
         from rich.cells import cell_len
 
         widths = []
@@ -164,7 +164,7 @@ class Listing:
             yield self._flow(told, width) if flows else self._make_block(told, width)
 
     def _flow(self, told: list[tuple[str, list[str]]], width: int) -> RenderableType:
-        """Headings and values one after the other, as many as fit on a line."""
+        """Return headings and values one after the other, as many as fit on a line."""
         from rich.cells import cell_len
         from rich.text import Text
 
@@ -178,7 +178,7 @@ class Listing:
         return Text("\n".join(lines), overflow="fold")
 
     def _make_block(self, told: list[tuple[str, list[str]]], width: int) -> RenderableType:
-        """A line a heading, or several if a value does not fit on one."""
+        """Return a line a heading, or several if a value does not fit on one."""
         from rich.cells import cell_len
         from rich.table import Table
 

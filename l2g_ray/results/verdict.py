@@ -50,7 +50,7 @@ class Verdict(Graded):
 
 
 def judge_task(row: Mapping[str, Any]) -> Verdict:
-    """The verdict on a task, from its row of the leaderboard alone."""
+    """Return the verdict on a task, from its row of the leaderboard alone."""
     red, amber = _list_problems(row), _list_cautions(row)
     level = "red" if red else "amber" if amber else "green"
     return Verdict(
@@ -64,7 +64,9 @@ def judge_task(row: Mapping[str, Any]) -> Verdict:
 
 
 def describe_suite(board: Mapping[str, Any]) -> str:
-    """The verdict on a suite as one paragraph: what was trained, how often it beats the simple models, what to look at."""
+    """Return the verdict on a suite as one paragraph: what was trained, how often it beats the simple models, what to
+    look at.
+    """
     rows = board["tasks"]
     if not rows:
         return "No task has a result yet."
@@ -142,7 +144,7 @@ def _describe_seeds(row: Mapping[str, Any]) -> str:
 
 
 def _compare(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The best simple model, the verdict of the difference (see `rows.judge`), and the difference as text."""
+    """Return the best simple model, the verdict of the difference (see `rows.judge`), and the difference as text."""
     if simple := best_simple_arm(row):
         name, paired = f"the best k-mer arm, {name_arm(simple[0])}", simple[1].get("difference") or {}
         verdict = judge(paired.get("ci95"), row["metric"], _count_seeds(row))
@@ -182,7 +184,7 @@ def _describe_shortly(row: Mapping[str, Any]) -> str:
 
 
 def _list_problems(row: Mapping[str, Any]) -> list[str]:
-    """Sentences about a score that is like chance, or a test split that nobody should score on."""
+    """Return sentences about a score that is like chance, or a test split that nobody should score on."""
     found, used = [], used_arm(row)
     score = used.test if used else row["test"]
     low = ((score or {}).get("ci95") or (None, None))[0]

@@ -40,7 +40,7 @@ class Setting:
 
 
 def show_value(value: Any) -> str:
-    """A value as `--set` reads it."""
+    """Return a value as `--set` reads it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -65,13 +65,15 @@ def list_winning(row: Mapping[str, Any], settings: Mapping[str, Any], preset: Ma
 
 
 def list_settings(settings: Mapping[str, Any], preset: Mapping[str, Any]) -> list[Setting]:
-    """All settings of a task, those that differ from the preset first."""
+    """Return all settings of a task, those that differ from the preset first."""
     listed = [Setting(key, value, preset.get(key)) for key, value in settings.items()]
     return sorted(listed, key=lambda one: (one.value == one.preset, one.key))
 
 
 def describe_architecture(layers: Sequence[Mapping[str, int]], origin: str) -> str:
-    """A uniform architecture as one sentence; empty for another, which has a figure. `origin` is the row's `architecture_from`."""
+    """Return a uniform architecture as one sentence; empty for another, which has a figure. `origin` is the row's
+    `architecture_from`.
+    """
     kinds = Counter((layer["kernel_size"], layer["dilation"]) for layer in layers)
     if len(kinds) != 1:
         return ""

@@ -82,7 +82,7 @@ class ServerSettings:
         return options + (["--app-name", "basic-auth"] if self.auth_file is not None else [])
 
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
-        """The environment of MLflow's processes, from that of this one."""
+        """Return the environment of MLflow's processes, from that of this one."""
         kept = {name: value for name, value in given.items() if name != "MLFLOW_TRACKING_URI"}
         artifacts = self.artifacts if "://" in self.artifacts else Path(self.artifacts).absolute().as_uri()
         forced = {"MLFLOW_BACKEND_STORE_URI": self.store, "MLFLOW_ARTIFACTS_DESTINATION": artifacts}

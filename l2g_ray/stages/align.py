@@ -192,7 +192,7 @@ def make_joint_losses(
         return loss + alpha_e * align(pooled, [classify(batch) for batch in group], group) if pooled else loss
 
     def in_turn(model: nn.Module, group: list[Batch], alpha_e: float) -> list[Callable[[], torch.Tensor]]:
-        """The same, one micro-batch's graph at a time."""
+        """Return the same, one micro-batch's graph at a time."""
         gradients: list[torch.Tensor | None] = [None] * len(group)
         value: torch.Tensor | float = 0.0
         if alpha_e > 0:

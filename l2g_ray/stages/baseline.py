@@ -167,7 +167,7 @@ def _fit_linear(model: Baseline, x: Any, labels: np.ndarray, data: TaskData, str
 
 
 def _solve(x: Any, labels: np.ndarray, data: TaskData, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (n_outputs, n_features) and biases of one strength."""
+    """Return weights (n_outputs, n_features) and biases of one strength."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
     def fit(rows: Any, classes: np.ndarray) -> Any:

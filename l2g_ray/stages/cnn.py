@@ -16,7 +16,9 @@ from l2g_ray.stages.loop import Runtime, TrainResult
 
 
 def build_cnn(data: TaskData, settings: Settings, seed: int) -> SmallCNN:
-    """A new network: read out by position where the label belongs to one strand (and motifs have their places)."""
+    """Return a new network: read out by position where the label belongs to one strand (and motifs have their
+    places).
+    """
     torch.manual_seed(seed)
     by_position = not use_rc(settings, data.task)
     net = SmallCNN(SmallCNNConfig(data.length_bp, data.task.n_outputs, by_position))

@@ -78,7 +78,7 @@ class Reference:
 
 
 def read_reference(folder: Path, facts: dict[str, Any]) -> Reference:
-    """The reference that `stages.reference.write_reference` wrote."""
+    """Return the reference that `stages.reference.write_reference` wrote."""
     tensors = load_file(str(folder / "reference.safetensors"))
     # The features stand class by class.
     counts = torch.tensor(list(facts.get("classes", {}).values()), dtype=torch.int64)
@@ -101,7 +101,7 @@ def make_embedder_config(
     architecture: Iterable[tuple[int, int]] = (),
     dropout: float = 0.0,
 ) -> EmbedderConfig:
-    """The config of an embedder for this task and language model."""
+    """Return the config of an embedder for this task and language model."""
     model = settings.model
     return EmbedderConfig(
         backbone=backbone,
@@ -124,7 +124,9 @@ def make_embedder_config(
 
 
 def build_net(config: EmbedderConfig, data: TaskData, reference: Reference, seed: int) -> EmbedderNet:
-    """A fresh embedder with Predictor 1, its LayerNorm a copy of the language model's (docs/method.md, "Network")."""
+    """Return a fresh embedder with Predictor 1, its LayerNorm a copy of the language model's (docs/method.md,
+    "Network").
+    """
     torch.manual_seed(seed)
     net = EmbedderNet(config)
     with torch.no_grad():
@@ -175,7 +177,8 @@ def count_steps(data: TaskData, batch_size: int, group: int = 1, max_batches: in
 
 
 def make_losses(task: Task, scale: torch.Tensor) -> Losses:
-    """The plain task loss of a group, a batch (or a part of one) at a time, weighted by its rows (acceptance D5).
+    """Return the plain task loss of a group, a batch (or a part of one) at a time, weighted by its rows (acceptance
+    D5).
 
     `scale` (n_outputs,) is on the device where the model trains.
     """
@@ -193,8 +196,9 @@ def make_losses(task: Task, scale: torch.Tensor) -> Losses:
 
 
 def part_loss(task: Task, outputs: torch.Tensor, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
-    """The task loss of a batch; of a part of one such that the mean over workers of the sum over their micro-batches is the
-    whole's."""
+    """Return the task loss of a batch; of a part of one such that the mean over workers of the sum over their
+    micro-batches is the whole's.
+    """
     own = slice(batch.n_own)
     if batch.part is None:
         return compute_task_loss(task.kind, outputs, batch.labels, scale)
@@ -203,14 +207,15 @@ def part_loss(task: Task, outputs: torch.Tensor, batch: Batch, scale: torch.Tens
 
 
 def count_rows(group: list[Batch]) -> int:
-    """Rows of the whole batches that a group is made of, each counted once."""
+    """Return rows of the whole batches that a group is made of, each counted once."""
     return sum(batch.n_whole for batch in group if batch.part is None or batch.part.micro == 0)
 
 
 def predict_source(
     model: nn.Module, source: Source, task: Task, runtime: Runtime, batch_size: int = 256, rc_average: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions (n, n_outputs) and labels of all rows in order, in evaluation mode; of a team, of all workers' rows.
+    """Return predictions (n, n_outputs) and labels of all rows in order, in evaluation mode; of a team, of all
+    workers' rows.
 
     `rc_average` means over both strands: probabilities for classification, values for regression (docs/method.md,
     "evaluate"). Batches that do not fit into memory go through in parts.
@@ -242,7 +247,9 @@ def predict_each_source(
 
 
 def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callable[[], dict[str, float]]:
-    """The task's metric on validation as 'score', negated where lower is better, so that it is always maximised."""
+    """Return the task's metric on validation as 'score', negated where lower is better, so that it is always
+    maximised.
+    """
     task = data.task
 
     def validate() -> dict[str, float]:
@@ -253,7 +260,7 @@ def make_validate(model: nn.Module, data: TaskData, runtime: Runtime) -> Callabl
 
 
 def with_dropout(config: EmbedderConfig, dropout: float) -> EmbedderConfig:
-    """The same embedder with another dropout probability."""
+    """Return the same embedder with another dropout probability."""
     return replace(config, dropout=dropout)
 
 

@@ -14,7 +14,7 @@ from l2g_ray.stages.loop import Runtime, TrainResult
 
 
 def build_deepstarr(data: TaskData, seed: int) -> DeepSTARR:
-    """A new network for the task's length and labels."""
+    """Return a new network for the task's length and labels."""
     torch.manual_seed(seed)
     net = DeepSTARR(DeepSTARRConfig(data.length_bp, data.task.n_outputs))
     net.predictor.set_label_scale(data.label_offset, data.label_scale)

@@ -134,7 +134,7 @@ class Gaussian:
 
 
 def fit_gaussians(rows: Tensor, classes: Tensor) -> list[Gaussian]:
-    """The Gaussian of each class that occurs, in the classes' order; rows (n, D), classes (n,) int64.
+    """Return the Gaussian of each class that occurs, in the classes' order; rows (n, D), classes (n,) int64.
 
     Covariances are those of the rows as they are (over n, not n - 1), so a class of one row is a point. Factors have at
     most D rows. Carries gradients.
@@ -197,7 +197,7 @@ def otdd(
 
 
 def _couple(cost: Tensor) -> Tensor:
-    """The coupling (n, m) of two samples of equal weights with the least cost (n, m)."""
+    """Return the coupling (n, m) of two samples of equal weights with the least cost (n, m)."""
     ot = _import_pot()
     n, m = cost.shape
     # On the CPU in float64: a network simplex gains nothing from a GPU.
@@ -223,11 +223,11 @@ class Distance(Protocol):
     """A distance of DNA to the text."""
 
     def classify(self, labels: Tensor) -> Tensor | None:
-        """The classes (n,) int64 of a batch's labels; None where the distance does not ask for them."""
+        """Return the classes (n,) int64 of a batch's labels; None where the distance does not ask for them."""
         ...
 
     def __call__(self, target: Tensor, classes: Tensor | None, generator: torch.Generator) -> Tensor:
-        """The distance of embedded rows `target` (n, D), a scalar; `generator` draws as many rows of the text."""
+        """Return the distance of embedded rows `target` (n, D), a scalar; `generator` draws as many rows of the text."""
         ...
 
 
@@ -246,7 +246,7 @@ class SampleDistance:
         return None
 
     def __call__(self, target: Tensor, classes: Tensor | None, generator: torch.Generator) -> Tensor:
-        """The distance of `target` (n, D) to as many rows of the text, drawn with replacement."""
+        """Return the distance of `target` (n, D) to as many rows of the text, drawn with replacement."""
         return self.measure(sample_rows(self.features, len(target), generator), target)
 
 
@@ -276,7 +276,9 @@ class LabelledDistance:
         )
 
     def classify(self, labels: Tensor) -> Tensor:
-        """The labels themselves, or the nearest centre of each row's labels; a missing label counts as the mean."""
+        """Return the labels themselves, or the nearest centre of each row's labels; a missing label counts as the
+        mean.
+        """
         if self.centres is None:
             return labels
         return torch.cdist(standardise(labels, self.offset, self.scale), self.centres).argmin(1)
@@ -291,7 +293,7 @@ class LabelledDistance:
 
 
 def standardise(labels: Tensor, offset: Tensor | float, scale: Tensor | float) -> Tensor:
-    """Labels (n, C) float with NaN = missing, in standard deviations from the mean; a missing one is the mean."""
+    """Return labels (n, C) float with NaN = missing, in standard deviations from the mean; a missing one is the mean."""
     if isinstance(offset, Tensor) and isinstance(scale, Tensor):
         offset, scale = offset.to(labels), scale.to(labels)
     return torch.nan_to_num((labels - offset) / scale, nan=0.0)
@@ -300,7 +302,7 @@ def standardise(labels: Tensor, offset: Tensor | float, scale: Tensor | float) -
 def make_distance(
     data: TaskData, settings: Settings, reference: Reference, seed: int, team: Team, device: str
 ) -> Distance:
-    """The distance that `align.distance` names, to the reference's features.
+    """Return the distance that `align.distance` names, to the reference's features.
 
     OTDD wants classes. Labels of classification are classes; those of other tasks are clustered by k-means over the
     training rows, as ORCA does. Text without tags is clustered by its vectors. All workers get the same centres.
@@ -320,7 +322,7 @@ def make_distance(
 
 
 def read_labels(data: TaskData, settings: Settings, seed: int, team: Team) -> Tensor:
-    """Labels (n, C) of up to `MAX_LABELS` training rows of all workers, in the order of the first epoch."""
+    """Return labels (n, C) of up to `MAX_LABELS` training rows of all workers, in the order of the first epoch."""
     size = settings.align.batch_size
     batches = make_batches(settings, data, size, seed, augment=False, max_batches=-(-MAX_LABELS // size), team=team)(0)
     own = [batch.labels[: batch.n_own] for batch in batches]

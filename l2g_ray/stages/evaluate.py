@@ -118,23 +118,27 @@ class Stacker:
         return self._combination(arms, best[1], torch.zeros(evidence.shape[2]))
 
     def fit_mean(self, arms: tuple[str, ...], rows: np.ndarray | slice = slice(None)) -> Combination:
-        """All arms alike."""
+        """Return all arms alike."""
         return self._combination(arms, np.full(len(arms), 1 / len(arms)), torch.zeros(self.evidence.shape[2]))
 
     def fit_best(self, arms: tuple[str, ...], rows: np.ndarray | slice = slice(None)) -> Combination:
-        """The arm with the least loss, alone."""
+        """Return the arm with the least loss, alone."""
         losses = [float(self._loss(one, rows)) for one in self._select(arms)[:, rows]]
         chosen = np.arange(len(arms)) == int(np.argmin(losses))
         return self._combination(arms, chosen.astype(float), torch.zeros(self.evidence.shape[2]))
 
     def fit(self, how: str, arms: tuple[str, ...] | None = None, rows: np.ndarray | slice = slice(None)) -> Combination:
-        """A combination by its name in `ENSEMBLES`, of all arms unless some are named; those without weight are not in it."""
+        """Return a combination by its name in `ENSEMBLES`, of all arms unless some are named; those without weight
+        are not in it.
+        """
         found = ENSEMBLES[how](self, self.arms if arms is None else arms, rows)
         kept = [(arm, weight) for arm, weight in zip(found.arms, found.weights, strict=True) if weight]
         return replace(found, arms=tuple(arm for arm, _ in kept), weights=tuple(weight for _, weight in kept))
 
     def cross_fit(self, how: str, folds: np.ndarray, arms: tuple[str, ...] | None = None) -> np.ndarray:
-        """Predictions (n, n_outputs) for every row by a combination that was fitted to the rows of the other folds."""
+        """Return predictions (n, n_outputs) for every row by a combination that was fitted to the rows of the other
+        folds.
+        """
         outputs = torch.zeros_like(self.evidence[0])
         for fold in np.unique(folds):
             inside = folds == fold
@@ -233,7 +237,9 @@ def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 def _predict(
     task: Task, settings: Settings, runtime: Runtime, contenders: list[Contender], table: pa.Table, both: bool
 ) -> tuple[Outputs, np.ndarray, dict[str, float]]:
-    """Each arm's and seed's mean over its models, the labels, and the seconds that each arm's models took for one seed."""
+    """Return each arm's and seed's mean over its models, the labels, and the seconds that each arm's models took for
+    one seed.
+    """
     source, labels, size = InMemorySource(table), np.empty(0), settings.evaluate.batch_size
     predicted: dict[Path, tuple[np.ndarray, np.ndarray, float]] = {}  # a model may stand for several seeds
     found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray, float]]] = {}
@@ -254,7 +260,7 @@ def _predict(
 def combine_members(
     prepared: PreparedTask, settings: Settings, members: list[Contender], fold: Fold, out: Path
 ) -> dict[int, Combination]:
-    """The ensemble of each seed, by the members' predictions for held-out rows; writes `oof.parquet`.
+    """Return the ensemble of each seed, by the members' predictions for held-out rows; writes `oof.parquet`.
 
     With folds, rows of the given validation split do not count: backbone, architecture and hyper-parameters were chosen on
     them. Without folds there are no others.
@@ -308,7 +314,7 @@ def _read_held_out(members: list[Contender], folds: np.ndarray, n_outputs: int, 
 
 
 def _scale_labels(task: Task, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (n_outputs,) of a regression's labels, 0 and 1 otherwise."""
+    """Return mean and standard deviation (n_outputs,) of a regression's labels, 0 and 1 otherwise."""
     if task.kind != "regression":
         return torch.zeros(task.n_outputs), torch.ones(task.n_outputs)
     means, sds = np.nanmean(labels, 0), np.nanstd(labels, 0)
@@ -316,7 +322,9 @@ def _scale_labels(task: Task, labels: np.ndarray) -> tuple[torch.Tensor, torch.T
 
 
 def read_evaluated_rows(prepared: PreparedTask) -> pa.Table:
-    """The test rows (id, sequence, label) for a picture of a model that is finished; nothing may be chosen by it."""
+    """Return the test rows (id, sequence, label) for a picture of a model that is finished; nothing may be chosen by
+    it.
+    """
     return prepared.open_test()
 
 

@@ -41,7 +41,7 @@ class FinetuneTrial:
     alpha: float
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return asdict(self)
 
 
@@ -55,7 +55,7 @@ def build_model(
     seed: int,
     pretrained: Path | None = None,
 ) -> L2GModel | EmbedderNet:
-    """The whole model: a trained embedder joined to the language model, with a fresh head.
+    """Return the whole model: a trained embedder joined to the language model, with a fresh head.
 
     `pretrained` is the folder of a language model that replaces the one in the settings (`stages.pretrain`).
     With `model.combine` 'embedder' it is the embedder with its own predictor: the same search without the language model.

@@ -182,12 +182,12 @@ def train(
 
 
 def _to_plain(value: Any) -> Any:
-    """A numpy number as Python's: a state that holds one cannot be read back with `weights_only`."""
+    """Return a numpy number as Python's: a state that holds one cannot be read back with `weights_only`."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_kept(settings: LoopSettings, state: _State, row: dict[str, Any]) -> bool:
-    """Whether the weights of this epoch replace those that were kept so far."""
+    """Return whether the weights of this epoch replace those that were kept so far."""
     if settings.keep_last:
         return math.isfinite(row["train_loss"]) or state.best_epoch < 0
     return row["epoch"] >= settings.select_from_epoch and (row["score"] > state.best_score or state.best_epoch < 0)
@@ -234,8 +234,9 @@ def _run_steps(
     before_step: Callable[[], None] | None,
     state: _State,
 ) -> tuple[torch.Tensor, int]:
-    """All steps of an epoch, without waiting for the device: this worker's loss summed over rows (float64, on the device),
-    and the rows."""
+    """Return all steps of an epoch, without waiting for the device: this worker's loss summed over rows (float64, on
+    the device), and the rows.
+    """
     model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     epoch = state.epoch
@@ -316,7 +317,7 @@ def _micro_batches_file(state_path: Path) -> Path:
 
 
 def read_micro_batches(state_path: Path | None) -> int:
-    """What a team that ran out of memory has left for its next start; 1 for nothing."""
+    """Return what a team that ran out of memory has left for its next start; 1 for nothing."""
     if state_path is None or not _micro_batches_file(state_path).exists():
         return 1
     return int(json.loads(_micro_batches_file(state_path).read_text()))

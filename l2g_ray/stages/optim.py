@@ -20,7 +20,7 @@ def compute_task_loss(
     scale: torch.Tensor | None = None,
     n_labels: int | None = None,
 ) -> torch.Tensor:
-    """Mean task loss of a batch.
+    """Return mean task loss of a batch.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ Schedule = Callable[[int], float]
 def make_optimizer(
     settings: OptimSettings, groups: Iterable[tuple[Iterable[nn.Parameter], float]]
 ) -> torch.optim.Optimizer:
-    """An optimiser over (parameters, learning rate) groups; frozen parameters are left out.
+    """Return an optimiser over (parameters, learning rate) groups; frozen parameters are left out.
 
     AdamW decays matrices only; Adam's coupled L2 and SGD decay everything, as the official code does. Adam's fused form
     is one pass over the weights, on a CPU too.

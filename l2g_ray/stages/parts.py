@@ -24,7 +24,7 @@ def seed_epoch(seed: int, epoch: int, team: Team) -> None:
 
 @contextlib.contextmanager
 def same_draws(device: torch.device) -> Iterator[None]:
-    """What is drawn within, from the generators of the CPU and of `device`, is drawn again after it."""
+    """Restore the generators of the CPU and of `device` afterwards: what is drawn within is drawn again."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
 
@@ -52,7 +52,7 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def copy_buffers(model: nn.Module) -> list[torch.Tensor]:
-    """The buffers' values."""
+    """Return the buffers' values."""
     return [buffer.clone() for buffer in model.buffers()]
 
 

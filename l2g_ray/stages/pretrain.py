@@ -58,7 +58,8 @@ class MaskedLM(nn.Module):
         )
 
     def forward(self, codes: torch.Tensor, lengths_bp: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy, in nats, of the masked tokens; a scalar. What is masked is drawn from torch's generator.
+        """Return mean cross-entropy, in nats, of the masked tokens; a scalar. What is masked is drawn from torch's
+        generator.
 
         Codes (batch, length) uint8 and lengths (batch,) are best on the host, where the tokenizer reads them.
         """
@@ -82,7 +83,7 @@ class MaskedLM(nn.Module):
 
 
 def split_words(letters: str, word_bp: int, phase: int) -> list[str]:
-    """Words of `word_bp` letters side by side, after a first one of `phase` letters; the last may be shorter."""
+    """Return words of `word_bp` letters side by side, after a first one of `phase` letters; the last may be shorter."""
     rest = [letters[i : i + word_bp] for i in range(phase, len(letters), word_bp)]
     return [word for word in (letters[:phase], *rest) if word]
 
@@ -97,7 +98,7 @@ def load_masked_lm(
     window_bp: int,
     mask_fraction: float,
 ) -> MaskedLM:
-    """The language model with its head over the vocabulary; a head that the files lack is drawn from `seed`.
+    """Return the language model with its head over the vocabulary; a head that the files lack is drawn from `seed`.
 
     `layers` is the number of first layers to keep, those that L2G uses. Raises UserError where the model, or a tokenizer that
     knows a mask, cannot be had.
@@ -172,7 +173,7 @@ def run(context: Context, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def masked_losses(model: nn.Module, group: list[Batch], epoch: int) -> list[Callable[[], torch.Tensor]]:
-    """The loss of a group, a batch (or a micro-batch) at a time, weighted by its rows; see `loop.Losses`."""
+    """Return the loss of a group, a batch (or a micro-batch) at a time, weighted by its rows; see `loop.Losses`."""
     n_rows = count_rows(group)
     return [partial(_masked_loss, model, batch, batch.n_own / n_rows) for batch in group]
 

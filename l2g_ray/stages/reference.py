@@ -78,7 +78,7 @@ def sample_sentences(transformer: Any, tokenizer: Any, corpus: Corpus, n: int, s
 
 
 def shuffle_words(corpus: Corpus, seed: int) -> Corpus:
-    """The same words, drawn into the same sentence lengths in a random order: what is left is their frequency."""
+    """Return the same words, drawn into the same sentence lengths in a random order: what is left is their frequency."""
     words = [word for sentence in corpus.words for word in sentence]
     order = iter(np.random.default_rng(seed).permutation(len(words)))
     return replace(corpus, words=[[words[next(order)] for _ in sentence] for sentence in corpus.words])

@@ -107,7 +107,9 @@ def build_supernet(net: EmbedderNet, settings: Settings, seed: int) -> dict[str,
 def make_search_optimizer(
     net: nn.Module, mixed: dict[str, MixedConv1d], stage: SearchSettings
 ) -> torch.optim.Optimizer:
-    """The optimiser of `search.optim` over weights, and over logits with their own rate (docs/method.md, "search")."""
+    """Return the optimiser of `search.optim` over weights, and over logits with their own rate (docs/method.md,
+    "search").
+    """
     logits = [layer.logits for layer in mixed.values()]
     chosen = {id(p) for p in logits}
     weights = [p for p in net.parameters() if id(p) not in chosen]

@@ -67,7 +67,7 @@ class StallWatch:
 
 
 def read_stall(folder: Path) -> str | None:
-    """Where the last process that worked in `folder` hung, innermost call first; None if it did not."""
+    """Return where the last process that worked in `folder` hung, innermost call first; None if it did not."""
     try:
         text = (folder / STALL_FILE).read_text()
     except OSError:
@@ -84,7 +84,7 @@ def forget_stall(folder: Path) -> None:
 
 
 def why_refused(folder: Path | Location) -> str | None:
-    """Why `folder` takes no writes at the moment; None if it does."""
+    """Return why `folder` takes no writes at the moment; None if it does."""
     if isinstance(folder, Location):
         probe = folder / f".probe-{uuid.uuid4().hex}"
         try:

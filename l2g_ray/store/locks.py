@@ -85,7 +85,7 @@ def try_file(path: Path, wait_s: float) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _without_empty_folders(folder: Path) -> Iterator[None]:
-    """A mistake of the user leaves nothing behind: folders that were made for the lock alone go again."""
+    """Leave nothing behind after a user's mistake: folders that were made for the lock alone go again."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield

@@ -48,11 +48,11 @@ class Store:
         self.root = root
 
     def folder(self, stage: str, key: str) -> Path:
-        """Where a finished result stands."""
+        """Return the folder of a finished result."""
         return self.root / stage / key
 
     def find(self, stage: str, key: str) -> StageResult | None:
-        """The finished result, or None."""
+        """Return the finished result, or None."""
         return self._read(stage, key)
 
     def _read(self, stage: str, key: str) -> StageResult | None:
@@ -67,11 +67,11 @@ class Store:
             ) from None
 
     def work_folder(self, stage: str, key: str) -> Path:
-        """Where an unfinished result stands."""
+        """Return the folder of an unfinished result."""
         return self.root / stage / f"{key}.work"
 
     def open_work(self, stage: str, key: str) -> Path:
-        """The folder where an unfinished result is made; it may hold the state of an interrupted run."""
+        """Return the folder where an unfinished result is made; it may hold the state of an interrupted run."""
         folder = self.work_folder(stage, key)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -83,11 +83,11 @@ class Store:
             yield
 
     def find_unshared(self, stage: str, key: str) -> StageResult | None:
-        """A finished result that `find` does not show, since only this machine knows it. There is none here."""
+        """Return a finished result that `find` does not show, since only this machine knows it. There is none here."""
         return None
 
     def save_state(self, stage: str, key: str) -> None:
-        """Called after every epoch: keep the training state where another machine finds it. Here it is there already."""
+        """Keep the training state after an epoch where another machine finds it. Here it is there already."""
 
     def need(self, folder: Path) -> None:
         """Make sure that the files of a result that another machine made are in `folder` on this one."""

@@ -52,7 +52,9 @@ class SharedStore(Store):
         self._state_saved: dict[str, float] = {}
 
     def find(self, stage: str, key: str) -> StageResult | None:
-        """The finished result, fetched if another machine made it; None for none, or one that was not shared yet."""
+        """Return the finished result, fetched if another machine made it; None for none, or one that was not shared
+        yet.
+        """
         if not (self.folder(stage, key) / SHARED).exists():
             manifest = self._patiently(lambda: self._manifest(stage, key))
             if manifest is None:
@@ -100,7 +102,7 @@ class SharedStore(Store):
         return found
 
     def find_unshared(self, stage: str, key: str) -> StageResult | None:
-        """A result that this machine finished and could not share then; shared now."""
+        """Return a result that this machine finished and could not share then; shared now."""
         if not (self.folder(stage, key) / "result.json").exists():
             return None
         return self.share(stage, key)
@@ -164,14 +166,14 @@ class SharedStore(Store):
 
 
 def _plain_name(name: str) -> str:
-    """A manifest is data from outside: no file of it may leave its folder."""
+    """Resolve a name of a manifest, which is data from outside: no file of it may leave its folder."""
     if Path(name).name != name or name in (".", ".."):
         raise ValueError(name)
     return name
 
 
 def open_store(root: Path, remote: str | None, wait_s: float) -> Store:
-    """The store of a run: in a folder, or in an object store with `root` as working copy."""
+    """Return the store of a run: in a folder, or in an object store with `root` as working copy."""
     return Store(root) if remote is None else SharedStore(root, Location(remote), wait_s)
 
 
@@ -185,7 +187,9 @@ SETTLE_S = 1.0
 
 
 def work_folder(remote: Location) -> Path:
-    """Where this machine works on what belongs to an object store: L2G_RAY_WORK_DIR, else ~/.cache/l2g_ray/work."""
+    """Return where this machine works on what belongs to an object store: L2G_RAY_WORK_DIR, else
+    ~/.cache/l2g_ray/work.
+    """
     home = Path(os.environ.get(WORK_VARIABLE) or Path.home() / ".cache" / "l2g_ray" / "work").absolute()
     mark = hashlib.sha256(remote.text.rstrip("/").encode()).hexdigest()[:12]
     return home / f"{remote.name or 'bucket'}-{mark}"
@@ -292,7 +296,7 @@ def lease(out: Location, name: str, say: Say, lost: Callable[[], None]) -> Itera
 
 
 def _read_owner(path: Location) -> Owner | None:
-    """The owner that a lease names; None where there is no lease, or one that is not readable."""
+    """Return the owner that a lease names; None where there is no lease, or one that is not readable."""
     try:
         found = json.loads(path.read_if_there() or "{}")
         return Owner(found["id"], found["process"], found["host"])

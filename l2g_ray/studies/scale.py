@@ -144,7 +144,8 @@ def measure_scaling(request: ScaleRequest, say: Say) -> dict[str, Any]:
 
 
 def compare(strong: list[TrainRun], weak: list[TrainRun], trials: list[TrialsRun]) -> dict[str, list[dict[str, Any]]]:
-    """The measurements as rows of `scaling.json`, with speed-up and efficiency of each against the first of its kind.
+    """Return the measurements as rows of `scaling.json`, with speed-up and efficiency of each against the first of
+    its kind.
 
     Strong: n workers that are n times as fast have efficiency 1. Weak: n workers that take n times the rows in the same
     time have efficiency 1. Trials: n slots with n times the trials a minute have efficiency 1.
@@ -294,7 +295,7 @@ class _Bench:
         return self.prepared[rows]
 
     def _reference(self, prepared: PreparedTask, settings: Settings) -> StageResult:
-        """The language model's reference and, in its folder, an untrained embedder, as stage 2 leaves one."""
+        """Return the language model's reference and, in its folder, an untrained embedder, as stage 2 leaves one."""
         key = hash_content(settings.model.model_dump(mode="json"))
         job = Job("reference", settings.model.language_model, {}, {}, {"key": key})
         site = self._site(prepared, settings, "reference")

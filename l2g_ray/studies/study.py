@@ -49,7 +49,7 @@ class Study:
 
 
 def read_studies() -> dict[str, Study]:
-    """The studies that ship with the package."""
+    """Return the studies that ship with the package."""
     return {name: Study(name, **raw) for name, raw in yaml.safe_load(ARMS.read_text())["studies"].items()}
 
 
@@ -61,12 +61,12 @@ class BaselineArm(TypedDict):
 
 
 def read_baseline_arms() -> dict[str, BaselineArm]:
-    """The baselines of the package that are arms, by name."""
+    """Return the baselines of the package that are arms, by name."""
     return yaml.safe_load(ARMS.read_text())["baselines"]
 
 
 def find_study(name: str) -> Study:
-    """A shipped study. Raises UserError for an unknown name."""
+    """Return a shipped study. Raises UserError for an unknown name."""
     studies = read_studies()
     if name not in studies:
         raise UserError(f"unknown study '{name}': {nearest(name, list(studies))}")
@@ -74,7 +74,9 @@ def find_study(name: str) -> Study:
 
 
 def vary(key: str, values: Sequence[Any]) -> Study:
-    """A study of one setting: an arm a value. Raises UserError for fewer than two values, or two that are the same."""
+    """Return a study of one setting: an arm a value. Raises UserError for fewer than two values, or two that are the
+    same.
+    """
     if len(values) < 2 or any(value in values[:i] for i, value in enumerate(values)):
         raise UserError(f"--vary {key}: give at least two different values, separated by semicolons")
     names = safe_names([_name_value(value) for value in values], otherwise="empty")
@@ -89,14 +91,14 @@ def _name_value(value: Any) -> str:
 
 
 def make_variant(task: Task, arm: str) -> Task:
-    """The task under the name of an arm."""
+    """Return the task under the name of an arm."""
     return task.model_copy(update={"name": f"{task.name}{JOINT}{arm}", "title": f"{task.title or task.name}: {arm}"})
 
 
 def compare_arms(
     task: Task, folders: Mapping[str, Path], rows: Mapping[str, Mapping[str, Any]], settings: Settings
 ) -> list[Compared]:
-    """All arms that finished; the first of `folders` is the control.
+    """Return all arms that finished; the first of `folders` is the control.
 
     `folders` are the arms' task folders, `rows` their leaderboard rows. Where the control is missing, nothing is
     subtracted. L2G is compared, or the ensemble where one of them has no L2G; all else of the control's run is listed too.
@@ -129,14 +131,16 @@ def compare_arms(
 
 
 def _find_held_out(row: Mapping[str, Any], subject: str) -> float | None:
-    """The subject's score on held-out rows, on validation in a row of an earlier version; None for an empty row."""
+    """Return the subject's score on held-out rows, on validation in a row of an earlier version; None for an empty
+    row.
+    """
     if subject == ENSEMBLE and row.get("used"):
         return row["used"]["oof"]["mean"]  # type: ignore[no-any-return]
     return row["validation"]["mean"] if row else None
 
 
 def correct(compared: list[Compared]) -> list[Compared]:
-    """Two-sided p of each difference after Holm's correction over all differences of the table (`p_holm`)."""
+    """Return two-sided p of each difference after Holm's correction over all differences of the table (`p_holm`)."""
     tested = [(i, _two_sided(one)) for i, one in enumerate(compared)]
     known = sorted(((p, i) for i, p in tested if p is not None), key=lambda pair: pair[0])
     corrected, highest = list(compared), 0.0
@@ -166,7 +170,7 @@ class StudyResult:
 
 
 def describe_study(study: Study, compared: list[Compared], request: SuiteRequest) -> StudyFile:
-    """What `study.json` holds."""
+    """Return what `study.json` holds."""
     content: StudyFile = {
         "schema": STUDY_SCHEMA,
         "study": study.name,

@@ -28,12 +28,12 @@ class Bench(BaseModel):
 
 
 def list_benches() -> list[str]:
-    """Names of the benches that ship with the package."""
+    """Return names of the benches that ship with the package."""
     return sorted(f.name.removesuffix(".yaml") for f in _bench_folder().iterdir() if f.name.endswith(".yaml"))
 
 
 def load_bench(name: str) -> Bench:
-    """One bench. Raises UserError for an unknown name."""
+    """Return one bench. Raises UserError for an unknown name."""
     known = list_benches()
     if name not in known:
         raise UserError(f"unknown bench '{name}': {nearest(name, known)}")
@@ -44,7 +44,9 @@ def load_bench(name: str) -> Bench:
 
 
 def parse_bench(raw: Mapping[str, Any], where: str) -> Bench:
-    """A bench from the mapping that its YAML holds. Raises UserError naming `where`, the key and what is wrong."""
+    """Return a bench from the mapping that its YAML holds. Raises UserError naming `where`, the key and what is
+    wrong.
+    """
     name = str(raw.get("name", ""))
     defaults = raw.get("defaults") or {}
     tasks = {
@@ -60,7 +62,7 @@ def parse_bench(raw: Mapping[str, Any], where: str) -> Bench:
 
 
 def parse_task(raw: Mapping[str, Any], where: str) -> Task:
-    """A task from a mapping of its fields. Raises UserError naming `where`, the key and what is wrong."""
+    """Return a task from a mapping of its fields. Raises UserError naming `where`, the key and what is wrong."""
     try:
         return Task.model_validate(dict(raw))
     except ValidationError as error:
@@ -68,7 +70,7 @@ def parse_task(raw: Mapping[str, Any], where: str) -> Task:
 
 
 def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a pydantic error in one sentence, with the nearest key for an unknown one."""
+    """Return the first fault of a pydantic error in one sentence, with the nearest key for an unknown one."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -80,7 +82,7 @@ def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def find_tasks(bench: str, names: Iterable[str] | None = None) -> list[Task]:
-    """The named tasks of a bench, all of them when `names` is None, in the bench's order and each once.
+    """Return the named tasks of a bench, all of them when `names` is None, in the bench's order and each once.
 
     Raises
     ------
@@ -128,7 +130,7 @@ class PublishedScore:
 
 
 def published_scores(bench: str, task: str) -> list[PublishedScore]:
-    """All published scores of a task, comparable ones first; none for a bench that nobody has published.
+    """Return all published scores of a task, comparable ones first; none for a bench that nobody has published.
 
     Raises
     ------

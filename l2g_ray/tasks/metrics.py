@@ -50,17 +50,17 @@ class Metric:
         return 1.0 if self.higher_is_better else -1.0
 
     def is_better(self, value: float, other: float) -> bool:
-        """Whether a value is strictly better than another."""
+        """Return whether a value is strictly better than another."""
         return self.sign * value > self.sign * other
 
     def best(self, items: Iterable[Item], value: Callable[[Item], float | None]) -> Item | None:
-        """The item with the best value, the first of equals; None where no value is known."""
+        """Return the item with the best value, the first of equals; None where no value is known."""
         known = [(item, found) for item in items if (found := value(item)) is not None and not np.isnan(found)]
         return max(known, key=lambda pair: self.sign * pair[1], default=(None, 0.0))[0]
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, n_classes: int) -> Array:
-    """Counts (n_classes, n_classes), true class by row; ValueError for classes outside 0..n_classes-1."""
+    """Return counts (n_classes, n_classes), true class by row; ValueError for classes outside 0..n_classes-1."""
     true = _check_classes("labels", labels, n_classes)
     predicted = _check_classes("predictions", predictions, n_classes)
     if len(true) != len(predicted):
@@ -108,7 +108,7 @@ def spearman(labels: Array, predictions: Array) -> float:
 
 
 def mean_squared_error(labels: Array, predictions: Array) -> float:
-    """Mean squared error of two vectors; NaN if they are empty."""
+    """Return mean squared error of two vectors; NaN if they are empty."""
     return float(np.square(labels - predictions).mean()) if len(labels) else float("nan")
 
 
@@ -146,7 +146,7 @@ _OF_STAGES: dict[str, Metric] = {"masked_loss": Metric(False)}
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of a name. Raises UserError for an unknown one, naming the nearest."""
+    """Return the metric of a name. Raises UserError for an unknown one, naming the nearest."""
     found = METRICS.get(name) or _OF_STAGES.get(name)
     if found is None:
         raise UserError(f"unknown metric '{name}': {nearest(name, METRICS)}")
@@ -154,19 +154,19 @@ def find_metric(name: str) -> Metric:
 
 
 def metrics_of(kind: str) -> list[str]:
-    """Names of the metrics of a kind of task, the default first."""
+    """Return names of the metrics of a kind of task, the default first."""
     return [name for name, metric in METRICS.items() if kind in metric.kinds]
 
 
 def name_stage_metric(stage: str, task_metric: str) -> str:
-    """What the score of a stage is: the task's metric, or the stage's own."""
+    """Return what the score of a stage is: the task's metric, or the stage's own."""
     return STAGE_METRICS.get(stage, task_metric)
 
 
 def compute_metrics(
     kind: str, labels: ArrayLike, outputs: ArrayLike, names: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """All metrics of a task as one flat dict: "mcc", "pearson_mean", "pearson[developmental]", "auroc[name]".
+    """Return all metrics of a task as one flat dict: "mcc", "pearson_mean", "pearson[developmental]", "auroc[name]".
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def compute_metrics(
 
 
 def score(kind: str, metric_name: str, labels: ArrayLike, outputs: ArrayLike) -> float:
-    """One aggregate metric, computed alone: the value that selects epochs, trials and backbones.
+    """Return one aggregate metric, computed alone: the value that selects epochs, trials and backbones.
 
     If an output is not finite or the metric is undefined (NaN), the worst value: -inf, or inf for a metric
     where lower is better. Raises ValueError for a metric that the kind does not have.
@@ -244,7 +244,7 @@ class _Rows:
         return [(true[keep, i], values[keep, i]) for i, keep in enumerate(~np.isnan(true).T)]
 
     def apply(self, metric: Metric) -> tuple[float, list[float]]:
-        """The metric, and its value in each column."""
+        """Return the metric, and its value in each column."""
         if metric.of_counts:
             return float(metric.function(self.confusion)), []
         each = [metric.function(*column) for column in self.columns]

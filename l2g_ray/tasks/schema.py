@@ -159,7 +159,9 @@ def write_task_file(folder: Path, task: Task, strand_averaged: bool, length_bp: 
 
 
 def prediction_columns(task: Task, outputs: np.ndarray) -> dict[str, Any]:
-    """Columns of a prediction table from outputs (n, n_outputs): the class and each label's probability, or values."""
+    """Return columns of a prediction table from outputs (n, n_outputs): the class and each label's probability, or
+    values.
+    """
     if task.is_classification:
         named: dict[str, Any] = {"prediction": pa.array([task.labels[i] for i in outputs.argmax(1)])}
         return named | {f"probability_{name}": outputs[:, i] for i, name in enumerate(task.labels)}

@@ -185,12 +185,12 @@ class Recorder:
         self.writer.put("end", key, status="FINISHED", at_ms=_to_ms(event.ended_at))
 
     def _name_score(self, name: TrialName) -> tuple[str, float]:
-        """What a stage's `score` is called, and the sign that undoes its being maximised."""
+        """Return what a stage's `score` is called, and the sign that undoes its being maximised."""
         metric = name_stage_metric(name.stage, self.tasks[name.task].metric)
         return f"valid_{metric}", find_metric(metric).sign
 
     def log_task(self, name: str, folder: Path, row: dict[str, Any], prepared: PreparedTask, register: bool) -> None:
-        """Scores, data, files and the model of a finished task; its files must stay where they are."""
+        """Log scores, data, files and the model of a finished task; its files must stay where they are."""
         self._begin(name)
         key, task = self._task(name), prepared.task
         scores = self.scores[name] = read_scores(folder, task, row)
@@ -218,11 +218,11 @@ class Recorder:
         self.end_task(name, "FINISHED")
 
     def model_uri(self, name: str) -> str | None:
-        """The URI of a task's model in MLflow; None while it has not been sent."""
+        """Return the URI of a task's model in MLflow; None while it has not been sent."""
         return self.writer.model_uri(self._task(name))
 
     def log_failure(self, name: str, text: str) -> None:
-        """The whole error of a task that failed, as a file of its run."""
+        """Log the whole error of a task that failed, as a file of its run."""
         self._begin(name)
         self.writer.put("log_text", self._task(name), text=text, artifact_file="error.txt")
 
@@ -234,7 +234,7 @@ class Recorder:
         self.trials[name] = {}
 
     def log_slots(self, use: dict[str, float]) -> None:
-        """How busy the slots were (see `monitor.events`), as metrics of the suite's run."""
+        """Log how busy the slots were (see `monitor.events`), as metrics of the suite's run."""
         self._log_metrics(self.root, {f"slots_{name}": value for name, value in use.items()})
 
     def log_suite(self, folder: Path) -> None:
@@ -328,13 +328,15 @@ def _describe_data(prepared: PreparedTask, split: str) -> _Data:
 
 
 def _read_example(prepared: PreparedTask) -> list[str]:
-    """A few training sequences. The test split is not looked at, and of the shards no more than the first is read."""
+    """Return a few training sequences. The test split is not looked at, and of the shards no more than the first is
+    read.
+    """
     first = read_shard(prepared.shard_paths("train")[0], ["sequence"])
     return first["sequence"].slice(0, EXAMPLES).to_pylist()
 
 
 def _name_outputs(task: Task) -> list[list[str]]:
-    """Columns of a prediction, and their types in MLflow."""
+    """Return columns of a prediction, and their types in MLflow."""
     columns = prediction_columns(task, np.zeros((1, task.n_outputs)))
     return [[name, "double" if isinstance(values, np.ndarray) else "string"] for name, values in columns.items()]
 
@@ -373,7 +375,7 @@ class ModelScores:
 
 
 def read_scores(folder: Path, task: Task, row: Mapping[str, Any]) -> ModelScores:
-    """The scores of a finished task, from its folder and its leaderboard row.
+    """Return the scores of a finished task, from its folder and its leaderboard row.
 
     The stored model is the ensemble of one seed. In MLflow `valid_*` are scores on held-out rows (`oof` in the leaderboard),
     of a baseline those on validation.
@@ -408,7 +410,7 @@ REST = "\n\nThe whole table is the artifact `leaderboard.md`."
 
 
 def describe_suite(leaderboard: str, command: str) -> str:
-    """The leaderboard (the text of `leaderboard.md`), whole lines of it as far as they fit, and the command."""
+    """Return the leaderboard (the text of `leaderboard.md`), whole lines of it as far as they fit, and the command."""
     head = f"```sh\n{command}\n```\n\n" if command and len(command) < MAX_CHARS // 2 else ""
     room, kept = MAX_CHARS - len(head) - len(REST), list[str]()
     for line in re.sub("^#+", "####", leaderboard.strip(), flags=re.MULTILINE).splitlines():
@@ -420,7 +422,7 @@ def describe_suite(leaderboard: str, command: str) -> str:
 
 
 def describe_task(row: Mapping[str, Any]) -> str:
-    """What the stored model is, how it was made, and the scores of all arms and baselines, means over seeds."""
+    """Return what the stored model is, how it was made, and the scores of all arms and baselines, means over seeds."""
     used, metric = row["used"], row["metric"]
     headings = ("arm", f"{name_held_out(row)} {metric}", f"test {metric}", "95 % interval", "weight", "adds")
     lines = [f"| {' | '.join(headings)} |", "|---|---:|---:|---|---:|---:|"]

@@ -155,7 +155,7 @@ class Tracker:
             return run is not None
 
     def is_finished(self, key: str) -> bool:
-        """Whether the store holds a FINISHED run of this key."""
+        """Return whether the store holds a FINISHED run of this key."""
         with self._lock, speaking_to(self.uri):
             run = self._runs.get(key) or self._find(key)
             return run is not None and run.finished

@@ -66,7 +66,7 @@ def _find_old_roots(database: sqlite3.Connection, here: str) -> list[str]:
 
 
 def _find_below(database: sqlite3.Connection, table: str, column: str, start: str) -> list[tuple[int, str]]:
-    """Rows of a table whose column begins with `start`; none where the store has no such column."""
+    """Return rows of a table whose column begins with `start`; none where the store has no such column."""
     columns = {name for _, name, *_ in database.execute(f'PRAGMA table_info("{table}")')}
     if column not in columns:
         return []
@@ -145,13 +145,13 @@ def resolve_uri(uri: str | None, home: Path) -> str:
 
 
 def is_own_store(uri: str, home: Path) -> bool:
-    """Whether a store is the SQLite file in `home`, which moves with that folder."""
+    """Return whether a store is the SQLite file in `home`, which moves with that folder."""
     file = sqlite_file(uri)
     return file is not None and file.absolute() == Path(home).absolute() / STORE_FILE
 
 
 def is_file_store(uri: str) -> bool:
-    """Whether a store is a file, and no server or database."""
+    """Return whether a store is a file, and no server or database."""
     return uri.partition(":")[0] in ("sqlite", "sqlite+pysqlite", "file")
 
 
@@ -220,7 +220,7 @@ def prepare_view(client: MlflowClient, experiment_id: str, columns: list[str]) -
 
 
 def runs_page(server: str, experiment_id: str, tags: Iterable[str]) -> str:
-    """The address of an experiment's table of runs on a server; `tags` are the names of the experiment's."""
+    """Return the address of an experiment's table of runs on a server; `tags` are the names of the experiment's."""
     view = f"&viewStateShareKey={VIEW}" if VIEW_TAG in tags else ""
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
 
@@ -319,7 +319,7 @@ def _first_line(error: Exception) -> str:
 
 
 def split_login(url: str) -> tuple[str, str, str]:
-    """A URL without its login, which urllib does not understand; user and password, or empty texts."""
+    """Return a URL without its login, which urllib does not understand; user and password, or empty texts."""
     scheme, _, rest = url.partition("://")
     login, at, place = rest.rpartition("@")
     user, _, password = login.partition(":")

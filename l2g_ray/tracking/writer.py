@@ -50,13 +50,15 @@ class Call:
     replayed: bool = False
 
     def to_json(self) -> str:
-        """Its line in the journal."""
+        """Return its line in the journal."""
         line = {"method": self.method, "key": self.key, "arguments": self.arguments}
         return json.dumps(line, default=_plain)
 
     @classmethod
     def from_json(cls, line: str) -> Self | None:
-        """The call of a line that an earlier process wrote; None where that process was killed while it wrote it."""
+        """Return the call of a line that an earlier process wrote; None where that process was killed while it wrote
+        it.
+        """
         try:
             found = json.loads(line)
         except ValueError:
@@ -121,7 +123,7 @@ class TrackingWriter:
             return len(self._events)
 
     def is_away(self) -> bool:
-        """Whether the last attempt got no answer."""
+        """Return whether the last attempt got no answer."""
         return self._away
 
     def close(self) -> int:

@@ -38,7 +38,7 @@ _BLOCK_BP = 1 << 18
 
 
 def choose_k(lengths_bp: np.ndarray) -> int:
-    """The longest k of 8 to 12 at which two substitutions in the median length (n,) leave a similarity of 0.5.
+    """Return the longest k of 8 to 12 at which two substitutions in the median length (n,) leave a similarity of 0.5.
 
     A substitution takes up to k of the L - k + 1 k-mers away and brings as many new ones, so two of them leave at least
     (L - 3k + 1) / (L + k + 1), if no k-mer comes twice; that is 0.5 at L = 7k - 1. So k is 12 from 83 bp on, 10 at
@@ -51,7 +51,7 @@ def choose_k(lengths_bp: np.ndarray) -> int:
 def iterate_kmers(
     part: Part, k: int, kept: np.ndarray | None = None, scale: float = 1.0
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """The k-mer sets of a part's rows, in blocks of about 260,000 bases.
+    """Yield the k-mer sets of a part's rows, in blocks of about 260,000 bases.
 
     Parameters
     ----------
@@ -108,12 +108,12 @@ _ONE_IN_A_THOUSAND = 1.95
 
 
 def round_off(value: float | None, digits: int = 4) -> float | None:
-    """A plain float, or None for an undefined value, which JSON does not have."""
+    """Return a plain float, or None for an undefined value, which JSON does not have."""
     return None if value is None or not np.isfinite(value) else round(float(value), digits)
 
 
 def compare_values(one: np.ndarray, other: np.ndarray, large: float = LARGE_KS) -> dict[str, Any]:
-    """Two samples (n,) and (m,), NaN left out.
+    """Return two samples (n,) and (m,), NaN left out.
 
     ks : the largest difference of the cumulative shares, 0 to 1.  effect : the difference of the means (other minus
     one) in pooled standard deviations.  large : the former is at or above a limit and beyond chance. None where a
@@ -139,14 +139,14 @@ CONFLICT_SD = 0.5
 
 
 def count_repeats(part: Part) -> dict[str, int]:
-    """Rows whose sequence already stood in the split: 'exact', or only as 'reverse_complement'."""
+    """Return rows whose sequence already stood in the split: 'exact', or only as 'reverse_complement'."""
     n_exact = len(part) - len(np.unique(part.facts.hash))
     n_either = len(part) - len(np.unique(part.facts.canonical))
     return {"exact": n_exact, "reverse_complement": n_either - n_exact}
 
 
 def find_conflicts(task: Task, parts: dict[str, Part]) -> dict[str, Any]:
-    """Sequences that have different labels in different rows.
+    """Return sequences that have different labels in different rows.
 
     A reverse complement is the same sequence, unless the task is strand_specific. Missing values contradict nothing.
 
@@ -221,7 +221,7 @@ def _to_columns(task: Task, labels: np.ndarray) -> np.ndarray:
 
 
 def _limit(task: Task, parts: dict[str, Part]) -> np.ndarray:
-    """By how much the values of a sequence may differ, for each column."""
+    """Return by how much the values of a sequence may differ, for each column."""
     if task.kind != "regression":
         return np.zeros(1)
     columns = parts["train"].labels.astype(float).T
@@ -230,7 +230,7 @@ def _limit(task: Task, parts: dict[str, Part]) -> np.ndarray:
 
 
 def _pick(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A few rows of a group, such that different labels are among them."""
+    """Return a few rows of a group, such that different labels are among them."""
     _, first = np.unique(labels, axis=0, return_index=True)
     rest = np.setdiff1d(np.arange(len(members)), first)
     return members[np.sort(np.concatenate([np.sort(first), rest])[:_ROWS_AN_EXAMPLE])]
@@ -248,7 +248,7 @@ _TIMES_CHANCE = 3.0
 
 
 def measure_balance(task: Task, labels: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Labels by split, and the distance between each two splits ('train_test').
+    """Return labels by split, and the distance between each two splits ('train_test').
 
     labels : (n,) codes for classification, else (n, C) floats, NaN for a missing value.
 
@@ -319,7 +319,9 @@ _BINS = 30
 
 
 def measure_shift(facts: dict[str, Facts]) -> dict[str, Any]:
-    """For 'length_bp' and 'gc': quantiles, mean and sd by split, comparisons of each two splits, histogram counts."""
+    """Return, for 'length_bp' and 'gc', quantiles, mean and sd by split, comparisons of each two splits, histogram
+    counts.
+    """
     return {
         "length_bp": _compare_feature({split: f.length_bp.astype(float) for split, f in facts.items()}),
         "gc": _compare_feature({split: f.gc.astype(float) for split, f in facts.items()}),
@@ -344,7 +346,7 @@ def _describe_values(values: np.ndarray) -> dict[str, Any]:
 
 
 def _count_bins(values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Counts by split over common bins, between the smallest and the largest value of all splits."""
+    """Return counts by split over common bins, between the smallest and the largest value of all splits."""
     everything = np.concatenate(list(values.values()))
     if not len(everything):
         return {"edges": [], "counts": {split: [] for split in values}}
@@ -403,7 +405,7 @@ def _targets(task: Task, labels: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _auroc(feature: np.ndarray, target: np.ndarray) -> tuple[float | None, float]:
-    """The area, turned to be 0.5 or more, and its standard error by chance (Mann-Whitney)."""
+    """Return the area, turned to be 0.5 or more, and its standard error by chance (Mann-Whitney)."""
     positive = target > 0.5
     n, m = int(positive.sum()), int((~positive).sum())
     if not n or not m:

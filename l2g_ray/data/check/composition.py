@@ -58,7 +58,7 @@ def _name_groups(task: Task) -> list[str]:
 
 
 def _group(task: Task, part: Part, train: Part) -> np.ndarray:
-    """Which rows belong to which group (n, G)."""
+    """Return which rows belong to which group (n, G)."""
     labels = np.asarray(part.labels)
     if task.kind == "regression":
         known = np.asarray(train.labels, float)[:, 0]

@@ -26,7 +26,7 @@ class Best:
 
     @classmethod
     def none(cls, n_rows: int) -> Best:
-        """Nothing found yet."""
+        """Return an instance with nothing found yet."""
         return cls(np.zeros(n_rows, np.float32), np.full(n_rows, -1, np.int64))
 
     def update(self, rows: np.ndarray, partners: np.ndarray, similarities: np.ndarray) -> None:
@@ -95,7 +95,7 @@ def build_index(part: Part, kept: np.ndarray, k: int, scale: float, streamed_kme
 
 
 def _find_limit(rows_with: np.ndarray, work: float) -> int:
-    """The number of rows above which a k-mer is left out; a k-mer in r rows costs r^2."""
+    """Return the number of rows above which a k-mer is left out; a k-mer in r rows costs r^2."""
     if not len(rows_with):
         return 0
     counts = np.sort(rows_with)
@@ -133,7 +133,7 @@ def iterate_pairs(
 
 
 def find_best(index: Index, part: Part, kept: np.ndarray, floor: float, within: bool) -> tuple[Best, Best, np.ndarray]:
-    """The best partners, both ways, of the pairs of `iterate_pairs`.
+    """Return the best partners, both ways, of the pairs of `iterate_pairs`.
 
     Returns the best of the kept rows, the best of the held rows, and how many k-mers of each kept row count.
     """
@@ -148,7 +148,7 @@ def find_best(index: Index, part: Part, kept: np.ndarray, floor: float, within: 
 def _multiply(
     index: Index, rows: np.ndarray, columns: np.ndarray, n_rows: int
 ) -> Iterator[tuple[int, sparse.csr_matrix]]:
-    """Counts of shared k-mers, some rows at a time: the first row's number, and CSR (rows, held rows)."""
+    """Yield counts of shared k-mers, some rows at a time: the first row's number, and CSR (rows, held rows)."""
     bounds = np.searchsorted(rows, np.arange(n_rows + 1))
     work = np.concatenate([[0], np.cumsum(index.rows_with[columns])])[bounds]
     start = 0
@@ -205,7 +205,7 @@ def _read_sets(part: Part, rows: np.ndarray, k: int) -> sparse.csr_matrix:
 
 
 def read_rows(part: Part, rows: set[int]) -> dict[int, str]:
-    """The text of a few rows, counted from 0."""
+    """Return the text of a few rows, counted from 0."""
     texts: dict[int, str] = {}
     wanted = np.array(sorted(rows), np.int64)
     read = 0
@@ -217,7 +217,7 @@ def read_rows(part: Part, rows: set[int]) -> dict[int, str]:
 
 
 def find_strand(one: str, other: str, k: int) -> str:
-    """'same', or 'reverse' where more k-mers of one are found in the reverse complement of the other."""
+    """Return 'same', or 'reverse' where more k-mers of one are found in the reverse complement of the other."""
     flipped = reverse_complement_text(pa.array([other])).to_pylist()[0]
     sets = [{text[i : i + k] for i in range(len(text) - k + 1)} for text in (one, other, flipped)]
     return "same" if len(sets[0] & sets[1]) >= len(sets[0] & sets[2]) else "reverse"
@@ -255,7 +255,8 @@ def find_similar(
     budget: float = BUDGET_KMERS,
     work: float = BUDGET_WORK,
 ) -> dict[str, Any]:
-    """Rows of a part that have a near-duplicate in another part, and the other way round; within the part when None.
+    """Return rows of a part that have a near-duplicate in another part, and the other way round; within the part when
+    None.
 
     Both parts are streamed, the part block by block; of the other (give the smaller one) the k-mers are held. Memory:
     about 30 bytes a held k-mer, of which there are at most `budget` (or, where there are very many short rows, 24 a
@@ -359,7 +360,7 @@ def _choose_scale(bounds: list[np.ndarray], budget: float) -> float:
 def _verify(
     side: tuple[Part, _Rows, Best], other: tuple[Part, _Rows, Best], k: int, budget: float
 ) -> tuple[Best, Best]:
-    """The best partners again, of the pairs that were found, by all of their k-mers."""
+    """Return the best partners again, of the pairs that were found, by all of their k-mers."""
     (part, rows, best), (others, other_rows, other_best) = side, other
     mine, yours = np.flatnonzero(best.partner >= 0), np.flatnonzero(other_best.partner >= 0)
     pairs = np.concatenate([np.stack([mine, best.partner[mine]], 1), np.stack([other_best.partner[yours], yours], 1)])

@@ -28,7 +28,7 @@ _FEATURES = {"length_bp": "length", "gc": "GC share"}
 
 
 def list_findings(check: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The findings of a check without its key `findings`: {level, text}, warnings first."""
+    """Return the findings of a check without its key `findings`: {level, text}, warnings first."""
     found = [
         finding
         for look in (_duplicates, _near, _conflicts, _leak, _balance, _shift, _repeats)

@@ -17,7 +17,7 @@ __all__ = ["open_source"]
 
 
 def open_source(paths: Sequence[str | Path | Location], options: SourceOptions) -> RawTask:
-    """The task that some files, or a folder, hold.
+    """Return the task that some files, or a folder, hold.
 
     A folder has split files (train, test and, optionally, valid) or FASTA files that are a class each. One file is a
     table, a FASTA, or a BED (with `options.genome`); several are a class each: FASTA files, or BED files.

@@ -47,13 +47,13 @@ class Intervals:
         return len(self.start)
 
     def take(self, rows: np.ndarray) -> Intervals:
-        """Some of them, by a mask (n,) or row numbers."""
+        """Return some of them, by a mask (n,) or row numbers."""
         columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "path"}
         return Intervals(self.path, **columns)
 
 
 def read_intervals(path: str | Path) -> Intervals:
-    """All intervals of a file; `track`, `browser`, '#' and blank lines are passed over.
+    """Return all intervals of a file; `track`, `browser`, '#' and blank lines are passed over.
 
     Ten columns are a narrowPeak: the summit is the start plus the tenth column, unless that is negative.
 
@@ -82,7 +82,7 @@ def read_intervals(path: str | Path) -> Intervals:
 
 
 def _split_cells(text: str) -> list[str]:
-    """The cells of a line, none for one that holds no interval."""
+    """Return the cells of a line, none for one that holds no interval."""
     text = text.rstrip("\r\n")
     if not text.strip() or text.lstrip().startswith("#"):
         return []
@@ -142,7 +142,7 @@ class Windows:
 def cut_windows(
     intervals: Intervals, genome: Genome, shown: dict[str, str], options: SourceOptions, notes: list[str]
 ) -> Windows:
-    """The windows that fit, in order; `shown` learns how the files name the genome's chromosomes."""
+    """Return the windows that fit, in order; `shown` learns how the files name the genome's chromosomes."""
     intervals, chrom = _keep_located(intervals, genome, shown, options.strict, notes)
     strand = np.full(len(intervals), "+", dtype=object)
     if options.stranded:
@@ -180,7 +180,7 @@ def cut_windows(
 def _keep_located(
     intervals: Intervals, genome: Genome, shown: dict[str, str], strict: bool, notes: list[str]
 ) -> tuple[Intervals, np.ndarray]:
-    """The intervals that lie on the genome, and the genome's name (n,) of the chromosome of each.
+    """Return the intervals that lie on the genome, and the genome's name (n,) of the chromosome of each.
 
     Raises UserError where none does; with `strict`, at the first that does not.
     """
@@ -212,7 +212,7 @@ def _keep_located(
 
 
 def find_chromosomes(intervals: Intervals, genome: Genome) -> np.ndarray:
-    """The genome's name of each interval's chromosome, None for one that it does not have, (n,)."""
+    """Return the genome's name of each interval's chromosome, None for one that it does not have, (n,)."""
     found: dict[str, str | None] = {}
     for name in dict.fromkeys(intervals.chrom.tolist()):
         try:
@@ -247,12 +247,12 @@ _VERSION = 1  # of the drawing: goes into the content key
 
 
 def is_bed(path: str | Path) -> bool:
-    """Whether a file is named .bed, .narrowPeak or .broadPeak, plain or compressed, in any case."""
+    """Return whether a file is named .bed, .narrowPeak or .broadPeak, plain or compressed, in any case."""
     return split_suffix(Path(path).name)[0].endswith(_SUFFIXES)
 
 
 def open_bed(paths: list[Path], options: SourceOptions) -> RawTask:
-    """The task of one or several files of intervals on `options.genome`; all rows in the split 'all'.
+    """Return the task of one or several files of intervals on `options.genome`; all rows in the split 'all'.
 
     One file: its intervals against `negatives_per_peak` times as many negatives of the same widths, GC content (within
     `gc_tolerance`) and chromosomes, drawn with `seed`; labels 'background' and 'peak', or the two of `labels`, the

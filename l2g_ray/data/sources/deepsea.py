@@ -43,7 +43,7 @@ class Arrays:
 
 
 def open_mat(path: Path, split: str) -> Arrays:
-    """The variables `<split>xdata` and `<split>data` of a MATLAB file.
+    """Return the variables `<split>xdata` and `<split>data` of a MATLAB file.
 
     A 7.3 file (HDF5) is read in slices; it holds the axes in reverse, (length, 4, n) and (n_outputs, n). A version 5
     file, (n, 4, length) and (n, n_outputs), can only be read whole: it is held in memory while its blocks are given.
@@ -61,7 +61,8 @@ def open_mat(path: Path, split: str) -> Arrays:
 
 
 def open_npz(path: Path, split: str) -> Arrays | None:
-    """The arrays `x_<split>` (n, length, 4) and `y_<split>` (n, n_outputs) of an npz file; None where it has neither.
+    """Return the arrays `x_<split>` (n, length, 4) and `y_<split>` (n, n_outputs) of an npz file; None where it has
+    neither.
 
     Read in order through the archive, compressed or not, so that no array is held whole.
 
@@ -87,7 +88,7 @@ def open_npz(path: Path, split: str) -> Arrays | None:
 
 
 def _is_hdf5(path: Path) -> bool:
-    """Whether a file has HDF5's signature at its start, or after MATLAB's header of 512 bytes."""
+    """Return whether a file has HDF5's signature at its start, or after MATLAB's header of 512 bytes."""
     with path.open("rb") as file:
         head = file.read(_MATLAB_HEADER + len(_HDF5))
     return head.startswith(_HDF5) or head[_MATLAB_HEADER:] == _HDF5
@@ -180,7 +181,7 @@ def _check_names(path: Path, names: tuple[str, str], there: list[str]) -> None:
 
 
 def _check_shapes(path: Path, names: tuple[str, str], windows: tuple[int, ...], labels: tuple[int, ...]) -> int:
-    """The number of outputs, of shapes (n, 4, length) and (n, n_outputs)."""
+    """Return the number of outputs, of shapes (n, 4, length) and (n, n_outputs)."""
     if len(windows) != 3 or windows[1] != N_CHANNELS or len(labels) != 2 or windows[0] != labels[0] or not windows[0]:
         raise UserError(
             f"{path}: {names[0]} and {names[1]} have the shapes {windows} and {labels}, which are not n windows of "
@@ -191,7 +192,7 @@ def _check_shapes(path: Path, names: tuple[str, str], windows: tuple[int, ...], 
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """What the libraries raise for a damaged file, as a sentence."""
+    """Raise a sentence for what the libraries raise for a damaged file."""
     from scipy.io.matlab import MatReadError
 
     try:
@@ -223,12 +224,13 @@ _LETTERS = np.frombuffer(f"{CHANNELS}N".encode(), np.uint8)
 
 
 def is_deepsea(folder: Path) -> bool:
-    """Whether a folder holds `train.mat` or `deepsea_filtered.npz`."""
+    """Return whether a folder holds `train.mat` or `deepsea_filtered.npz`."""
     return (folder / "train.mat").is_file() or (folder / _NPZ).is_file()
 
 
 def open_deepsea(task: Task, folder: Path) -> RawTask:
-    """The bundle (train.mat, valid.mat, test.mat) or the npz; where both are there, the one with the task's labels.
+    """Return the bundle (train.mat, valid.mat, test.mat) or the npz; where both are there, the one with the task's
+    labels.
 
     All labels of a row are one list, float32, in the column `label`. Labels are named by `predictor.names` or
     `names.txt` beside the files, one a line; a name that comes again gets a number. Row ids are row numbers from 1.
@@ -257,7 +259,7 @@ def open_deepsea(task: Task, folder: Path) -> RawTask:
 
 
 def decode(windows: np.ndarray, where: str, first_row: int = 1) -> pa.Array:
-    """Sequences (n,) large_string of one-hot windows (n, 4, length) in the order of `CHANNELS`; all zeros are N.
+    """Return sequences (n,) large_string of one-hot windows (n, 4, length) in the order of `CHANNELS`; all zeros are N.
 
     Raises
     ------
@@ -300,7 +302,7 @@ def _open_npz(folder: Path) -> dict[str, Arrays]:
 
 
 def _name_labels(task: Task, folder: Path) -> tuple[tuple[str, ...], dict[str, Path], tuple[str, ...]]:
-    """Labels; the file that they are from, where there is one; and what to say of one that does not fit."""
+    """Return labels; the file that they are from, where there is one; and what to say of one that does not fit."""
     path = next((folder / name for name in _NAME_FILES if (folder / name).is_file()), None)
     if path is None:
         return task.labels, {}, ()

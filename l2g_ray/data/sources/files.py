@@ -36,7 +36,7 @@ Tables = Callable[[], Iterator[pa.Table]]
 
 
 def find_splits(folder: Location) -> dict[str, list[Location]]:
-    """The files of train, valid and test in a folder: `train.csv`, or all files of a folder `train/` that has no
+    """Return the files of train, valid and test in a folder: `train.csv`, or all files of a folder `train/` that has no
     subfolders. Empty where there is no train. Raises UserError for a train without test, or several files for a split.
     """
     children = folder.children()
@@ -60,7 +60,8 @@ def find_splits(folder: Location) -> dict[str, list[Location]]:
 
 
 def open_folder(folder: Location, options: SourceOptions, task: Task | None = None) -> RawTask:
-    """The task that a folder holds: split files, FASTA files that are a class each, or Parquet parts of one table.
+    """Return the task that a folder holds: split files, FASTA files that are a class each, or Parquet parts of one
+    table.
 
     With a `task.yaml` its fields are taken (`bench` and `name` may be left out); what is missing follows from the
     train file (see `infer_fields`). `task` is given for a folder of the catalogue.
@@ -91,19 +92,19 @@ def open_folder(folder: Location, options: SourceOptions, task: Task | None = No
 
 
 def open_file(location: Location, options: SourceOptions) -> RawTask:
-    """The task that one table or FASTA file holds, as the one split 'all'."""
+    """Return the task that one table or FASTA file holds, as the one split 'all'."""
     return _open_table([location], make_name(strip_suffixes(location.name)), options)
 
 
 def _open_table(parts: list[Location], name: str, options: SourceOptions) -> RawTask:
-    """One table in one file or several."""
+    """Read one table in one file or several."""
     task = _make_task(name, {}, parts, options, str(parts[0]))
     pieces = [_make_piece(part, task, options) for part in parts]
     return _finish(task, {ALL: pieces}, {f"all{i}": part for i, part in enumerate(parts)}, options)
 
 
 def open_classes(files: list[Location], options: SourceOptions) -> RawTask:
-    """Files that are a class each, named after the file (or by `options.labels`, in the order of the files)."""
+    """Return files that are a class each, named after the file (or by `options.labels`, in the order of the files)."""
     labels = options.labels or tuple(strip_suffixes(f.name) for f in files)
     _check_class_names(files, labels, options)
     task = _class_task(options.name or "_vs_".join(labels)[:60], labels, options)
@@ -180,7 +181,7 @@ def _make_task(name: str, described: dict[str, Any], files: list[Location], opti
 
 
 def _label_tables(f: Location, sequence_column: str, options: SourceOptions) -> Iterator[pa.Table]:
-    """What a file holds beside sequences: labels are looked at before the task is known."""
+    """Yield what a file holds beside sequences: labels are looked at before the task is known."""
     for table in _read(f, sequence_column, options)():
         yield table.drop_columns(["sequence"])
 
@@ -202,7 +203,7 @@ def _label_piece(f: Location, label: str, options: SourceOptions) -> Piece:
 
 
 def _read(f: Location, sequence_column: str, options: SourceOptions, labels_elsewhere: bool = False) -> Tables:
-    """The rows of a file. A bar in a FASTA header sets off a label only where labels come from the headers."""
+    """Return the rows of a file. A bar in a FASTA header sets off a label only where labels come from the headers."""
     if options.header_pattern:
         header = make_header(options.header_pattern)
     else:

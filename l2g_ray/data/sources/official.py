@@ -34,7 +34,7 @@ _Opener = Callable[[Task, Path, SourceOptions], RawTask]
 
 
 def open_official(task: Task, folder: Path, options: SourceOptions) -> RawTask | None:
-    """A task from the published form that `folder` holds; None where it holds none of them.
+    """Return a task from the published form that `folder` holds; None where it holds none of them.
 
     Genomic Benchmarks (intervals with references, or a text file a sequence), DeepSTARR (one table, or a FASTA file and
     a table a split), DeepSEA (MATLAB files, or npz), and the hub's Parquet shards (`data/train-00000-of-00001.parquet`,
@@ -50,7 +50,7 @@ def open_official(task: Task, folder: Path, options: SourceOptions) -> RawTask |
 
 
 def is_official(folder: Path) -> bool:
-    """Whether `open_official` knows the form that a folder holds; nothing is read."""
+    """Return whether `open_official` knows the form that a folder holds; nothing is read."""
     return _recognise(folder) is not None
 
 
@@ -213,7 +213,7 @@ def _open_cached(task: Task, hub: str, cache: Path | None) -> Path:
 
 
 def _choose(task: Task, names: list[str]) -> tuple[PurePosixPath, list[str]]:
-    """The folder in the repository that holds the task's split files, and these files."""
+    """Return the folder in the repository that holds the task's split files, and these files."""
     by_folder: dict[PurePosixPath, list[str]] = {}
     for name in sorted(names):
         if _SPLIT_FILE.match(PurePosixPath(name).name.lower()):
@@ -231,7 +231,9 @@ def _choose(task: Task, names: list[str]) -> tuple[PurePosixPath, list[str]]:
 
 
 def _is_tail(folder: PurePosixPath, wanted: PurePosixPath) -> bool:
-    """Whether one of the two paths ends with the whole of the other: GUE/EMP/H3 and EMP/H3, but not tf/0 and mouse/0."""
+    """Return whether one of the two paths ends with the whole of the other: GUE/EMP/H3 and EMP/H3, but not tf/0 and
+    mouse/0.
+    """
     n = min(len(folder.parts), len(wanted.parts))
     return n > 0 and folder.parts[-n:] == wanted.parts[-n:]
 
@@ -252,7 +254,8 @@ def _by_hand(task: Task) -> str:
 
 
 def find_raw(task: Task, data_dir: str | Path | Location | None, options: SourceOptions | None = None) -> RawTask:
-    """Where a catalogue task's rows come from: below `data_dir`, else inside the package, else its hub repository.
+    """Return where a catalogue task's rows come from: below `data_dir`, else inside the package, else its hub
+    repository.
 
     Raises
     ------
@@ -274,7 +277,7 @@ def find_raw(task: Task, data_dir: str | Path | Location | None, options: Source
 
 
 def find_folder(task: Task, data_dir: str | Path | Location | None) -> Location | None:
-    """The folder of a task's files below `data_dir` or inside the package; None for neither."""
+    """Return the folder of a task's files below `data_dir` or inside the package; None for neither."""
     packaged = as_location(Path(str(resources.files("l2g_ray"))) / "data")
     # The packaged demo is found whatever --data-dir says, since that one holds other benches.
     roots = [as_location(data_dir), packaged] if data_dir is not None else [packaged]

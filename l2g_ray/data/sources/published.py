@@ -43,17 +43,19 @@ class _Reference:
 
 
 def is_intervals(folder: Path) -> bool:
-    """Whether a folder holds the form with coordinates: tables of intervals in `train`, named by class."""
+    """Return whether a folder holds the form with coordinates: tables of intervals in `train`, named by class."""
     return bool(_find_tables(folder / "train"))
 
 
 def is_text_files(folder: Path) -> bool:
-    """Whether a folder holds the converted form: folders in `train`, named by class, with a .txt file a sequence."""
+    """Return whether a folder holds the converted form: folders in `train`, named by class, with a .txt file a
+    sequence.
+    """
     return any(next(path.glob("*.txt"), None) for path in _find_folders(folder / "train").values())
 
 
 def open_intervals(task: Task, folder: Path, options: SourceOptions) -> RawTask:
-    """The form with coordinates. Sequences are `reference[start:end]`, reverse-complemented on strand '-'.
+    """Return the form with coordinates. Sequences are `reference[start:end]`, reverse-complemented on strand '-'.
 
     References are the files that the class's url in `metadata.yaml` ends with, with or without .gz, in this folder, in
     one of those above, or in a folder `references` of these; or `options.genome`, where all classes have one reference.
@@ -81,7 +83,7 @@ def open_intervals(task: Task, folder: Path, options: SourceOptions) -> RawTask:
 
 
 def open_text_files(task: Task, folder: Path) -> RawTask:
-    """The converted form, rows in the order of the files' numbers; a row's id is its file's name.
+    """Return the converted form, rows in the order of the files' numbers; a row's id is its file's name.
 
     Raises
     ------
@@ -119,7 +121,7 @@ def _find_folders(folder: Path) -> dict[str, Path]:
 
 
 def _label_classes(task: Task, folder: Path, classes: dict[str, list[str]]) -> dict[str, str]:
-    """The task's label of each class, in the alphabetical order of the classes."""
+    """Return the task's label of each class, in the alphabetical order of the classes."""
     names = classes["train"]
     if not task.is_classification or len(names) != task.n_outputs:
         raise UserError(
@@ -268,17 +270,17 @@ _COMPRESSED = ("", *COMPRESSIONS)
 
 
 def is_one_table(folder: Path) -> bool:
-    """Whether a folder holds `Sequences_activity_all.txt`."""
+    """Return whether a folder holds `Sequences_activity_all.txt`."""
     return _find(folder, _WHOLE) is not None
 
 
 def is_split_files(folder: Path) -> bool:
-    """Whether a folder holds `Sequences_Train.fa`."""
+    """Return whether a folder holds `Sequences_Train.fa`."""
     return _find(folder, "Sequences_Train.fa") is not None
 
 
 def open_one_table(task: Task, folder: Path) -> RawTask:
-    """The table of all sequences (tab-separated; columns set, Sequence and the task's label columns).
+    """Return the table of all sequences (tab-separated; columns set, Sequence and the task's label columns).
 
     Each split's piece reads the file once. Raises UserError (from the pieces) for a missing column, a value of `set`
     other than Train, Val and Test, by row, and a split without rows.
@@ -363,7 +365,7 @@ class _Rows:
         self._rest = next(self._tables)  # a table without rows, at least
 
     def take(self, n: int) -> pa.Table:
-        """The next n rows, fewer where the table ends."""
+        """Return the next n rows, fewer where the table ends."""
         while self._rest.num_rows < n:
             more = next(self._tables, None)
             if more is None:
