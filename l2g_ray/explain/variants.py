@@ -167,9 +167,7 @@ class Windows:
         return bool((_codes(there) == _codes(bases)).all())
 
     def _window(self, name: str, start: int, replaced_bp: int, bases: str, longest_bp: int) -> tuple[str, int]:
-        """Return the window with `bases` instead of the `replaced_bp` bases from `start`, and how many bases are
-        padding.
-        """
+        """Return the window with `bases` in place of `replaced_bp` bases from `start`, and its bases of padding."""
         left_bp = (self.policy.length_bp - longest_bp) // 2
         right_bp = self.policy.length_bp - left_bp - len(bases)
         left, left_pad = self._fetch(name, start - left_bp, start)
@@ -308,8 +306,7 @@ def score_pairs(
 
 
 def tabulate_alleles(predictor: Predictor, alleles: list[Allele], both_strands: bool) -> pa.Table:
-    """Return one row an allele: line, chrom, pos, id, ref, alt, status, padded_bp, and the effects, null where not
-    scored.
+    """Return one row an allele: line, chrom, pos, id, ref, alt, status, padded_bp, and effects (null if not scored).
 
     The effects of each score (`scored_outputs`) are `ref_`, `alt_`, `diff_` (alternative minus reference) and, of
     probabilities, `log_odds_diff_`.

@@ -398,7 +398,7 @@ class Pipeline:
         return members, {(s, f.number): source[name] for (s, f), source in sources.items()}
 
     def _refit_runner(self) -> str:
-        """Return jobs whose rows, which are not in the object store, reach the final models through Ray Data, in Ray Train runs."""
+        """Return the runner of the final models: rows that are not in the object store come through Ray Data."""
         asked = self.settings.finetune.trial_runner
         if asked == "auto":
             return "process" if self.place.held and self.place.slots.workers == 1 else "train"
