@@ -329,7 +329,7 @@ class FinetuneSettings(Section):
 class OneCycleSettings(Section):
     """One cycle of the learning rate, averaged weights, no early stopping."""
 
-    epochs: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (8, 12)
+    epochs: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (8, 24)
     """Number of epochs, or a range [least, most] within which `steps` decides."""
     steps: int = Field(default=1400, ge=1)
     """Optimizer steps to take, where epochs is a range."""
