@@ -127,7 +127,18 @@ def test_search_works_from_disk(browser: Any, site: Path) -> None:
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto((site / "reference" / "python.html").as_uri())
-    page.fill("input[name=query]", "scoring of variants")
+    # A query that comes before the page's scripts listen is lost, so it is given until it is answered.
+    page.wait_for_function(
+        """() => {
+            const input = document.querySelector("input[name=query]");
+            input.focus();
+            input.value = "scoring of variants";
+            input.dispatchEvent(new Event("input", {bubbles: true}));
+            input.dispatchEvent(new Event("keyup", {bubbles: true}));
+            return document.querySelector(".md-search-result__link");
+        }""",
+        polling=1000,
+    )
     page.wait_for_selector(".md-search-result__link")
     page.click(".md-search-result__link >> nth=0")
     page.wait_for_url(re.compile("^(?!.*python[.]html).*[.]html"))

@@ -406,7 +406,7 @@ def test_a_second_run_trains_nothing_and_says_so(run: Path, out: Path, sources: 
     assert "begins" not in said
     assert "starting Ray on this machine..." in said
     assert "planted: select has one candidate, resnet: nothing to train" in said
-    for stage in ("embedder", "align", "finetune", "refit", "evaluate"):
+    for stage in ("embedder only", "align", "finetune", "refit", "evaluate"):
         assert f"planted: {stage} is there already" in said
     own = out / "user-planted-smoke"
     assert without_times(rows_of(own)["planted"]) == without_times(rows_of(run)["planted"])
