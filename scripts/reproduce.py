@@ -33,7 +33,7 @@ from scripts.ledger import LEDGER, collect, count_cpu_s, is_current, read, write
 
 CORES = 2
 GUE = ("mouse_0", "mouse_2", "tf_0", "tf_1", "tf_3", "prom_core_all", "prom_core_notata", "prom_300_tata")
-LONG = ("H3K4me3",)  # of nt: L2G is a part of its own
+LONG = ("H3K14ac", "H3K36me3", "H3K4me1", "H3K4me2", "H3K4me3", "H4ac")  # of nt: L2G is a part of its own
 STAGE_TASKS = ("gue/mouse_0", "nt/H3", "nt/enhancers", "nt/promoter_tata")
 FIGURE_5_TASKS = ("nt/H3", "nt/enhancers", "nt/promoter_tata")
 SIZE_TASKS = ("nt/H3", "nt/enhancers")

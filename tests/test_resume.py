@@ -55,7 +55,7 @@ def test_a_run_killed_in_several_stages_ends_like_one_that_was_not(
         kept = found
 
     said = execute(command)
-    for stage in ("search", "embedder", "align", "finetune"):
+    for stage in ("search", "embedder only", "align", "finetune"):
         assert f"composition: {stage} is there already" in said
     assert stage_folders(out).items() >= kept.items()
     (row,) = read_board(run)["tasks"]
