@@ -20,6 +20,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from benchmarks.dash import BACKBONE, REFERENCE, load_rows
+from benchmarks.l2g_runs import TASKS
 from benchmarks.measure import Kept, Options
 from l2g_ray.counts import default_architecture
 from l2g_ray.data.batches import InMemorySource
@@ -32,7 +33,6 @@ from l2g_ray.stages.loop import Runtime
 from l2g_ray.tasks.catalogue import find_tasks
 
 ONLY_BY_NAME = True
-TASKS = ("uci/splice_junction", "gue/mouse_2", "mpra/yeast_native_promoters")
 SEEDS = (0, 1, 2)
 WORKERS = (1, 2)
 

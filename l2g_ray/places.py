@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 STORE_FILE = "mlflow.db"
+MODELS = "models:/"
 ARTIFACT_FOLDER = "mlartifacts"
 # Folders of `--out` beside the suites' folders, to which a task's folder refers.
 SHARED_FOLDERS = ("stages", "prepared")
+
+
+def is_uri(place: object) -> bool:
+    """Return whether a run or model is in an object store or in MLflow (`models:/NAME/VERSION`), not in a folder."""
+    return "://" in str(place) or str(place).startswith(MODELS)
 
 
 def show_command(*arguments: object) -> str:

@@ -119,13 +119,8 @@ def test_the_site_needs_no_network(site: Path) -> None:
 
 
 @pytest.mark.browser
-def test_search_works_from_disk(browser: Any, site: Path) -> None:
-    page = browser.new_page()
-    problems: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
+def test_search_works_from_disk(watched: tuple[Any, list[str], list[str]], site: Path) -> None:
+    page, problems, requests = watched
     page.goto((site / "reference" / "python.html").as_uri())
     # A query that comes before the page's scripts listen is lost, so it is given until it is answered.
     page.wait_for_function(
@@ -144,7 +139,6 @@ def test_search_works_from_disk(browser: Any, site: Path) -> None:
     page.wait_for_url(re.compile("^(?!.*python[.]html).*[.]html"))
     assert problems == []
     assert not [url for url in requests if not url.startswith("file:")]
-    page.close()
 
 
 def test_the_home_page_is_the_readme(site: Path) -> None:

@@ -231,6 +231,7 @@ def test_the_nearest_name_is_suggested(cli: Cli, typed: str, message: str) -> No
         ("status",),
         ("report",),
         ("ui",),
+        ("embed",),
     ],
     ids=lambda command: command[0],
 )

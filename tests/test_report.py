@@ -280,13 +280,10 @@ def test_the_page_begins_with_the_verdict_and_has_every_part(full_page: Path) ->
 
 
 @pytest.mark.browser
-def test_a_browser_sorts_and_filters_without_errors_or_requests(browser: Any, page_path: Path) -> None:
-    page = browser.new_page()
-    problems: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
+def test_a_browser_sorts_and_filters_without_errors_or_requests(
+    watched: tuple[Any, list[str], list[str]], page_path: Path
+) -> None:
+    page, problems, requests = watched
     page.goto(page_path.as_uri())
 
     def shown() -> list[str]:

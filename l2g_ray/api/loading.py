@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 from l2g_ray.api.predictor import Predictor
 from l2g_ray.api.requests import DEFAULT_OUT
 from l2g_ray.errors import UserError
+from l2g_ray.places import MODELS
 from l2g_ray.predict import fetch_arm, load_predictor
 from l2g_ray.run_folder import BEST, Arm, choose_arm, find_arm
 from l2g_ray.storage import Location
 
 if TYPE_CHECKING:
     from l2g_ray.api.runs import Run
-
-MODELS = "models:/"
 
 
 def load(

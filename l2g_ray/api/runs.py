@@ -17,6 +17,7 @@ from l2g_ray.api.requests import (
     take_file_options,
 )
 from l2g_ray.errors import UserError
+from l2g_ray.places import is_uri
 from l2g_ray.redaction import redact
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        if "://" in str(folder) or str(folder).startswith("models:/"):
+        if is_uri(folder):
             raise UserError(
                 f"{redact(str(folder))}: Run reads folders only; copy the run here first, or open its model by `load`, "
                 "which reads object stores and MLflow models"

@@ -10,6 +10,7 @@ import click
 
 from l2g_ray.arms import ENSEMBLE
 from l2g_ray.cli.options import (
+    LocalRun,
     OutputFile,
     command,
     echo_summary,
@@ -272,7 +273,15 @@ def embed(
                 raise UserError("--output names the file for --input; leave it out, or add --input")
             click.echo("note: --output is the file for --input now; name the label with --target", err=True)
             options["target"] = str(target_file)
-        _embed_rows(Path(run), task, arm, device=device, batch_size=batch_size, as_json=as_json, **options)
+        _embed_rows(
+            LocalRun().convert(run, None, None),
+            task,
+            arm,
+            device=device,
+            batch_size=batch_size,
+            as_json=as_json,
+            **options,
+        )
         return
     if as_json:
         raise UserError("--json prints silhouette scores of the run's rows; leave it out, or --input")

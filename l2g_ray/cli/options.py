@@ -22,6 +22,7 @@ import click
 from l2g_ray.api.requests import DEFAULT_OUT, DEFAULT_PRESET, EXPERIMENT_VARIABLE
 from l2g_ray.cli import complete
 from l2g_ray.errors import UserError
+from l2g_ray.places import is_uri
 from l2g_ray.redaction import redact
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class LocalRun(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path of a folder."""
-        if "://" in str(value) or str(value).startswith("models:/"):
+        if is_uri(value):
             raise UserError(
                 f"{redact(str(value))}: this command reads folders only; copy the run here first, or use `l2g-ray predict` or "
                 "`l2g-ray embed --input`, which read object stores and MLflow models"
